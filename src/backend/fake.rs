@@ -1,0 +1,1 @@
+//! A deterministic back end for tests and benches: slow, failing, panicking or streaming on demand.

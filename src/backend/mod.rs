@@ -1,0 +1,90 @@
+//! What runs a model: blocking, exclusive, one thread at a time.
+//!
+//! A back end knows tensors and nothing of calls, queues or names on the wire.
+
+pub mod fake;
+pub mod ort;
+
+use crate::{
+    error::Error,
+    tensor::{Signature, Tensor},
+};
+use std::{fmt, ops::ControlFlow, path::Path, sync::Arc};
+
+/// A model instance. Blocking and exclusive by design: ONNX Runtime's `Run` is not to be shared
+/// between threads, and a long run has no place on a lane.
+pub trait Backend: Send + 'static {
+    /// Inputs and outputs of the model.
+    fn signature(&self) -> &Arc<Signature>;
+
+    /// Runs the model once. `inputs` are in the signature's order, checked against it; the result
+    /// is in the order of the signature's outputs.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Backend`] if the run failed; what the inputs caused may be [`Error::InvalidRequest`].
+    fn run(&mut self, inputs: &[Tensor]) -> Result<Vec<Tensor>, Error>;
+
+    /// True if one run yields any number of answers: [`Backend::stream`] is called instead of
+    /// [`Backend::run`], one job at a time, never batched.
+    fn is_decoupled(&self) -> bool {
+        false
+    }
+
+    /// Runs the model once and hands each answer to `emit`, until done or told to stop.
+    ///
+    /// # Errors
+    ///
+    /// As [`Backend::run`].
+    fn stream(&mut self, inputs: &[Tensor], emit: &mut dyn FnMut(Vec<Tensor>) -> ControlFlow<()>) -> Result<(), Error> {
+        let outputs = self.run(inputs)?;
+        let _ = emit(outputs);
+        Ok(())
+    }
+
+    /// Bytes of weights, as far as known: the size of the model's files. 0 if unknown.
+    fn weight_bytes(&self) -> u64 {
+        0
+    }
+}
+
+impl fmt::Debug for dyn Backend {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Backend").field("signature", self.signature()).finish_non_exhaustive()
+    }
+}
+
+/// Makes instances of models out of their files.
+pub trait Open: Send + Sync + fmt::Debug {
+    /// Opens one instance of the model file at `path`.
+    ///
+    /// # Errors
+    ///
+    /// [`OpenError`] says in plain words, for operators, what is wrong with the file.
+    fn open(&self, path: &Path, settings: &SessionSettings) -> Result<Box<dyn Backend>, OpenError>;
+}
+
+/// How an instance is made (`models.defaults`).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SessionSettings {
+    /// Threads within one operator (`threads`), at least 1.
+    pub threads: usize,
+}
+
+impl Default for SessionSettings {
+    fn default() -> Self {
+        Self { threads: 1 }
+    }
+}
+
+/// Why a model cannot be opened. For logs, `check` and readiness; clients never read it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct OpenError(pub String);
+
+impl fmt::Display for OpenError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for OpenError {}

@@ -1,0 +1,1 @@
+//! ONNX Runtime: environment, execution providers, session options.

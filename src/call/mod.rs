@@ -1,0 +1,285 @@
+//! The protocol-neutral vocabulary: a call, its stages, its reply.
+//!
+//! Knows no I/O. A call is refined on its way down the stack: [`Inbound`] (nothing proven, body not
+//! read), [`Identified`] (sender proven), [`Decoded`] (body decoded). The stages are types, so a
+//! stack that charges a rate before it knows who calls does not compile.
+
+mod gateway;
+mod identity;
+mod operation;
+mod readiness;
+mod reply;
+mod stream;
+mod watch;
+
+pub use gateway::Gateway;
+pub use identity::{Credentials, Identity, Peer, Scope};
+pub use operation::{InferRequest, Inspect, ModelKey, ModelRef, NamedTensor, Operation, Parameter, Parameters};
+pub use readiness::Readiness;
+pub use reply::{Chunk, InferResponse, ModelReport, Reply, Report, ServerReport, Timing};
+pub use stream::ReplyStream;
+pub use watch::{End, Observer, Watch};
+
+use crate::error::{Error, Stage};
+use futures_util::future::BoxFuture;
+use std::{
+    fmt,
+    pin::Pin,
+    sync::{
+        Arc, OnceLock,
+        atomic::{AtomicU8, Ordering},
+    },
+    task::{Context, Poll},
+    time::{Duration, Instant},
+};
+use uuid::Uuid;
+
+/// One unit of work, whatever wire it came in on.
+///
+/// `P` is what is known of the sender, `I` what is known of the work. The stack refines both; the
+/// three aliases are the only forms in use.
+#[derive(Debug)]
+pub struct Call<P, I> {
+    /// Known before the body, and needed all the way down.
+    pub head: Head,
+    /// Who sent it.
+    pub sender: P,
+    /// What it asks for.
+    pub input: I,
+}
+
+/// Just off the wire: nothing is proven and the body is not read.
+pub type Inbound = Call<Credentials, Pending>;
+/// We know who sent it. The body is still not read.
+pub type Identified = Call<Arc<Identity>, Pending>;
+/// We know who, and we know what.
+pub type Decoded = Call<Arc<Identity>, Operation>;
+
+impl<P, I> Call<P, I> {
+    /// The same call, sent by `sender`.
+    pub fn identified<Q>(self, sender: Q) -> Call<Q, I> {
+        Call { head: self.head, sender, input: self.input }
+    }
+}
+
+/// The body, not yet read. Only the `Decode` layer polls it.
+///
+/// A newtype rather than an alias of the boxed future: with the alias, generic async code over it
+/// fails with "`Send` is not general enough".
+pub struct Pending(BoxFuture<'static, Result<Operation, Error>>);
+
+impl Pending {
+    /// A body that `read` would read and decode.
+    pub fn new(read: impl Future<Output = Result<Operation, Error>> + Send + 'static) -> Self {
+        Self(Box::pin(read))
+    }
+
+    /// A body that needs no reading: probes, and requests that are all path.
+    pub fn ready(operation: Operation) -> Self {
+        Self::new(std::future::ready(Ok(operation)))
+    }
+}
+
+impl Future for Pending {
+    type Output = Result<Operation, Error>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        self.0.as_mut().poll(cx)
+    }
+}
+
+impl fmt::Debug for Pending {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Pending")
+    }
+}
+
+/// What is known before the body, and needed all the way down.
+#[derive(Clone, Debug)]
+pub struct Head {
+    /// Names this call in logs, errors and answers.
+    pub id: CallId,
+    /// For labels and logs only.
+    pub surface: Surface,
+    /// The kind of operation.
+    pub intent: Intent,
+    /// Shared by all calls of one connection.
+    pub peer: Arc<Peer>,
+    /// When the head was known.
+    pub received: Instant,
+    /// The client's wish, as its protocol's header says it; the `Deadline` layer caps it.
+    pub timeout: Option<Duration>,
+    /// Never absent: until the `Deadline` layer has set it, it is `received` itself.
+    pub deadline: Instant,
+    /// What the stack learns on the way down, for those who report on the way up.
+    pub facts: Arc<Facts>,
+}
+
+impl Head {
+    /// The head of a call that was received now.
+    pub fn new(id: CallId, surface: Surface, intent: Intent, peer: Arc<Peer>) -> Self {
+        let received = Instant::now();
+        Self { id, surface, intent, peer, received, timeout: None, deadline: received, facts: Arc::default() }
+    }
+
+    /// The same head with the client's wish for a deadline.
+    #[must_use]
+    pub fn with_timeout(mut self, timeout: Option<Duration>) -> Self {
+        self.timeout = timeout;
+        self
+    }
+}
+
+/// A protocol as a client sees it. Behaviour below the front-end never depends on it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Surface {
+    /// Plain HTTP requests, server-sent events included.
+    Rest,
+    /// gRPC, gRPC-Web included.
+    Grpc,
+    /// `sluicegate.v1` messages.
+    WebSocket,
+    /// NDJSON lines of one HTTP request.
+    H2Stream,
+}
+
+impl Surface {
+    /// Every surface.
+    pub const ALL: [Self; 4] = [Self::Rest, Self::Grpc, Self::WebSocket, Self::H2Stream];
+
+    /// The word used in configuration, logs and metrics.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Rest => "rest",
+            Self::Grpc => "grpc",
+            Self::WebSocket => "websocket",
+            Self::H2Stream => "h2_stream",
+        }
+    }
+}
+
+/// The kind of an operation, known before the body is read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Intent {
+    /// Run a model once.
+    Infer,
+    /// Generate text.
+    Generate,
+    /// Look at something.
+    Inspect,
+    /// Change something.
+    Manage,
+    /// Read metrics through an API listener.
+    Metrics,
+}
+
+impl Intent {
+    /// Every intent.
+    pub const ALL: [Self; 5] = [Self::Infer, Self::Generate, Self::Inspect, Self::Manage, Self::Metrics];
+
+    /// The word used in configuration, logs and metrics.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Infer => "infer",
+            Self::Generate => "generate",
+            Self::Inspect => "inspect",
+            Self::Manage => "manage",
+            Self::Metrics => "metrics",
+        }
+    }
+
+    /// The intent with this name.
+    pub fn parse(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|intent| intent.name() == name)
+    }
+}
+
+/// What the stack learns on the way down. Three facts and a clock reading, not a map: everything
+/// that may be learnt has a name and a type.
+#[derive(Debug, Default)]
+pub struct Facts {
+    /// Set by `Authenticate`.
+    pub identity: OnceLock<Arc<Identity>>,
+    /// Set once the repository knows the model, so that labels stay few (invariant 9).
+    pub model: OnceLock<Arc<ModelKey>>,
+    /// Set by the router when a run is over, in reply or in error.
+    pub timing: OnceLock<Timing>,
+    stage: AtomicU8,
+}
+
+impl Facts {
+    /// How far the call has come.
+    pub fn stage(&self) -> Stage {
+        Stage::from_u8(self.stage.load(Ordering::Acquire))
+    }
+
+    /// Says that the call has come to `stage`. It never goes back.
+    pub fn reach(&self, stage: Stage) {
+        self.stage.fetch_max(stage as u8, Ordering::AcqRel);
+    }
+}
+
+/// The name of a call (contract 00 section 5, `x-request-id`).
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum CallId {
+    /// Made here: a UUIDv7, so that ids sort by time.
+    Made(Uuid),
+    /// Brought by the client, 1 to 128 characters of `A-Za-z0-9._-`.
+    Given(Arc<str>),
+}
+
+impl CallId {
+    /// A new id.
+    pub fn make() -> Self {
+        Self::Made(Uuid::now_v7())
+    }
+
+    /// The client's id if it is sane; else a new one.
+    pub fn from_client(id: Option<&str>) -> Self {
+        match id {
+            Some(id) if Self::is_sane(id) => Self::Given(id.into()),
+            _ => Self::make(),
+        }
+    }
+
+    fn is_sane(id: &str) -> bool {
+        (1..=128).contains(&id.len()) && id.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-".contains(&b))
+    }
+}
+
+impl fmt::Display for CallId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Made(uuid) => fmt::Display::fmt(uuid, f),
+            Self::Given(id) => f.write_str(id),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_moved_through_every_layer_stays_small() {
+        assert!(size_of::<Inbound>() <= 152, "{}", size_of::<Inbound>());
+        assert!(size_of::<Result<Reply, Error>>() <= 136, "{}", size_of::<Result<Reply, Error>>());
+    }
+
+    #[test]
+    fn only_sane_ids_are_taken_over() {
+        assert_eq!(CallId::from_client(Some("a-1._B")).to_string(), "a-1._B");
+        let long = "x".repeat(129);
+        for insane in [None, Some(""), Some("a b"), Some("a\n"), Some("ü"), Some(&*long)] {
+            assert!(matches!(CallId::from_client(insane), CallId::Made(_)), "{insane:?}");
+        }
+    }
+
+    #[test]
+    fn a_stage_never_goes_back() {
+        let facts = Facts::default();
+        facts.reach(Stage::Running);
+        facts.reach(Stage::Queued);
+        assert_eq!(facts.stage(), Stage::Running);
+    }
+}

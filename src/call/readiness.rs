@@ -1,0 +1,79 @@
+//! One readiness value for every probe of every protocol.
+
+use std::sync::{
+    Arc,
+    atomic::{AtomicU8, Ordering},
+};
+
+/// Whether the server is live and takes work. Cloning shares the value.
+///
+/// Probes read it outside the stack (architecture section 3, invariant 3). It starts as loading.
+#[derive(Clone, Debug, Default)]
+pub struct Readiness(Arc<AtomicU8>);
+
+const LOADED: u8 = 1;
+const DRAINING: u8 = 2;
+const BROKEN: u8 = 4;
+
+impl Readiness {
+    /// True once models are loaded and until draining starts (contract 01 section 1).
+    pub fn is_ready(&self) -> bool {
+        self.0.load(Ordering::Acquire) == LOADED
+    }
+
+    /// False only after an unrecoverable fault.
+    pub fn is_live(&self) -> bool {
+        self.0.load(Ordering::Acquire) & BROKEN == 0
+    }
+
+    /// Why [`Readiness::is_ready`] is false, for people.
+    pub fn reason(&self) -> &'static str {
+        match self.0.load(Ordering::Acquire) {
+            state if state & BROKEN != 0 => "the server is broken",
+            state if state & DRAINING != 0 => "the server is draining",
+            LOADED => "the server is ready",
+            _ => "models are loading",
+        }
+    }
+
+    /// Says whether everything that readiness waits for is loaded.
+    pub fn set_loaded(&self, loaded: bool) {
+        if loaded {
+            self.0.fetch_or(LOADED, Ordering::AcqRel);
+        } else {
+            self.0.fetch_and(!LOADED, Ordering::AcqRel);
+        }
+    }
+
+    /// Says that draining has begun. There is no way back.
+    pub fn set_draining(&self) {
+        self.0.fetch_or(DRAINING, Ordering::AcqRel);
+    }
+
+    /// True once draining has begun.
+    pub fn is_draining(&self) -> bool {
+        self.0.load(Ordering::Acquire) & DRAINING != 0
+    }
+
+    /// Says that the server cannot recover. There is no way back.
+    pub fn set_broken(&self) {
+        self.0.fetch_or(BROKEN, Ordering::AcqRel);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn draining_ends_readiness_and_not_life() {
+        let readiness = Readiness::default();
+        assert!(!readiness.is_ready());
+        readiness.set_loaded(true);
+        assert!(readiness.is_ready());
+        readiness.set_draining();
+        assert!(!readiness.is_ready() && readiness.is_live());
+        readiness.set_broken();
+        assert!(!readiness.is_live());
+    }
+}

@@ -1,0 +1,1 @@
+//! Acceptors, connection limits, the address gate, drain.

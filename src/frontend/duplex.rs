@@ -1,0 +1,1 @@
+//! THE loop of message-oriented surfaces.

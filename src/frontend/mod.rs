@@ -1,0 +1,112 @@
+//! Bytes on sockets: makes calls, renders replies and errors.
+//!
+//! A front-end owns bytes and nothing else: identity, limits, deadlines and metrics of calls are the
+//! stack's. It may not name `layer`, `model` or `schedule`.
+
+pub mod accept;
+pub mod body;
+pub mod duplex;
+pub mod grpc;
+pub mod h2_stream;
+pub mod head;
+pub mod http;
+pub mod rest;
+pub mod settings;
+pub mod tls;
+pub mod websocket;
+
+pub use body::Body;
+pub use settings::Settings;
+
+use crate::{
+    call::{Gateway, Peer, Readiness, Surface},
+    error::Error,
+    limit::address::AddressGate,
+    telemetry::metrics::Metrics,
+};
+use std::sync::Arc;
+use tokio::sync::watch;
+
+/// What all connections of all lanes share.
+#[derive(Debug)]
+pub struct Frontend {
+    /// The stack.
+    pub gateway: Gateway,
+    /// Limits and choices.
+    pub settings: Settings,
+    /// What probes answer.
+    pub readiness: Readiness,
+    /// How far the process is on its way out.
+    pub phase: watch::Receiver<Phase>,
+    /// Bytes, connections and sessions are counted here; calls are counted in the stack.
+    pub metrics: Arc<Metrics>,
+    /// What strangers may cost.
+    pub addresses: Arc<AddressGate>,
+    /// Bytes of bodies and outputs held (`limits.concurrency.memory`).
+    pub memory: body::Memory,
+}
+
+/// How far the process is on its way out (contract 07 section 5).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Phase {
+    /// Taking connections and calls. Readiness may be false already (`drain.delay`).
+    Serving,
+    /// Listeners are closed. Finish what runs, refuse what is new with `not_ready`, say goodbye.
+    Draining {
+        /// When the rest will be cancelled.
+        deadline: std::time::Instant,
+    },
+    /// Cancel the rest with `not_ready` and close.
+    Stopping,
+}
+
+/// One connection, shared by all its requests and messages.
+#[derive(Debug)]
+pub struct Connection {
+    /// What all connections share.
+    pub frontend: Arc<Frontend>,
+    /// Who is at the other end.
+    pub peer: Arc<Peer>,
+    /// What this listener serves.
+    pub surfaces: Surfaces,
+}
+
+impl Connection {
+    /// Asks the address gate. Called for each HTTP request and handshake, before there is a call.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::RateLimited`] if too many authentications from this address failed.
+    pub fn gate(&self) -> Result<(), Error> {
+        self.frontend.addresses.check(self.peer.address.ip())
+    }
+
+    /// Tells the address gate about an error that is about to be rendered.
+    pub fn observe(&self, error: &Error) {
+        if matches!(error, Error::Unauthenticated) {
+            self.frontend.addresses.failed(self.peer.address.ip());
+        }
+    }
+}
+
+/// Which surfaces a listener serves; what it does not serve is 404, for gRPC 12 (contract 00 section 4).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Surfaces(u8);
+
+impl Surfaces {
+    /// All of them.
+    pub const ALL: Self = Self(0b1111);
+    /// None of them.
+    pub const NONE: Self = Self(0);
+
+    /// These and `surface`.
+    #[must_use]
+    pub const fn with(self, surface: Surface) -> Self {
+        Self(self.0 | 1 << surface as u8)
+    }
+
+    /// Whether `surface` is among them.
+    pub const fn has(self, surface: Surface) -> bool {
+        self.0 & 1 << surface as u8 != 0
+    }
+}

@@ -1,0 +1,1 @@
+//! rustls configuration, ALPN, reload.

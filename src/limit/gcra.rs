@@ -1,0 +1,1 @@
+//! The generic cell rate algorithm; no clock, no map.

@@ -1,0 +1,1 @@
+//! A DashMap of shared buckets: lookup, sweep, cap.

@@ -1,0 +1,1 @@
+//! Models: their versions, their signatures, and the router at the bottom of the stack.

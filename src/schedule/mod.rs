@@ -1,0 +1,1 @@
+//! Bounded submission of jobs to instances.

@@ -1,0 +1,1 @@
+//! THE tower stack, outermost to innermost, in one function.

@@ -1,0 +1,1 @@
+//! One line per call, from the facts.

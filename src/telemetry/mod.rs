@@ -1,0 +1,4 @@
+//! Logs and metrics.
+
+pub mod access_log;
+pub mod metrics;

@@ -1,0 +1,53 @@
+//! What a model says about its inputs and outputs.
+//!
+//! Plain data, made by a back end and read by the router and the front-ends. The rules by which a
+//! request is checked against it live in `model/signature.rs`.
+
+use super::DataType;
+use std::sync::Arc;
+
+/// One input or output of a model.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TensorSpec {
+    /// Its name in the ONNX graph.
+    pub name: Arc<str>,
+    /// `None` for ONNX types that V2 cannot name; metadata calls them `INVALID` (contract 01 section 3.1).
+    pub dtype: Option<DataType>,
+    /// `None` where the dimension is free, `-1` on the wire.
+    pub dims: Vec<Option<usize>>,
+}
+
+impl TensorSpec {
+    /// The V2 name of the element type, `INVALID` if it has none.
+    pub fn dtype_name(&self) -> &'static str {
+        self.dtype.map_or("INVALID", DataType::name)
+    }
+
+    /// The dimensions as V2 writes them, with `-1` for a free one.
+    pub fn wire_dims(&self) -> impl ExactSizeIterator<Item = i64> + '_ {
+        self.dims.iter().map(|dim| dim.map_or(-1, |n| i64::try_from(n).unwrap_or(i64::MAX)))
+    }
+
+    /// True if the first dimension is free: rows of several calls may be laid together along it.
+    pub fn has_free_rows(&self) -> bool {
+        self.dims.first() == Some(&None)
+    }
+}
+
+/// All inputs and outputs of a model, in the order the model declares them.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Signature {
+    /// Inputs that a request must bring.
+    pub inputs: Vec<TensorSpec>,
+    /// Outputs that a run yields.
+    pub outputs: Vec<TensorSpec>,
+}
+
+impl Signature {
+    /// True if every input and every output has a free first dimension, and there is an input.
+    ///
+    /// Only then can rows of several calls be run as one batch (architecture section 10).
+    pub fn is_batchable(&self) -> bool {
+        !self.inputs.is_empty() && self.inputs.iter().chain(&self.outputs).all(TensorSpec::has_free_rows)
+    }
+}

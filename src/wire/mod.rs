@@ -1,0 +1,67 @@
+//! Bytes to operations and replies to bytes: synchronous, no I/O.
+//!
+//! A codec knows one wire form and nothing of sockets, policy or models. Every decoder bounds what it
+//! accepts by [`Settings`], never recurses on input, and answers malformed input with one error that
+//! names what was wrong and what was expected.
+
+pub mod framed;
+pub mod json;
+pub mod message;
+pub mod problem;
+pub mod proto;
+
+use std::sync::Arc;
+
+/// Bounds and choices that all codecs share (contract 10 section 5, contract 00 section 6).
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// Most tensors in one call, inputs and requested outputs each (`limits.size.tensors`).
+    pub tensors: usize,
+    /// Most dimensions of one tensor (`limits.size.rank`).
+    pub rank: usize,
+    /// Deepest nesting of JSON (`limits.size.json_depth`).
+    pub json_depth: usize,
+    /// What to print for NaN and the infinities (`json.non_finite`).
+    pub non_finite: NonFinite,
+    /// Whether FP16 and BF16 may be JSON numbers (`json.half: convert`).
+    pub convert_half: bool,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self { tensors: 256, rank: 16, json_depth: 100, non_finite: NonFinite::AsNull, convert_half: false }
+    }
+}
+
+/// What to print for NaN and the infinities, which have no JSON form.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum NonFinite {
+    /// `null`; read back as NaN of a float tensor.
+    #[default]
+    AsNull,
+    /// `NaN`, `Infinity`, `-Infinity`, as TensorFlow Serving does.
+    AsToken,
+    /// An error that suggests binary output.
+    Refuse,
+}
+
+/// How the client wants outputs written; never leaves the front-end.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Wishes {
+    /// For outputs that are not named below: raw bytes if true, JSON if false.
+    pub binary: bool,
+    /// Wishes for single outputs.
+    pub outputs: Vec<(Arc<str>, bool)>,
+}
+
+impl Wishes {
+    /// Whether the output `name` is wanted as raw bytes.
+    pub fn wants_binary(&self, name: &str) -> bool {
+        self.outputs.iter().find(|(output, _)| &**output == name).map_or(self.binary, |(_, binary)| *binary)
+    }
+
+    /// Whether any of `names` is wanted as raw bytes.
+    pub fn any_binary<'a>(&self, mut names: impl Iterator<Item = &'a str>) -> bool {
+        (self.binary || !self.outputs.is_empty()) && names.any(|name| self.wants_binary(name))
+    }
+}
