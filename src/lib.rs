@@ -1,14 +1,103 @@
 //! Sluicegate serves ONNX models over REST, gRPC, WebSocket and HTTP/2 streams: one process, one port, one policy.
+//!
+//! This page is the architecture document: read it first, then `stack.rs`, then whatever you came for.
+//!
+//! # The design in nine sentences
+//!
+//! - The one service type is a *staged call*: every wire form becomes [`call::Inbound`]; the stack turns it into
+//!   [`call::Identified`] and then into [`call::Decoded`]; the answer is a [`call::Reply`], whole or streaming.
+//! - The body is a future ([`call::Pending`]) that only the `Decode` layer polls: nobody's 64 MiB is read before we know
+//!   who they are, and yet the layers below see a decoded, protocol-neutral request.
+//! - The stages are types, so a stack that rate-limits before it authenticates does not compile.
+//! - A WebSocket message, a message of a gRPC stream and a line of an NDJSON stream are each a call. One shared loop
+//!   ([`frontend::duplex`]) makes them, so authorisation, limits and metrics apply to every message with no extra code.
+//! - Every layer is always ready and decides in `call`. Nothing is reserved in `poll_ready`.
+//! - A layer that must live as long as a stream hands the reply an [`call::Observer`]. Exactly one place tells observers
+//!   how it ended: complete, failed, or abandoned. Dropping is cancelling.
+//! - One [`error::Error`] in domain words, one [`error::Code`] with one table for HTTP, gRPC and WebSocket. Layers return
+//!   errors as values; only front-ends render them.
+//! - A tensor is a type, a shape and shared bytes, checked once on construction. Outputs of ONNX Runtime travel to the
+//!   socket as bytes that own the ORT value.
+//! - One thread owns one ORT session. Small models run on the event loop's own thread, as one batch per turn of the loop;
+//!   large ones on threads of their own. The batching policy is a pure state machine with no clock and no channel in it.
+//!
+//! # The life of one request
+//!
+//! 1. [`frontend::accept`] accepts within the connection limits and deals the socket to a lane ([`lane`]).
+//! 2. [`frontend::http`] looks at the head only and chooses the surface: `grpc`, `websocket`, `h2_stream` or `rest`.
+//! 3. The surface asks the address gate, then builds an inbound call: head, credentials as sent, and a body that *would* be
+//!    read.
+//! 4. [`call::Gateway`] enters the stack ([`stack`]): trace, metrics, panic guard, deadline, authenticate, rate limit,
+//!    admit, decode, authorise.
+//! 5. [`model::router`] resolves the model, checks names, types and shapes, and submits a job to the model's scheduler.
+//! 6. [`schedule`] runs the job alone or in a batch: on the lane at the end of its turn ([`schedule::turn`]), or on an
+//!    inference thread ([`schedule::instance`]).
+//! 7. The reply climbs back; every layer that holds something lets go of it when the reply is *over*, which for a stream
+//!    is not when it starts.
+//!
+//! # Edges
+//!
+//! A single crate has no compiler-checked boundaries, so `tests/it/tidy.rs` reads `crate::` paths and allows only these:
+//!
+//! ```text
+//! error        -> nothing of ours
+//! tensor       -> error
+//! call         -> tensor, error
+//! telemetry    -> call, error
+//! wire         -> call, tensor, error
+//! auth, limit  -> call, error
+//! layer        -> call, auth, limit, telemetry, error
+//! backend      -> tensor, error
+//! schedule     -> backend, call, tensor, error, telemetry
+//! model        -> schedule, backend, call, tensor, error, telemetry
+//! frontend     -> call, wire, tensor, error, telemetry, limit::address     (never layer, model, schedule)
+//! lane         -> frontend, schedule, call, telemetry, error, shutdown
+//! stack        -> layer, model, call, and the handles that layers hold
+//! config       -> the settings struct of each module (plain data; serde stays in config)
+//! app, admin, cli, shutdown -> everything
+//! ```
+//!
+//! # Invariants
+//!
+//! 1. **Nothing below `frontend` and `wire` knows HTTP, gRPC or WebSocket.** Numbers of those protocols appear only in
+//!    `error/code.rs`.
+//! 2. **Nothing outside `backend/ort` names the `ort` crate.**
+//! 3. **There is one door**: every operation of every surface is a call through `stack.rs`. Outside are only the admin
+//!    listener, the protocols' server probes and reflection: they read one value or fixed bytes and take no slot.
+//! 4. **No layer waits in `poll_ready`**, and none holds anything between `poll_ready` and `call`.
+//! 5. **No body is read before its sender is known and a slot is held.** (A WebSocket message has arrived by then, within
+//!    the message limit, but is not parsed beyond its envelope.)
+//! 6. **A run on a lane is bounded**: only models whose measured batch stays below the turn budget run there; one that
+//!    grows beyond it moves to a thread of its own. No tokio primitive is awaited on an inference thread.
+//! 7. **Every queue is bounded and every wait has a deadline.**
+//! 8. **A model is never changed in place**: a new one is built, warmed and swapped in; calls finish on the one they
+//!    started with.
+//! 9. **Metric labels come from configuration or the repository**, never from a client's bytes.
+//!
+//! # Where this differs from the first design
+//!
+//! - `Signature` lives in [`tensor`], because back ends make it and must not know `model`.
+//! - `InferRequest` carries no wish about how outputs are written: that is the front-end's ([`wire::Wishes`]).
+//!
+//! # Tenets, ranked
+//!
+//! Correct, the same on every surface, predictable under overload, fast, small.
 
+pub mod admin;
+pub mod app;
 pub mod auth;
 pub mod backend;
 pub mod call;
+pub mod cli;
+pub mod config;
 pub mod error;
 pub mod frontend;
+pub mod lane;
 pub mod layer;
 pub mod limit;
 pub mod model;
 pub mod schedule;
+pub mod shutdown;
 pub mod stack;
 pub mod telemetry;
 pub mod tensor;

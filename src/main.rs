@@ -1,1 +1,12 @@
-fn main() {}
+//! The `sluicegate` program: arguments in, exit status out. Everything else is in the library.
+
+use clap::Parser;
+use sluicegate::cli::Cli;
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    // Before any thread exists: official builds of ONNX Runtime send usage data unless told not to
+    // (architecture decision 7).
+    sluicegate::backend::ort::disable_telemetry();
+    Cli::parse().run()
+}

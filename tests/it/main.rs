@@ -1,1 +1,12 @@
-//! The one integration binary: it links once.
+//! The one integration binary: it links once. Every test starts its own gateway on port 0.
+
+mod bad_input;
+mod cancel;
+mod drain;
+mod onnx;
+mod overload;
+mod parity;
+mod program;
+mod support;
+mod surfaces;
+mod tidy;

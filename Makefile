@@ -1,0 +1,33 @@
+# Sluicegate. `make help` lists what there is.
+
+CARGO   ?= cargo
+PYTHON  ?= python3
+# Arguments for `sluicegate serve`: make run ARGS="--listen 127.0.0.1:9000"
+ARGS    ?=
+ORT     := target/onnxruntime/.fetched
+
+.PHONY: help run build test lint bench onnxruntime
+
+help: ## list the targets
+	@awk -F':.*## ' '/^[a-z]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+run: build ## build, then serve models/ on 127.0.0.1:8080
+	@exec target/release/sluicegate serve $(ARGS)
+
+build: onnxruntime ## build the release binary and get ONNX Runtime
+	@$(CARGO) build --release --locked
+
+onnxruntime: ## get the pinned ONNX Runtime library into target/onnxruntime
+	@$(PYTHON) .ci/onnxruntime.py target/onnxruntime
+
+lint: ## format check and clippy, warnings denied
+	$(CARGO) fmt --check
+	$(CARGO) clippy --locked --all-targets -- -D warnings
+
+test: onnxruntime lint ## format check, clippy, all tests, documentation build
+	$(CARGO) test --locked
+	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked --no-deps --document-private-items
+
+bench: build ## Criterion benches, then end to end against the reference server (needs wrk)
+	$(CARGO) bench --locked
+	$(PYTHON) benches/end_to_end.py

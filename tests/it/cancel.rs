@@ -1,0 +1,89 @@
+//! Dropping is cancelling: a client that goes away costs nothing from then on.
+
+use crate::support::{
+    Setup,
+    client::{Client, Ndjson, Request, next_json, websocket},
+};
+use futures_util::SinkExt;
+use serde_json::json;
+use sluicegate::call::Surface;
+use std::time::Duration;
+use tokio_tungstenite::tungstenite::Message;
+
+fn held() -> Request {
+    Request::new("held", &[1, 4], vec![0.0; 4])
+}
+
+/// While the one instance is blocked, a second job waits; its client leaves; it must never run.
+async fn a_client_that_leaves_takes_its_job_along(surface: Surface) {
+    let running = Setup::new().start().await;
+    let holder = running.hold("held").await;
+    let before = running.runs("held");
+    let mut client = Client::connect(surface, &running, None).await.unwrap();
+    let leaving = tokio::time::timeout(Duration::from_millis(200), client.infer(&held())).await;
+    assert!(leaving.is_err(), "the call should have been waiting");
+    drop(client);
+    running.until("the abandoned call was counted", |metrics| metrics.contains("code=\"cancelled\"")).await;
+    holder.release().await;
+    // A call of somebody else passes, and only it has run.
+    let mut other = Client::connect(Surface::Rest, &running, None).await.unwrap();
+    other.infer(&held()).await.unwrap();
+    assert_eq!(running.runs("held"), before + 1);
+}
+
+#[tokio::test]
+async fn rest_client_that_leaves_takes_its_job_along() {
+    a_client_that_leaves_takes_its_job_along(Surface::Rest).await;
+}
+
+#[tokio::test]
+async fn grpc_client_that_leaves_takes_its_job_along() {
+    a_client_that_leaves_takes_its_job_along(Surface::Grpc).await;
+}
+
+#[tokio::test]
+async fn websocket_client_that_leaves_takes_its_job_along() {
+    a_client_that_leaves_takes_its_job_along(Surface::WebSocket).await;
+}
+
+#[tokio::test]
+async fn h2_stream_client_that_leaves_takes_its_job_along() {
+    a_client_that_leaves_takes_its_job_along(Surface::H2Stream).await;
+}
+
+#[tokio::test]
+async fn cancel_on_a_websocket_ends_one_request_and_leaves_the_socket_open() {
+    let running = Setup::new().start().await;
+    let holder = running.hold("held").await;
+    let mut socket = websocket(&running, None).await.unwrap();
+    let infer = json!({ "type": "infer", "id": "a", "model": "held",
+        "inputs": [{ "name": "x", "datatype": "FP32", "shape": [1, 4], "data": [0, 0, 0, 0] }] });
+    socket.send(Message::text(infer.to_string())).await.unwrap();
+    socket.send(Message::text(r#"{"type":"cancel","id":"a"}"#)).await.unwrap();
+    socket.send(Message::text(r#"{"type":"cancel","id":"unknown"}"#)).await.unwrap();
+    let message = next_json(&mut socket).await.unwrap();
+    assert_eq!((&message["type"], &message["id"]), (&json!("cancelled"), &json!("a")));
+    holder.release().await;
+    // The id may be reused at once.
+    socket.send(Message::text(infer.to_string())).await.unwrap();
+    let message = next_json(&mut socket).await.unwrap();
+    assert_eq!((&message["type"], &message["id"]), (&json!("output"), &json!("a")));
+}
+
+#[tokio::test]
+async fn cancel_on_a_stream_ends_one_request_and_leaves_the_stream_open() {
+    let running = Setup::new().start().await;
+    let holder = running.hold("held").await;
+    let mut stream = Ndjson::open(&running, None).await.unwrap();
+    let infer = json!({ "type": "infer", "id": "a", "model": "held",
+        "inputs": [{ "name": "x", "datatype": "FP32", "shape": [1, 4], "data": [0, 0, 0, 0] }] });
+    stream.send(&infer).await;
+    stream.send(&json!({ "type": "cancel", "id": "a" })).await;
+    assert_eq!(stream.next().await.unwrap()["type"], "cancelled");
+    holder.release().await;
+    stream.send(&infer).await;
+    assert_eq!(stream.next().await.unwrap()["type"], "output");
+    stream.finish();
+    let last = stream.next().await.unwrap();
+    assert_eq!((&last["type"], &last["id"]), (&json!("done"), &json!(null)));
+}

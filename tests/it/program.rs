@@ -1,0 +1,233 @@
+//! The program as its users start it: flags, exit status, what it prints.
+
+use sluicegate::error::Code;
+use std::{
+    fs,
+    io::{BufRead, BufReader, Read, Write},
+    path::Path,
+    process::{Child, Command, Output, Stdio},
+    time::{Duration, Instant},
+};
+
+fn program() -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_sluicegate"));
+    command.current_dir(env!("CARGO_MANIFEST_DIR")).env_clear().stdin(Stdio::null());
+    command
+}
+
+fn run(arguments: &[&str]) -> Output {
+    program().args(arguments).output().unwrap()
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+struct Server {
+    child: Child,
+    lines: BufReader<std::process::ChildStdout>,
+    printed: String,
+}
+
+impl Server {
+    /// Starts it and reads its banner up to the line that contains `until`.
+    fn start(arguments: &[&str], until: &str) -> Self {
+        let mut child =
+            program().arg("serve").args(arguments).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
+        let mut lines = BufReader::new(child.stdout.take().unwrap());
+        let mut printed = String::new();
+        while !printed.contains(until) {
+            assert!(lines.read_line(&mut printed).unwrap() > 0, "it ended after\n{printed}");
+        }
+        Self { child, lines, printed }
+    }
+
+    fn address(&self) -> String {
+        let at = self.printed.find("http://").expect("an address in the banner") + "http://".len();
+        self.printed[at..].split(|c: char| c.is_whitespace() || c == '/').next().unwrap().to_owned()
+    }
+
+    fn signal(&self, name: &str) {
+        let status = Command::new("kill").args([&format!("-{name}"), &self.child.id().to_string()]).status().unwrap();
+        assert!(status.success());
+    }
+
+    fn wait(&mut self, most: Duration) -> std::process::ExitStatus {
+        let started = Instant::now();
+        loop {
+            if let Some(status) = self.child.try_wait().unwrap() {
+                return status;
+            }
+            assert!(started.elapsed() < most, "still running after {most:?}");
+            std::thread::yield_now();
+        }
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        let mut rest = String::new();
+        let _ = self.lines.read_to_string(&mut rest);
+    }
+}
+
+const FREE: [&str; 4] = ["--listen", "127.0.0.1:0", "--admin-listen", "127.0.0.1:0"];
+
+#[test]
+fn the_version_names_onnx_runtime() {
+    let output = run(&["--version"]);
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    let printed = text(&output.stdout);
+    assert!(printed.contains(env!("CARGO_PKG_VERSION")) && printed.contains("ONNX Runtime 1.32.0"), "{printed}");
+}
+
+#[test]
+fn the_banner_says_what_is_served_and_where() {
+    let server = Server::start(&FREE, "/v2/stream");
+    for word in ["digits", "text_length", "curl", "/v1/ws", "grpc", &server.address()] {
+        assert!(server.printed.contains(word), "no {word} in\n{}", server.printed);
+    }
+}
+
+#[test]
+fn sigterm_drains_and_exits_with_0() {
+    let folder = tempfile::tempdir().unwrap();
+    let config = folder.path().join("c.yaml");
+    fs::write(&config, "version: 1\ndrain: { delay: 100ms, timeout: 2s }\n").unwrap();
+    let mut arguments = vec!["--config", config.to_str().unwrap(), "--models", "models"];
+    arguments.extend(FREE);
+    let mut server = Server::start(&arguments, "/v2/stream");
+    server.signal("TERM");
+    let status = server.wait(Duration::from_secs(5));
+    assert_eq!(status.code(), Some(0));
+}
+
+#[test]
+fn a_second_signal_stops_at_once() {
+    let mut server = Server::start(&FREE, "/v2/stream");
+    let started = Instant::now();
+    server.signal("TERM");
+    std::thread::park_timeout(Duration::from_millis(300));
+    assert!(server.child.try_wait().unwrap().is_none(), "the drain takes its five seconds");
+    server.signal("TERM");
+    server.wait(Duration::from_secs(3));
+    assert!(started.elapsed() < Duration::from_secs(4));
+}
+
+#[test]
+fn check_explains_the_models() {
+    let output = run(&["check"]);
+    let printed = text(&output.stdout);
+    assert_eq!(output.status.code(), Some(0), "{printed}{}", text(&output.stderr));
+    for word in ["digits", "image", "FP32", "64", "probabilities", "text_length", "BYTES", "127.0.0.1:8080"] {
+        assert!(printed.contains(word), "no {word} in\n{printed}");
+    }
+}
+
+#[test]
+fn check_lists_every_problem_of_a_configuration_and_exits_with_2() {
+    let folder = tempfile::tempdir().unwrap();
+    let config = folder.path().join("c.yaml");
+    fs::write(
+        &config,
+        "version: 1\nlimitz: {}\nlimits: { deadline: { defualt: 5s, max: 0s } }\ndrain: { delay: 0.2 }\n",
+    )
+    .unwrap();
+    let output = run(&["check", "--config", config.to_str().unwrap()]);
+    let printed = text(&output.stdout) + &text(&output.stderr);
+    assert_eq!(output.status.code(), Some(2), "{printed}");
+    for word in
+        ["limitz", "`limits`", "limits.deadline.defualt", "`default`", "limits.deadline.max", "drain.delay", "200ms"]
+    {
+        assert!(printed.contains(word), "no {word} in\n{printed}");
+    }
+}
+
+#[test]
+fn a_folder_with_bad_models_serves_the_rest_and_check_says_why() {
+    let folder = tempfile::tempdir().unwrap();
+    let copy = |from: &str, name: &str| {
+        let version = folder.path().join(name).join("1");
+        fs::create_dir_all(&version).unwrap();
+        fs::copy(Path::new(env!("CARGO_MANIFEST_DIR")).join(from), version.join("model.onnx")).unwrap();
+    };
+    copy("models/digits/1/model.onnx", "digits");
+    copy("README.md", "corrupt");
+    copy("tests/models/escape.onnx", "escape");
+    let models = folder.path().to_str().unwrap();
+
+    let output = run(&["check", "--models", models]);
+    let printed = text(&output.stdout) + &text(&output.stderr);
+    assert_eq!(output.status.code(), Some(2), "{printed}");
+    assert!(printed.contains("corrupt") && printed.contains("escape") && printed.contains("outside"), "{printed}");
+
+    let mut arguments = vec!["--models", models];
+    arguments.extend(FREE);
+    let server = Server::start(&arguments, "/v2/stream");
+    assert!(server.printed.contains("digits") && server.printed.contains("corrupt"), "{}", server.printed);
+    let answer =
+        exchange(&server.address(), "GET /v2/models/digits/ready HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n");
+    assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+    let answer =
+        exchange(&server.address(), "GET /v2/models/corrupt/ready HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n");
+    assert!(answer.contains(&Code::NotReady.row().http.to_string()), "{answer}");
+}
+
+fn exchange(address: &str, request: &str) -> String {
+    let mut stream = std::net::TcpStream::connect(address).unwrap();
+    stream.write_all(request.as_bytes()).unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    answer
+}
+
+#[test]
+fn a_missing_library_is_one_clear_error_with_the_command_that_gets_it() {
+    let output = run(&["serve", "--onnxruntime", "/nowhere/libonnxruntime.so", "--listen", "127.0.0.1:0"]);
+    let printed = text(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{printed}");
+    assert!(printed.contains("/nowhere/libonnxruntime.so") && printed.contains("make onnxruntime"), "{printed}");
+    assert!(!printed.contains("panicked"), "{printed}");
+}
+
+#[test]
+fn a_port_in_use_is_named() {
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = taken.local_addr().unwrap().to_string();
+    let output = run(&["serve", "--listen", &address, "--admin-listen", "127.0.0.1:0"]);
+    let printed = text(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{printed}");
+    assert!(printed.contains(&address) && printed.contains("in use"), "{printed}");
+}
+
+#[test]
+fn a_flag_wins_over_its_variable() {
+    let output = program().args(["check", "--models", "models"]).env("SLUICEGATE_MODELS", "/nowhere").output().unwrap();
+    assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
+    let output = program().arg("check").env("SLUICEGATE_MODELS", "/nowhere").output().unwrap();
+    let printed = text(&output.stdout) + &text(&output.stderr);
+    assert_eq!(output.status.code(), Some(2), "{printed}");
+    assert!(printed.contains("/nowhere"), "{printed}");
+}
+
+#[test]
+fn an_open_listener_without_auth_is_refused() {
+    let output = run(&["serve", "--listen", "0.0.0.0:0"]);
+    let printed = text(&output.stderr);
+    assert_eq!(output.status.code(), Some(2), "{printed}");
+    assert!(printed.contains("auth"), "{printed}");
+}
+
+#[test]
+fn a_new_key_is_hashed_as_keys_hash_does() {
+    let made = run(&["keys", "new", "--identity", "web", "--group", "mobile"]);
+    let printed = text(&made.stdout) + &text(&made.stderr);
+    let key = printed.split_whitespace().find(|word| word.starts_with("sg_")).expect("a key").to_owned();
+    assert_eq!(key.len(), 46);
+    let mut hash = program().args(["keys", "hash"]).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+    hash.stdin.take().unwrap().write_all(format!("{key}\n").as_bytes()).unwrap();
+    let hashed = text(&hash.wait_with_output().unwrap().stdout);
+    assert!(hashed.trim().starts_with("sha256:") && printed.contains(hashed.trim()), "{printed} and {hashed}");
+}

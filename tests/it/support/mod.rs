@@ -1,0 +1,258 @@
+//! Starts gateways on free ports, with the fake back end, and stops them again.
+
+pub mod client;
+
+use client::{Client, Request};
+use sluicegate::{
+    app::{self, App},
+    backend::{
+        Open,
+        fake::{Fake, FakeControl, FakeOpen},
+    },
+    call::Surface,
+    config::{Config, Overrides},
+};
+use std::{fmt::Write as _, fs, net::SocketAddr, path::Path, sync::Arc, time::Duration};
+use tempfile::TempDir;
+use tokio::task::JoinHandle;
+
+/// The key of identity `web` in every gateway that has keys.
+pub const KEY: &str = "sg_AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA";
+
+/// Models that every gateway serves: name, and what the fake does.
+const MODELS: &[&str] = &["double", "echo", "slow", "fail", "panic", "held", "stream", "corrupt"];
+
+/// What to start.
+pub struct Setup {
+    folder: TempDir,
+    yaml: String,
+    rate: String,
+    grants: Option<String>,
+    with_key: bool,
+}
+
+/// A gateway that runs. Cloning shares it; the last one stops it.
+#[derive(Clone)]
+pub struct Running {
+    pub address: SocketAddr,
+    pub admin: SocketAddr,
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    app: App,
+    folder: TempDir,
+    controls: Vec<(&'static str, FakeControl)>,
+}
+
+impl Setup {
+    pub fn new() -> Self {
+        Self {
+            folder: tempfile::tempdir().unwrap(),
+            yaml: String::new(),
+            rate: String::new(),
+            grants: None,
+            with_key: false,
+        }
+    }
+
+    /// Top-level keys, as YAML; each may be given once, so `limits` with a rate is merged here.
+    pub fn yaml(mut self, yaml: &str) -> Self {
+        self.yaml.push_str(yaml);
+        self.yaml.push('\n');
+        self
+    }
+
+    /// Requires [`KEY`], which may do everything unless grants are given.
+    pub fn with_key(mut self) -> Self {
+        self.with_key = true;
+        self
+    }
+
+    pub fn with_grants(mut self, grants: &str) -> Self {
+        self.grants = Some(grants.into());
+        self
+    }
+
+    pub fn with_rate(mut self, limit: &str, burst: u32) -> Self {
+        self.rate =
+            format!("rate: [{{ name: per-identity, by: identity, unit: calls, limit: {limit}, burst: {burst} }}]");
+        self
+    }
+
+    fn document(&self) -> String {
+        let mut text =
+            String::from("version: 1\nlisten: [{ address: \"127.0.0.1:0\" }]\nadmin: { address: \"127.0.0.1:0\" }\n");
+        let mut yaml = self.yaml.clone();
+        if !self.rate.is_empty() {
+            yaml = match yaml.strip_prefix("limits: {") {
+                Some(rest) => format!("limits: {{ {}, {rest}", self.rate),
+                None => format!("limits: {{ {} }}\n{yaml}", self.rate),
+            };
+        }
+        text.push_str(&yaml);
+        if self.with_key {
+            text.push_str("auth: { api_keys: { file: keys.yaml } }\n");
+            let everything = "[{ to: [\"identity:web\"], intents: [infer, inspect], models: [\"*\"] }]";
+            writeln!(text, "grants: {}", self.grants.as_deref().unwrap_or(everything)).unwrap();
+        }
+        text
+    }
+
+    /// Starts it with the fakes.
+    pub async fn start(self) -> Running {
+        let mut opener = FakeOpen::new();
+        let mut controls = Vec::new();
+        for name in MODELS {
+            let fake = match *name {
+                "echo" => Fake::echo_strings(),
+                "slow" => Fake::doubling().slow(Duration::from_millis(300)),
+                "fail" => Fake::doubling().failing(),
+                "panic" => Fake::doubling().panicking(),
+                "stream" => Fake::doubling().streaming(3, Duration::from_millis(5)),
+                _ => Fake::doubling(),
+            };
+            if *name != "corrupt" {
+                controls.push((*name, fake.control()));
+                opener = opener.with(name, fake);
+            }
+        }
+        let models = self.folder.path().join("models");
+        for name in MODELS {
+            let version = models.join(name).join("1");
+            fs::create_dir_all(&version).unwrap();
+            fs::write(version.join("model.onnx"), b"").unwrap();
+        }
+        self.start_with(&models, Arc::new(opener), controls).await
+    }
+
+    /// Starts it over a folder of real models.
+    pub async fn start_with(
+        self,
+        models: &Path,
+        opener: Arc<dyn Open>,
+        controls: Vec<(&'static str, FakeControl)>,
+    ) -> Running {
+        let file = self.folder.path().join("sluicegate.yaml");
+        fs::write(&file, self.document()).unwrap();
+        write_keys(self.folder.path(), false);
+        let overrides = Overrides { models: Some(models.to_owned()), ..Overrides::default() };
+        let config = Config::load(Some(&file), &overrides).unwrap_or_else(|problems| panic!("{problems}"));
+        let app = app::start(config, opener).await.unwrap_or_else(|error| panic!("{error}"));
+        let running = Running {
+            address: app.addresses()[0],
+            admin: app.admin_address().expect("an admin listener"),
+            inner: Arc::new(Inner { app, folder: self.folder, controls }),
+        };
+        running.inner.app.loaded().await;
+        running
+    }
+}
+
+fn write_keys(folder: &Path, revoked: bool) {
+    use sha2::{Digest, Sha256};
+    let hash = Sha256::digest(KEY).iter().fold(String::new(), |mut text, byte| {
+        write!(text, "{byte:02x}").unwrap();
+        text
+    });
+    let revoked = if revoked { ", revoked: \"2020-01-01T00:00:00Z\"" } else { "" };
+    let text = format!(
+        "version: 1\nkeys:\n  - {{ id: k_test, hash: \"sha256:{hash}\", identity: web, created: \"2020-01-01T00:00:00Z\"{revoked} }}\n"
+    );
+    // Renamed into place: the gateway may read at any moment.
+    fs::write(folder.join("keys.new"), text).unwrap();
+    fs::rename(folder.join("keys.new"), folder.join("keys.yaml")).unwrap();
+}
+
+impl Running {
+    fn control(&self, model: &str) -> &FakeControl {
+        &self.inner.controls.iter().find(|(name, _)| *name == model).expect("a model of this test").1
+    }
+
+    /// How often the model has run.
+    pub fn runs(&self, model: &str) -> usize {
+        self.control(model).runs()
+    }
+
+    /// Occupies the one instance of `model`: its run blocks until the holder is released.
+    pub async fn hold(&self, model: &str) -> Holder {
+        self.hold_with(model, None).await
+    }
+
+    pub async fn hold_with(&self, model: &str, key: Option<&str>) -> Holder {
+        let control = self.control(model).clone();
+        let before = control.runs();
+        control.block();
+        let (running, request, key) =
+            (self.clone(), Request::new(model, &[1, 4], vec![0.0; 4]), key.map(str::to_owned));
+        let call = tokio::spawn(async move {
+            let mut client = Client::connect(Surface::Rest, &running, key.as_deref()).await.unwrap();
+            client.infer(&request).await
+        });
+        until(|| control.runs() > before, "the holder runs").await;
+        Holder { control, call }
+    }
+
+    /// The metrics page.
+    pub async fn metrics(&self) -> String {
+        let running = Self { address: self.admin, ..self.clone() };
+        let request = client::http_request(&running, "GET", "/metrics", None, "");
+        let response = client::http1(&running, request).await;
+        assert_eq!(response.status(), 200);
+        String::from_utf8(response.into_body().to_vec()).unwrap()
+    }
+
+    /// Waits until the metrics page satisfies `condition`.
+    pub async fn until(&self, what: &str, condition: impl Fn(&str) -> bool) {
+        let started = std::time::Instant::now();
+        loop {
+            let page = self.metrics().await;
+            if condition(&page) {
+                return;
+            }
+            assert!(started.elapsed() < Duration::from_secs(20), "{what}; the metrics were\n{page}");
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+
+    /// Revokes [`KEY`] and waits until the file was read again.
+    pub async fn revoke_keys(&self) {
+        write_keys(self.inner.folder.path(), true);
+        // The contract gives one second (06 C1); wait for it rather than for a signal that users do not have.
+        tokio::time::sleep(Duration::from_millis(1_200)).await;
+    }
+
+    /// Starts the drain, as SIGTERM does.
+    pub fn drain(&self) -> JoinHandle<()> {
+        let inner = Arc::clone(&self.inner);
+        tokio::spawn(async move { inner.app.drain().await })
+    }
+}
+
+/// Keeps an instance busy.
+pub struct Holder {
+    control: FakeControl,
+    call: JoinHandle<Result<client::Answer, client::Failure>>,
+}
+
+impl Holder {
+    /// Lets the run end, and waits for its answer.
+    pub async fn release(self) {
+        self.control.release();
+        self.call.await.unwrap().unwrap();
+    }
+
+    /// Lets the run end; nobody waits for its answer any more.
+    pub fn release_unanswered(self) {
+        self.control.release();
+    }
+}
+
+/// Waits for a condition, at most 20 s.
+pub async fn until(condition: impl Fn() -> bool, what: &str) {
+    let started = std::time::Instant::now();
+    while !condition() {
+        assert!(started.elapsed() < Duration::from_secs(20), "{what}");
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+}

@@ -1,0 +1,201 @@
+//! Rules that no compiler checks: who may know whom, how long a file may be, what documents must say.
+
+use sluicegate::error::Code;
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs,
+    path::{Path, PathBuf},
+};
+
+/// Which module may name which others (`src/lib.rs`, "Edges"). Whoever is not listed may name everything.
+const EDGES: &[(&str, &[&str])] = &[
+    ("error", &[]),
+    ("tensor", &["error"]),
+    ("call", &["tensor", "error"]),
+    ("telemetry", &["call", "error"]),
+    ("wire", &["call", "tensor", "error"]),
+    ("auth", &["call", "error"]),
+    ("limit", &["call", "error"]),
+    ("layer", &["call", "auth", "limit", "telemetry", "error"]),
+    ("backend", &["tensor", "error"]),
+    ("schedule", &["backend", "call", "tensor", "error", "telemetry"]),
+    ("model", &["schedule", "backend", "call", "tensor", "error", "telemetry"]),
+    ("frontend", &["call", "wire", "tensor", "error", "telemetry", "limit::address"]),
+    ("lane", &["frontend", "schedule", "call", "telemetry", "error", "shutdown"]),
+    ("stack", &["layer", "model", "call", "auth", "limit", "telemetry"]),
+];
+
+/// Longest file, in lines (house rules).
+const LONGEST: usize = 500;
+
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+fn sources(folder: &Path) -> Vec<PathBuf> {
+    let mut files = Vec::new();
+    for entry in fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            files.extend(sources(&path));
+        } else if path.extension().is_some_and(|extension| extension == "rs") {
+            files.push(path);
+        }
+    }
+    files.sort();
+    files
+}
+
+fn module(file: &Path) -> String {
+    let relative = file.strip_prefix(root().join("src")).unwrap();
+    let first = relative.components().next().unwrap().as_os_str().to_str().unwrap();
+    first.trim_end_matches(".rs").to_owned()
+}
+
+/// Everything after `crate::` that the non-test part of a file names, `use` groups unfolded one level.
+fn named(text: &str) -> BTreeSet<String> {
+    let code = text.split("#[cfg(test)]").next().unwrap_or_default();
+    let code: String = code.lines().filter(|line| !line.trim_start().starts_with("//")).collect::<Vec<_>>().join("\n");
+    let mut names = BTreeSet::new();
+    for (at, _) in code.match_indices("crate::") {
+        let rest = &code[at + "crate::".len()..];
+        let inner = match rest.strip_prefix('{') {
+            Some(group) => {
+                let mut depth = 1;
+                let end = group
+                    .char_indices()
+                    .find_map(|(index, c)| {
+                        depth += i32::from(c == '{') - i32::from(c == '}');
+                        (depth == 0).then_some(index)
+                    })
+                    .unwrap_or(group.len());
+                top_level_parts(&group[..end])
+            }
+            None => vec![rest.to_owned()],
+        };
+        for path in inner {
+            let path: String =
+                path.trim_start().chars().take_while(|c| c.is_ascii_alphanumeric() || *c == '_' || *c == ':').collect();
+            names.insert(path);
+        }
+    }
+    names
+}
+
+fn top_level_parts(group: &str) -> Vec<String> {
+    let mut parts = vec![String::new()];
+    let mut depth = 0;
+    for c in group.chars() {
+        depth += i32::from(c == '{') - i32::from(c == '}');
+        if c == ',' && depth == 0 {
+            parts.push(String::new());
+        } else if let Some(part) = parts.last_mut() {
+            part.push(c);
+        }
+    }
+    parts.retain(|part| !part.trim().is_empty());
+    parts
+}
+
+#[test]
+fn modules_name_only_those_they_may() {
+    let edges: BTreeMap<_, _> = EDGES.iter().copied().collect();
+    let mut violations = Vec::new();
+    for file in sources(&root().join("src")) {
+        let module = module(&file);
+        let Some(allowed) = edges.get(module.as_str()) else { continue };
+        for path in named(&fs::read_to_string(&file).unwrap()) {
+            let own = path.split("::").next().unwrap_or_default() == module;
+            let fits = |edge: &&str| path == **edge || path.starts_with(&format!("{edge}::"));
+            if !own && !allowed.iter().any(fits) {
+                violations.push(format!("{} names crate::{path}", file.strip_prefix(root()).unwrap().display()));
+            }
+        }
+    }
+    assert!(violations.is_empty(), "{violations:#?}");
+}
+
+#[test]
+fn only_the_edge_names_onnx_runtime_and_only_it_is_unsafe() {
+    for file in sources(&root().join("src")) {
+        let text = fs::read_to_string(&file).unwrap();
+        let shown = file.strip_prefix(root()).unwrap().display().to_string();
+        if !shown.starts_with("src/backend/ort/") {
+            assert!(!text.contains("use ort::") && !text.contains(" ort::Session"), "{shown} names ort");
+        }
+        if shown != "src/backend/ort/values.rs" {
+            let unsafe_code = text.lines().any(|line| {
+                !line.trim_start().starts_with("//") && (line.contains("unsafe {") || line.contains("unsafe fn"))
+            });
+            assert!(!unsafe_code && !text.contains("allow(unsafe_code)"), "{shown} is unsafe");
+        }
+    }
+}
+
+#[test]
+fn files_are_short_and_say_what_they_are_for() {
+    let files = ["src", "tests", "benches", "proto"].map(|folder| sources(&root().join(folder))).concat();
+    let mut faults = Vec::new();
+    for file in files {
+        let text = fs::read_to_string(&file).unwrap();
+        let shown = file.strip_prefix(root()).unwrap().display();
+        let lines = text.lines().count();
+        if lines > LONGEST {
+            faults.push(format!("{shown} has {lines} lines, at most {LONGEST}"));
+        }
+        if !text.starts_with("//!") {
+            faults.push(format!("{shown} does not begin with what it is for"));
+        }
+        for banned in ["todo!(", "unimplemented!(", "#[ignore", "should_panic"] {
+            let used =
+                text.lines().any(|line| line.trim_start().starts_with(banned) || line.contains(&format!(" {banned}")));
+            if used && !shown.to_string().ends_with("tidy.rs") {
+                faults.push(format!("{shown} contains {banned}"));
+            }
+        }
+    }
+    assert!(faults.is_empty(), "{faults:#?}");
+}
+
+#[test]
+fn the_readme_shows_the_error_table() {
+    let readme = fs::read_to_string(root().join("README.md")).unwrap();
+    for code in Code::ALL {
+        let row = code.row();
+        let retry = if row.retry { "yes" } else { "no" };
+        let line = format!("| `{}` | {} | {} | {retry} |", row.name, row.http, row.grpc);
+        assert!(readme.contains(&line), "README.md lacks the row\n{line}");
+    }
+}
+
+#[test]
+fn the_readme_names_every_make_target() {
+    let readme = fs::read_to_string(root().join("README.md")).unwrap();
+    let makefile = fs::read_to_string(root().join("Makefile")).unwrap();
+    for line in makefile.lines() {
+        let Some((target, _)) = line.split_once(':') else { continue };
+        if line.contains("## ") && !target.starts_with('\t') {
+            assert!(readme.contains(&format!("make {target}")), "README.md does not say what `make {target}` does");
+        }
+    }
+}
+
+#[test]
+fn the_readme_names_every_metric_family() {
+    let readme = fs::read_to_string(root().join("README.md")).unwrap();
+    for name in sluicegate::telemetry::metrics::FAMILIES {
+        assert!(readme.contains(&format!("`{name}`")), "README.md does not name `{name}`");
+    }
+}
+
+#[test]
+fn what_is_committed_as_models_is_small() {
+    fn size(path: &Path) -> u64 {
+        let meta = fs::metadata(path).unwrap();
+        if meta.is_file() {
+            return meta.len();
+        }
+        fs::read_dir(path).unwrap().map(|entry| size(&entry.unwrap().path())).sum()
+    }
+    assert!(size(&root().join("models")) < 2 * 1024 * 1024);
+}
