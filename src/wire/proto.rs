@@ -9,19 +9,11 @@ use crate::{
 /// The generated types of `proto/open_inference.proto`.
 #[allow(missing_docs, unreachable_pub, clippy::all, missing_debug_implementations)]
 pub mod inference {
-    /// Placeholder of the generated message.
-    #[derive(Clone, Debug, Default)]
-    pub struct ModelInferRequest;
-    /// Placeholder of the generated message.
-    #[derive(Clone, Debug, Default)]
-    pub struct ModelInferResponse;
-    /// Placeholder of the generated message.
-    #[derive(Clone, Debug, Default)]
-    pub struct ModelMetadataResponse;
-    /// Placeholder of the generated message.
-    #[derive(Clone, Debug, Default)]
-    pub struct ServerMetadataResponse;
+    include!(concat!(env!("OUT_DIR"), "/inference.rs"));
 }
+
+/// The file descriptors of `proto/open_inference.proto`, encoded, as gRPC reflection serves them.
+pub const DESCRIPTOR: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/inference_descriptor.bin"));
 
 /// Converts a decoded gRPC message (contract 01 section 4).
 ///
