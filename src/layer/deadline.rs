@@ -161,7 +161,7 @@ mod tests {
             *keep.lock().unwrap() = Some(head);
             std::future::ready(Ok(whole()))
         });
-        let _ = DeadlineLayer::new(SETTINGS).layer(below).call(call(timeout));
+        drop(DeadlineLayer::new(SETTINGS).layer(below).call(call(timeout)));
         let head = seen.lock().unwrap().take().unwrap();
         head.deadline - head.received
     }
