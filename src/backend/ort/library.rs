@@ -248,6 +248,31 @@ mod tests {
     }
 
     #[test]
+    fn a_library_that_is_too_old_is_named_with_its_version() {
+        // An ONNX Runtime of which only the version is real; a C compiler is needed to build this crate anyway.
+        let folder = tempfile::tempdir().unwrap();
+        let source = folder.path().join("old.c");
+        let text = "static const void *api(unsigned n) { return 0; }\n\
+                    static const char *version(void) { return \"1.17.3\"; }\n\
+                    struct { const void *(*a)(unsigned); const char *(*v)(void); } base = { api, version };\n\
+                    void *OrtGetApiBase(void) { return &base; }\n";
+        fs::write(&source, text).unwrap();
+        let library = folder.path().join("libonnxruntime.so.1.17.3");
+        let built =
+            std::process::Command::new("cc").args(["-shared", "-fPIC", "-o"]).arg(&library).arg(&source).status();
+        assert!(built.unwrap().success());
+        // And it is passed over where nobody has named it.
+        let executable = folder.path().join("sluicegate");
+        for places in
+            [Places { explicit: Some(library.clone()), ..NOWHERE }, Places { executable: Some(executable), ..NOWHERE }]
+        {
+            let text = places.find().unwrap_err().to_string();
+            let expected = format!("`{}` is ONNX Runtime 1.17.3, expected 1.{OLDEST} or newer", library.display());
+            assert!(text.contains(&expected), "{text}");
+        }
+    }
+
+    #[test]
     fn a_file_that_is_no_library_is_an_error_and_no_crash() {
         let folder = tempfile::tempdir().unwrap();
         fs::write(folder.path().join("libonnxruntime.so"), "not a library").unwrap();

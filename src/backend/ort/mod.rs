@@ -92,9 +92,12 @@ impl Runtime {
 
     fn start(library: library::Library) -> Result<Self, String> {
         // Telemetry off (decision 7): the variable keeps its client from being made at all, the flag is the second
-        // switch, for libraries that do not know the variable.
-        if std::env::var_os(TELEMETRY_VARIABLE).is_none() {
-            tracing::debug!(variable = TELEMETRY_VARIABLE, "variable is not set before loading onnx runtime");
+        // switch, for libraries that do not know it. The flag alone leaves a thread of that client running.
+        if std::env::var_os(TELEMETRY_VARIABLE).is_none_or(|value| value != "1") {
+            tracing::warn!(
+                variable = TELEMETRY_VARIABLE,
+                "onnx runtime starts without the variable that disables telemetry"
+            );
         }
         let environment = ort::init_from(&library.path)
             .map_err(|error| error.to_string())?

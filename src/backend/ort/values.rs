@@ -43,7 +43,10 @@ pub fn disable_telemetry() -> bool {
 pub(super) fn load_version(path: &Path) -> Result<String, String> {
     // SAFETY: loading a library runs its initialisers. The path comes from the operator or from beside the executable;
     // whoever may write there may replace the executable too.
-    let library = unsafe { libloading::Library::new(path) }.map_err(|error| error.to_string())?;
+    let library = unsafe { libloading::Library::new(path) }.map_err(|error| {
+        // What the system said is in the source; the error itself says only that loading failed.
+        std::error::Error::source(&error).map_or_else(|| error.to_string(), ToString::to_string)
+    })?;
     // SAFETY: a symbol of this name has had this signature in every ONNX Runtime.
     let entry = unsafe { library.get::<unsafe extern "C" fn() -> *const sys::OrtApiBase>(b"OrtGetApiBase") }
         .map_err(|_| "exports no `OrtGetApiBase`, so it is not ONNX Runtime".to_owned())?;
