@@ -7,7 +7,7 @@ use sluicegate::{
     app::{self, App},
     backend::{
         Open,
-        fake::{Fake, FakeControl, FakeOpen},
+        fake::{Behaviour, Fake, FakeControl, FakeOpen},
     },
     call::Surface,
     config::{Config, Overrides},
@@ -101,29 +101,39 @@ impl Setup {
 
     /// Starts it with the fakes.
     pub async fn start(self) -> Running {
-        let mut opener = FakeOpen::new();
+        let mut opener = FakeOpen::new().refusing("corrupt", "not a model");
         let mut controls = Vec::new();
-        for name in MODELS {
-            let fake = match *name {
-                "echo" => Fake::echo_strings(),
-                "slow" => Fake::doubling().slow(Duration::from_millis(300)),
-                "fail" => Fake::doubling().failing(),
-                "panic" => Fake::doubling().panicking(),
-                "stream" => Fake::doubling().streaming(3, Duration::from_millis(5)),
-                _ => Fake::doubling(),
-            };
-            if *name != "corrupt" {
-                controls.push((*name, fake.control()));
-                opener = opener.with(name, fake);
-            }
-        }
         let models = self.folder.path().join("models");
         for name in MODELS {
             let version = models.join(name).join("1");
             fs::create_dir_all(&version).unwrap();
             fs::write(version.join("model.onnx"), b"").unwrap();
+            let fake = match *name {
+                "echo" => Fake::echo_bytes(),
+                "stream" => Fake::new().streaming(3, Duration::from_millis(5)),
+                _ => Fake::new(),
+            };
+            // What blocks must not block a lane; `double` and `echo` run wherever the loader puts them.
+            if matches!(*name, "held" | "slow") {
+                fs::write(models.join(name).join("model.yaml"), "execution: thread\n").unwrap();
+            }
+            if *name != "corrupt" {
+                controls.push((*name, fake.control()));
+                opener = opener.with(name, fake);
+            }
         }
-        self.start_with(&models, Arc::new(opener), controls).await
+        let misbehave = controls.clone();
+        let running = self.start_with(&models, Arc::new(opener), controls).await;
+        // Only now: warm-up runs must succeed.
+        for (name, control) in misbehave {
+            match name {
+                "slow" => control.set(Behaviour::Slow(Duration::from_millis(300))),
+                "fail" => control.set(Behaviour::Fail),
+                "panic" => control.set(Behaviour::Panic),
+                _ => {}
+            }
+        }
+        running
     }
 
     /// Starts it over a folder of real models.
@@ -169,9 +179,9 @@ impl Running {
         &self.inner.controls.iter().find(|(name, _)| *name == model).expect("a model of this test").1
     }
 
-    /// How often the model has run.
-    pub fn runs(&self, model: &str) -> usize {
-        self.control(model).runs()
+    /// How often the model has run, warm-up included.
+    pub fn runs(&self, model: &str) -> u64 {
+        self.control(model).started()
     }
 
     /// Occupies the one instance of `model`: its run blocks until the holder is released.
@@ -181,7 +191,7 @@ impl Running {
 
     pub async fn hold_with(&self, model: &str, key: Option<&str>) -> Holder {
         let control = self.control(model).clone();
-        let before = control.runs();
+        let before = control.started();
         control.block();
         let (running, request, key) =
             (self.clone(), Request::new(model, &[1, 4], vec![0.0; 4]), key.map(str::to_owned));
@@ -189,7 +199,7 @@ impl Running {
             let mut client = Client::connect(Surface::Rest, &running, key.as_deref()).await.unwrap();
             client.infer(&request).await
         });
-        until(|| control.runs() > before, "the holder runs").await;
+        until(|| control.started() > before, "the holder runs").await;
         Holder { control, call }
     }
 
