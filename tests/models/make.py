@@ -12,6 +12,7 @@
     fixed          [1,4] -> [1,4], no free axis, so nothing can be batched
     two_by_two     two inputs of two types, two outputs: their sum and their difference
     nonzero        [-1] -> [1,-1], as many columns as there are elements that are not zero: maybe none
+    constant       outputs that no input changes: a weight, and what a node makes of it
     float8         an element type that V2 cannot name
     passthrough    its output is its input, by the same name
     sequence       an output that is no tensor
@@ -106,6 +107,10 @@ def main():
     nodes = [helper.make_node("SplitToSequence", ["x"], ["y"], axis=0)]
     output = helper.make_tensor_sequence_value_info("y", fp32, None)
     good("sequence", nodes, [value("x", fp32, ["rows"])], [output])
+
+    weight = numpy_helper.from_array(np.array([1, 2, 3], dtype=np.float32), "weight")
+    nodes = [helper.make_node("Identity", ["weight"], ["copy"])]
+    good("constant", nodes, [value("x", fp32, ["rows"])], [value(n, fp32, [3]) for n in ("weight", "copy")], [weight])
 
     data = np.arange(1, 5, dtype=np.float32).tobytes()
     path = folder("good", "external_data")

@@ -6,7 +6,7 @@ use crate::{
     tensor::{DataType, Shape, Tensor, view},
 };
 use bytes::Bytes;
-use std::{path::PathBuf, process::Command, sync::mpsc, time::Duration};
+use std::{path::PathBuf, process::Command, slice::from_ref, sync::mpsc, time::Duration};
 
 fn runtime() -> Runtime {
     Runtime::load(None).unwrap_or_else(|error| panic!("{error}"))
@@ -65,12 +65,12 @@ fn every_datatype_comes_back_as_it_went_in() {
                 Tensor::new(dtype, [3].into(), view::aligned_copy(&bytes)).unwrap()
             }
         };
-        assert_eq!(model.run(&[input.clone()]).unwrap(), [input.clone()], "{dtype}");
+        assert_eq!(model.run(from_ref(&input)).unwrap(), from_ref(&input), "{dtype}");
         if dtype != DataType::Bytes {
             assert_eq!(model.run(&[unaligned(&input)]).unwrap(), [input], "{dtype}, unaligned");
         }
         let empty = Tensor::new(dtype, [0].into(), Bytes::new()).unwrap();
-        assert_eq!(model.run(&[empty.clone()]).unwrap(), [empty], "{dtype}, empty");
+        assert_eq!(model.run(from_ref(&empty)).unwrap(), [empty], "{dtype}, empty");
     }
 }
 
@@ -84,7 +84,7 @@ fn any_byte_but_zero_is_true() {
 fn strings_of_any_bytes_pass() {
     let strings = [&b"\xff\xfe"[..], b"\0", b"\0\0a\0", &[b'x'; 100_000]];
     let input = Tensor::strings([4].into(), strings).unwrap();
-    assert_eq!(open("echo_bytes").run(&[input.clone()]).unwrap(), [input]);
+    assert_eq!(open("echo_bytes").run(from_ref(&input)).unwrap(), [input]);
 }
 
 #[test]
@@ -128,7 +128,7 @@ fn an_output_may_have_a_shape_that_depends_on_the_data() {
 fn outputs_outlive_the_session_and_are_shared() {
     let mut model = open("echo_fp32");
     let input = floats(&[1000], &[7.0; 1000]);
-    let first = model.run(&[input.clone()]).unwrap().remove(0);
+    let first = model.run(from_ref(&input)).unwrap().remove(0);
     let second = model.run(&[floats(&[1000], &[8.0; 1000])]).unwrap().remove(0);
     drop(model);
     let third = std::thread::spawn(move || first.clone()).join().unwrap();
@@ -141,10 +141,22 @@ fn an_output_that_is_the_input_has_memory_of_its_own() {
     let mut model = open("passthrough");
     let input = floats(&[4], &[1.0, 2.0, 3.0, 4.0]);
     let range = input.data().as_ptr_range();
-    let output = model.run(&[input.clone()]).unwrap().remove(0);
+    let output = model.run(from_ref(&input)).unwrap().remove(0);
     assert!(!range.contains(&output.data().as_ptr()));
     drop(input);
     assert_eq!(output, floats(&[4], &[1.0, 2.0, 3.0, 4.0]));
+}
+
+#[test]
+fn outputs_that_are_weights_have_memory_of_their_own() {
+    let mut model = open("constant");
+    let input = floats(&[1], &[0.0]);
+    let (first, second) = (model.run(from_ref(&input)).unwrap(), model.run(from_ref(&input)).unwrap());
+    drop(model);
+    for (first, second) in first.iter().zip(&second) {
+        assert_ne!(first.data().as_ptr(), second.data().as_ptr());
+        assert_eq!(first.try_elements::<f32>().unwrap(), [1.0, 2.0, 3.0]);
+    }
 }
 
 #[test]
