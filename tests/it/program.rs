@@ -155,7 +155,7 @@ fn a_folder_with_bad_models_serves_the_rest_and_check_says_why() {
     };
     copy("models/digits/1/model.onnx", "digits");
     copy("README.md", "corrupt");
-    copy("tests/models/escape.onnx", "escape");
+    copy("tests/models/bad/external_escape/1/model.onnx", "escape");
     let models = folder.path().to_str().unwrap();
 
     let output = run(&["check", "--models", models]);
