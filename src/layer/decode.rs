@@ -78,7 +78,8 @@ where
 /// moment when the head was known, so that the same number means the same in a header and in a body.
 fn shorter_deadline(head: &Head, operation: &Operation) -> Option<Instant> {
     let wish: Duration = match operation {
-        Operation::Infer(request) => request.timeout?,
+        // Zero counts as not given (contract 02 section 3).
+        Operation::Infer(request) => request.timeout.filter(|wish| !wish.is_zero())?,
         Operation::Inspect(_) => return None,
     };
     head.received.checked_add(wish).filter(|wished| *wished < head.deadline)
@@ -139,7 +140,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_timeout_in_the_body_never_lengthens_the_deadline() {
-        for wish in [Duration::from_secs(61), Duration::MAX] {
+        for wish in [Duration::ZERO, Duration::from_secs(61), Duration::MAX] {
             let below = Below::new(|head: Head| async move {
                 assert_eq!(head.deadline - head.received, Duration::from_secs(60));
                 Ok(whole())

@@ -8,6 +8,7 @@ use crate::{
     },
     error::{Code, Stage},
     layer::fixture::{Below, chunk, head, identity, infer, stream, streamed, whole},
+    telemetry::{Format, access_log::tests::Page},
 };
 use futures_util::FutureExt;
 use std::{
@@ -94,11 +95,15 @@ struct Built {
 }
 
 fn built(router: Below) -> Built {
+    built_with(router, None)
+}
+
+fn built_with(router: Below, access_log: Option<AccessLog>) -> Built {
     let metrics = Arc::new(Metrics::new());
     let slots = Arc::new(Slots::new(2, 1, None));
     let purse = Arc::new(Mutex::new(100));
     let gateway = build(Parts {
-        access_log: None,
+        access_log,
         metrics: Arc::clone(&metrics),
         deadlines: deadline::Settings::default(),
         authenticator: Arc::new(Doorman),
@@ -287,6 +292,18 @@ async fn metrics_see_refusals() {
     *built.purse.lock().unwrap() = 0;
     built.code(built.call("web")).await;
     assert!(built.counted("unauthenticated") && built.counted("rate_limited"));
+}
+
+#[tokio::test]
+async fn the_access_log_names_who_was_refused_and_why() {
+    let page = Page::default();
+    let log = AccessLog::start(page.clone(), Format::Json).unwrap();
+    let built = built_with(Below::silent(), Some(log.clone()));
+    built.code(built.call("nobody")).await;
+    assert!(log.flush(Duration::from_secs(10)));
+    let line: serde_json::Value = serde_json::from_str(&page.text()).unwrap();
+    assert_eq!((&line["identity"], &line["code"]), (&"nobody".into(), &"not_found".into()));
+    assert_eq!(line["stage"], "reading");
 }
 
 #[tokio::test]

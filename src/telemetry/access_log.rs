@@ -1,46 +1,52 @@
 //! One line per call, when its exchange is over, from the facts.
 //!
-//! A lane only moves a few words into a bounded channel; one thread makes text of them and writes it. It never waits for
-//! that thread: when the channel is full, lines are dropped and counted. Nothing here has seen credentials or tensors.
+//! A lane makes the text itself, in a buffer that no other lane uses: its facts stay on its core, and memory is freed
+//! where it was taken. One thread collects the buffers and writes them out. A lane never waits for that thread: when a
+//! buffer is full, lines are dropped and counted. Nothing here has seen credentials or tensors.
+
+mod line;
 
 use super::Format;
 use crate::call::{CallId, End, Facts, Head, Intent, Observer, Peer, Surface};
-use crate::error::Stage;
+use line::{Clock, Text};
 use std::{
+    fmt,
     io::{self, Write},
+    mem,
     sync::{
-        Arc, Condvar, Mutex, PoisonError,
-        atomic::{AtomicBool, AtomicU64, Ordering},
-        mpsc::{Receiver, SyncSender, TryRecvError, sync_channel},
+        Arc, Condvar, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
     },
     thread::{self, Thread},
-    time::{Duration, Instant, SystemTime},
+    time::{Duration, Instant},
 };
 
-/// Lines that may wait for the writer. At 10 ms between its turns this is room for 800,000 calls per second.
-const QUEUE: usize = 8192;
+/// Text that a buffer may hold until it is collected: some 3,000 lines. The writer is woken when it is half full.
+const FULL: usize = 1024 * 1024;
+/// Text that a buffer has room for from its first line on, so that lines do not make it grow one by one.
+const ROOM: usize = 64 * 1024;
 /// How long the writer rests between turns while calls come in, so that a busy lane never pays for waking it.
 const BUSY_REST: Duration = Duration::from_millis(10);
 /// How long it rests when a turn found nothing; the first call after that wakes it.
 const IDLE_REST: Duration = Duration::from_millis(250);
-/// Text that is collected before it is written.
-const BUFFER: usize = 64 * 1024;
 
-/// The access log. Cloning it is cloning an `Arc`; when the last one is gone, the writer ends.
+/// The access log. Cloning it is cloning an `Arc`; when the last one is gone, the writer writes what is left and ends.
 #[derive(Clone, Debug)]
-pub struct AccessLog(Arc<Shared>);
+pub struct AccessLog(Arc<Handle>);
 
 #[derive(Debug)]
-struct Shared {
-    sender: SyncSender<Entry>,
+struct Handle {
     writer: Thread,
     state: Arc<State>,
 }
 
-/// What both sides know.
-#[derive(Debug, Default)]
+/// What lanes and writer share.
+#[derive(Debug)]
 struct State {
+    format: Format,
+    buffers: Box<[Mutex<Buffer>]>,
     idle: AtomicBool,
+    closed: AtomicBool,
     dropped: AtomicU64,
     /// How many flushes were asked for.
     asked: AtomicU64,
@@ -49,11 +55,18 @@ struct State {
     told: Condvar,
 }
 
-/// The line of one call, to be written at its end.
-#[derive(Debug)]
+/// The lines of one lane that are not collected yet.
+#[derive(Debug, Default)]
+struct Buffer {
+    text: Vec<u8>,
+    clock: Option<Clock>,
+}
+
+/// The line of one call, written at its end.
 pub struct Line {
     log: AccessLog,
-    entry: Option<Entry>,
+    entry: Entry,
+    written: bool,
 }
 
 /// What a line says. Identity, model and timing are in the facts.
@@ -65,26 +78,16 @@ struct Entry {
     peer: Arc<Peer>,
     facts: Arc<Facts>,
     received: Instant,
-    ended: Instant,
-    end: End,
-    stage: Stage,
 }
 
 /// The writer's side.
 struct Writer<W> {
-    receiver: Receiver<Entry>,
     state: Arc<State>,
     out: W,
-    format: Format,
-    text: Vec<u8>,
+    /// Exchanged for the buffer of a lane, so that neither side allocates.
+    spare: Vec<u8>,
     /// Lines reported as dropped so far.
     reported: u64,
-}
-
-/// The same moment on both clocks, so that a lane reads only one of them.
-struct Clocks {
-    instant: Instant,
-    wall: SystemTime,
 }
 
 // === impl AccessLog ===
@@ -96,18 +99,20 @@ impl AccessLog {
     ///
     /// If the thread cannot be started.
     pub fn start(out: impl Write + Send + 'static, format: Format) -> io::Result<Self> {
-        let (sender, receiver) = sync_channel(QUEUE);
-        let state = Arc::<State>::default();
-        let writer = Writer {
-            receiver,
-            state: Arc::clone(&state),
-            out,
+        let lanes = thread::available_parallelism().map_or(1, usize::from);
+        let state = Arc::new(State {
             format,
-            text: Vec::with_capacity(BUFFER + 1024),
-            reported: 0,
-        };
+            buffers: (0..lanes).map(|_| Mutex::default()).collect(),
+            idle: AtomicBool::new(false),
+            closed: AtomicBool::new(false),
+            dropped: AtomicU64::new(0),
+            asked: AtomicU64::new(0),
+            flushed: Mutex::new(0),
+            told: Condvar::new(),
+        });
+        let writer = Writer { state: Arc::clone(&state), out, spare: Vec::new(), reported: 0 };
         let thread = thread::Builder::new().name("access-log".to_owned()).spawn(move || writer.run())?;
-        Ok(Self(Arc::new(Shared { sender, writer: thread.thread().clone(), state })))
+        Ok(Self(Arc::new(Handle { writer: thread.thread().clone(), state })))
     }
 
     /// The line of the call with this `head`; written when it hears the end.
@@ -119,11 +124,8 @@ impl AccessLog {
             peer: Arc::clone(&head.peer),
             facts: Arc::clone(&head.facts),
             received: head.received,
-            ended: head.received,
-            end: End::Abandoned,
-            stage: Stage::Received,
         };
-        Line { log: self.clone(), entry: Some(entry) }
+        Line { log: self.clone(), entry, written: false }
     }
 
     /// Waits until everything logged so far is written, at most for `timeout`. True if it is.
@@ -131,10 +133,9 @@ impl AccessLog {
         let state = &self.0.state;
         let ticket = state.asked.fetch_add(1, Ordering::AcqRel) + 1;
         self.0.writer.unpark();
-        let flushed = state.flushed.lock().unwrap_or_else(PoisonError::into_inner);
         let (flushed, _) = state
             .told
-            .wait_timeout_while(flushed, timeout, |flushed| *flushed < ticket)
+            .wait_timeout_while(locked(&state.flushed), timeout, |flushed| *flushed < ticket)
             .unwrap_or_else(PoisonError::into_inner);
         *flushed >= ticket
     }
@@ -144,28 +145,60 @@ impl AccessLog {
         self.0.state.dropped.load(Ordering::Relaxed)
     }
 
-    fn submit(&self, entry: Entry) {
+    fn write(&self, entry: &Entry, end: End, now: Instant) {
         let state = &self.0.state;
-        if self.0.sender.try_send(entry).is_err() {
+        let mut buffer = locked(&state.buffers[lane() % state.buffers.len()]);
+        let Buffer { text, clock } = &mut *buffer;
+        if text.len() >= FULL {
             state.dropped.fetch_add(1, Ordering::Relaxed);
+            return;
         }
+        if text.capacity() == 0 {
+            text.reserve(ROOM);
+        }
+        let before = text.len();
+        entry.write(state.format, end, now, clock.get_or_insert_with(Clock::new), Text(text));
+        let half = before < FULL / 2 && text.len() >= FULL / 2;
+        drop(buffer);
         // A wake-up lost to the race with the writer's own flag costs 250 ms of delay and nothing else.
-        if state.idle.load(Ordering::Relaxed) && state.idle.swap(false, Ordering::Relaxed) {
+        if half || (state.idle.load(Ordering::Relaxed) && state.idle.swap(false, Ordering::Relaxed)) {
             self.0.writer.unpark();
         }
     }
+}
+
+impl Drop for Handle {
+    fn drop(&mut self) {
+        self.state.closed.store(true, Ordering::Release);
+        self.writer.unpark();
+    }
+}
+
+/// The number of this thread among those that ever wrote a line; lanes are the first ones.
+fn lane() -> usize {
+    static NEXT: AtomicUsize = AtomicUsize::new(0);
+    thread_local! { static LANE: usize = NEXT.fetch_add(1, Ordering::Relaxed) }
+    LANE.try_with(|lane| *lane).unwrap_or_default()
+}
+
+/// Nothing that is done under these locks can leave a half-made state behind, so a panic there is no reason to stop.
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 // === impl Line ===
 
 impl Observer for Line {
     fn end(&mut self, end: End) {
-        if let Some(mut entry) = self.entry.take() {
-            entry.ended = Instant::now();
-            entry.end = end;
-            entry.stage = entry.facts.stage();
-            self.log.submit(entry);
+        if !mem::replace(&mut self.written, true) {
+            self.log.write(&self.entry, end, Instant::now());
         }
+    }
+}
+
+impl fmt::Debug for Line {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Line").field("id", &self.entry.id).finish_non_exhaustive()
     }
 }
 
@@ -174,159 +207,41 @@ impl Observer for Line {
 impl<W: Write> Writer<W> {
     fn run(mut self) {
         loop {
+            // Both are asked before the turn: what was logged before them is then in the buffers.
             let asked = self.state.asked.load(Ordering::Acquire);
-            let (found, connected) = self.turn();
-            *self.state.flushed.lock().unwrap_or_else(PoisonError::into_inner) = asked;
+            let closed = self.state.closed.load(Ordering::Acquire);
+            let found = self.turn();
+            *locked(&self.state.flushed) = asked;
             self.state.told.notify_all();
-            if !connected {
+            if closed {
                 return;
             }
-            if self.state.asked.load(Ordering::Acquire) != asked {
-                continue;
-            }
             self.state.idle.store(!found, Ordering::Relaxed);
+            // A flush that came in between has unparked this thread, so it does not rest.
             thread::park_timeout(if found { BUSY_REST } else { IDLE_REST });
         }
     }
 
-    /// Writes what is there: whether there was anything, and whether there can be more.
-    fn turn(&mut self) -> (bool, bool) {
-        let clocks = Clocks { instant: Instant::now(), wall: SystemTime::now() };
+    /// Writes what is there, and says whether there was anything.
+    fn turn(&mut self) -> bool {
         let mut found = false;
-        let connected = loop {
-            match self.receiver.try_recv() {
-                Ok(entry) => {
-                    found = true;
-                    entry.write(self.format, &clocks, &mut self.text);
-                    if self.text.len() >= BUFFER {
-                        self.write_out();
-                    }
-                }
-                Err(TryRecvError::Empty) => break true,
-                Err(TryRecvError::Disconnected) => break false,
+        for index in 0..self.state.buffers.len() {
+            mem::swap(&mut locked(&self.state.buffers[index]).text, &mut self.spare);
+            if !self.spare.is_empty() {
+                found = true;
+                // A reader of our output that has gone away must not end the server, and there is no better place to
+                // say so.
+                let _ = self.out.write_all(&self.spare).and_then(|()| self.out.flush());
+                self.spare.clear();
             }
-        };
-        if !self.text.is_empty() {
-            self.write_out();
         }
         let dropped = self.state.dropped.load(Ordering::Relaxed);
         if dropped > self.reported {
             tracing::warn!(lines = dropped - self.reported, "access log lines dropped");
             self.reported = dropped;
         }
-        (found, connected)
+        found
     }
-
-    fn write_out(&mut self) {
-        // A reader of our output that has gone away must not end the server, and there is no better place to say it.
-        let _ = self.out.write_all(&self.text).and_then(|()| self.out.flush());
-        self.text.clear();
-    }
-}
-
-// === impl Entry ===
-
-impl Entry {
-    fn write(&self, format: Format, clocks: &Clocks, text: &mut Vec<u8>) {
-        // Writing into memory cannot fail.
-        let _ = match format {
-            Format::Pretty => self.write_pretty(clocks, text),
-            Format::Auto | Format::Json => self.write_json(clocks, text),
-        };
-    }
-
-    fn write_json(&self, clocks: &Clocks, text: &mut Vec<u8>) -> io::Result<()> {
-        text.extend_from_slice(b"{\"timestamp\":\"");
-        write_timestamp(clocks.wall_at(self.ended), text)?;
-        text.extend_from_slice(b"\",\"level\":\"INFO\",\"target\":\"sluicegate::access\",\"message\":\"call\"");
-        // Sane by construction: no character that JSON escapes.
-        write!(text, ",\"call_id\":\"{}\",\"surface\":\"{}\"", self.id, self.surface.name())?;
-        write!(text, ",\"intent\":\"{}\",\"code\":\"{}\"", self.intent.name(), self.end.name())?;
-        if let Some(identity) = self.facts.identity.get() {
-            text.extend_from_slice(b",\"identity\":");
-            serde_json::to_writer(&mut *text, &**identity.id())?;
-        }
-        if let Some(model) = self.facts.model.get() {
-            text.extend_from_slice(b",\"model\":");
-            serde_json::to_writer(&mut *text, &*model.name)?;
-            text.extend_from_slice(b",\"version\":");
-            serde_json::to_writer(&mut *text, &*model.version)?;
-        }
-        if let Some(timing) = self.facts.timing.get() {
-            write!(text, ",\"queue_us\":{},\"run_us\":{}", timing.queue.as_micros(), timing.compute.as_micros())?;
-        }
-        let took = self.ended.saturating_duration_since(self.received).as_micros();
-        write!(text, ",\"took_us\":{took},\"stage\":\"{}\"", self.stage.name())?;
-        writeln!(text, ",\"peer\":\"{}\"}}", self.peer.address)
-    }
-
-    fn write_pretty(&self, clocks: &Clocks, text: &mut Vec<u8>) -> io::Result<()> {
-        write_timestamp(clocks.wall_at(self.ended), text)?;
-        let took = self.ended.saturating_duration_since(self.received);
-        let (code, surface, intent) = (self.end.name(), self.surface.name(), self.intent.name());
-        write!(text, "  CALL {code} {surface} {intent}")?;
-        if let Some(model) = self.facts.model.get() {
-            write!(text, " {}", Escaped(&model.name))?;
-            write!(text, "/{}", Escaped(&model.version))?;
-        }
-        write!(text, " took {took:.1?}")?;
-        if let Some(timing) = self.facts.timing.get() {
-            write!(text, " (queue {:.1?}, run {:.1?})", timing.queue, timing.compute)?;
-        }
-        if self.end != End::Complete {
-            write!(text, " while {}", self.stage.name())?;
-        }
-        if let Some(identity) = self.facts.identity.get() {
-            write!(text, " identity={}", Escaped(identity.id()))?;
-        }
-        writeln!(text, " peer={} call_id={}", self.peer.address, self.id)
-    }
-}
-
-/// A name in a line for people: control characters must not reach a terminal or break the line.
-struct Escaped<'a>(&'a str);
-
-impl std::fmt::Display for Escaped<'_> {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        self.0.chars().try_for_each(|c| match c.is_control() {
-            true => write!(f, "{}", c.escape_default()),
-            false => write!(f, "{c}"),
-        })
-    }
-}
-
-// === impl Clocks ===
-
-impl Clocks {
-    fn wall_at(&self, instant: Instant) -> SystemTime {
-        match self.instant.checked_duration_since(instant) {
-            Some(ago) => self.wall.checked_sub(ago),
-            None => self.wall.checked_add(instant - self.instant),
-        }
-        .unwrap_or(self.wall)
-    }
-}
-
-/// RFC 3339 in UTC with microseconds.
-fn write_timestamp(time: SystemTime, text: &mut Vec<u8>) -> io::Result<()> {
-    let since = time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-    let (year, month, day) = date(since.as_secs() / 86_400);
-    let second = since.as_secs() % 86_400;
-    let (hour, minute, second) = (second / 3600, second / 60 % 60, second % 60);
-    write!(text, "{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}.{:06}Z", since.subsec_micros())
-}
-
-/// Year, month and day of the day `days` after 1970-01-01, in the Gregorian calendar. Years begin in March here, so that
-/// the leap day is the last day of one and months have a regular pattern: 153 days in five.
-fn date(days: u64) -> (u64, u64, u64) {
-    let days = days + 719_468; // from 0000-03-01 to 1970-01-01
-    let (era, day_of_era) = (days / 146_097, days % 146_097);
-    let year_of_era = (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
-    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
-    let month = (5 * day_of_year + 2) / 153;
-    let day = day_of_year - (153 * month + 2) / 5 + 1;
-    let month = if month < 10 { month + 3 } else { month - 9 };
-    (400 * era + year_of_era + u64::from(month <= 2), month, day)
 }
 
 #[cfg(test)]
