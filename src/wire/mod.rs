@@ -9,7 +9,14 @@ pub mod json;
 pub mod message;
 pub mod problem;
 pub mod proto;
+mod reserved;
 
+use crate::{
+    call::NamedTensor,
+    error::Error,
+    tensor::{DataType, Shape, Tensor},
+};
+use bytes::Bytes;
 use std::sync::Arc;
 
 /// Bounds and choices that all codecs share (contract 10 section 5, contract 00 section 6).
@@ -63,5 +70,48 @@ impl Wishes {
     /// Whether any of `names` is wanted as raw bytes.
     pub fn any_binary<'a>(&self, mut names: impl Iterator<Item = &'a str>) -> bool {
         (self.binary || !self.outputs.is_empty()) && names.any(|name| self.wants_binary(name))
+    }
+}
+
+/// A tensor out of raw bytes, which it shares.
+///
+/// Any byte of a BOOL that is not 0 is true on the wire, but only 1 is to ONNX Runtime (contract 01
+/// section 3.1): those few that differ are copied.
+///
+/// # Errors
+///
+/// [`Error::InvalidTensor`] if type, shape and bytes do not agree.
+fn raw(name: Arc<str>, dtype: DataType, shape: Shape, data: Bytes) -> Result<NamedTensor, Error> {
+    let data = match dtype {
+        DataType::Bool if data.iter().any(|byte| *byte > 1) => data.iter().map(|byte| u8::from(*byte != 0)).collect(),
+        _ => data,
+    };
+    match Tensor::new(dtype, shape, data) {
+        Ok(tensor) => Ok(NamedTensor { name, tensor }),
+        Err(error) => Err(Error::tensor(name, error.to_string())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn raw_bytes_are_shared_and_bools_normalised() {
+        let data = Bytes::from_static(&[0, 1, 2, 255]);
+        let bools = raw("b".into(), DataType::Bool, [4].into(), data.clone()).unwrap();
+        assert_eq!(&bools.tensor.data()[..], [0, 1, 1, 1]);
+        let bytes = raw("u".into(), DataType::Uint8, [4].into(), data.clone()).unwrap();
+        assert_eq!(bytes.tensor.data().as_ptr(), data.as_ptr());
+        let error = raw("x".into(), DataType::Fp32, [2].into(), data).unwrap_err();
+        assert_eq!(error.to_string(), "tensor `x` has 4 bytes, expected 8");
+    }
+
+    #[test]
+    fn single_wishes_override_the_default() {
+        let wishes = Wishes { binary: true, outputs: vec![("a".into(), false)] };
+        assert!(!wishes.wants_binary("a") && wishes.wants_binary("b"));
+        assert!(wishes.any_binary(["a", "b"].into_iter()));
+        assert!(!wishes.any_binary(["a"].into_iter()));
     }
 }

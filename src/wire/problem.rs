@@ -1,10 +1,94 @@
 //! Problem details (RFC 9457, contract 10 section 3), for the gateway's own routes.
+//!
+//! It does not decide who gets them: that is a question of the route and of `Accept`.
 
-use crate::{call::CallId, error::Error};
+use super::json;
+use crate::{
+    call::CallId,
+    error::{Code, Error},
+};
 use bytes::Bytes;
 
-/// Encodes `error` as problem details about the path `instance`, with `error`, `code` and `request_id` beside.
+/// Encodes `error` as problem details about the path `instance`, with `error`, `code`, `request_id` and `retryable`
+/// beside.
 pub fn encode(error: &Error, id: &CallId, instance: &str) -> Bytes {
-    let _ = (error, id, instance);
-    unimplemented!()
+    let code = error.code();
+    let mut out = Vec::with_capacity(384);
+    // Relative, so that every deployment points at its own documentation.
+    out.extend_from_slice(b"{\"type\":\"/docs#error-");
+    out.extend_from_slice(code.name().as_bytes());
+    out.extend_from_slice(b"\",\"title\":\"");
+    out.extend_from_slice(title(code).as_bytes());
+    out.extend_from_slice(b"\",\"status\":");
+    out.extend_from_slice(itoa::Buffer::new().format(status(error)).as_bytes());
+    out.extend_from_slice(b",\"detail\":");
+    json::write_string(&mut out, &error.to_string());
+    out.extend_from_slice(b",\"instance\":");
+    json::write_string(&mut out, instance);
+    out.push(b',');
+    json::write_error_members(&mut out, error, id);
+    out.push(b'}');
+    out.into()
+}
+
+/// The HTTP status; it must equal the one of the response line.
+fn status(error: &Error) -> u16 {
+    match error {
+        // Contract 00 section 2: the client's fault, not ours.
+        Error::BodyStalled => 408,
+        _ => error.code().row().http,
+    }
+}
+
+const fn title(code: Code) -> &'static str {
+    match code {
+        Code::InvalidArgument => "Invalid argument",
+        Code::Unauthenticated => "Not authenticated",
+        Code::PermissionDenied => "Permission denied",
+        Code::NotFound => "Not found",
+        Code::MethodNotAllowed => "Method not allowed",
+        Code::Conflict => "Conflict",
+        Code::PayloadTooLarge => "Payload too large",
+        Code::UnsupportedMediaType => "Unsupported media type",
+        Code::Unprocessable => "Unprocessable",
+        Code::RateLimited => "Rate limited",
+        Code::Overloaded => "Overloaded",
+        Code::NotReady => "Not ready",
+        Code::DeadlineExceeded => "Deadline exceeded",
+        Code::Cancelled => "Cancelled",
+        Code::Unimplemented => "Not implemented",
+        Code::Internal => "Internal error",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_members_of_a_problem() {
+        let id = CallId::Given("c-1".into());
+        let error = Error::NoRoute("no such path".into());
+        assert_eq!(
+            std::str::from_utf8(&encode(&error, &id, "/v1/ws/\"x")).unwrap(),
+            concat!(
+                r#"{"type":"/docs#error-not_found","title":"Not found","status":404,"detail":"no such path","#,
+                r#""instance":"/v1/ws/\"x","error":"no such path","code":"not_found","request_id":"c-1","retryable":false}"#
+            )
+        );
+    }
+
+    #[test]
+    fn every_code_has_its_own_type() {
+        let titles: std::collections::HashSet<_> = Code::ALL.into_iter().map(title).collect();
+        assert_eq!(titles.len(), Code::ALL.len());
+    }
+
+    #[test]
+    fn a_stalled_body_is_the_client_s_fault() {
+        let value: serde_json::Value =
+            serde_json::from_slice(&encode(&Error::BodyStalled, &CallId::make(), "/")).unwrap();
+        assert_eq!(value["status"], 408);
+        assert_eq!(value["code"], "deadline_exceeded");
+    }
 }

@@ -1,52 +1,286 @@
-//! Generated protobuf types and their conversions.
+//! Generated protobuf types and their conversions (contract 01 section 4).
+//!
+//! Raw tensors are moved, never copied: they are slices of the received message. What gRPC puts around
+//! a message, and which method it came with, is the front-end's business.
 
-use super::Settings;
-use crate::{
-    call::{InferRequest, InferResponse, ModelReport, ServerReport},
-    error::Error,
+use super::{
+    Settings, json, raw,
+    reserved::{self, Form, Options},
 };
+use crate::{
+    call::{InferRequest, InferResponse, ModelRef, ModelReport, NamedTensor, Parameter, Parameters, ServerReport},
+    error::Error,
+    tensor::{DataType, Shape, Tensor, TensorError, TensorSpec},
+};
+use bytes::Bytes;
+use inference::{
+    InferParameter, InferTensorContents, ModelInferRequest, infer_parameter::ParameterChoice,
+    model_infer_request::InferInputTensor, model_infer_response::InferOutputTensor,
+    model_metadata_response::TensorMetadata,
+};
+use std::{collections::HashMap, sync::Arc};
+
+#[cfg(test)]
+mod tests;
 
 /// The generated types of `proto/open_inference.proto`.
 #[allow(missing_docs, unreachable_pub, clippy::all, missing_debug_implementations)]
 pub mod inference {
-    /// Placeholder of the generated message.
-    #[derive(Clone, Debug, Default)]
-    pub struct ModelInferRequest;
-    /// Placeholder of the generated message.
-    #[derive(Clone, Debug, Default)]
-    pub struct ModelInferResponse;
-    /// Placeholder of the generated message.
-    #[derive(Clone, Debug, Default)]
-    pub struct ModelMetadataResponse;
-    /// Placeholder of the generated message.
-    #[derive(Clone, Debug, Default)]
-    pub struct ServerMetadataResponse;
+    include!(concat!(env!("OUT_DIR"), "/inference.rs"));
 }
+
+/// The file descriptors of `proto/open_inference.proto`, encoded, as gRPC reflection serves them.
+pub const DESCRIPTOR: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/inference_descriptor.bin"));
 
 /// Converts a decoded gRPC message (contract 01 section 4).
 ///
 /// # Errors
 ///
-/// [`Error::InvalidRequest`] or [`Error::InvalidTensor`], naming what was found and what was expected.
-pub fn decode_infer(message: inference::ModelInferRequest, settings: &Settings) -> Result<InferRequest, Error> {
-    let _ = (message, settings);
-    unimplemented!()
+/// [`Error::InvalidRequest`] or [`Error::InvalidTensor`], naming what was found and what was expected;
+/// [`Error::Unimplemented`] for `classification` and `sequence_id`.
+pub fn decode_infer(message: ModelInferRequest, settings: &Settings) -> Result<InferRequest, Error> {
+    if message.inputs.len() > settings.tensors || message.outputs.len() > settings.tensors {
+        let most = settings.tensors;
+        return Err(Error::invalid(format!(
+            "the request has more than {most} inputs or outputs, expected at most {most}"
+        )));
+    }
+    if message.model_name.is_empty() {
+        return Err(Error::invalid("`model_name` is empty"));
+    }
+    let mut options = Options::default();
+    check_count(message.parameters.len())?;
+    for (name, value) in message.parameters {
+        let value = parameter(&name, value)?;
+        options.take(Form::Grpc, &name, value)?;
+    }
+    options.check()?;
+    let inputs = inputs(message.inputs, message.raw_input_contents, settings)?;
+    let mut outputs: Vec<Arc<str>> = Vec::with_capacity(message.outputs.len());
+    for output in message.outputs {
+        check_tensor_parameters(&output.parameters)?;
+        if outputs.iter().any(|other| **other == *output.name) {
+            return Err(Error::tensor(output.name, "is requested twice, expected once"));
+        }
+        outputs.push(output.name.into());
+    }
+    Ok(InferRequest {
+        model: ModelRef { name: message.model_name.into(), version: given(message.model_version) },
+        client_id: given(message.id),
+        inputs,
+        outputs,
+        timeout: options.timeout,
+        priority: options.priority,
+        parameters: options.parameters,
+    })
+}
+
+/// In proto3 an empty string and none are the same on the wire.
+fn given(text: String) -> Option<Arc<str>> {
+    (!text.is_empty()).then(|| text.into())
+}
+
+fn check_count(parameters: usize) -> Result<(), Error> {
+    let most = json::MEMBERS;
+    match parameters {
+        count if count > most => Err(Error::invalid(format!("more than {most} parameters"))),
+        _ => Ok(()),
+    }
+}
+
+fn check_tensor_parameters(parameters: &HashMap<String, InferParameter>) -> Result<(), Error> {
+    parameters.keys().try_for_each(|name| reserved::check_tensor_parameter(name))
+}
+
+fn parameter(name: &str, value: InferParameter) -> Result<Parameter, Error> {
+    Ok(match value.parameter_choice {
+        Some(ParameterChoice::BoolParam(flag)) => Parameter::Bool(flag),
+        Some(ParameterChoice::Int64Param(number)) => Parameter::Int(number),
+        Some(ParameterChoice::StringParam(text)) => Parameter::String(text.into()),
+        Some(ParameterChoice::DoubleParam(number)) => Parameter::Double(number),
+        Some(ParameterChoice::Uint64Param(number)) => Parameter::Uint(number),
+        None => return Err(Error::invalid(format!("parameter `{name}` has no value"))),
+    })
+}
+
+fn inputs(
+    tensors: Vec<InferInputTensor>,
+    contents: Vec<Bytes>,
+    settings: &Settings,
+) -> Result<Vec<NamedTensor>, Error> {
+    let is_raw = !contents.is_empty();
+    if is_raw && contents.len() != tensors.len() {
+        let (found, expected) = (contents.len(), tensors.len());
+        return Err(Error::invalid(format!(
+            "`raw_input_contents` has {found} entries for {expected} inputs, expected one each"
+        )));
+    }
+    let mut contents = contents.into_iter();
+    let mut inputs: Vec<NamedTensor> = Vec::with_capacity(tensors.len());
+    for tensor in tensors {
+        if inputs.iter().any(|other| *other.name == *tensor.name) {
+            return Err(Error::tensor(tensor.name, "is there twice, expected once"));
+        }
+        inputs.push(input(tensor, contents.next(), settings)?);
+    }
+    Ok(inputs)
+}
+
+fn input(tensor: InferInputTensor, contents: Option<Bytes>, settings: &Settings) -> Result<NamedTensor, Error> {
+    let name: Arc<str> = tensor.name.into();
+    let wrong = |reason: String| Error::tensor(Arc::clone(&name), reason);
+    check_tensor_parameters(&tensor.parameters)?;
+    let dtype = DataType::parse(&tensor.datatype).ok_or_else(|| {
+        let found: String = tensor.datatype.chars().take(24).collect();
+        wrong(format!("has datatype `{found}`, expected a V2 name such as `FP32`"))
+    })?;
+    if tensor.shape.len() > settings.rank {
+        let (found, most) = (tensor.shape.len(), settings.rank);
+        return Err(wrong(format!("has {found} dimensions, expected at most {most}")));
+    }
+    if let Some(dim) = tensor.shape.iter().find(|dim| usize::try_from(**dim).is_err()) {
+        return Err(wrong(format!("has a dimension of `{dim}`, expected an integer from 0 on")));
+    }
+    let shape = Shape::new(tensor.shape.iter().map(|dim| usize::try_from(*dim).unwrap_or_default()));
+    match (contents, tensor.contents) {
+        (Some(_), Some(_)) => Err(wrong("has both raw and typed contents, expected one".to_owned())),
+        (Some(data), None) => raw(name, dtype, shape, data),
+        (None, typed) => {
+            let tensor = typed_tensor(dtype, shape, typed.unwrap_or_default()).map_err(wrong)?;
+            Ok(NamedTensor { name, tensor })
+        }
+    }
+}
+
+/// Builds a tensor of typed contents, or says what is wrong with them (contract 01 section 4.2, rules 4 to 7).
+fn typed_tensor(dtype: DataType, shape: Shape, contents: InferTensorContents) -> Result<Tensor, String> {
+    let overflow = || TensorError::Overflow.to_string();
+    let expected = shape.elements().ok_or_else(overflow)?;
+    // Half types have no field of their own; any that is filled is the wrong one.
+    let field = field_of(dtype).unwrap_or("raw_input_contents");
+    let filled = [
+        ("bool_contents", contents.bool_contents.len()),
+        ("int_contents", contents.int_contents.len()),
+        ("int64_contents", contents.int64_contents.len()),
+        ("uint_contents", contents.uint_contents.len()),
+        ("uint64_contents", contents.uint64_contents.len()),
+        ("fp32_contents", contents.fp32_contents.len()),
+        ("fp64_contents", contents.fp64_contents.len()),
+        ("bytes_contents", contents.bytes_contents.len()),
+    ];
+    if let Some((found, _)) = filled.iter().find(|(name, length)| *length > 0 && *name != field) {
+        return Err(format!("has `{found}`, expected `{field}` for {dtype}"));
+    }
+    let found = filled.iter().map(|(_, length)| length).sum::<usize>();
+    if found == 0 && expected > 0 {
+        return Err(format!("has no data, expected `{field}`"));
+    }
+    if found != expected {
+        return Err(format!("has {found} elements in `{field}`, expected {expected} for shape {shape}"));
+    }
+    let tensor = match dtype {
+        DataType::Bool => Tensor::new(dtype, shape, contents.bool_contents.into_iter().map(u8::from).collect()),
+        DataType::Int8 => Tensor::of(dtype, shape, narrow::<_, i8>(&contents.int_contents, dtype)?),
+        DataType::Int16 => Tensor::of(dtype, shape, narrow::<_, i16>(&contents.int_contents, dtype)?),
+        DataType::Int32 => Tensor::of(dtype, shape, contents.int_contents),
+        DataType::Int64 => Tensor::of(dtype, shape, contents.int64_contents),
+        DataType::Uint8 => Tensor::of(dtype, shape, narrow::<_, u8>(&contents.uint_contents, dtype)?),
+        DataType::Uint16 => Tensor::of(dtype, shape, narrow::<_, u16>(&contents.uint_contents, dtype)?),
+        DataType::Uint32 => Tensor::of(dtype, shape, contents.uint_contents),
+        DataType::Uint64 => Tensor::of(dtype, shape, contents.uint64_contents),
+        DataType::Fp32 => Tensor::of(dtype, shape, contents.fp32_contents),
+        DataType::Fp64 => Tensor::of(dtype, shape, contents.fp64_contents),
+        DataType::Bytes => Tensor::strings(shape, contents.bytes_contents),
+        // Only without elements: everything else is refused above.
+        DataType::Fp16 | DataType::Bf16 => Tensor::new(dtype, shape, Bytes::new()),
+    };
+    tensor.map_err(|error| error.to_string())
+}
+
+const fn field_of(dtype: DataType) -> Option<&'static str> {
+    match dtype {
+        DataType::Bool => Some("bool_contents"),
+        DataType::Int8 | DataType::Int16 | DataType::Int32 => Some("int_contents"),
+        DataType::Int64 => Some("int64_contents"),
+        DataType::Uint8 | DataType::Uint16 | DataType::Uint32 => Some("uint_contents"),
+        DataType::Uint64 => Some("uint64_contents"),
+        DataType::Fp32 => Some("fp32_contents"),
+        DataType::Fp64 => Some("fp64_contents"),
+        DataType::Bytes => Some("bytes_contents"),
+        DataType::Fp16 | DataType::Bf16 => None,
+    }
+}
+
+fn narrow<W: Copy + std::fmt::Display, T: TryFrom<W>>(wide: &[W], dtype: DataType) -> Result<Vec<T>, String> {
+    let narrow = |(index, value): (usize, &W)| {
+        T::try_from(*value).map_err(|_| format!("has `{value}` at index {index}, beyond the range of {dtype}"))
+    };
+    wide.iter().enumerate().map(narrow).collect()
 }
 
 /// Converts a response; `raw_output_contents` has one entry per output, always.
 pub fn encode_infer(response: InferResponse) -> inference::ModelInferResponse {
-    let _ = response;
-    unimplemented!()
+    let mut outputs = Vec::with_capacity(response.outputs.len());
+    let mut raw_output_contents = Vec::with_capacity(response.outputs.len());
+    for NamedTensor { name, tensor } in response.outputs {
+        outputs.push(InferOutputTensor {
+            name: name.as_ref().into(),
+            datatype: tensor.dtype().name().into(),
+            shape: tensor.shape().dims().iter().map(|dim| i64::try_from(*dim).unwrap_or(i64::MAX)).collect(),
+            parameters: HashMap::new(),
+            contents: None,
+        });
+        raw_output_contents.push(tensor.data().clone());
+    }
+    inference::ModelInferResponse {
+        model_name: response.model.name.as_ref().into(),
+        model_version: response.model.version.as_ref().into(),
+        id: response.client_id.as_deref().unwrap_or_default().into(),
+        parameters: encode_parameters(response.parameters),
+        outputs,
+        raw_output_contents,
+    }
+}
+
+fn encode_parameters(parameters: Parameters) -> HashMap<String, InferParameter> {
+    let encode = |(name, value): (Arc<str>, Parameter)| {
+        let choice = match value {
+            Parameter::Bool(flag) => ParameterChoice::BoolParam(flag),
+            Parameter::Int(number) => ParameterChoice::Int64Param(number),
+            Parameter::Uint(number) => ParameterChoice::Uint64Param(number),
+            Parameter::Double(number) => ParameterChoice::DoubleParam(number),
+            Parameter::String(text) => ParameterChoice::StringParam(text.as_ref().into()),
+        };
+        (name.as_ref().into(), InferParameter { parameter_choice: Some(choice) })
+    };
+    parameters.into_iter().map(encode).collect()
 }
 
 /// Converts model metadata.
 pub fn encode_model(report: &ModelReport) -> inference::ModelMetadataResponse {
-    let _ = report;
-    unimplemented!()
+    inference::ModelMetadataResponse {
+        name: report.name.as_ref().into(),
+        versions: report.versions.iter().map(|version| version.as_ref().into()).collect(),
+        platform: report.platform.as_ref().into(),
+        inputs: report.signature.inputs.iter().map(encode_spec).collect(),
+        outputs: report.signature.outputs.iter().map(encode_spec).collect(),
+        properties: HashMap::new(),
+    }
+}
+
+fn encode_spec(spec: &TensorSpec) -> TensorMetadata {
+    TensorMetadata {
+        name: spec.name.as_ref().into(),
+        datatype: spec.dtype_name().into(),
+        shape: spec.wire_dims().collect(),
+    }
 }
 
 /// Converts server metadata.
 pub fn encode_server(report: &ServerReport) -> inference::ServerMetadataResponse {
-    let _ = report;
-    unimplemented!()
+    inference::ServerMetadataResponse {
+        name: report.name.into(),
+        version: report.version.into(),
+        extensions: report.extensions.iter().map(|extension| (*extension).into()).collect(),
+    }
 }

@@ -1,0 +1,99 @@
+//! Answers to questions, and errors, as V2 REST writes them.
+
+use super::response::{write_integer, write_list, write_string};
+use crate::{
+    call::{CallId, ModelReport, Report},
+    error::Error,
+    tensor::TensorSpec,
+};
+use bytes::Bytes;
+
+/// Encodes the answer to a question as V2 REST does (contract 01 sections 1 and 2).
+pub fn encode_report(report: &Report) -> Bytes {
+    let mut out = Vec::with_capacity(256);
+    match report {
+        Report::Caller(identity) => {
+            out.extend_from_slice(b"{\"identity\":");
+            write_string(&mut out, identity.id());
+            out.extend_from_slice(b",\"groups\":");
+            write_list(&mut out, identity.groups(), |out, group| write_string(out, group));
+        }
+        Report::Server(server) => {
+            out.extend_from_slice(b"{\"name\":");
+            write_string(&mut out, server.name);
+            out.extend_from_slice(b",\"version\":");
+            write_string(&mut out, server.version);
+            out.extend_from_slice(b",\"extensions\":");
+            write_list(&mut out, server.extensions, |out, extension| write_string(out, extension));
+        }
+        Report::Models(models) => {
+            out.extend_from_slice(b"{\"models\":");
+            write_list(&mut out, models, |out, model| write_string(out, model));
+        }
+        Report::Model(model) => write_model(&mut out, model),
+        Report::Ready { model, ready } => {
+            out.extend_from_slice(b"{\"name\":");
+            write_string(&mut out, model);
+            out.extend_from_slice(if *ready { b",\"ready\":true" } else { b",\"ready\":false" });
+        }
+    }
+    out.push(b'}');
+    out.into()
+}
+
+fn write_model(out: &mut Vec<u8>, model: &ModelReport) {
+    out.extend_from_slice(b"{\"name\":");
+    write_string(out, &model.name);
+    out.extend_from_slice(b",\"versions\":");
+    write_list(out, &model.versions, |out, version| write_string(out, version));
+    out.extend_from_slice(b",\"platform\":");
+    write_string(out, &model.platform);
+    out.extend_from_slice(b",\"inputs\":");
+    write_list(out, &model.signature.inputs, write_spec);
+    out.extend_from_slice(b",\"outputs\":");
+    write_list(out, &model.signature.outputs, write_spec);
+}
+
+fn write_spec(out: &mut Vec<u8>, spec: &TensorSpec) {
+    out.extend_from_slice(b"{\"name\":");
+    write_string(out, &spec.name);
+    out.extend_from_slice(b",\"datatype\":");
+    write_string(out, spec.dtype_name());
+    out.extend_from_slice(b",\"shape\":");
+    write_list(out, spec.wire_dims(), write_integer);
+    out.push(b'}');
+}
+
+/// Encodes an error of a V2 route: `error`, `code`, `request_id`, `retryable` (architecture section 8).
+///
+/// `error` is a plain string: clients of this family read nothing else.
+pub fn encode_error(error: &Error, id: &CallId) -> Bytes {
+    let mut out = Vec::with_capacity(256);
+    out.push(b'{');
+    write_error_members(&mut out, error, id);
+    out.push(b'}');
+    out.into()
+}
+
+/// Appends the members that every JSON error has, without braces.
+pub(in crate::wire) fn write_error_members(out: &mut Vec<u8>, error: &Error, id: &CallId) {
+    let row = error.code().row();
+    out.extend_from_slice(b"\"error\":");
+    write_string(out, &error.to_string());
+    out.extend_from_slice(b",\"code\":\"");
+    out.extend_from_slice(row.name.as_bytes());
+    out.extend_from_slice(b"\",\"request_id\":");
+    write_id(out, id);
+    out.extend_from_slice(if row.retry { b",\"retryable\":true" } else { b",\"retryable\":false" });
+}
+
+/// Appends a call id as a JSON string.
+pub(in crate::wire) fn write_id(out: &mut Vec<u8>, id: &CallId) {
+    match id {
+        CallId::Given(id) => write_string(out, id),
+        CallId::Made(uuid) => {
+            let mut text = uuid::Uuid::encode_buffer();
+            write_string(out, uuid.hyphenated().encode_lower(&mut text));
+        }
+    }
+}

@@ -1,0 +1,228 @@
+//! Names of parameters that mean something to the server (contract 02 section 3), the same on every surface.
+//!
+//! Nothing that a client says is dropped silently: a name is understood, handed on, or refused.
+
+use super::json::MEMBERS;
+use crate::{
+    call::{Parameter, Parameters},
+    error::Error,
+};
+use std::time::Duration;
+
+/// The way a request came in; a few names differ.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Form {
+    /// V2 JSON.
+    Rest,
+    /// A `sluicegate.v1` message, which has members of its own for what V2 puts here.
+    Message,
+    /// V2 gRPC.
+    Grpc,
+}
+
+/// What the parameters of a request come to.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Options {
+    /// From `timeout`; 0 counts as absent.
+    pub(super) timeout: Option<Duration>,
+    /// From `priority`.
+    pub(super) priority: u32,
+    /// From `binary_data_output`.
+    pub(super) binary: Option<bool>,
+    /// Everything else.
+    pub(super) parameters: Parameters,
+    /// `sequence_start` or `sequence_end`, if one was true.
+    sequence: Option<&'static str>,
+}
+
+impl Options {
+    /// Takes one parameter.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::InvalidRequest`] if a reserved name has a value of the wrong type, [`Error::Unimplemented`] if what it
+    /// asks for is not there yet.
+    pub(super) fn take(&mut self, form: Form, name: &str, value: Parameter) -> Result<(), Error> {
+        match (name, form) {
+            ("timeout", Form::Message) => return Err(elsewhere(name, "timeout_ms")),
+            ("priority", Form::Message) => return Err(elsewhere(name, "priority")),
+            ("binary_data_output", Form::Message) => return Err(elsewhere(name, "binary_outputs")),
+            ("timeout", _) => self.timeout = microseconds(form, &value)?,
+            ("priority", _) => self.priority = priority(&value)?,
+            ("binary_data_output", _) => self.binary = Some(boolean(name, &value)?),
+            ("sequence_id", _) => no_sequence(&value)?,
+            ("sequence_start", _) if boolean(name, &value)? => self.sequence = Some("sequence_start"),
+            ("sequence_end", _) if boolean(name, &value)? => self.sequence = Some("sequence_end"),
+            ("sequence_start" | "sequence_end", _) => {}
+            ("headers", _) => return Err(Error::invalid("parameter `headers` is reserved")),
+            ("triton_enable_empty_final_response", Form::Grpc) => {
+                boolean(name, &value)?;
+                self.keep(name, value)?;
+            }
+            _ if name.starts_with("triton_") => {
+                let name: String = name.chars().take(64).collect();
+                return Err(Error::invalid(format!("parameter `{name}` is reserved")));
+            }
+            _ => self.keep(name, value)?,
+        }
+        Ok(())
+    }
+
+    /// Checks what only all parameters together tell.
+    pub(super) fn check(&self) -> Result<(), Error> {
+        match self.sequence {
+            Some(flag) => Err(Error::invalid(format!("parameter `{flag}` needs a `sequence_id`"))),
+            None => Ok(()),
+        }
+    }
+
+    fn keep(&mut self, name: &str, value: Parameter) -> Result<(), Error> {
+        if self.parameters.len() >= MEMBERS {
+            return Err(Error::invalid(format!("more than {MEMBERS} parameters")));
+        }
+        self.parameters.push((name.into(), value));
+        Ok(())
+    }
+}
+
+/// Refuses parameters of a single input or output that ask for what is not there.
+///
+/// # Errors
+///
+/// [`Error::Unimplemented`] for `classification`; [`Error::InvalidRequest`] for shared memory, which is for one
+/// host only and not offered (contract 02 section 12).
+pub(super) fn check_tensor_parameter(name: &str) -> Result<(), Error> {
+    match name {
+        "classification" => Err(Error::Unimplemented("`classification` is not implemented".into())),
+        "shared_memory_region" | "shared_memory_offset" | "shared_memory_byte_size" => {
+            Err(Error::invalid(format!("`{name}` is set, expected no shared memory: this server has none")))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// A `priority`: 0 is the model's default, 1 the highest, larger is lower.
+pub(super) fn priority(value: &Parameter) -> Result<u32, Error> {
+    match value {
+        // Beyond `u32` all are equally low.
+        Parameter::Int(level @ 0..) => Ok(u32::try_from(*level).unwrap_or(u32::MAX)),
+        Parameter::Uint(level) => Ok(u32::try_from(*level).unwrap_or(u32::MAX)),
+        _ => Err(wrong("priority", value, "an integer of at least 0")),
+    }
+}
+
+fn microseconds(form: Form, value: &Parameter) -> Result<Option<Duration>, Error> {
+    let number = match (value, form) {
+        (Parameter::Int(number), _) => u64::try_from(*number).ok(),
+        (Parameter::Uint(number), Form::Rest) => Some(*number),
+        (Parameter::String(text), Form::Rest) if text.bytes().all(|byte| byte.is_ascii_digit()) => text.parse().ok(),
+        _ => None,
+    };
+    match number {
+        Some(0) => Ok(None),
+        Some(number) => Ok(Some(Duration::from_micros(number))),
+        None => Err(wrong("timeout", value, "an integer of microseconds, at least 0")),
+    }
+}
+
+fn boolean(name: &str, value: &Parameter) -> Result<bool, Error> {
+    match value {
+        Parameter::Bool(flag) => Ok(*flag),
+        _ => Err(wrong(name, value, "`true` or `false`")),
+    }
+}
+
+fn no_sequence(value: &Parameter) -> Result<(), Error> {
+    match value {
+        Parameter::Int(0) | Parameter::Uint(0) => Ok(()),
+        Parameter::String(id) if id.is_empty() => Ok(()),
+        Parameter::Int(_) | Parameter::Uint(_) | Parameter::String(_) => {
+            Err(Error::Unimplemented("`sequence_id` is not implemented".into()))
+        }
+        Parameter::Bool(_) | Parameter::Double(_) => Err(wrong("sequence_id", value, "an integer or a string")),
+    }
+}
+
+#[cold]
+fn elsewhere(name: &str, member: &str) -> Error {
+    Error::invalid(format!("parameter `{name}` stands below `parameters`, expected `{member}` beside it"))
+}
+
+#[cold]
+fn wrong(name: &str, value: &Parameter, expected: &str) -> Error {
+    let found = match value {
+        Parameter::Bool(flag) => format!("`{flag}`"),
+        Parameter::Int(number) => format!("`{number}`"),
+        Parameter::Uint(number) => format!("the unsigned `{number}`"),
+        Parameter::Double(number) => format!("`{number}`"),
+        Parameter::String(_) => "a string".to_owned(),
+    };
+    Error::invalid(format!("parameter `{name}` is {found}, expected {expected}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::error::Code;
+
+    fn take(form: Form, name: &str, value: Parameter) -> Result<Options, Error> {
+        let mut options = Options::default();
+        options.take(form, name, value)?;
+        options.check()?;
+        Ok(options)
+    }
+
+    #[test]
+    fn timeouts_are_microseconds_and_zero_is_none() {
+        let timeout = |form, value| take(form, "timeout", value).map(|options| options.timeout).ok();
+        let five = Some(Some(Duration::from_millis(5)));
+        assert_eq!(timeout(Form::Rest, Parameter::Int(5000)), five);
+        assert_eq!(timeout(Form::Rest, Parameter::String("5000".into())), five);
+        assert_eq!(timeout(Form::Grpc, Parameter::Int(5000)), five);
+        assert_eq!(timeout(Form::Rest, Parameter::Int(0)), Some(None));
+        for bad in [Parameter::Int(-1), Parameter::Double(1.0), Parameter::String("1s".into()), Parameter::Bool(true)] {
+            assert_eq!(timeout(Form::Rest, bad.clone()), None, "{bad:?}");
+        }
+        assert_eq!(timeout(Form::Grpc, Parameter::Uint(5000)), None, "contract 02 section 3: int64_param only");
+        assert_eq!(timeout(Form::Message, Parameter::Int(5000)), None, "messages have `timeout_ms`");
+    }
+
+    #[test]
+    fn priorities_come_with_and_without_a_sign() {
+        let priority = |value| take(Form::Grpc, "priority", value).map(|options| options.priority).ok();
+        assert_eq!(priority(Parameter::Int(1)), Some(1));
+        assert_eq!(priority(Parameter::Uint(u64::MAX)), Some(u32::MAX));
+        assert_eq!(priority(Parameter::Int(-1)), None);
+        assert_eq!(priority(Parameter::String("1".into())), None);
+    }
+
+    #[test]
+    fn sequences_are_refused_and_their_absence_is_not() {
+        let code = |name, value| take(Form::Rest, name, value).err().map(|error| error.code());
+        assert_eq!(code("sequence_id", Parameter::Int(7)), Some(Code::Unimplemented));
+        assert_eq!(code("sequence_id", Parameter::String("s".into())), Some(Code::Unimplemented));
+        assert_eq!(code("sequence_id", Parameter::Int(0)), None);
+        assert_eq!(code("sequence_id", Parameter::String("".into())), None);
+        assert_eq!(code("sequence_id", Parameter::Bool(true)), Some(Code::InvalidArgument));
+        assert_eq!(code("sequence_start", Parameter::Bool(true)), Some(Code::InvalidArgument));
+        assert_eq!(code("sequence_end", Parameter::Bool(false)), None);
+    }
+
+    #[test]
+    fn reserved_names_are_refused_and_others_kept() {
+        let name = "triton_enable_empty_final_response";
+        assert!(take(Form::Rest, name, Parameter::Bool(false)).is_err());
+        let kept = take(Form::Grpc, name, Parameter::Bool(false)).unwrap().parameters;
+        assert_eq!(kept, [(name.into(), Parameter::Bool(false))]);
+        assert!(take(Form::Grpc, "triton_other", Parameter::Bool(false)).is_err());
+        assert!(take(Form::Rest, "headers", Parameter::String("x".into())).is_err());
+        assert_eq!(take(Form::Rest, "mine", Parameter::Double(0.5)).unwrap().parameters.len(), 1);
+    }
+
+    #[test]
+    fn what_single_tensors_may_not_ask_for() {
+        assert_eq!(check_tensor_parameter("classification").unwrap_err().code(), Code::Unimplemented);
+        assert_eq!(check_tensor_parameter("shared_memory_region").unwrap_err().code(), Code::InvalidArgument);
+        assert!(check_tensor_parameter("content_type").is_ok());
+    }
+}
