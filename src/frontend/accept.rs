@@ -9,7 +9,7 @@ mod socket;
 mod stall;
 
 pub use connection::serve;
-pub(super) use patience::{Activity, InFlight};
+pub(super) use patience::InFlight;
 pub(super) use stall::Outgoing;
 
 use super::{Phase, Surfaces, settings::Connections, tls::Tls};
@@ -221,31 +221,4 @@ impl Places {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn anywhere() -> SocketAddr {
-        SocketAddr::from(([127, 0, 0, 1], 0))
-    }
-
-    #[tokio::test]
-    async fn a_port_in_use_is_said_so() {
-        let first = Listener::bind(anywhere(), Surfaces::ALL, None).unwrap();
-        let error = Listener::bind(first.local(), Surfaces::ALL, None).unwrap_err().to_string();
-        assert!(error.contains(&first.local().to_string()) && error.contains("in use"), "{error}");
-        let foreign = SocketAddr::from(([192, 0, 2, 1], 0));
-        assert!(Listener::bind(foreign, Surfaces::ALL, None).unwrap_err().to_string().contains("no such address"));
-    }
-
-    #[tokio::test]
-    async fn places_are_waited_for_until_all_are_free() {
-        let places = Places::new(Connections { total: 2, ..Connections::default() });
-        let one = Arc::clone(&places.connections).acquire_owned().await.unwrap();
-        assert_eq!(places.open(), 1);
-        let mut waiting = std::pin::pin!(places.all_free());
-        assert!(futures_util::FutureExt::now_or_never(waiting.as_mut()).is_none());
-        drop(one);
-        waiting.await;
-        assert_eq!(places.open(), 0);
-    }
-}
+mod tests;

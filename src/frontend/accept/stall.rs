@@ -7,7 +7,7 @@
 use super::patience::InFlight;
 use crate::frontend::Body;
 use bytes::Bytes;
-use http_body::{Body as _, Frame, SizeHint};
+use http_body::{Frame, SizeHint};
 use std::{
     cell::Cell,
     pin::Pin,
@@ -135,7 +135,8 @@ impl<F: Future<Output = ()>> Future for Stalling<F> {
 
 #[cfg(test)]
 mod tests {
-    use super::{super::Activity, *};
+    use super::{super::patience::Activity, *};
+    use http_body::Body as _;
     use http_body_util::BodyExt;
     use std::sync::Arc;
 

@@ -100,7 +100,7 @@ fn answer_probe(probe: Probe, connection: &Connection, request: &Request, id: &C
     let mut response = if good {
         render::json(StatusCode::OK, bytes::Bytes::from_static(body), id)
     } else {
-        let mut response = plain(StatusCode::SERVICE_UNAVAILABLE, readiness.reason(), id, request.version());
+        let mut response = plain(StatusCode::SERVICE_UNAVAILABLE, readiness.reason(), id);
         render::retry_after(response.headers_mut(), std::time::Duration::from_secs(1), true);
         response
     };
