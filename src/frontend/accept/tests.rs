@@ -376,7 +376,7 @@ fn futures_of_requests_stay_small() {
         size_of::<F>()
     }
     let size = size(crate::frontend::http::answer);
-    assert!(size <= 4096, "{size}");
+    assert!(size <= 2048, "{size}");
 }
 
 impl Places {
