@@ -1,6 +1,6 @@
 //! REST: a route becomes a call, a reply becomes a response.
 //!
-//! Routes are matched by [`route`], bodies are `infer`'s, responses `render`'s.
+//! Routes are matched by `route`, bodies are `infer`'s, responses `render`'s.
 
 mod infer;
 mod render;
