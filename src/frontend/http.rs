@@ -12,6 +12,7 @@ use crate::{
     call::{CallId, Surface},
     error::Error,
 };
+use futures_util::future::{BoxFuture, Either};
 use http::{
     HeaderMap, HeaderValue, Method, StatusCode, Version,
     header::{CONNECTION, CONTENT_TYPE, HOST, UPGRADE},
@@ -42,51 +43,63 @@ enum Target {
 }
 
 /// Answers one request; always with a response. When the process stops, what is not answered yet is `not_ready`.
-pub(super) async fn answer(
+///
+/// No `async fn` down to the call itself: each would keep the request twice, and hyper moves the whole future.
+pub(super) fn answer(
     connection: Arc<Connection>,
     in_flight: InFlight,
     request: Request,
     piece: usize,
-) -> Result<http::Response<Outgoing>, Infallible> {
+) -> impl Future<Output = Result<http::Response<Outgoing>, Infallible>> + Send {
     let target = Target::of(&request);
     let (version, id) = (request.version(), request.headers().get(head::REQUEST_ID).cloned());
-    let activity = Arc::clone(in_flight.activity());
-    let mut stopped = pin!(activity.stopped());
-    let response = if activity.is_stopping() {
-        stopping(target, version, id.as_ref())
-    } else {
-        tokio::select! {
-            biased;
-            response = dispatch(connection, target, request) => response,
-            () = stopped.as_mut() => stopping(target, version, id.as_ref()),
-        }
-    };
-    Ok(response.map(|body| Outgoing::new(body, piece, in_flight)))
+    let answering = dispatch(connection, target, request);
+    async move {
+        let activity = Arc::clone(in_flight.activity());
+        let mut stopped = pin!(activity.stopped());
+        let response = if activity.is_stopping() {
+            stopping(target, version, id.as_ref())
+        } else {
+            tokio::select! {
+                biased;
+                response = answering => response,
+                () = stopped.as_mut() => stopping(target, version, id.as_ref()),
+            }
+        };
+        Ok(response.map(|body| Outgoing::new(body, piece, in_flight)))
+    }
 }
 
-async fn dispatch(connection: Arc<Connection>, target: Target, request: Request) -> Response {
+fn dispatch(
+    connection: Arc<Connection>,
+    target: Target,
+    request: Request,
+) -> impl Future<Output = Response> + Send + use<> {
+    let now = |response| Either::Left(Either::Left(std::future::ready(response)));
     if let Err(unsound) = check(&connection, &request) {
         connection.frontend.metrics.refused("malformed_request");
-        return unsound.render(&request);
+        return now(unsound.render(&request));
     }
     if !connection.surfaces.has(target.surface()) {
-        return not_served(target, &request);
+        return now(not_served(target, &request));
     }
-    match target {
+    // Boxed but for REST: the future of every request would be as large as the largest of them.
+    let other: BoxFuture<'static, Response> = match target {
+        Target::Rest => return Either::Left(Either::Right(rest::serve(connection, request))),
         // Comes with a later issue (05); until then it says so in HTTP, where every client of it can see it.
         Target::GrpcWeb => {
             let error = Error::Unimplemented("grpc-web is not part of this version, use grpc over HTTP/2".into());
-            rest::refuse(&request, &error)
+            return now(rest::refuse(&request, &error));
         }
         Target::Grpc if request.version() < Version::HTTP_2 => {
-            Unsound::Status(StatusCode::HTTP_VERSION_NOT_SUPPORTED, "grpc needs HTTP/2").render(&request)
+            let unsound = Unsound::Status(StatusCode::HTTP_VERSION_NOT_SUPPORTED, "grpc needs HTTP/2");
+            return now(unsound.render(&request));
         }
-        Target::Grpc => grpc::serve(connection, request).await,
-        // Boxed: these live long and are few, and the other futures should not be as large as theirs.
-        Target::WebSocket => Box::pin(websocket::serve(connection, request)).await,
-        Target::Stream => Box::pin(h2_stream::serve(connection, request)).await,
-        Target::Rest => rest::serve(connection, request).await,
-    }
+        Target::Grpc => Box::pin(grpc::serve(connection, request)),
+        Target::WebSocket => Box::pin(websocket::serve(connection, request)),
+        Target::Stream => Box::pin(h2_stream::serve(connection, request)),
+    };
+    Either::Right(other)
 }
 
 /// What is wrong with a head, whatever it asks for.

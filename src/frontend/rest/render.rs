@@ -45,7 +45,7 @@ pub(super) async fn reply(
 ) -> Result<Response, Error> {
     match reply {
         Reply::Infer(response) => infer(response, id, wishes, frontend).await,
-        Reply::Stream(stream) => infer(only_chunk(stream).await?, id, wishes, frontend).await,
+        Reply::Stream(stream) => infer(Box::pin(only_chunk(stream)).await?, id, wishes, frontend).await,
         // Known and not able to run is no answer to "ready?" that a status of 200 could give (contract 01 section 1).
         Reply::Report(Report::Ready { model, ready: false }) => Err(Error::ModelNotReady { model, state: "not ready" }),
         Reply::Report(report) => {
@@ -75,9 +75,15 @@ async fn infer(
     let binary = wishes.filter(|wishes| wishes.any_binary(response.outputs.iter().map(|output| &*output.name)));
     let Some(wishes) = binary else {
         let bytes: usize = response.outputs.iter().map(|output| output.tensor.data().len()).sum();
-        let (call, shared) = (id.clone(), Arc::clone(frontend));
-        let encode = move || v2::encode_infer(&response, &call, &shared.settings.wire);
-        let body = frontend.memory.hold(body::offload(bytes * TEXT, encode).await?)?;
+        let body = if body::is_small(bytes * TEXT) {
+            v2::encode_infer(&response, id, &frontend.settings.wire)?
+        } else {
+            let (call, shared) = (id.clone(), Arc::clone(frontend));
+            let encode = move || v2::encode_infer(&response, &call, &shared.settings.wire);
+            // Boxed, so that the many small answers do not carry the room for this.
+            Box::pin(body::offload(bytes * TEXT, encode)).await?
+        };
+        let body = frontend.memory.hold(body)?;
         frontend.metrics.bytes(Surface::Rest, 0, body.len() as u64);
         return Ok(json(StatusCode::OK, body, id));
     };
