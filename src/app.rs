@@ -2,11 +2,16 @@
 //!
 //! Everything is made here and handed down; no other module reaches for a global.
 
+mod banner;
+mod settings;
+
+pub use settings::models as model_settings;
+
 use crate::{
     admin::Admin,
     auth::{Authenticator, grants::Grants},
     backend::Open,
-    call::Readiness,
+    call::{ModelRef, Readiness},
     config::{Config, Listen},
     frontend::{
         Frontend, Phase,
@@ -17,9 +22,9 @@ use crate::{
     lane::Lanes,
     layer::admit::Slots,
     limit::{RateLimiter, address::AddressGate},
-    model::{loader::Loader, router::Router},
+    model::{Loaded, Loader, Repository, Router},
     shutdown, stack,
-    telemetry::{access_log::AccessLog, metrics::Metrics},
+    telemetry::{self, access_log::AccessLog, metrics::Metrics},
 };
 use std::{
     fmt,
@@ -27,10 +32,18 @@ use std::{
     sync::Arc,
     time::{Duration, Instant},
 };
-use tokio::{net::TcpListener, sync::watch, task::JoinSet};
+use tokio::{
+    net::TcpListener,
+    sync::{oneshot, watch},
+    task::JoinSet,
+};
 
 /// How often the file of keys is looked at: a revoked key must fail within a second (contract 06 C1).
 const KEYS_EVERY: Duration = Duration::from_millis(500);
+/// How long inference threads have to end once nobody waits for them any more.
+const THREADS_END: Duration = Duration::from_millis(500);
+/// The access log's last lines have this long to be written.
+const LOG_END: Duration = Duration::from_secs(1);
 /// How often idle rate buckets and addresses are swept.
 const SWEEP_EVERY: Duration = Duration::from_secs(10);
 
@@ -43,10 +56,12 @@ pub struct App {
     phase: watch::Sender<Phase>,
     places: Places,
     drain: shutdown::Settings,
-    loader: Arc<Loader>,
-    /// Acceptors, the admin listener, sweeps: they end with this.
-    tasks: JoinSet<()>,
-    /// Last, so that connections live until the tasks are gone.
+    repository: Arc<Repository>,
+    access_log: Option<AccessLog>,
+    loaded: watch::Receiver<Option<Arc<Loaded>>>,
+    /// Acceptors, the admin listener, the loader, sweeps: they end with this.
+    _tasks: JoinSet<()>,
+    /// After the tasks, so that nobody deals to lanes that are gone.
     _lanes: Arc<Lanes>,
 }
 
@@ -90,23 +105,34 @@ pub async fn start(config: Config, opener: Arc<dyn Open>) -> Result<App, StartEr
 
     let authenticator = Arc::new(Authenticator::new(&config.auth).map_err(StartError::new)?);
     let limiter = Arc::new(RateLimiter::new(config.rates.clone(), Instant::now(), config.buckets));
-    let slots = &config.concurrency;
-    let access_log = match config.access_log {
-        true => Some(AccessLog::start(std::io::stderr(), config.log.format).map_err(StartError::new)?),
+    let slots = config.concurrency;
+    let access_log = match config.telemetry.access_log {
+        true => {
+            let out = std::io::stderr();
+            let format = settings::log(&config.telemetry).format.for_output(&out);
+            Some(AccessLog::start(out, format).map_err(StartError::new)?)
+        }
         false => None,
     };
     body::start_decoders(config.runtime.decode_threads);
-    let lanes = Arc::new(Lanes::start(config.runtime.lanes).map_err(StartError::new)?);
-    let loader = Loader::start(config.models.clone(), opener, lanes.turns(), Arc::clone(&metrics));
+    let lanes = Arc::new(Lanes::start(settings::lanes(&config.runtime)).map_err(StartError::new)?);
+    let repository = Arc::new(Repository::default());
+    let loader = Loader::new(
+        settings::models(&config),
+        opener,
+        Arc::clone(&repository),
+        Arc::clone(&metrics),
+        lanes.turns(),
+    );
     let gateway = stack::build(stack::Parts {
-        access_log,
+        access_log: access_log.clone(),
         metrics: Arc::clone(&metrics),
-        deadlines: config.deadline,
+        deadlines: settings::deadlines(&config.deadline),
         authenticator: Arc::clone(&authenticator),
         limiter: Arc::clone(&limiter),
         slots: Arc::new(Slots::new(slots.calls, slots.inspect, slots.per_identity)),
         grants: Arc::new(Grants::new(config.grants.clone())),
-        router: Router::new(loader.repository()),
+        router: Router::new(Arc::clone(&repository)),
     });
     let frontend = Arc::new(Frontend {
         gateway,
@@ -142,22 +168,81 @@ pub async fn start(config: Config, opener: Arc<dyn Open>) -> Result<App, StartEr
             addresses.sweep();
         }
     });
+    let (tell, loaded) = watch::channel(None);
+    let (required, ready, models) = (config.models.required, readiness.clone(), Arc::clone(&repository));
+    tasks.spawn(async move {
+        let loaded = loader.load().await;
+        // A model that cannot be loaded is reported and not waited for, unless it is required (contract 01 section 1).
+        let missing = required.iter().find(|name| {
+            let wanted = ModelRef { name: Arc::clone(name), version: None };
+            !models.is_ready(&wanted).unwrap_or(false)
+        });
+        match missing {
+            None => ready.set_loaded(true),
+            Some(name) => tracing::error!(model = %name, "not ready: a required model is not loaded"),
+        }
+        tell.send_replace(Some(Arc::new(loaded)));
+    });
     Ok(App {
         addresses: bound,
         admin: admin_address,
         readiness,
         phase,
         places,
-        drain: config.drain,
-        loader,
-        tasks,
+        drain: shutdown::Settings { delay: config.drain.delay, timeout: config.drain.timeout },
+        repository,
+        access_log,
+        loaded,
+        _tasks: tasks,
         _lanes: lanes,
     })
 }
 
+/// Serves until SIGTERM or SIGINT, then drains; a second signal stops at once. Prints a banner to standard output.
+///
+/// This thread becomes the control runtime.
+///
+/// # Errors
+///
+/// As [`start`].
+pub fn run(config: Config, opener: Arc<dyn Open>, engine: &str) -> Result<(), StartError> {
+    telemetry::start_logs(&settings::log(&config.telemetry)).map_err(StartError::new)?;
+    let control = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(StartError::new)?;
+    let result = control.block_on(async {
+        for warning in config.warnings() {
+            tracing::warn!("{warning}");
+        }
+        let secured = config.auth.has_method();
+        let app = start(config, opener).await?;
+        tokio::select! {
+            loaded = app.loaded() => banner::print(&app, &loaded, engine, secured),
+            signal = shutdown::signal() => {
+                signal.map_err(StartError::new)?;
+                return Ok(());
+            }
+        }
+        let signal = shutdown::signal().await.map_err(StartError::new)?;
+        tracing::info!(signal, "stopping");
+        tokio::select! {
+            () = app.drain() => {}
+            _ = shutdown::signal() => tracing::warn!("second signal: stopping at once"),
+        }
+        Ok(())
+    });
+    // What still runs on this runtime has nobody to answer to.
+    control.shutdown_background();
+    result
+}
+
 fn bind(listen: &Listen) -> Result<Listener, StartError> {
-    let tls = match &listen.tls {
-        Some(tls) => Some(Tls::from_files(&tls.certificate, &tls.key).map_err(StartError::new)?),
+    let tls = match listen.tls.as_deref() {
+        Some([tls]) => Some(Tls::from_files(&tls.certificate, &tls.key).map_err(StartError::new)?),
+        Some(_) => {
+            return Err(StartError(format!(
+                "listener `{}` has several certificates, which this version cannot choose from; give it one",
+                listen.address
+            )));
+        }
         None => None,
     };
     Listener::bind(listen.address, listen.surfaces, tls).map_err(StartError::new)
@@ -195,5 +280,42 @@ impl App {
     /// Where `/livez`, `/readyz` and `/metrics` are.
     pub fn admin_address(&self) -> Option<SocketAddr> {
         self.admin
+    }
+
+    /// What probes answer.
+    pub fn readiness(&self) -> &Readiness {
+        &self.readiness
+    }
+
+    /// The models.
+    pub fn repository(&self) -> &Repository {
+        &self.repository
+    }
+
+    /// Waits until every model was loaded or has failed, and says which.
+    pub async fn loaded(&self) -> Arc<Loaded> {
+        let mut loaded = self.loaded.clone();
+        match loaded.wait_for(Option::is_some).await {
+            Ok(loaded) => loaded.clone().unwrap_or_default(),
+            // The loader's task panicked: nothing was loaded.
+            Err(_) => Arc::default(),
+        }
+    }
+
+    /// Drains as contract 07 section 5 says; over when no connection is open or the time is up.
+    pub async fn drain(&self) {
+        shutdown::drain(self.drain, &self.readiness, &self.phase, self.places.all_free()).await;
+        let repository = Arc::clone(&self.repository);
+        let (done, ended) = oneshot::channel();
+        // Waiting for threads blocks, so a thread does it.
+        let waiting = std::thread::Builder::new().name("reaper".to_owned()).spawn(move || {
+            let _ = done.send(repository.close(Instant::now() + THREADS_END));
+        });
+        if waiting.is_ok() && !ended.await.unwrap_or(false) {
+            tracing::warn!("a run did not end; the process ends without it");
+        }
+        if let Some(log) = &self.access_log {
+            log.flush(LOG_END);
+        }
     }
 }

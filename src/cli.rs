@@ -7,16 +7,17 @@ use crate::{
     app,
     auth::api_key,
     backend::ort::Runtime,
-    config::{Config, Overrides},
-    model,
+    config::{self, Config, Overrides, Problems},
+    model::describe::describe,
 };
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use std::{
-    io::{self, BufRead, Write},
+    fmt, io,
     net::SocketAddr,
     path::PathBuf,
     process::ExitCode,
     sync::Arc,
+    time::SystemTime,
 };
 
 /// Exit status for a wrong configuration or model.
@@ -142,11 +143,11 @@ fn serve(arguments: &Serve) -> ExitCode {
         admin_listen: arguments.admin_listen,
         onnxruntime: arguments.onnxruntime.clone(),
         log_format: arguments.log_format.map(|format| match format {
-            LogFormat::Pretty => LogForm::Pretty,
-            LogFormat::Json => LogForm::Json,
+            LogFormat::Pretty => config::LogFormat::Pretty,
+            LogFormat::Json => config::LogFormat::Json,
         }),
     };
-    let config = match Config::load(arguments.config.as_deref(), &overrides) {
+    let config = match Config::load(arguments.config.as_deref(), overrides) {
         Ok(config) => config,
         Err(problems) => return wrong(&problems),
     };
@@ -154,8 +155,118 @@ fn serve(arguments: &Serve) -> ExitCode {
         Ok(runtime) => runtime,
         Err(error) => return failed(&error),
     };
-    match app::run(config, Arc::new(runtime)) {
+    let engine = format!("ONNX Runtime {}", runtime.version());
+    match app::run(config, Arc::new(runtime), &engine) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => failed(&error),
     }
+}
+
+/// Prints what would be served and every problem with it.
+fn check(arguments: &Check) -> ExitCode {
+    let overrides = Overrides {
+        models: arguments.models.clone(),
+        onnxruntime: arguments.onnxruntime.clone(),
+        ..Overrides::default()
+    };
+    let config = match Config::load(arguments.config.as_deref(), overrides) {
+        Ok(config) => config,
+        Err(problems) => return wrong(&problems),
+    };
+    let runtime = match Runtime::load(config.runtime.onnxruntime.as_deref()) {
+        Ok(runtime) => runtime,
+        Err(error) => return failed(&error),
+    };
+    explain(&config, &runtime);
+    let descriptions = describe(&app::model_settings(&config), &runtime);
+    let mut problems = 0;
+    for description in &descriptions {
+        println!("\n{}", description.what);
+        for line in &description.lines {
+            println!("  {line}");
+        }
+        if let Some(problem) = &description.problem {
+            problems += 1;
+            println!("  problem: {problem}");
+        }
+    }
+    for warning in config.warnings() {
+        println!("\nwarning: {warning}");
+    }
+    match (problems, descriptions.len()) {
+        (0, 0) => {
+            println!("\nno models: expected NAME/VERSION/model.onnx");
+            ExitCode::from(WRONG)
+        }
+        (0, models) => {
+            println!("\n{models} to serve, no problems");
+            ExitCode::SUCCESS
+        }
+        (problems, all) => {
+            println!("\n{problems} of {all} cannot be served; the rest would be");
+            ExitCode::from(WRONG)
+        }
+    }
+}
+
+fn explain(config: &Config, runtime: &Runtime) {
+    println!("ONNX Runtime {} from {}", runtime.version(), runtime.library().display());
+    for listen in &config.listen {
+        let surfaces: Vec<_> = crate::call::Surface::ALL
+            .into_iter()
+            .filter(|surface| listen.surfaces.has(*surface))
+            .map(crate::call::Surface::name)
+            .collect();
+        let tls = if listen.tls.is_some() { "TLS" } else { "clear text" };
+        println!("listens on {} ({tls}): {}", listen.address, surfaces.join(", "));
+    }
+    match &config.admin {
+        Some(admin) => println!("metrics and probes on {}", admin.address),
+        None => println!("no admin listener"),
+    }
+    match (config.auth.has_method(), config.grants.len()) {
+        (false, 0) => println!("callers: anonymous ones on loopback may do everything"),
+        (_, grants) => println!("callers: as {grants} grants say"),
+    }
+    match config.rates.len() {
+        0 => println!("rates: none"),
+        rates => println!("rates: {rates}"),
+    }
+    let folders: Vec<_> = config.models.directories.iter().map(|folder| folder.display().to_string()).collect();
+    println!("models from {}", folders.join(", "));
+}
+
+fn new_key(identity: &str, groups: &[String]) -> ExitCode {
+    let key = match api_key::generate() {
+        Ok(key) => key,
+        Err(error) => return failed(&error),
+    };
+    println!("{}", key.key);
+    println!("\nThis is the only time it is shown. Put this below `keys:` in keys.yaml:\n");
+    println!("{}", key.entry(identity, groups, SystemTime::now()));
+    ExitCode::SUCCESS
+}
+
+fn hash_key() -> ExitCode {
+    let mut key = String::new();
+    if let Err(error) = io::stdin().read_line(&mut key) {
+        return failed(&error);
+    }
+    match key.trim() {
+        "" => failed(&"no key on standard input"),
+        key => {
+            println!("{}", api_key::hash(key));
+            ExitCode::SUCCESS
+        }
+    }
+}
+
+fn wrong(problems: &Problems) -> ExitCode {
+    eprintln!("{problems}");
+    ExitCode::from(WRONG)
+}
+
+fn failed(error: &dyn fmt::Display) -> ExitCode {
+    eprintln!("sluicegate: {error}");
+    ExitCode::FAILURE
 }
