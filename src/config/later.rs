@@ -1,0 +1,45 @@
+//! Keys of the design whose features this version does not have.
+//!
+//! A file that names one is answered clearly: it is neither a typing error nor silently without effect.
+
+/// What comes later, by path; `*` is any element of a list. Naming it is answered clearly, never silently accepted.
+pub(super) const LATER: &[&str] = &[
+    "profile",
+    "listen.*.trusted_proxies",
+    "listen.*.tls.clients",
+    "admin.tls",
+    "auth.jwt",
+    "auth.mtls",
+    "auth.websocket.tickets",
+    "limits.size.inflate_ratio",
+    "limits.connections.per_identity",
+    "limits.concurrency.queue_delay",
+    "limits.http2.control_frames",
+    "limits.http2.max_age",
+    "limits.rate.*.models",
+    "limits.weights",
+    "limits.shared",
+    "models.watch",
+    "models.memory",
+    "models.defaults.batching.preferred",
+    "models.defaults.batching.preserve_order",
+    "models.defaults.batching.priorities",
+    "models.defaults.batching.when_late",
+    "models.defaults.batching.pad",
+    "models.defaults.arena",
+    "models.defaults.session",
+    "models.defaults.warmup",
+    "models.defaults.cache",
+    "models.defaults.traffic",
+    "cors",
+    "rest",
+    "grpc.output_contents",
+    "grpc.web",
+    "idempotency",
+    "telemetry.metrics",
+    "telemetry.otlp",
+];
+
+/// The same for `model.yaml`, besides what `models.defaults` has in [`LATER`].
+pub(super) const LATER_IN_MODELS: &[&str] =
+    &["version_labels", "inputs", "platform", "state", "ensemble", "generation"];

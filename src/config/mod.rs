@@ -1,0 +1,394 @@
+//! The configuration: from what people write to what the program sees.
+//!
+//! [`raw`] is what people write, [`Config`] what the program sees: plain structs, the settings of each module among
+//! them, valid by construction. All problems of a file are found at once and named with their path. Nothing here
+//! listens, loads or spawns; of other files, it looks only at whether those that it names are there.
+
+mod later;
+pub mod problems;
+pub mod raw;
+mod source;
+pub mod units;
+mod validate;
+
+pub use problems::{Problem, Problems};
+pub use raw::{Amount, Execution, Load, Switch, Versions};
+
+use later::{LATER, LATER_IN_MODELS};
+
+use crate::{
+    auth::{self, grants},
+    frontend::{self, Surfaces},
+    limit::{self, address},
+};
+use serde::{Deserialize, Serialize};
+use std::{
+    collections::BTreeMap,
+    fs,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    str::FromStr,
+    sync::Arc,
+    time::Duration,
+};
+
+/// What the program sees.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// API listeners, one at least.
+    pub listen: Vec<Listen>,
+    /// The listener of `/livez`, `/readyz` and `/metrics`; `None` if switched off.
+    pub admin: Option<Admin>,
+    /// Who may call, and how they prove it.
+    pub auth: auth::Settings,
+    /// What is granted.
+    pub grants: Vec<grants::Rule>,
+    /// Limits and choices of the front-ends and codecs.
+    pub frontend: frontend::Settings,
+    /// What strangers may cost.
+    pub addresses: address::Settings,
+    /// Rates; all that match must agree.
+    pub rates: Vec<limit::Policy>,
+    /// Rate buckets kept at once.
+    pub buckets: usize,
+    /// Calls in flight.
+    pub concurrency: Concurrency,
+    /// Deadlines.
+    pub deadline: Deadline,
+    /// Which models, and how.
+    pub models: Models,
+    /// Threads and ONNX Runtime.
+    pub runtime: Runtime,
+    /// What is told about calls.
+    pub telemetry: Telemetry,
+    /// The graceful stop.
+    pub drain: Drain,
+}
+
+/// One API listener.
+#[derive(Clone, Debug)]
+pub struct Listen {
+    /// Where. Port 0: the system chooses.
+    pub address: SocketAddr,
+    /// What it serves.
+    pub surfaces: Surfaces,
+    /// Certificates with their keys, by SNI; `None`: clear text.
+    pub tls: Option<Vec<Certificate>>,
+}
+
+/// A certificate chain with its key, both PEM files.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Certificate {
+    /// The chain, leaf first.
+    pub certificate: PathBuf,
+    /// The private key.
+    pub key: PathBuf,
+}
+
+/// The admin listener.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Admin {
+    /// Where. Port 0: the system chooses.
+    pub address: SocketAddr,
+}
+
+/// Calls in flight (`limits.concurrency`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Concurrency {
+    /// At once.
+    pub calls: usize,
+    /// At once for `inspect`, besides.
+    pub inspect: usize,
+    /// At once of one identity.
+    pub per_identity: Option<usize>,
+}
+
+/// Deadlines (`limits.deadline`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Deadline {
+    /// Of a whole reply, if the client asks for none.
+    pub default: Duration,
+    /// Of a streaming reply, if the client asks for none.
+    pub stream: Duration,
+    /// The most a client may ask for.
+    pub max: Duration,
+}
+
+/// Which models, and how (`models`).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Models {
+    /// Folders of models.
+    pub directories: Vec<PathBuf>,
+    /// What is loaded at start.
+    pub load: Load,
+    /// What readiness waits for.
+    pub required: Vec<Arc<str>>,
+    /// What each model may say for itself.
+    pub defaults: ModelDefaults,
+}
+
+/// How a model is served (`models.defaults`, `model.yaml`).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ModelDefaults {
+    /// Which versions.
+    pub versions: Versions,
+    /// Sessions of each version.
+    pub instances: Amount,
+    /// Threads within one run.
+    pub threads: Amount,
+    /// Where it runs.
+    pub execution: Execution,
+    /// How calls are run together.
+    pub batching: Batching,
+}
+
+/// How calls are run together (`batching`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Batching {
+    /// Whether; `Auto`: for models whose first axis is free.
+    pub enabled: Switch,
+    /// Rows in one batch.
+    pub max_rows: usize,
+    /// How long the oldest call waits for others; zero: not at all.
+    pub max_delay: Duration,
+    /// Calls waiting.
+    pub max_queue: usize,
+}
+
+/// One model's own configuration.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ModelConfig {
+    /// The defaults, with what its file says instead.
+    pub defaults: ModelDefaults,
+    /// Files with the names of classes, by output.
+    pub class_labels: BTreeMap<Arc<str>, PathBuf>,
+}
+
+/// Threads and ONNX Runtime (`runtime`).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Runtime {
+    /// How connections are spread over threads.
+    pub kind: Kind,
+    /// Lanes; `Auto`: one per core that the process may use.
+    pub lanes: Amount,
+    /// Cores for inference; `Auto`: as many.
+    pub inference_cores: Amount,
+    /// Threads for large decodes.
+    pub decode_threads: usize,
+    /// What may run on a lane.
+    pub turn: Turn,
+    /// The library of ONNX Runtime; `None`: the search order of decision 6.
+    pub onnxruntime: Option<PathBuf>,
+}
+
+/// How connections are spread over threads.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Kind {
+    /// One single-threaded runtime per core.
+    #[default]
+    Lanes,
+    /// One runtime of many threads. There are no turns then.
+    WorkStealing,
+}
+
+/// What may run on a lane (decision 9).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Turn {
+    /// The longest single run.
+    pub run: Duration,
+    /// The longest batch.
+    pub budget: Duration,
+    /// The largest weights, bytes.
+    pub weights: usize,
+}
+
+/// What is told about calls (`telemetry`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Telemetry {
+    /// The log.
+    pub log: Log,
+    /// One line per call.
+    pub access_log: bool,
+}
+
+/// The log (`telemetry.log`).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Log {
+    /// The least that is told.
+    pub level: LogLevel,
+    /// In what form.
+    pub format: LogFormat,
+}
+
+/// The least that is told.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[expect(missing_docs, reason = "the words of every log")]
+pub enum LogLevel {
+    Error,
+    Warn,
+    #[default]
+    Info,
+    Debug,
+    Trace,
+}
+
+/// The form of log lines.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum LogFormat {
+    /// Pretty on a terminal, else JSON.
+    #[default]
+    Auto,
+    /// For people.
+    Pretty,
+    /// For machines.
+    Json,
+}
+
+/// The graceful stop (contract 07 section 5).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Drain {
+    /// How long connections are still taken.
+    pub delay: Duration,
+    /// How long it takes in all.
+    pub timeout: Duration,
+}
+
+/// What flags and variables say; each wins over the file.
+#[derive(Clone, Debug, Default)]
+pub struct Overrides {
+    /// Replaces the whole `listen` list, each address with all surfaces and no TLS.
+    pub listen: Vec<SocketAddr>,
+    /// Replaces `models.directory`.
+    pub models: Option<PathBuf>,
+    /// Replaces `admin.address`, and switches the listener on.
+    pub admin_listen: Option<SocketAddr>,
+    /// Replaces `runtime.onnxruntime`.
+    pub onnxruntime: Option<PathBuf>,
+    /// Replaces `telemetry.log.format`.
+    pub log_format: Option<LogFormat>,
+}
+
+// === impl Config ===
+
+impl Config {
+    /// Reads the file at `path`, or the defaults without one, and puts `overrides` over it.
+    ///
+    /// # Errors
+    ///
+    /// Every problem of the file and of what came of it.
+    pub fn load(path: Option<&Path>, overrides: Overrides) -> Result<Self, Problems> {
+        let Some(path) = path else { return Self::parse("", "the defaults", Path::new(""), overrides) };
+        let source = path.display().to_string();
+        let text = read(path, &source)?;
+        Self::parse(&text, &source, path.parent().unwrap_or(Path::new("")), overrides)
+    }
+
+    fn parse(text: &str, source: &str, folder: &Path, overrides: Overrides) -> Result<Self, Problems> {
+        let mut problems = Problems::new(source);
+        let mut tree = source::tree(text, &mut problems);
+        source::expand(&mut tree, &|name| std::env::var(name).ok(), &mut problems);
+        source::refuse_later(&mut tree, LATER, &mut problems);
+        source::drop_empty(&mut tree, "admin");
+        // A default path starts where the program does, not at a file that does not mention it.
+        let writes_directory = tree.pointer("/models/directory").is_some();
+        let raw: raw::Config = source::read(tree, &mut problems);
+        let config = validate::config(&raw, folder, writes_directory, overrides, &mut problems);
+        problems.or(config)
+    }
+
+    /// What is valid and probably not meant, a sentence each.
+    pub fn warnings(&self) -> Vec<String> {
+        let mut warnings = Vec::new();
+        let has_identities = self.auth.has_method() || self.auth.anonymous == auth::Anonymous::Always;
+        if has_identities && self.grants.is_empty() {
+            warnings.push("`grants` is empty: nobody may do anything".to_owned());
+        }
+        if self.auth.anonymous == auth::Anonymous::Never && !self.auth.has_method() {
+            warnings.push("`auth` has no method and `auth.anonymous` is never: every call will be refused".to_owned());
+        }
+        warnings
+    }
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self::parse("", "the defaults", Path::new(""), Overrides::default()).expect("a test proves the defaults valid")
+    }
+}
+
+/// Reads `NAME/model.yaml`: the keys of `models.defaults`, which win over `defaults`, and those of the model alone.
+///
+/// # Errors
+///
+/// Every problem of the file.
+pub fn load_model_yaml(path: &Path, defaults: &ModelDefaults) -> Result<ModelConfig, Problems> {
+    let source = path.display().to_string();
+    let text = read(path, &source)?;
+    parse_model_yaml(&text, &source, path.parent().unwrap_or(Path::new("")), defaults)
+}
+
+fn parse_model_yaml(
+    text: &str,
+    source: &str,
+    folder: &Path,
+    defaults: &ModelDefaults,
+) -> Result<ModelConfig, Problems> {
+    let mut problems = Problems::new(source);
+    let mut tree = source::tree(text, &mut problems);
+    source::expand(&mut tree, &|name| std::env::var(name).ok(), &mut problems);
+    let shared = LATER.iter().filter_map(|path| path.strip_prefix("models.defaults."));
+    let later: Vec<&str> = shared.chain(LATER_IN_MODELS.iter().copied()).collect();
+    source::refuse_later(&mut tree, &later, &mut problems);
+    source::drop_empty(&mut tree, "");
+    source::underlay(&mut tree, &validate::model_file(defaults));
+    let raw: raw::ModelFile = source::read(tree, &mut problems);
+    let config = validate::model(&raw, folder, &mut problems);
+    problems.or(config)
+}
+
+fn read(path: &Path, source: &str) -> Result<String, Problems> {
+    fs::read_to_string(path).map_err(|error| {
+        let mut problems = Problems::new(source);
+        problems.push("", error.to_string());
+        problems
+    })
+}
+
+impl Default for Concurrency {
+    fn default() -> Self {
+        Self { calls: 4096, inspect: 16, per_identity: None }
+    }
+}
+
+impl Default for Deadline {
+    fn default() -> Self {
+        let [default, long] = [60, 600].map(Duration::from_secs);
+        Self { default, stream: long, max: long }
+    }
+}
+
+impl Default for ModelDefaults {
+    fn default() -> Self {
+        validate::model_defaults(&raw::ModelDefaults::default())
+    }
+}
+
+impl FromStr for LogFormat {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "auto" => Ok(Self::Auto),
+            "pretty" => Ok(Self::Pretty),
+            "json" => Ok(Self::Json),
+            _ => Err(format!("`{text}` is not valid, expected auto, pretty or json")),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

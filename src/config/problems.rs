@@ -1,0 +1,51 @@
+//! What is wrong with a configuration: all of it, each with its path.
+
+use std::fmt;
+
+/// Everything that is wrong with one file.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Problems {
+    /// The file, or what stands for it.
+    pub source: String,
+    /// In the order they were found.
+    pub list: Vec<Problem>,
+}
+
+/// One thing that is wrong.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Problem {
+    /// Where: `limits.rate[0].by`; empty for the file as a whole.
+    pub path: String,
+    /// What was found and what was expected.
+    pub text: String,
+}
+
+impl Problems {
+    /// No problem of `source` yet.
+    pub(super) fn new(source: impl Into<String>) -> Self {
+        Self { source: source.into(), list: Vec::new() }
+    }
+
+    /// One more.
+    pub(super) fn push(&mut self, path: impl Into<String>, text: impl Into<String>) {
+        self.list.push(Problem { path: path.into(), text: text.into() });
+    }
+
+    /// `value`, if nothing is wrong.
+    pub(super) fn or<T>(self, value: T) -> Result<T, Self> {
+        if self.list.is_empty() { Ok(value) } else { Err(self) }
+    }
+}
+
+impl fmt::Display for Problems {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let n = self.list.len();
+        write!(f, "{}: {n} problem{}", self.source, if n == 1 { "" } else { "s" })?;
+        for Problem { path, text } in &self.list {
+            if path.is_empty() { write!(f, "\n  {text}")? } else { write!(f, "\n  {path}: {text}")? }
+        }
+        Ok(())
+    }
+}
+
+impl std::error::Error for Problems {}

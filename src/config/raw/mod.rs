@@ -1,0 +1,334 @@
+//! What people write, as serde reads it (architecture section 11).
+//!
+//! Unknown keys are refused, defaults stand on the structs and come from the settings that they end up in, so that
+//! there is one source of each number. Nothing is checked here beyond types and units.
+
+mod choice;
+mod limits;
+mod models;
+
+pub use choice::{Amount, Load, Paths, Provider, Switch, Versions};
+pub use limits::{
+    Address, Concurrency, Connections, Deadline, Http2, Limits, Policy, PolicyBy, PolicyUnit, Sizes, Timers, WebSocket,
+};
+pub use models::{Batching, Control, Execution, ModelDefaults, ModelFile, Models};
+
+use super::{
+    source::Shaped,
+    units::{Number, Size, Span},
+};
+use serde::{Deserialize, Serialize};
+use std::path::PathBuf;
+
+/// The whole file.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+#[expect(missing_docs, reason = "the keys are explained in config/sluicegate.full.yaml")]
+pub struct Config {
+    pub version: u32,
+    pub listen: Vec<Listen>,
+    /// `null` switches the listener off.
+    pub admin: Option<Admin>,
+    pub auth: Auth,
+    pub grants: Vec<Grant>,
+    pub limits: Limits,
+    pub models: Models,
+    pub runtime: Runtime,
+    pub grpc: Grpc,
+    pub json: Json,
+    pub telemetry: Telemetry,
+    pub drain: Drain,
+}
+
+/// One API listener.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+#[expect(missing_docs, reason = "the keys are explained in config/sluicegate.full.yaml")]
+pub struct Listen {
+    pub address: String,
+    pub surfaces: Vec<String>,
+    pub tls: Option<Tls>,
+}
+
+/// TLS of one listener.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+#[expect(missing_docs, reason = "the keys are explained in config/sluicegate.full.yaml")]
+pub struct Tls {
+    pub certificates: Vec<Certificate>,
+}
+
+/// A certificate chain with its key, both PEM files.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+#[expect(missing_docs, reason = "the keys are explained in config/sluicegate.full.yaml")]
+pub struct Certificate {
+    pub certificate: PathBuf,
+    pub key: PathBuf,
+}
+
+/// The admin listener.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+#[expect(missing_docs, reason = "the keys are explained in config/sluicegate.full.yaml")]
+pub struct Admin {
+    pub address: String,
+}
+
+/// How callers prove who they are.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+#[expect(missing_docs, reason = "the keys are explained in config/sluicegate.full.yaml")]
+pub struct Auth {
+    pub anonymous: Anonymous,
+    pub api_keys: Option<ApiKeys>,
+    pub websocket: AuthWebSocket,
+}
+
+/// What callers without credentials are.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[expect(missing_docs, reason = "see `auth::Anonymous`")]
+pub enum Anonymous {
+    #[default]
+    Loopback,
+    Always,
+    Never,
+}
+
+/// API keys from a file.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+#[expect(missing_docs, reason = "the keys are explained in config/sluicegate.full.yaml")]
+pub struct ApiKeys {
+    pub file: PathBuf,
+}
+
+/// What browsers may do instead of sending a header.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+#[expect(missing_docs, reason = "the keys are explained in config/sluicegate.full.yaml")]
+pub struct AuthWebSocket {
+    pub subprotocol: bool,
+    pub first_message: bool,
+    pub origins: Vec<String>,
+}
+
+/// One grant.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+#[expect(missing_docs, reason = "the keys are explained in config/sluicegate.full.yaml")]
+pub struct Grant {
+    pub to: Vec<String>,
+    pub intents: Vec<String>,
+    pub models: Vec<String>,
+    pub versions: Vec<String>,
+}
+
+/// Threads and ONNX Runtime.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+#[expect(missing_docs, reason = "the keys are explained in config/sluicegate.full.yaml")]
+pub struct Runtime {
+    pub kind: super::Kind,
+    pub lanes: Amount,
+    pub inference_cores: Amount,
+    pub decode_threads: Number,
+    pub turn: Turn,
+    pub onnxruntime: Option<PathBuf>,
+}
+
+/// What may run on a lane.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+#[expect(missing_docs, reason = "the keys are explained in config/sluicegate.full.yaml")]
+pub struct Turn {
+    pub run: Span,
+    pub budget: Span,
+    pub weights: Size,
+}
+
+/// gRPC.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+#[expect(missing_docs, reason = "the keys are explained in config/sluicegate.full.yaml")]
+pub struct Grpc {
+    pub reflection: Reflection,
+}
+
+/// Where reflection is served.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[expect(missing_docs, reason = "see `frontend::settings::Reflection`")]
+pub enum Reflection {
+    #[default]
+    Loopback,
+    Always,
+    Never,
+}
+
+/// JSON.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+#[expect(missing_docs, reason = "the keys are explained in config/sluicegate.full.yaml")]
+pub struct Json {
+    pub non_finite: NonFinite,
+    pub half: Half,
+}
+
+/// What to print for NaN and the infinities.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[expect(missing_docs, reason = "see `wire::NonFinite`")]
+pub enum NonFinite {
+    #[default]
+    AsNull,
+    AsToken,
+    Refuse,
+}
+
+/// Whether 16-bit floats may be JSON numbers.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[expect(missing_docs, reason = "see `wire::Settings::convert_half`")]
+pub enum Half {
+    #[default]
+    Refuse,
+    Convert,
+}
+
+/// What is told about calls.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+#[expect(missing_docs, reason = "the keys are explained in config/sluicegate.full.yaml")]
+pub struct Telemetry {
+    pub log: super::Log,
+    pub access_log: AccessLog,
+}
+
+/// One line per call.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+#[expect(missing_docs, reason = "the keys are explained in config/sluicegate.full.yaml")]
+pub struct AccessLog {
+    pub enabled: bool,
+}
+
+/// The graceful stop.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+#[expect(missing_docs, reason = "the keys are explained in config/sluicegate.full.yaml")]
+pub struct Drain {
+    pub delay: Span,
+    pub timeout: Span,
+}
+
+// === every key ===
+
+impl Shaped for Config {
+    fn example() -> Self {
+        let certificates = vec![Certificate::default()];
+        Self {
+            listen: vec![Listen { tls: Some(Tls { certificates }), ..Listen::default() }],
+            auth: Auth { api_keys: Some(ApiKeys::default()), ..Auth::default() },
+            grants: vec![Grant::default()],
+            limits: Limits { rate: vec![Policy::default()], ..Limits::default() },
+            models: Models {
+                // A map by default, but a word or a list will do.
+                defaults: ModelDefaults { versions: Versions::All, ..ModelDefaults::default() },
+                ..Models::default()
+            },
+            ..Self::default()
+        }
+    }
+}
+
+impl Shaped for ModelFile {
+    fn example() -> Self {
+        Self { versions: Versions::All, ..Self::default() }
+    }
+}
+
+// === defaults (architecture section 11) ===
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            version: 1,
+            listen: vec![Listen::default()],
+            admin: Some(Admin::default()),
+            auth: Auth::default(),
+            grants: Vec::new(),
+            limits: Limits::default(),
+            models: Models::default(),
+            runtime: Runtime::default(),
+            grpc: Grpc::default(),
+            json: Json::default(),
+            telemetry: Telemetry::default(),
+            drain: Drain::default(),
+        }
+    }
+}
+
+impl Default for Listen {
+    fn default() -> Self {
+        let surfaces = crate::call::Surface::ALL.map(|surface| surface.name().to_owned()).to_vec();
+        Self { address: "127.0.0.1:8080".to_owned(), surfaces, tls: None }
+    }
+}
+
+impl Default for Admin {
+    fn default() -> Self {
+        Self { address: "127.0.0.1:9464".to_owned() }
+    }
+}
+
+impl Default for AuthWebSocket {
+    fn default() -> Self {
+        let settings = crate::frontend::settings::WebSocket::default();
+        Self {
+            subprotocol: settings.subprotocol_token,
+            first_message: settings.first_message,
+            origins: settings.origins,
+        }
+    }
+}
+
+impl Default for Grant {
+    fn default() -> Self {
+        Self { to: Vec::new(), intents: Vec::new(), models: Vec::new(), versions: vec!["*".to_owned()] }
+    }
+}
+
+impl Default for Runtime {
+    fn default() -> Self {
+        Self {
+            kind: super::Kind::default(),
+            lanes: Amount::Auto,
+            inference_cores: Amount::Auto,
+            decode_threads: Number(1),
+            turn: Turn::default(),
+            onnxruntime: None,
+        }
+    }
+}
+
+impl Default for Turn {
+    fn default() -> Self {
+        use std::time::Duration;
+        Self { run: Span(Duration::from_micros(50)), budget: Span(Duration::from_micros(200)), weights: Size(16 << 20) }
+    }
+}
+
+impl Default for AccessLog {
+    fn default() -> Self {
+        Self { enabled: true }
+    }
+}
+
+impl Default for Drain {
+    fn default() -> Self {
+        use std::time::Duration;
+        Self { delay: Span(Duration::from_secs(5)), timeout: Span(Duration::from_secs(25)) }
+    }
+}

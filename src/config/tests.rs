@@ -1,0 +1,341 @@
+//! What people write and what comes of it.
+
+use super::*;
+use proptest::prelude::*;
+use serde_json::Value;
+
+fn parse(text: &str) -> Result<Config, Problems> {
+    Config::parse(text, "test.yaml", Path::new("/etc/sluicegate"), Overrides::default())
+}
+
+/// The problems of `text`, a line each.
+fn problems(text: &str) -> Vec<String> {
+    let printed = parse(text).map(|_| String::new()).unwrap_or_else(|problems| problems.to_string());
+    printed.lines().skip(1).map(|line| line.trim().to_owned()).collect()
+}
+
+fn only_problem(text: &str) -> String {
+    let problems = problems(text);
+    assert_eq!(problems.len(), 1, "{problems:#?}");
+    problems.into_iter().next().unwrap()
+}
+
+const FULL: &str = include_str!("../../config/sluicegate.full.yaml");
+
+fn raw(text: &str) -> raw::Config {
+    let mut problems = Problems::new("test.yaml");
+    let tree = source::tree(text, &mut problems);
+    let raw = source::read(tree, &mut problems);
+    assert_eq!(problems.list, []);
+    raw
+}
+
+#[test]
+fn the_full_file_is_the_default() {
+    assert_eq!(raw(FULL), raw::Config::default());
+    let full = Config::parse(FULL, "full", Path::new(""), Overrides::default()).unwrap();
+    assert_eq!(format!("{full:?}"), format!("{:?}", Config::default()));
+}
+
+#[test]
+fn the_full_file_has_every_key() {
+    fn compare(path: &str, default: &Value, written: &Value) {
+        for (key, default) in default.as_object().into_iter().flatten() {
+            let path = format!("{path}.{key}");
+            match written.get(key) {
+                Some(written) => compare(&path, default, written),
+                None => assert!(default.is_null() && FULL.contains(&format!("# {key}:")), "{path} is missing"),
+            }
+        }
+        for (default, written) in default.as_array().into_iter().flatten().zip(written.as_array().into_iter().flatten())
+        {
+            compare(path, default, written);
+        }
+    }
+    let written = source::tree(FULL, &mut Problems::new(""));
+    compare("", &serde_json::to_value(raw::Config::default()).unwrap(), &written);
+    // What is empty by default is shown by example, in a comment.
+    fn mentioned(value: &Value) {
+        for (key, value) in value.as_object().into_iter().flatten() {
+            assert!(FULL.contains(&format!("{key}:")), "{key} is missing");
+            mentioned(value);
+        }
+        value.as_array().into_iter().flatten().for_each(mentioned);
+    }
+    mentioned(&serde_json::to_value(<raw::Config as source::Shaped>::example()).unwrap());
+    mentioned(&serde_json::to_value(<raw::ModelFile as source::Shaped>::example()).unwrap());
+}
+
+/// Nothing is both available and not, and the examples of the full file are themselves valid.
+#[test]
+fn what_comes_later_is_no_key_yet() {
+    let mut example = serde_json::to_value(<raw::Config as source::Shaped>::example()).unwrap();
+    let mut problems = Problems::new("");
+    source::refuse_later(&mut example, LATER, &mut problems);
+    assert_eq!(problems.list, []);
+}
+
+#[test]
+fn keys_with_nothing_behind_them_are_as_good_as_absent() {
+    assert_eq!(problems("grants:\nlimits:\n  rate:\nmodels:\n  defaults:\n"), [""; 0]);
+}
+
+#[test]
+fn defaults_are_those_of_the_settings() {
+    let config = Config::default();
+    assert_eq!(format!("{:?}", config.frontend), format!("{:?}", frontend::Settings::default()));
+    assert_eq!(config.addresses, address::Settings::default());
+    assert_eq!(config.auth, auth::Settings::default());
+    assert_eq!((config.concurrency, config.deadline), (Concurrency::default(), Deadline::default()));
+    assert_eq!(config.models.directories, [Path::new("models")]);
+    assert!(config.warnings().is_empty());
+}
+
+#[test]
+fn the_small_file_and_the_example_of_keys_are_valid() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("config");
+    let config = Config::load(Some(&folder.join("sluicegate.yaml")), Overrides::default()).unwrap();
+    assert_eq!(config.models.directories, [folder.join("../models")]);
+    auth::api_key::KeyFile::open(&folder.join("keys.example.yaml")).unwrap();
+}
+
+#[test]
+fn every_problem_is_printed_with_its_path() {
+    let text = "limits: { deadline: { default: 20m } }\nmodels: { defaults: { batching: { max_delay: 0.2 } } }\n";
+    assert_eq!(
+        parse(text).unwrap_err().to_string(),
+        "test.yaml: 2 problems\n  \
+         models.defaults.batching.max_delay: 0.2 has no unit; write 200ms or 0.2s\n  \
+         limits.deadline.default: 20m is above limits.deadline.max (10m)"
+    );
+}
+
+#[test]
+fn an_unknown_key_is_named_with_the_nearest_valid_one() {
+    assert_eq!(
+        only_problem("models: { defaults: { batching: { max_row: 8 } } }"),
+        "models.defaults.batching.max_row: unknown key; the nearest valid one is `max_rows`"
+    );
+    assert_eq!(
+        only_problem("deadline: { max: 1s }"),
+        "deadline: unknown key; the nearest valid one is `limits.deadline`"
+    );
+    assert!(only_problem("listen: [{ adress: \"127.0.0.1:1\" }]").starts_with("listen[0].adress: unknown key"));
+    assert!(only_problem("limits: { rate: [{ name: a, limit: 1/s, brust: 1 }] }").contains("`burst`"));
+}
+
+#[test]
+fn what_comes_later_says_so() {
+    for (text, key) in [
+        ("limits: { shared: { redis: { file: x } } }", "limits.shared"),
+        ("auth: { jwt: [] }", "auth.jwt"),
+        ("auth: { mtls: { identity: subject } }", "auth.mtls"),
+        ("cors: { origins: [] }", "cors"),
+        ("rest: { predict: { model: digits } }", "rest"),
+        ("idempotency: { age: 10m }", "idempotency"),
+        ("telemetry: { otlp: { sample: 1 } }", "telemetry.otlp"),
+        ("models: { defaults: { cache: { memory: 1MiB } } }", "models.defaults.cache"),
+        ("listen: [{ address: \"127.0.0.1:0\", trusted_proxies: [] }]", "listen[0].trusted_proxies"),
+        ("limits: { rate: [{ name: a, limit: 1/s, models: [x] }] }", "limits.rate[0].models"),
+    ] {
+        assert_eq!(only_problem(text), format!("`{key}` is not available in this version"));
+    }
+    for text in [
+        "models: { control: watch }",
+        "models: { defaults: { providers: [{ cuda: {} }] } }",
+        "models: { defaults: { providers: [cuda] } }",
+        "limits: { rate: [{ name: a, limit: 1/s, by: model }] }",
+        "limits: { rate: [{ name: a, limit: 1/s, unit: tokens }] }",
+        "grants: [{ to: [\"claim:a=b\"], intents: [infer], models: [x] }]",
+    ] {
+        assert!(only_problem(text).contains("available in this version"), "{text}");
+    }
+}
+
+/// Contract 10 section 5: zero and negative values are errors, for every limit there is.
+#[test]
+fn no_limit_can_be_zero_or_negative() {
+    fn leaves(path: &mut Vec<String>, value: &Value, found: &mut Vec<Vec<String>>) {
+        match value {
+            Value::Object(map) => map.iter().for_each(|(key, value)| {
+                path.push(key.clone());
+                leaves(path, value, found);
+                path.pop();
+            }),
+            Value::Array(_) => {}
+            _ => found.push(path.clone()),
+        }
+    }
+    let default = serde_json::to_value(raw::Config::default()).unwrap();
+    let mut limits = Vec::new();
+    for section in ["limits", "drain"] {
+        leaves(&mut vec![section.to_owned()], &default[section], &mut limits);
+    }
+    assert!(limits.len() > 50, "{}", limits.len());
+    for path in limits {
+        for wrong in ["0", "-1", "0s", "0B", "0/s", "-1s", "-1B", "-1/s"] {
+            let text = path.iter().rev().fold(wrong.to_owned(), |inner, key| format!("{{ {key}: {inner} }}"));
+            assert!(parse(&text).is_err(), "{text}");
+        }
+    }
+}
+
+#[test]
+fn an_open_listener_needs_someone_who_checks() {
+    let problem = only_problem("listen: [{ address: \"0.0.0.0:8080\" }]");
+    assert!(problem.starts_with("listen[0].address: 0.0.0.0:8080 can be reached from other machines"), "{problem}");
+    assert_eq!(problems("listen: [{ address: \"0.0.0.0:8080\" }]\nauth: { anonymous: always }"), [""; 0]);
+    assert_eq!(problems("listen: [{ address: \"[::1]:8080\" }, { address: \"127.9.9.9:0\" }]"), [""; 0]);
+    let flag = Overrides { listen: vec!["[::]:80".parse().unwrap()], ..Overrides::default() };
+    let problems = Config::load(None, flag).unwrap_err();
+    assert_eq!(problems.list[0].path, "--listen");
+}
+
+#[test]
+fn flags_win_over_the_file() {
+    let overrides = Overrides {
+        listen: vec!["127.0.0.1:0".parse().unwrap()],
+        models: Some("elsewhere".into()),
+        admin_listen: Some("127.0.0.1:1".parse().unwrap()),
+        onnxruntime: Some("lib.so".into()),
+        log_format: Some(LogFormat::Json),
+    };
+    let text = "listen: [{ address: \"127.0.0.1:1\", surfaces: [rest] }, { address: \"127.0.0.1:2\" }]\nadmin: null\n\
+                runtime: { onnxruntime: other.so }\ntelemetry: { log: { format: pretty } }\n";
+    let config = Config::parse(text, "test.yaml", Path::new("/etc"), overrides).unwrap();
+    assert_eq!(config.listen.len(), 1);
+    assert_eq!((config.listen[0].address.port(), config.listen[0].surfaces), (0, Surfaces::ALL));
+    assert_eq!(config.models.directories, [Path::new("elsewhere")]);
+    assert_eq!(config.admin.unwrap().address.port(), 1);
+    assert_eq!(config.runtime.onnxruntime.as_deref(), Some(Path::new("lib.so")));
+    assert_eq!(config.telemetry.log.format, LogFormat::Json);
+    assert!(parse("admin: null").unwrap().admin.is_none());
+}
+
+#[test]
+fn written_paths_start_at_the_file() {
+    let config = parse("models: { directory: [a, /b] }\nruntime: { onnxruntime: lib.so }").unwrap();
+    assert_eq!(config.models.directories, [Path::new("/etc/sluicegate/a"), Path::new("/b")]);
+    assert_eq!(config.runtime.onnxruntime.as_deref(), Some(Path::new("/etc/sluicegate/lib.so")));
+}
+
+#[test]
+fn what_is_valid_arrives() {
+    let text = "listen: [{ address: \"127.0.0.1:1\", surfaces: [rest, websocket] }]\n\
+         auth: { anonymous: always, websocket: { origins: [\"https://a.example\"], subprotocol: false } }\n\
+         grants: [{ to: [anonymous], intents: [infer], models: [\"text_*\"] }]\n\
+         limits: { rate: [{ name: a, by: group, match: m, limit: 5/day }], concurrency: { per_identity: 3 }, \
+         http2: { resets: 7/10s } }\n\
+         models: { load: [digits], required: [digits], defaults: { versions: [1, 3], instances: 2, batching: { enabled: \
+         false, max_delay: 2ms } } }\n\
+         json: { half: convert }\ngrpc: { reflection: never }\nruntime: { kind: work_stealing }\n";
+    let config = parse(text).unwrap();
+    assert!(config.listen[0].surfaces.has(crate::call::Surface::WebSocket));
+    assert!(!config.listen[0].surfaces.has(crate::call::Surface::Grpc));
+    assert_eq!(config.frontend.websocket.origins, ["https://a.example"]);
+    assert!(!config.frontend.websocket.subprotocol_token && config.frontend.wire.convert_half);
+    assert_eq!(config.grants[0].to, [grants::Grantee::Anonymous]);
+    assert_eq!(config.grants[0].versions, [Arc::from("*")]);
+    let rate = &config.rates[0];
+    assert_eq!((rate.by, rate.only.as_deref(), rate.burst.get()), (limit::By::Group, Some("m"), 5));
+    assert_eq!(rate.intents, limit::Policy::default_intents());
+    assert_eq!((config.concurrency.per_identity, config.frontend.http2.resets), (Some(3), 7));
+    assert_eq!(config.models.defaults.versions, Versions::Listed(vec![1, 3]));
+    assert_eq!(config.models.defaults.instances, Amount::Exactly(2));
+    assert_eq!(config.models.defaults.batching.enabled, Switch::Off);
+    assert_eq!(config.runtime.kind, Kind::WorkStealing);
+}
+
+#[test]
+fn what_contradicts_is_refused() {
+    for text in [
+        "version: 2",
+        "listen: []",
+        "listen: [{ surfaces: [] }]",
+        "listen: [{ surfaces: [rest, soap] }]",
+        "listen: [{ address: localhost }]",
+        "listen: [{ address: \"127.0.0.1:1\" }, { address: \"127.0.0.1:1\" }]",
+        "listen: [{ tls: { certificates: [] } }]",
+        "listen: [{ tls: { certificates: [{ certificate: /nonexistent.pem, key: Cargo.toml }] } }]",
+        "auth: { api_keys: { file: /nonexistent.yaml } }",
+        "auth: { api_keys: {} }",
+        "auth: { websocket: { origins: [a.example] } }",
+        "grants: [{ intents: [infer], models: [x] }]",
+        "grants: [{ to: [anonymous], intents: [fly], models: [x] }]",
+        "limits: { concurrency: { memory: 1MiB } }",
+        "limits: { concurrency: { calls: 16 } }",
+        "limits: { size: { json_depth: 128 } }",
+        "limits: { http2: { frame: 1KiB } }",
+        "limits: { http2: { stream_window: 4GiB } }",
+        "limits: { http2: { resets: 100/s } }",
+        "limits: { address: { exempt: [home] } }",
+        "limits: { rate: [{ limit: 1/s }] }",
+        "limits: { rate: [{ name: a }] }",
+        "limits: { rate: [{ name: a, limit: 1/s }, { name: a, limit: 2/s }] }",
+        "models: { load: none, required: [digits] }",
+        "models: { load: [\"../x\"] }",
+        "models: { defaults: { versions: { newest: 1 } } }",
+        "models: { defaults: { versions: [0] } }",
+        "models: { defaults: { instances: 0 } }",
+        "models: { defaults: { batching: { enabled: maybe } } }",
+        "models: { defaults: { execution: turn } }\nruntime: { kind: work_stealing }",
+        "runtime: { turn: { run: 1ms } }",
+        "drain: { delay: 30s }",
+        "- 1",
+        "a: [",
+    ] {
+        assert!(parse(text).is_err(), "{text}");
+    }
+}
+
+#[test]
+fn what_is_probably_not_meant_is_a_warning() {
+    assert_eq!(parse("auth: { anonymous: always }").unwrap().warnings().len(), 1);
+    assert_eq!(parse("auth: { anonymous: never }").unwrap().warnings().len(), 1);
+}
+
+#[test]
+fn a_model_wins_over_the_defaults_key_by_key() {
+    let mut defaults = ModelDefaults { instances: Amount::Exactly(3), ..ModelDefaults::default() };
+    defaults.batching.max_queue = 7;
+    let text = "versions: { latest: 2 }\nbatching: { max_rows: 8 }\nclass_labels: { logits: labels.txt }\n";
+    let model = parse_model_yaml(text, "model.yaml", Path::new("/m"), &defaults).unwrap();
+    assert_eq!(model.defaults.versions, Versions::Latest(2));
+    assert_eq!(model.defaults.instances, Amount::Exactly(3));
+    assert_eq!((model.defaults.batching.max_rows, model.defaults.batching.max_queue), (8, 7));
+    assert_eq!(model.class_labels["logits"], Path::new("/m/labels.txt"));
+    let unchanged = parse_model_yaml("", "model.yaml", Path::new("/m"), &defaults).unwrap();
+    assert_eq!(unchanged.defaults, defaults);
+}
+
+#[test]
+fn problems_of_a_model_are_all_named() {
+    let text = "versions: []\nbatching: { max_row: 1, pad: auto }\nwarmup: off\nensemble: {}\n\
+                class_labels: { a: ../x, b: /etc/passwd }\n";
+    let problems = parse_model_yaml(text, "model.yaml", Path::new("/m"), &ModelDefaults::default()).unwrap_err();
+    assert_eq!(problems.list.len(), 7, "{problems}");
+    assert!(problems.to_string().contains("`ensemble` is not available in this version"));
+}
+
+proptest! {
+    #[test]
+    fn arbitrary_text_never_panics(text in "\\PC{0,60}") {
+        let _ = parse(&text);
+    }
+
+    /// Whatever stands in the place of whatever: problems, no panic, and none that is hidden.
+    #[test]
+    fn arbitrary_values_in_known_places_never_panic(
+        section in prop::sample::select(vec!["listen", "admin", "auth", "grants", "limits", "models", "runtime", "drain"]),
+        key in prop::sample::select(vec!["size", "rate", "defaults", "directory", "address", "to", "turn", "api_keys"]),
+        value in prop::sample::select(vec!["1", "-1", "x", "[]", "[[1]]", "{ a: 1 }", "~", "1.5", "true", "[{ tls: [] }]"]),
+        nested in any::<bool>(),
+        listed in any::<bool>(),
+    ) {
+        let value = if nested { format!("{{ {key}: {value} }}") } else { value.to_owned() };
+        let value = if listed { format!("[{value}]") } else { value };
+        if let Err(problems) = parse(&format!("{section}: {value}")) {
+            prop_assert!(!problems.list.is_empty());
+        }
+    }
+}

@@ -1,0 +1,201 @@
+//! `limits`: into the settings of the modules that keep them.
+
+use crate::{
+    config::{
+        Concurrency, Deadline, Problems, raw,
+        units::{Number, Rate, Size},
+    },
+    frontend::settings,
+    limit::{By, Policy, address},
+    wire,
+};
+use std::{collections::HashSet, num::NonZeroU64, ops::RangeInclusive, time::Duration};
+
+/// What HTTP/2 allows for its windows and frames (RFC 9113 sections 6.5.2 and 6.9.1).
+const WINDOW: RangeInclusive<usize> = 1..=(1 << 31) - 1;
+const FRAME: RangeInclusive<usize> = (1 << 14)..=(1 << 24) - 1;
+/// Our own scan comes before serde_json's limit of 128, which stays as the second line.
+const JSON_DEPTH: usize = 127;
+
+pub(super) fn frontend(raw: &raw::Limits, problems: &mut Problems) -> settings::Settings {
+    let (size, timers, http2, websocket) = (&raw.size, &raw.timers, &raw.http2, &raw.websocket);
+    settings::Settings {
+        size: settings::Size {
+            body: size.body.0,
+            message: size.message.0,
+            fragments: size.fragments.0,
+            chunks: size.chunks.0,
+            request_line: size.request_line.0,
+            headers: size.headers.0,
+            header_fields: size.header_fields.0,
+            trailer_fields: size.trailer_fields.0,
+        },
+        connections: settings::Connections {
+            total: raw.connections.total.0,
+            per_address: raw.connections.per_address.0,
+            handshakes: raw.connections.handshakes.0,
+        },
+        concurrency: settings::Concurrency {
+            per_socket: raw.concurrency.per_socket.0,
+            per_grpc_stream: raw.concurrency.per_grpc_stream.0,
+            memory: raw.concurrency.memory.0,
+        },
+        timers: settings::Timers {
+            first_byte: timers.first_byte.0,
+            handshake: timers.handshake.0,
+            header: timers.header.0,
+            read_stall: timers.read_stall.0,
+            write_stall: timers.write_stall.0,
+            keep_alive: timers.keep_alive.0,
+            stream_ping: timers.stream_ping.0,
+        },
+        http2: settings::Http2 {
+            streams: small("limits.http2.streams", http2.streams, problems),
+            stream_window: bytes("limits.http2.stream_window", http2.stream_window, WINDOW, problems),
+            connection_window: bytes("limits.http2.connection_window", http2.connection_window, WINDOW, problems),
+            frame: bytes("limits.http2.frame", http2.frame, FRAME, problems),
+            stream_buffer: http2.stream_buffer.0,
+            connection_buffer: http2.connection_buffer.0,
+            resets: per("limits.http2.resets", http2.resets, 10, problems),
+            ping: http2.ping.0,
+            ping_timeout: http2.ping_timeout.0,
+        },
+        websocket: settings::WebSocket {
+            hello: websocket.hello.0,
+            idle: websocket.idle.0,
+            ping: websocket.ping.0,
+            renew: websocket.renew.0,
+            send_buffer: websocket.send_buffer.0,
+            send_messages: websocket.send_messages.0,
+            read_buffer: websocket.read_buffer.0,
+            control_frames: per("limits.websocket.control_frames", websocket.control_frames, 1, problems),
+            credit: small("limits.websocket.credit", websocket.credit, problems),
+            ..settings::WebSocket::default()
+        },
+        wire: wire::Settings {
+            tensors: size.tensors.0,
+            rank: size.rank.0,
+            json_depth: size.json_depth.0,
+            ..wire::Settings::default()
+        },
+        grpc: settings::Grpc::default(),
+    }
+}
+
+pub(super) fn addresses(raw: &raw::Limits, problems: &mut Problems) -> address::Settings {
+    let mut exempt = Vec::new();
+    for (at, text) in raw.address.exempt.iter().enumerate() {
+        match text.parse() {
+            Ok(network) => exempt.push(network),
+            Err(problem) => problems.push(format!("limits.address.exempt[{at}]"), problem),
+        }
+    }
+    address::Settings {
+        failures: raw.address.failures.count,
+        per: raw.address.failures.per,
+        connections: raw.connections.per_address.0,
+        entries: raw.address.entries.0,
+        exempt,
+    }
+}
+
+pub(super) fn rates(raw: &[raw::Policy], problems: &mut Problems) -> Vec<Policy> {
+    let mut names = HashSet::new();
+    let mut policies = Vec::new();
+    for (at, raw) in raw.iter().enumerate() {
+        let path = format!("limits.rate[{at}]");
+        if raw.name.is_empty() {
+            problems.push(format!("{path}.name"), "is missing");
+        } else if !names.insert(&raw.name) {
+            problems.push(format!("{path}.name"), format!("`{}` is there twice", raw.name));
+        }
+        let mut later = |word: &str| {
+            problems.push(format!("{path}.by"), format!("`{word}` is not available in this version"));
+            None
+        };
+        let by = match raw.by {
+            raw::PolicyBy::Identity => Some(By::Identity),
+            raw::PolicyBy::Group => Some(By::Group),
+            raw::PolicyBy::Model => later("model"),
+            raw::PolicyBy::IdentityAndModel => later("identity+model"),
+        };
+        if raw.unit != raw::PolicyUnit::Calls {
+            problems.push(format!("{path}.unit"), "only `calls` is available in this version");
+        }
+        let intents = match &raw.intents {
+            Some(names) => super::intents(&format!("{path}.intents"), names, problems),
+            None => Policy::default_intents(),
+        };
+        let Some(limit) = raw.limit else {
+            problems.push(format!("{path}.limit"), "is missing, expected a rate such as 100/s");
+            continue;
+        };
+        let burst = raw.burst.and_then(|burst| NonZeroU64::new(u64::try_from(burst.0).ok()?)).unwrap_or(limit.count);
+        policies.extend(by.map(|by| Policy {
+            name: raw.name.as_str().into(),
+            by,
+            only: raw.only.as_deref().map(Into::into),
+            limit: limit.count,
+            per: limit.per,
+            burst,
+            intents,
+        }));
+    }
+    policies
+}
+
+pub(super) fn concurrency(raw: &raw::Concurrency, problems: &mut Problems) -> Concurrency {
+    if raw.inspect >= raw.calls {
+        let text = format!("{} is not below limits.concurrency.calls ({})", raw.inspect, raw.calls);
+        problems.push("limits.concurrency.inspect", text);
+    }
+    Concurrency { calls: raw.calls.0, inspect: raw.inspect.0, per_identity: raw.per_identity.map(|number| number.0) }
+}
+
+pub(super) fn deadline(raw: &raw::Deadline, problems: &mut Problems) -> Deadline {
+    for (key, value) in [("default", raw.default), ("stream", raw.stream)] {
+        if value > raw.max {
+            let text = format!("{value} is above limits.deadline.max ({})", raw.max);
+            problems.push(format!("limits.deadline.{key}"), text);
+        }
+    }
+    Deadline { default: raw.default.0, stream: raw.stream.0, max: raw.max.0 }
+}
+
+/// What one limit demands of another.
+pub(super) fn check(raw: &raw::Limits, problems: &mut Problems) {
+    let largest = raw.size.body.max(raw.size.message);
+    if largest > raw.concurrency.memory {
+        let text = format!("{} has no room for one body or message of {largest}", raw.concurrency.memory);
+        problems.push("limits.concurrency.memory", text);
+    }
+    if raw.size.json_depth.0 > JSON_DEPTH {
+        let text = format!("{} is above {JSON_DEPTH}", raw.size.json_depth);
+        problems.push("limits.size.json_depth", text);
+    }
+}
+
+fn small(path: &str, Number(number): Number, problems: &mut Problems) -> u32 {
+    u32::try_from(number).unwrap_or_else(|_| {
+        problems.push(path, format!("{number} is above {}", u32::MAX));
+        u32::MAX
+    })
+}
+
+fn bytes(path: &str, size: Size, allowed: RangeInclusive<usize>, problems: &mut Problems) -> u32 {
+    if !allowed.contains(&size.0) {
+        let (least, most) = allowed.clone().into_inner();
+        problems.push(path, format!("{size} is not between {} and {}, as HTTP/2 demands", Size(least), Size(most)));
+    }
+    u32::try_from(size.0.min(*allowed.end())).expect("within 31 bits")
+}
+
+/// The count of a rate whose period is fixed.
+fn per(path: &str, rate: Rate, seconds: u64, problems: &mut Problems) -> usize {
+    let expected = Duration::from_secs(seconds);
+    if rate.per != expected {
+        let instead = Rate { per: expected, ..rate };
+        problems.push(path, format!("{rate} has another period than this limit; write it as {instead}"));
+    }
+    usize::try_from(rate.count.get()).unwrap_or(usize::MAX)
+}

@@ -1,0 +1,268 @@
+//! From what people wrote to what the program sees; whatever is wrong is reported with its path, all of it.
+
+mod limits;
+mod models;
+
+pub(super) use models::{model, model_defaults, model_file};
+
+use super::{Admin, Certificate, Config, Drain, Listen, Overrides, Problems, Runtime, Telemetry, Turn, raw};
+use crate::{
+    auth::{
+        self,
+        api_key::KeyFile,
+        grants::{Grantee, INTENTS, Rule},
+    },
+    call::{Intent, Surface},
+    frontend::{Settings, Surfaces, settings},
+    wire,
+};
+use std::{
+    fs,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+/// Turns the raw configuration into the real one. What it returns is only to be used if no problem was found.
+pub(super) fn config(
+    raw: &raw::Config,
+    folder: &Path,
+    writes_directory: bool,
+    overrides: Overrides,
+    problems: &mut Problems,
+) -> Config {
+    if raw.version != 1 {
+        problems.push("version", format!("{} is not known, expected 1", raw.version));
+    }
+    let auth = authentication(&raw.auth, folder, problems);
+    let mut models = models::models(&raw.models, if writes_directory { folder } else { Path::new("") }, problems);
+    models.directories = overrides.models.map_or(models.directories, |directory| vec![directory]);
+    let admin = raw.admin.as_ref().and_then(|admin| address("admin.address", &admin.address, problems));
+    let mut runtime = runtime(&raw.runtime, folder);
+    runtime.onnxruntime = overrides.onnxruntime.or(runtime.onnxruntime);
+    let mut log = raw.telemetry.log;
+    log.format = overrides.log_format.unwrap_or(log.format);
+    let config = Config {
+        listen: listeners(&raw.listen, &overrides.listen, folder, &auth, problems),
+        admin: overrides.admin_listen.or(admin).map(|address| Admin { address }),
+        auth,
+        grants: raw.grants.iter().enumerate().map(|(at, grant)| rule(at, grant, problems)).collect(),
+        frontend: frontend(raw, problems),
+        addresses: limits::addresses(&raw.limits, problems),
+        rates: limits::rates(&raw.limits.rate, problems),
+        buckets: raw.limits.buckets.0,
+        concurrency: limits::concurrency(&raw.limits.concurrency, problems),
+        deadline: limits::deadline(&raw.limits.deadline, problems),
+        models,
+        runtime,
+        telemetry: Telemetry { log, access_log: raw.telemetry.access_log.enabled },
+        drain: Drain { delay: raw.drain.delay.0, timeout: raw.drain.timeout.0 },
+    };
+    limits::check(&raw.limits, problems);
+    models::check(raw, problems);
+    if raw.runtime.turn.run > raw.runtime.turn.budget {
+        let (run, budget) = (raw.runtime.turn.run, raw.runtime.turn.budget);
+        problems.push("runtime.turn.run", format!("{run} is above runtime.turn.budget ({budget})"));
+    }
+    if raw.drain.delay > raw.drain.timeout {
+        let (delay, timeout) = (raw.drain.delay, raw.drain.timeout);
+        problems.push("drain.delay", format!("{delay} is above drain.timeout ({timeout})"));
+    }
+    config
+}
+
+fn listeners(
+    raw: &[raw::Listen],
+    flags: &[SocketAddr],
+    folder: &Path,
+    auth: &auth::Settings,
+    problems: &mut Problems,
+) -> Vec<Listen> {
+    if raw.is_empty() && flags.is_empty() {
+        problems.push("listen", "the list is empty, expected one listener at least");
+    }
+    let mut listeners = Vec::new();
+    for (at, listen) in raw.iter().enumerate() {
+        let path = format!("listen[{at}]");
+        let found = address(&format!("{path}.address"), &listen.address, problems);
+        let surfaces = surfaces(&format!("{path}.surfaces"), &listen.surfaces, problems);
+        let tls =
+            listen.tls.as_ref().map(|tls| certificates(&format!("{path}.tls.certificates"), tls, folder, problems));
+        if let Some(address) = found {
+            listeners.push((format!("{path}.address"), Listen { address, surfaces, tls }));
+        }
+    }
+    if !flags.is_empty() {
+        let listen = |address: &SocketAddr| Listen { address: *address, surfaces: Surfaces::ALL, tls: None };
+        listeners = flags.iter().map(|address| ("--listen".to_owned(), listen(address))).collect();
+    }
+    for (at, (path, Listen { address, .. })) in listeners.iter().enumerate() {
+        if address.port() != 0 && listeners[..at].iter().any(|(_, earlier)| earlier.address == *address) {
+            problems.push(path, format!("{address} is there twice"));
+        }
+        let is_open = !address.ip().to_canonical().is_loopback();
+        if is_open && !auth.has_method() && auth.anonymous == auth::Anonymous::Loopback {
+            problems.push(
+                path,
+                format!(
+                    "{address} can be reached from other machines, and nothing is configured by which callers prove \
+                     who they are; configure `auth.api_keys`, or write `auth.anonymous: always` to let everyone in \
+                     with the grants of `anonymous`"
+                ),
+            );
+        }
+    }
+    listeners.into_iter().map(|(_, listen)| listen).collect()
+}
+
+fn address(path: &str, text: &str, problems: &mut Problems) -> Option<SocketAddr> {
+    let address = text.parse();
+    if address.is_err() {
+        problems.push(path, format!("`{text}` is not an address and port; write 127.0.0.1:8080 or [::]:8080"));
+    }
+    address.ok()
+}
+
+fn surfaces(path: &str, names: &[String], problems: &mut Problems) -> Surfaces {
+    if names.is_empty() {
+        problems.push(path, "the list is empty, expected one surface at least");
+    }
+    names.iter().enumerate().fold(Surfaces::NONE, |surfaces, (at, name)| {
+        match Surface::ALL.into_iter().find(|surface| surface.name() == name) {
+            Some(surface) => surfaces.with(surface),
+            None => {
+                let names = Surface::ALL.map(Surface::name).join(", ");
+                problems.push(format!("{path}[{at}]"), format!("`{name}` is not a surface, expected one of {names}"));
+                surfaces
+            }
+        }
+    })
+}
+
+fn certificates(path: &str, tls: &raw::Tls, folder: &Path, problems: &mut Problems) -> Vec<Certificate> {
+    if tls.certificates.is_empty() {
+        problems.push(path, "the list is empty, expected one certificate at least");
+    }
+    let mut named = |path: String, name: &Path| file(&path, name, folder, problems);
+    let certificate = |(at, pair): (usize, &raw::Certificate)| Certificate {
+        certificate: named(format!("{path}[{at}].certificate"), &pair.certificate),
+        key: named(format!("{path}[{at}].key"), &pair.key),
+    };
+    tls.certificates.iter().enumerate().map(certificate).collect()
+}
+
+/// A file that must be there, from the folder of the configuration.
+fn file(path: &str, name: &Path, folder: &Path, problems: &mut Problems) -> PathBuf {
+    let place = folder.join(name);
+    if name.as_os_str().is_empty() {
+        problems.push(path, "is missing, expected the path of a file");
+    } else {
+        match fs::metadata(&place) {
+            Ok(found) if found.is_file() => {}
+            Ok(_) => problems.push(path, format!("{} is not a file", place.display())),
+            Err(error) => problems.push(path, format!("{}: {error}", place.display())),
+        }
+    }
+    place
+}
+
+fn authentication(raw: &raw::Auth, folder: &Path, problems: &mut Problems) -> auth::Settings {
+    let anonymous = match raw.anonymous {
+        raw::Anonymous::Loopback => auth::Anonymous::Loopback,
+        raw::Anonymous::Always => auth::Anonymous::Always,
+        raw::Anonymous::Never => auth::Anonymous::Never,
+    };
+    let keys = raw.api_keys.as_ref().map(|keys| {
+        let before = problems.list.len();
+        let path = file("auth.api_keys.file", &keys.file, folder, problems);
+        // Read for its problems only: the authenticator reads it again, and keeps it.
+        if problems.list.len() == before
+            && let Err(error) = KeyFile::open(&path)
+        {
+            for problem in error.problems {
+                problems.push("auth.api_keys.file", format!("{}: {problem}", path.display()));
+            }
+        }
+        path
+    });
+    auth::Settings { anonymous, keys }
+}
+
+fn rule(at: usize, raw: &raw::Grant, problems: &mut Problems) -> Rule {
+    let path = format!("grants[{at}]");
+    for (key, list) in [("to", &raw.to), ("models", &raw.models), ("versions", &raw.versions)] {
+        if list.is_empty() {
+            problems.push(format!("{path}.{key}"), "is missing or empty, so this grants nothing");
+        }
+    }
+    let mut to = Vec::new();
+    for (index, text) in raw.to.iter().enumerate() {
+        match Grantee::parse(text) {
+            Ok(grantee) => to.push(grantee),
+            Err(problem) => problems.push(format!("{path}.to[{index}]"), problem),
+        }
+    }
+    let shared = |list: &[String]| list.iter().map(|text| Arc::from(text.as_str())).collect();
+    Rule {
+        to,
+        intents: intents(&format!("{path}.intents"), &raw.intents, problems),
+        models: shared(&raw.models),
+        versions: shared(&raw.versions),
+    }
+}
+
+/// Intents by their names.
+fn intents(path: &str, names: &[String], problems: &mut Problems) -> Vec<Intent> {
+    if names.is_empty() {
+        problems.push(path, format!("is missing or empty, expected some of {INTENTS}"));
+    }
+    let mut intents = Vec::new();
+    for (at, name) in names.iter().enumerate() {
+        match Intent::parse(name) {
+            Some(intent) => intents.push(intent),
+            None => problems.push(format!("{path}[{at}]"), format!("`{name}` is not an intent, expected {INTENTS}")),
+        }
+    }
+    intents
+}
+
+fn frontend(raw: &raw::Config, problems: &mut Problems) -> Settings {
+    let mut settings = limits::frontend(&raw.limits, problems);
+    settings.websocket.subprotocol_token = raw.auth.websocket.subprotocol;
+    settings.websocket.first_message = raw.auth.websocket.first_message;
+    settings.websocket.origins.clone_from(&raw.auth.websocket.origins);
+    for (at, origin) in raw.auth.websocket.origins.iter().enumerate() {
+        // Browsers send scheme, host and port, and nothing behind them.
+        let host = origin.split_once("://").map_or("", |(_, host)| host);
+        if host.is_empty() || host.contains('/') {
+            let path = format!("auth.websocket.origins[{at}]");
+            problems.push(
+                path,
+                format!("`{origin}` is not an origin; write https://app.example or https://app.example:8443"),
+            );
+        }
+    }
+    settings.grpc.reflection = match raw.grpc.reflection {
+        raw::Reflection::Loopback => settings::Reflection::Loopback,
+        raw::Reflection::Always => settings::Reflection::Always,
+        raw::Reflection::Never => settings::Reflection::Never,
+    };
+    settings.wire.non_finite = match raw.json.non_finite {
+        raw::NonFinite::AsNull => wire::NonFinite::AsNull,
+        raw::NonFinite::AsToken => wire::NonFinite::AsToken,
+        raw::NonFinite::Refuse => wire::NonFinite::Refuse,
+    };
+    settings.wire.convert_half = raw.json.half == raw::Half::Convert;
+    settings
+}
+
+fn runtime(raw: &raw::Runtime, folder: &Path) -> Runtime {
+    Runtime {
+        kind: raw.kind,
+        lanes: raw.lanes,
+        inference_cores: raw.inference_cores,
+        decode_threads: raw.decode_threads.0,
+        turn: Turn { run: raw.turn.run.0, budget: raw.turn.budget.0, weights: raw.turn.weights.0 },
+        onnxruntime: raw.onnxruntime.as_ref().map(|path| folder.join(path)),
+    }
+}

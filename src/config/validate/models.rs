@@ -1,0 +1,125 @@
+//! `models`, `models.defaults` and `model.yaml`.
+
+use crate::config::{
+    Batching, Kind, ModelConfig, ModelDefaults, Models, Problems,
+    raw::{self, Execution, Load, Provider, Versions},
+    units::{Delay, Number},
+};
+use std::path::{Component, Path};
+
+pub(super) fn models(raw: &raw::Models, folder: &Path, problems: &mut Problems) -> Models {
+    if raw.directory.0.is_empty() {
+        problems.push("models.directory", "the list is empty, expected one folder at least");
+    }
+    match raw.control {
+        raw::Control::Fixed => {}
+        raw::Control::Watch => problems.push("models.control", "`watch` is not available in this version; write fixed"),
+        raw::Control::Explicit => {
+            problems.push("models.control", "`explicit` is not available in this version; write fixed");
+        }
+    }
+    if let Load::Named(names) = &raw.load {
+        names.iter().enumerate().for_each(|(at, name)| check_name(&format!("models.load[{at}]"), name, problems));
+    }
+    for (at, name) in raw.required.iter().enumerate() {
+        let path = format!("models.required[{at}]");
+        check_name(&path, name, problems);
+        let loads = match &raw.load {
+            Load::All => true,
+            Load::None => false,
+            Load::Named(names) => names.contains(name),
+        };
+        if !loads {
+            problems.push(path, format!("`{name}` is not in models.load, so it would be waited for for ever"));
+        }
+    }
+    check_defaults("models.defaults.", &raw.defaults.versions, &raw.defaults.providers, problems);
+    Models {
+        directories: raw.directory.0.iter().map(|path| folder.join(path)).collect(),
+        load: raw.load.clone(),
+        required: raw.required.iter().map(|name| name.as_str().into()).collect(),
+        defaults: model_defaults(&raw.defaults),
+    }
+}
+
+/// What models demand of the rest.
+pub(super) fn check(raw: &raw::Config, problems: &mut Problems) {
+    if raw.runtime.kind == Kind::WorkStealing && raw.models.defaults.execution == Execution::Turn {
+        problems.push("models.defaults.execution", "there are no turns with runtime.kind work_stealing; write auto");
+    }
+}
+
+/// What a model may say for itself, as the program sees it.
+pub(in crate::config) fn model_defaults(raw: &raw::ModelDefaults) -> ModelDefaults {
+    ModelDefaults {
+        versions: raw.versions.clone(),
+        instances: raw.instances,
+        threads: raw.threads,
+        execution: raw.execution,
+        batching: batching(&raw.batching),
+    }
+}
+
+/// The file that would say what `defaults` say; `model.yaml` is laid over it.
+pub(in crate::config) fn model_file(defaults: &ModelDefaults) -> raw::ModelFile {
+    raw::ModelFile {
+        versions: defaults.versions.clone(),
+        instances: defaults.instances,
+        threads: defaults.threads,
+        execution: defaults.execution,
+        batching: raw::Batching {
+            enabled: defaults.batching.enabled,
+            max_rows: Number(defaults.batching.max_rows),
+            max_delay: Delay(defaults.batching.max_delay),
+            max_queue: Number(defaults.batching.max_queue),
+        },
+        providers: vec![Provider],
+        class_labels: Default::default(),
+    }
+}
+
+/// One model's own configuration. Label files must lie in the model's folder.
+pub(in crate::config) fn model(raw: &raw::ModelFile, folder: &Path, problems: &mut Problems) -> ModelConfig {
+    check_defaults("", &raw.versions, &raw.providers, problems);
+    for (output, file) in &raw.class_labels {
+        if file.as_os_str().is_empty() || !file.components().all(|part| matches!(part, Component::Normal(_))) {
+            let text = format!("`{}` is not a file in the model's folder", file.display());
+            problems.push(format!("class_labels.{output}"), text);
+        }
+    }
+    ModelConfig {
+        defaults: ModelDefaults {
+            versions: raw.versions.clone(),
+            instances: raw.instances,
+            threads: raw.threads,
+            execution: raw.execution,
+            batching: batching(&raw.batching),
+        },
+        class_labels: raw.class_labels.iter().map(|(name, file)| (name.as_str().into(), folder.join(file))).collect(),
+    }
+}
+
+fn batching(raw: &raw::Batching) -> Batching {
+    Batching { enabled: raw.enabled, max_rows: raw.max_rows.0, max_delay: raw.max_delay.0, max_queue: raw.max_queue.0 }
+}
+
+fn check_defaults(prefix: &str, versions: &Versions, providers: &[Provider], problems: &mut Problems) {
+    if matches!(versions, Versions::Listed(list) if list.is_empty()) {
+        problems.push(format!("{prefix}versions"), "the list is empty, expected one version at least");
+    }
+    let path = format!("{prefix}providers");
+    // What was refused in it has left the list.
+    if providers.is_empty() && !problems.list.iter().any(|problem| problem.path.starts_with(&path)) {
+        problems.push(path, "the list is empty, expected [cpu]");
+    }
+}
+
+/// The grammar of names (attack M1).
+fn check_name(path: &str, name: &str, problems: &mut Problems) {
+    let sane = (1..=128).contains(&name.len())
+        && !name.starts_with('.')
+        && name.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-".contains(&b));
+    if !sane {
+        problems.push(path, format!("`{name}` is not a model's name, expected letters, digits and `._-`"));
+    }
+}
