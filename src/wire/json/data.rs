@@ -320,7 +320,7 @@ impl Walk<'_> {
         if reader.peek() != Some(b']') {
             loop {
                 if sink.count() - before == expected {
-                    return Err(self.counted(format!("more than {expected}"), expected));
+                    return Err(self.counted(&format!("more than {expected}"), expected));
                 }
                 self.element(reader, sink)?;
                 match reader.peek() {
@@ -332,7 +332,7 @@ impl Walk<'_> {
         }
         match sink.count() - before {
             count if count == expected => Ok(()),
-            count => Err(self.counted(count.to_string(), expected)),
+            count => Err(self.counted(&count.to_string(), expected)),
         }
     }
 
@@ -343,7 +343,7 @@ impl Walk<'_> {
     }
 
     #[cold]
-    fn counted(&self, found: String, expected: usize) -> Error {
+    fn counted(&self, found: &str, expected: usize) -> Error {
         let what = if expected == self.elements { "`data`" } else { "a row of `data`" };
         self.wrong(format!("has {found} elements in {what}, expected {expected} for shape {}", self.shape))
     }
