@@ -7,6 +7,7 @@ use std::process::ExitCode;
 fn main() -> ExitCode {
     // Before any thread exists: official builds of ONNX Runtime send usage data unless told not to
     // (architecture decision 7).
-    sluicegate::backend::ort::disable_telemetry();
+    // If there were threads already it says no, and the environment of ONNX Runtime is still told.
+    let _ = sluicegate::backend::ort::disable_telemetry();
     Cli::parse().run()
 }

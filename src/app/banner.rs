@@ -20,7 +20,10 @@ pub(super) fn print(app: &App, loaded: &Loaded, engine: &str, secured: bool) {
 fn write(text: &mut String, app: &App, loaded: &Loaded, engine: &str, secured: bool) -> fmt::Result {
     writeln!(text, "sluicegate {} with {engine}\n", env!("CARGO_PKG_VERSION"))?;
     let states = app.repository().states();
-    let ready = states.iter().filter_map(|(_, _, state)| state.model());
+    let ready = states.iter().filter_map(|(_, _, state)| match state {
+        State::Ready(model) => Some(model),
+        State::Loading | State::Failed(_) | State::Unloading => None,
+    });
     for model in ready {
         let spec = |specs: &[crate::tensor::TensorSpec]| {
             let specs = specs.iter().map(|spec| {

@@ -178,12 +178,16 @@ pub fn hash(key: &str) -> String {
 }
 
 impl NewKey {
-    /// The line for `keys.yaml`, made at `now`.
-    pub fn entry(&self, identity: &str, now: SystemTime) -> String {
+    /// The line for `keys.yaml`, made at `now`, for an identity that belongs to `groups`.
+    pub fn entry(&self, identity: &str, groups: &[String], now: SystemTime) -> String {
         // JSON strings are YAML strings, whatever the identity contains.
         let identity = serde_json::Value::from(identity);
+        let groups = match groups {
+            [] => String::new(),
+            groups => format!(", groups: {}", serde_json::Value::from(groups)),
+        };
         let created = timestamp::format(now);
-        format!("- {{ id: {}, hash: \"{}\", identity: {identity}, created: {created} }}", self.id, self.hash)
+        format!("- {{ id: {}, hash: \"{}\", identity: {identity}{groups}, created: {created} }}", self.id, self.hash)
     }
 }
 
@@ -210,7 +214,7 @@ mod tests {
         assert_eq!(new.key.len(), 46);
         assert!(new.key.starts_with("sg_") && new.hash.len() == 71);
         let dir = tempfile::tempdir().unwrap();
-        let keys = KeyFile::open(&file(&dir, &[new.entry("we\"b: {", SystemTime::now())])).unwrap();
+        let keys = KeyFile::open(&file(&dir, &[new.entry("we\"b: {", &["mo,bile".to_owned()], SystemTime::now())])).unwrap();
         assert_eq!(&**keys.find(&new.key).unwrap().id(), "we\"b: {");
         assert!(keys.find(&new.key[..45]).is_none());
         assert!(keys.find("").is_none());
