@@ -22,7 +22,7 @@ const EDGES: &[(&str, &[&str])] = &[
     ("model", &["schedule", "backend", "call", "tensor", "error", "telemetry"]),
     ("frontend", &["call", "wire", "tensor", "error", "telemetry", "limit::address"]),
     ("lane", &["frontend", "schedule", "call", "telemetry", "error", "shutdown"]),
-    ("stack", &["layer", "model", "call", "auth", "limit", "telemetry"]),
+    ("stack", &["layer", "model", "call", "auth", "limit", "telemetry", "error"]),
 ];
 
 /// Longest file, in lines (house rules).

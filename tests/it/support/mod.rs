@@ -147,7 +147,7 @@ impl Setup {
         fs::write(&file, self.document()).unwrap();
         write_keys(self.folder.path(), false);
         let overrides = Overrides { models: Some(models.to_owned()), ..Overrides::default() };
-        let config = Config::load(Some(&file), &overrides).unwrap_or_else(|problems| panic!("{problems}"));
+        let config = Config::load(Some(&file), overrides).unwrap_or_else(|problems| panic!("{problems}"));
         let app = app::start(config, opener).await.unwrap_or_else(|error| panic!("{error}"));
         let running = Running {
             address: app.addresses()[0],
@@ -233,9 +233,19 @@ impl Running {
     }
 
     /// Starts the drain, as SIGTERM does.
-    pub fn drain(&self) -> JoinHandle<()> {
+    pub fn drain(&self) -> Drained {
         let inner = Arc::clone(&self.inner);
-        tokio::spawn(async move { inner.app.drain().await })
+        Drained(tokio::spawn(async move { inner.app.drain().await }))
+    }
+}
+
+/// A drain that has begun.
+pub struct Drained(JoinHandle<()>);
+
+impl Drained {
+    /// Waits until it is over.
+    pub async fn over(self) {
+        tokio::time::timeout(Duration::from_secs(5), self.0).await.expect("the drain is over in time").unwrap();
     }
 }
 
