@@ -7,6 +7,7 @@
 
 mod instance;
 mod job;
+mod lanes;
 mod queue;
 mod run;
 #[cfg(test)]
