@@ -273,12 +273,28 @@ async fn stopping_answers_what_still_runs_with_not_ready() {
     server.places.all_free().await;
 }
 
+/// A stack whose answer is larger than any window or socket buffer.
+async fn flood(_: crate::call::Inbound) -> Result<crate::call::Reply, Error> {
+    let names = (0..200_000).map(|index| format!("model-with-a-long-name-{index:060}").into()).collect();
+    Ok(crate::call::Reply::Report(crate::call::Report::Models(names)))
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stream_whose_reader_stops_is_reset_and_its_neighbours_live() {
+    let server = Plan::default().start(flood);
+    let mut client = http2(server.connect().await).await;
+    let request = http::Request::get("http://a/v2/models").body(Full::<Bytes>::default()).unwrap();
+    let unread = client.send_request(request).await.unwrap();
+    for _ in 0..8 {
+        tokio::time::sleep(Duration::from_secs(4)).await;
+        assert_eq!(get2(&mut client, "/").await.0, 200);
+    }
+    assert!(http_body_util::BodyExt::collect(unread.into_body()).await.is_err());
+    assert_eq!(get2(&mut client, "/").await.0, 200);
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_peer_that_does_not_read_is_cut_off() {
-    async fn flood(_: crate::call::Inbound) -> Result<crate::call::Reply, Error> {
-        let names = (0..200_000).map(|index| format!("model-with-a-long-name-{index:060}").into()).collect();
-        Ok(crate::call::Reply::Report(crate::call::Report::Models(names)))
-    }
     let server = Plan::default().start(flood);
     let mut deaf = server.connect().await;
     deaf.write_all(b"GET /v2/models HTTP/1.1\r\nhost: a\r\n\r\n").await.unwrap();
