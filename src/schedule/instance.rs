@@ -28,9 +28,10 @@ pub(super) struct Pool {
 struct Shared {
     plan: Arc<Plan>,
     state: Mutex<State>,
-    /// Told when there is a job, and when the pool closes.
+    /// Told when there is a job, and when the pool closes. Only threads that can take a job wait
+    /// for it: another one could swallow the wake-up that was meant for them.
     work: Condvar,
-    /// Told when a thread has ended.
+    /// Told when a thread has ended, and when the pool closes.
     ended: Condvar,
     /// Sound instances; read by probes without the lock.
     alive: AtomicUsize,
@@ -134,6 +135,7 @@ impl Pool {
     pub(super) fn close(&self) {
         self.shared.lock().closed = true;
         self.shared.work.notify_all();
+        self.shared.ended.notify_all();
     }
 
     pub(super) fn wait_closed(&self, deadline: Instant) -> bool {
@@ -253,7 +255,7 @@ impl Shared {
             let mut state = self.lock();
             while !state.closed && Instant::now() < until {
                 let left = until.saturating_duration_since(Instant::now());
-                state = self.work.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
+                state = self.ended.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
             }
             if state.closed {
                 return None;
@@ -396,7 +398,7 @@ mod tests {
         let script = Script::default();
         script.set(Fault::Stream(5));
         let pool = pool(&script);
-        // A channel of two: the thread waits for its reader.
+        // Room for one piece and the end: the thread waits for its reader.
         let (job, mut receiver) = testing::stream_job(2);
         pool.submit(job).unwrap();
         let mut pieces = 0;
@@ -408,11 +410,26 @@ mod tests {
     }
 
     #[test]
+    fn a_stream_that_is_cut_off_says_so_even_if_nobody_read_it() {
+        let script = Script::default();
+        script.set(Fault::Stream(usize::MAX));
+        let pool = pool(&script);
+        let (mut job, mut receiver) = testing::stream_job(2);
+        job.deadline = Instant::now() + Duration::from_millis(20);
+        pool.submit(job).unwrap();
+        pool.close();
+        assert!(pool.wait_closed(Instant::now() + Duration::from_secs(10)));
+        assert!(receiver.blocking_recv().unwrap().is_ok());
+        assert!(matches!(receiver.blocking_recv(), Some(Err(Error::DeadlineExceeded { .. }))));
+        assert!(receiver.blocking_recv().is_none());
+    }
+
+    #[test]
     fn a_dropped_stream_stops_its_run() {
         let script = Script::default();
         script.set(Fault::Stream(usize::MAX));
         let pool = pool(&script);
-        let (job, mut receiver) = testing::stream_job(1);
+        let (job, mut receiver) = testing::stream_job(2);
         pool.submit(job).unwrap();
         receiver.blocking_recv().unwrap().unwrap();
         drop(receiver);

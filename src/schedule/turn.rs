@@ -448,7 +448,8 @@ impl TurnTask {
 fn pass() -> Left {
     let mut left = Left::default();
     let started = Instant::now();
-    let (count, first) = LANE.with_borrow(|lane| lane.as_ref().map_or((0, 0), |lane| (lane.entries.len(), lane.cursor)));
+    let (count, first) =
+        LANE.with_borrow(|lane| lane.as_ref().map_or((0, 0), |lane| (lane.entries.len(), lane.cursor)));
     for step in 0..count {
         let index = (first + step) % count;
         // The registry is not borrowed during the run: a back end or a waker may do anything.

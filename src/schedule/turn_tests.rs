@@ -98,7 +98,7 @@ fn a_job_beyond_the_cap_runs_on_a_thread() {
         let script = Script::default();
         let scheduler = scheduler(&script, &lanes, BUDGET).await;
         call(&scheduler, 65).await.unwrap();
-        assert_eq!(script.batches(), []);
+        assert!(script.batches().is_empty());
         assert_eq!(script.spare().batches(), [65]);
     });
 }
@@ -145,7 +145,7 @@ fn after_a_panic_the_lane_gets_a_new_instance() {
             call(&scheduler, 1).await.unwrap();
             tokio::task::yield_now().await;
         }
-        assert!(script.opened() > 2);
+        assert_eq!(script.opened(), 2);
     });
 }
 
