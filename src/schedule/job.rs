@@ -46,7 +46,8 @@ pub enum ReplyTo {
     Once(oneshot::Sender<Result<Answer, Error>>),
     /// Any number of answers; the end is told by dropping the sender.
     Stream {
-        /// The caller's stream; bounded, and empty when the job is submitted.
+        /// The caller's stream; empty when the job is submitted, with room for at least two
+        /// items: one place is kept for an error at the end.
         sender: mpsc::Sender<Result<Chunk, Error>>,
         /// Makes a chunk of each step's outputs.
         frame: Frame,

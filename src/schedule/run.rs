@@ -16,6 +16,7 @@ use std::{
     panic::{AssertUnwindSafe, catch_unwind},
     time::{Duration, Instant},
 };
+use tokio::sync::mpsc::error::TrySendError;
 
 /// An output below this many bytes is shared whatever the size of a row: a copy would be an
 /// allocation of about the same weight as what it keeps from being pinned.
@@ -50,7 +51,8 @@ pub(super) fn run(backend: &mut dyn Backend, jobs: &mut Vec<Job>, plan: &Plan) -
     let fits = |outputs: &[Tensor]| jobs.len() == 1 || outputs.iter().all(|output| output.rows() == rows);
     match result {
         Err(panic) => {
-            panicked(jobs.drain(..), plan, &*panic);
+            let error = panicked(plan, &*panic);
+            jobs.drain(..).for_each(|job| job.fail(error.clone()));
             return Ran::Panicked;
         }
         Ok(Ok(outputs)) if outputs.len() != plan.signature.outputs.len() => {
@@ -82,61 +84,59 @@ pub(super) fn run(backend: &mut dyn Backend, jobs: &mut Vec<Job>, plan: &Plan) -
 }
 
 /// Runs one job of a decoupled back end and sends each of its answers.
+///
+/// One place of the channel is kept for the end: a stream that is cut off must be able to say so
+/// however slow its reader is, or it would look complete.
 pub(super) fn stream(backend: &mut dyn Backend, job: Job, plan: &Plan) -> Ran {
-    let ReplyTo::Stream { sender, frame } = &job.reply else {
-        job.fail(Error::internal("a decoupled model was asked for one answer"));
-        return Ran::Sound(Duration::ZERO);
+    let Job { inputs, rows, deadline, queued, reply, facts } = job;
+    let (sender, frame) = match reply {
+        ReplyTo::Stream { sender, frame } => (sender, frame),
+        ReplyTo::Once(sender) => {
+            drop(sender.send(Err(Error::internal("a decoupled model was asked for one answer"))));
+            return Ran::Sound(Duration::ZERO);
+        }
     };
+    let Ok(last) = sender.clone().try_reserve_owned() else { return Ran::Sound(Duration::ZERO) };
     let started = Instant::now();
-    let queue = started.saturating_duration_since(job.queued);
-    job.facts.reach(Stage::Running);
+    let queue = started.saturating_duration_since(queued);
+    facts.reach(Stage::Running);
     plan.metrics.waited(queue);
+    let mut late = false;
     let mut emit = |outputs: Vec<Tensor>| {
-        job.facts.reach(Stage::Streaming);
+        facts.reach(Stage::Streaming);
         let timing = Timing { queue, compute: started.elapsed() };
         let mut item = Ok(Chunk::Tensors(frame(named(plan, outputs), timing)));
         loop {
+            late = Instant::now() >= deadline;
+            if late {
+                return ControlFlow::Break(());
+            }
             match sender.try_send(item) {
                 Ok(()) => return ControlFlow::Continue(()),
-                Err(tokio::sync::mpsc::error::TrySendError::Closed(_)) => return ControlFlow::Break(()),
-                Err(tokio::sync::mpsc::error::TrySendError::Full(back)) => item = back,
-            }
-            if Instant::now() >= job.deadline {
-                return ControlFlow::Break(());
+                Err(TrySendError::Closed(_)) => return ControlFlow::Break(()),
+                Err(TrySendError::Full(back)) => item = back,
             }
             std::thread::park_timeout(STEP);
         }
     };
-    let result = catch_unwind(AssertUnwindSafe(|| backend.stream(&job.inputs, &mut emit)));
+    let result = catch_unwind(AssertUnwindSafe(|| backend.stream(&inputs, &mut emit)));
     let took = started.elapsed();
-    let _ = job.facts.timing.set(Timing { queue, compute: took });
-    match result {
-        Err(panic) => {
-            panicked(std::iter::once(job), plan, &*panic);
-            return Ran::Panicked;
-        }
+    let _ = facts.timing.set(Timing { queue, compute: took });
+    let (ran, error) = match result {
+        Err(panic) => (Ran::Panicked, Some(panicked(plan, &*panic))),
         Ok(Err(error)) => {
             plan.metrics.failed();
-            end_stream(job, error);
+            (Ran::Sound(took), Some(error))
         }
         Ok(Ok(())) => {
-            plan.metrics.ran(1, job.rows, took);
-            if Instant::now() >= job.deadline {
-                end_stream(job, Error::DeadlineExceeded { stage: Stage::Streaming });
-            }
+            plan.metrics.ran(1, rows, took);
+            (Ran::Sound(took), late.then_some(Error::DeadlineExceeded { stage: Stage::Streaming }))
         }
+    };
+    if let Some(error) = error {
+        last.send(Err(error));
     }
-    Ran::Sound(took)
-}
-
-/// Ends a stream with an error, waiting for room while its reader still has time.
-fn end_stream(job: Job, error: Error) {
-    if let ReplyTo::Stream { sender, .. } = &job.reply {
-        while sender.capacity() == 0 && !sender.is_closed() && Instant::now() < job.deadline {
-            std::thread::park_timeout(STEP);
-        }
-    }
-    job.fail(error);
+    ran
 }
 
 fn run_alone(backend: &mut dyn Backend, jobs: &mut Vec<Job>, plan: &Plan) -> Ran {
@@ -153,13 +153,13 @@ fn run_alone(backend: &mut dyn Backend, jobs: &mut Vec<Job>, plan: &Plan) -> Ran
     Ran::Sound(Duration::ZERO)
 }
 
-fn panicked(jobs: impl Iterator<Item = Job>, plan: &Plan, panic: &(dyn std::any::Any + Send)) {
+/// Logs a panic, counts it, and says what its jobs are answered with.
+fn panicked(plan: &Plan, panic: &(dyn std::any::Any + Send)) -> Error {
     let text = panic.downcast_ref::<&str>().copied().or_else(|| panic.downcast_ref::<String>().map(String::as_str));
     let text = text.unwrap_or("a panic without a message");
     tracing::error!(model = %plan.key, panic = text, "back end panicked");
     plan.metrics.failed();
-    let error = Error::internal(format!("back end panicked: {text}"));
-    jobs.for_each(|job| job.fail(error.clone()));
+    Error::internal(format!("back end panicked: {text}"))
 }
 
 fn gather(jobs: &[Job], plan: &Plan) -> Result<SmallVec<[Tensor; 4]>, Error> {
@@ -190,9 +190,7 @@ fn answer(jobs: &mut Vec<Job>, outputs: Vec<Tensor>, plan: &Plan, started: Insta
         let part = outputs
             .iter()
             .zip(&plan.signature.outputs)
-            .map(|(output, spec)| {
-                Ok(NamedTensor { name: spec.name.clone(), tensor: cut(output, range.clone())? })
-            })
+            .map(|(output, spec)| Ok(NamedTensor { name: spec.name.clone(), tensor: cut(output, range.clone())? }))
             .collect::<Result<Vec<_>, Error>>();
         let timing = timing(&job);
         match part {

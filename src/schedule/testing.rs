@@ -2,8 +2,8 @@
 //!
 //! Its model takes `x` and yields `y`, both FP32 `[-1, 4]`, with `y = 2x`.
 
-use super::{BatchPolicy, Job, Plan, ReplyTo};
 pub(crate) use super::Answer;
+use super::{BatchPolicy, Job, Plan, ReplyTo};
 use crate::{
     backend::Backend,
     call::{Chunk, InferResponse, ModelKey},
@@ -134,7 +134,8 @@ impl Backend for Scripted {
             std::thread::park_timeout(until - Instant::now());
         }
         assert!(fault != Fault::Panic, "as the script says");
-        let values: Vec<f32> = inputs[0].data().chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().unwrap())).collect();
+        let values: Vec<f32> =
+            inputs[0].data().chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().unwrap())).collect();
         if values.iter().any(|value| Some(*value) == fail_on) {
             return Err(Error::backend("as the script says"));
         }
