@@ -259,9 +259,9 @@ mod tests {
     #[test]
     fn a_changed_file_is_taken_over() {
         let (dir, old, new) = (tempfile::tempdir().unwrap(), generate().unwrap(), generate().unwrap());
-        let keys = KeyFile::open(&file(&dir, &[old.entry("old", UNIX_EPOCH)])).unwrap();
+        let keys = KeyFile::open(&file(&dir, &[old.entry("old", &[], UNIX_EPOCH)])).unwrap();
         assert!(!keys.reload_if_changed().unwrap());
-        file(&dir, &[new.entry("new", UNIX_EPOCH)]);
+        file(&dir, &[new.entry("new", &[], UNIX_EPOCH)]);
         assert!(keys.reload_if_changed().unwrap());
         assert!(keys.find(&old.key).is_none() && keys.find(&new.key).is_some());
     }
@@ -269,7 +269,7 @@ mod tests {
     #[test]
     fn a_broken_file_is_reported_once_and_the_old_keys_stay() {
         let (dir, key) = (tempfile::tempdir().unwrap(), generate().unwrap());
-        let path = file(&dir, &[key.entry("web", UNIX_EPOCH)]);
+        let path = file(&dir, &[key.entry("web", &[], UNIX_EPOCH)]);
         let keys = KeyFile::open(&path).unwrap();
         fs::write(&path, "version: 1\nkeys: [nonsense]").unwrap();
         assert!(keys.reload_if_changed().is_err());

@@ -131,7 +131,7 @@ mod tests {
     fn with_key(anonymous: Anonymous) -> (Authenticator, String, tempfile::TempDir) {
         let (dir, new) = (tempfile::tempdir().unwrap(), api_key::generate().unwrap());
         let path = dir.path().join("keys.yaml");
-        std::fs::write(&path, format!("version: 1\nkeys:\n{}\n", new.entry("web", UNIX_EPOCH))).unwrap();
+        std::fs::write(&path, format!("version: 1\nkeys:\n{}\n", new.entry("web", &[], UNIX_EPOCH))).unwrap();
         (Authenticator::new(&Settings { anonymous, keys: Some(path) }).unwrap(), new.key, dir)
     }
 

@@ -144,11 +144,8 @@ pub(super) fn rates(raw: &[raw::Policy], problems: &mut Problems) -> Vec<Policy>
     policies
 }
 
-pub(super) fn concurrency(raw: &raw::Concurrency, problems: &mut Problems) -> Concurrency {
-    if raw.inspect >= raw.calls {
-        let text = format!("{} is not below limits.concurrency.calls ({})", raw.inspect, raw.calls);
-        problems.push("limits.concurrency.inspect", text);
-    }
+/// `inspect` slots are besides those for `calls`, so neither bounds the other.
+pub(super) fn concurrency(raw: &raw::Concurrency) -> Concurrency {
     Concurrency { calls: raw.calls.0, inspect: raw.inspect.0, per_identity: raw.per_identity.map(|number| number.0) }
 }
 

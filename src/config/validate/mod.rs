@@ -51,7 +51,7 @@ pub(super) fn config(
         addresses: limits::addresses(&raw.limits, problems),
         rates: limits::rates(&raw.limits.rate, problems),
         buckets: raw.limits.buckets.0,
-        concurrency: limits::concurrency(&raw.limits.concurrency, problems),
+        concurrency: limits::concurrency(&raw.limits.concurrency),
         deadline: limits::deadline(&raw.limits.deadline, problems),
         models,
         runtime,
