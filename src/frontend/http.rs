@@ -195,7 +195,8 @@ fn has_token(headers: &HeaderMap, name: &http::HeaderName, token: &str) -> bool 
 fn not_served(target: Target, request: &Request) -> Response {
     match target {
         Target::Grpc | Target::GrpcWeb => {
-            grpc_status(12, "grpc is not served on this address", request.headers().get(head::REQUEST_ID))
+            let error = Error::Unimplemented("grpc is not served on this address".into());
+            grpc::refuse(&head::call_id(request.headers()), &error)
         }
         Target::WebSocket | Target::Stream | Target::Rest => {
             rest::refuse(request, &Error::NoRoute("this is not served on this address".into()))
@@ -205,26 +206,11 @@ fn not_served(target: Target, request: &Request) -> Response {
 
 /// The answer to what was running, or came, when the process stopped (contract 07 section 5).
 fn stopping(target: Target, version: Version, id: Option<&HeaderValue>) -> Response {
-    let error = Error::ShuttingDown;
-    match target {
-        Target::Grpc | Target::GrpcWeb => grpc_status(error.code().row().grpc, "the server is shutting down", id),
-        Target::WebSocket | Target::Stream | Target::Rest => {
-            let id = CallId::from_client(id.and_then(|id| id.to_str().ok()));
-            rest::error(&error, &id, version)
-        }
-    }
-}
-
-/// A gRPC status without a message before it: all in the headers ("trailers only").
-fn grpc_status(code: i32, message: &'static str, id: Option<&HeaderValue>) -> Response {
-    let mut response = Response::new(Body::Empty);
-    let headers = response.headers_mut();
-    headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
-    headers.insert("grpc-status", HeaderValue::from(code));
-    headers.insert("grpc-message", HeaderValue::from_static(message));
     let id = CallId::from_client(id.and_then(|id| id.to_str().ok()));
-    headers.insert(head::REQUEST_ID, rest::id_value(&id));
-    response
+    match target {
+        Target::Grpc | Target::GrpcWeb => grpc::refuse(&id, &Error::ShuttingDown),
+        Target::WebSocket | Target::Stream | Target::Rest => rest::error(&Error::ShuttingDown, &id, version),
+    }
 }
 
 // === impl Target ===

@@ -142,6 +142,16 @@ impl Request {
                 })
                 .collect(),
             raw_input_contents: vec![raw.into()],
+            // Not `grpc-timeout`: tonic's client would start a timer of its own and race the server's answer.
+            parameters: self
+                .timeout
+                .map(|timeout| {
+                    let micros = i64::try_from(timeout.as_micros()).unwrap();
+                    let choice = inference::infer_parameter::ParameterChoice::Int64Param(micros);
+                    ("timeout".to_owned(), inference::InferParameter { parameter_choice: Some(choice) })
+                })
+                .into_iter()
+                .collect(),
             ..Default::default()
         }
     }
@@ -257,10 +267,6 @@ async fn grpc_infer(client: &mut GrpcClient, key: Option<&str>, request: &Reques
     let mut message = tonic::Request::new(request.proto());
     if let Some(key) = key {
         message.metadata_mut().insert("authorization", format!("Bearer {key}").parse().unwrap());
-    }
-    if let Some(timeout) = request.timeout {
-        // As the header only: tonic's own timer would race with the server's answer.
-        message.metadata_mut().insert("grpc-timeout", format!("{}u", timeout.as_micros()).parse().unwrap());
     }
     match client.model_infer(message).await {
         Ok(response) => Ok(proto_answer(response.get_ref())),
