@@ -1,16 +1,20 @@
 //! Bodies: reading requests within a limit, writing responses of every kind.
+//!
+//! Knows frames and bytes, and nothing of what they mean: codecs do.
 
-use crate::{
-    error::Error,
-    frontend::{Connection, settings::Settings},
-};
+mod memory;
+mod offload;
+mod read;
+
+pub use memory::{Memory, Reservation};
+pub use offload::{offload, start_decoders};
+pub use read::read;
+
 use bytes::Bytes;
-use http_body::Frame;
+use http_body::{Frame, SizeHint};
 use std::{
     collections::VecDeque,
-    convert::Infallible,
     pin::Pin,
-    sync::{Arc, atomic::AtomicUsize},
     task::{Context, Poll},
 };
 use tokio::sync::mpsc;
@@ -35,44 +39,85 @@ impl http_body::Body for Body {
     type Data = Bytes;
     type Error = tonic::Status;
 
-    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, tonic::Status>>> {
-        let _ = cx;
-        unimplemented!()
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, tonic::Status>>> {
+        match &mut *self {
+            Self::Empty => Poll::Ready(None),
+            Self::Full(bytes) => {
+                let bytes = std::mem::take(bytes);
+                *self = Self::Empty;
+                Poll::Ready((!bytes.is_empty()).then(|| Ok(Frame::data(bytes))))
+            }
+            Self::Frames(frames) => {
+                while let Some(bytes) = frames.pop_front() {
+                    if !bytes.is_empty() {
+                        return Poll::Ready(Some(Ok(Frame::data(bytes))));
+                    }
+                }
+                Poll::Ready(None)
+            }
+            Self::Grpc(body) => Pin::new(body).poll_frame(cx),
+            Self::Channel(frames) => frames.poll_recv(cx).map(|frame| frame.map(Ok)),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match self {
+            Self::Empty => true,
+            Self::Full(bytes) => bytes.is_empty(),
+            Self::Frames(frames) => frames.iter().all(Bytes::is_empty),
+            Self::Grpc(body) => body.is_end_stream(),
+            // Only its end says that there are no trailers.
+            Self::Channel(_) => false,
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match self {
+            Self::Empty => SizeHint::with_exact(0),
+            Self::Full(bytes) => SizeHint::with_exact(bytes.len() as u64),
+            Self::Frames(frames) => SizeHint::with_exact(frames.iter().map(|bytes| bytes.len() as u64).sum()),
+            Self::Grpc(body) => body.size_hint(),
+            Self::Channel(_) => SizeHint::default(),
+        }
     }
 }
 
-/// Bytes of bodies and outputs held by all connections (`limits.concurrency.memory`).
-#[derive(Clone, Debug)]
-pub struct Memory {
-    used: Arc<AtomicUsize>,
-    limit: usize,
+impl From<Bytes> for Body {
+    fn from(bytes: Bytes) -> Self {
+        Self::Full(bytes)
+    }
 }
 
-/// Reads the whole body of a request: within `limits.size.body`, the memory budget and `read_stall`.
-///
-/// The bytes lie on 8, `offset` bytes after their start (the length of a JSON header, so that the
-/// first raw tensor behind it is aligned).
-///
-/// # Errors
-///
-/// [`Error::TooLarge`], [`Error::Overloaded`], [`Error::BodyStalled`], or [`Error::Cancelled`] if the client went away.
-pub async fn read(body: hyper::body::Incoming, offset: usize, connection: Arc<Connection>) -> Result<Bytes, Error> {
-    let _ = (body, offset, connection);
-    unimplemented!()
+impl From<tonic::body::Body> for Body {
+    fn from(body: tonic::body::Body) -> Self {
+        Self::Grpc(body)
+    }
 }
 
-/// Runs `decode` here if `size` is small, else on the decoding threads (`runtime.decode_threads`).
-///
-/// # Errors
-///
-/// Whatever `decode` answers.
-pub async fn offload<T: Send + 'static>(
-    size: usize,
-    decode: impl FnOnce() -> Result<T, Error> + Send + 'static,
-) -> Result<T, Error> {
-    let _ = size;
-    decode()
-}
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use http_body::Body as _;
+    use http_body_util::BodyExt;
 
-/// Never: a type that only keeps this file's imports honest until the bodies are written.
-pub(crate) type _Unused = (Infallible, Settings);
+    #[tokio::test]
+    async fn frames_are_sent_one_by_one_and_their_length_is_known() {
+        let body = Body::Frames([Bytes::from_static(b"ab"), Bytes::new(), Bytes::from_static(b"c")].into());
+        assert_eq!(body.size_hint().exact(), Some(3));
+        assert_eq!(body.collect().await.unwrap().to_bytes(), "abc");
+        assert!(Body::Frames([Bytes::new()].into()).is_end_stream());
+        assert_eq!(Body::from(Bytes::from_static(b"x")).collect().await.unwrap().to_bytes(), "x");
+    }
+
+    #[tokio::test]
+    async fn a_channel_carries_data_and_then_trailers() {
+        let (sender, receiver) = mpsc::channel(2);
+        sender.send(Frame::data(Bytes::from_static(b"line\n"))).await.unwrap();
+        let trailers = [(http::HeaderName::from_static("x-stream-status"), http::HeaderValue::from_static("ok"))];
+        sender.send(Frame::trailers(trailers.into_iter().collect())).await.unwrap();
+        drop(sender);
+        let collected = Body::Channel(receiver).collect().await.unwrap();
+        assert_eq!(collected.trailers().unwrap()["x-stream-status"], "ok");
+        assert_eq!(collected.to_bytes(), "line\n");
+    }
+}

@@ -1,8 +1,235 @@
 //! One hyper service per connection: which surface is this?
+//!
+//! Looks at heads only and in the order of contract 00 section 4. What makes an HTTP request unsound whatever it asks
+//! for (its size, its authority) is refused here, before any surface sees it.
 
-use super::Body;
+use super::{
+    Body, Connection,
+    accept::{InFlight, Outgoing},
+    grpc, h2_stream, head, rest, websocket,
+};
+use crate::{call::Surface, error::Error};
+use http::{
+    HeaderMap, HeaderValue, Method, StatusCode, Version,
+    header::{CONNECTION, CONTENT_TYPE, HOST, UPGRADE},
+};
+use http_body::Body as _;
+use std::{convert::Infallible, pin::pin, sync::Arc};
 
 /// A request as hyper gives it.
 pub type Request = http::Request<hyper::body::Incoming>;
 /// A response as hyper takes it.
 pub type Response = http::Response<Body>;
+
+/// Path of the surface `h2_stream`.
+const STREAM: &str = "/v2/stream";
+/// Bytes of a request line besides its target: the longest method we know, two spaces, the version, the line's end.
+const LINE_REST: usize = 24;
+
+/// What a request is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Target {
+    GrpcWeb,
+    Grpc,
+    WebSocket,
+    Stream,
+    Rest,
+}
+
+/// Answers one request; always with a response. When the process stops, what is not answered yet is `not_ready`.
+pub(super) async fn answer(
+    connection: Arc<Connection>,
+    in_flight: InFlight,
+    request: Request,
+    piece: usize,
+) -> Result<http::Response<Outgoing>, Infallible> {
+    let target = Target::of(&request);
+    let (version, id) = (request.version(), request.headers().get(head::REQUEST_ID).cloned());
+    let activity = Arc::clone(in_flight.activity());
+    let mut stopped = pin!(activity.stopped());
+    let response = if activity.is_stopping() {
+        stopping(target, version, id)
+    } else {
+        tokio::select! {
+            biased;
+            response = dispatch(connection, target, request) => response,
+            () = stopped.as_mut() => stopping(target, version, id),
+        }
+    };
+    Ok(response.map(|body| Outgoing::new(body, piece, in_flight)))
+}
+
+async fn dispatch(connection: Arc<Connection>, target: Target, request: Request) -> Response {
+    if let Err(refusal) = check(&connection, &request) {
+        connection.frontend.metrics.refused("malformed_request");
+        return refusal;
+    }
+    if !connection.surfaces.has(target.surface()) {
+        return not_served(target, &request);
+    }
+    match target {
+        // Comes with a later issue (05); until then it says so in HTTP, where every client of it can see it.
+        Target::GrpcWeb => {
+            let error = Error::Unimplemented("grpc-web is not part of this version, use grpc over HTTP/2".into());
+            rest::refuse(&request, &error)
+        }
+        Target::Grpc if request.version() < Version::HTTP_2 => {
+            let id = head::call_id(request.headers());
+            rest::plain(StatusCode::HTTP_VERSION_NOT_SUPPORTED, "grpc needs HTTP/2", &id, request.version())
+        }
+        Target::Grpc => grpc::serve(connection, request).await,
+        // Boxed: these live long and are few, and the other futures should not be as large as theirs.
+        Target::WebSocket => Box::pin(websocket::serve(connection, request)).await,
+        Target::Stream => Box::pin(h2_stream::serve(connection, request)).await,
+        Target::Rest => rest::serve(connection, request).await,
+    }
+}
+
+/// Refuses what no surface should see (contract 10 section 5, attacks A7, A9, A19).
+fn check(connection: &Connection, request: &Request) -> Result<(), Response> {
+    let size = connection.frontend.settings.size;
+    let (uri, headers, version) = (request.uri(), request.headers(), request.version());
+    let refuse = |status, text| {
+        let mut response = rest::plain(status, text, &head::call_id(headers), version);
+        if version < Version::HTTP_2 {
+            response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+        }
+        Err(response)
+    };
+    let target = uri.path_and_query().map_or(0, |target| target.as_str().len());
+    if target + LINE_REST > size.request_line {
+        return refuse(StatusCode::URI_TOO_LONG, "the request line is longer than its limit");
+    }
+    if headers.len() > size.header_fields {
+        return refuse(
+            StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
+            "the request has more header fields than its limit",
+        );
+    }
+    let bytes: usize = headers.iter().map(|(name, value)| name.as_str().len() + value.len() + 4).sum();
+    if bytes > size.headers {
+        return refuse(
+            StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
+            "the request's headers are larger than their limit",
+        );
+    }
+    if let Err(text) = check_authority(request) {
+        return refuse(StatusCode::BAD_REQUEST, text);
+    }
+    if *request.method() == Method::CONNECT {
+        let error = Error::MethodNotAllowed { allow: "GET, POST" };
+        return Err(rest::refuse(request, &error));
+    }
+    // Bytes behind such a head could be taken for frames by whoever is in between (attack A9).
+    if headers.contains_key(UPGRADE) && !request.body().is_end_stream() && is_websocket(request) {
+        return refuse(StatusCode::BAD_REQUEST, "a request to upgrade has a body");
+    }
+    Ok(())
+}
+
+/// One authority, well-formed: two readings of it are how requests are smuggled past whoever checks the first.
+fn check_authority(request: &Request) -> Result<(), &'static str> {
+    let mut hosts = request.headers().get_all(HOST).iter();
+    let (host, more) = (hosts.next(), hosts.next());
+    if more.is_some() {
+        return Err("the request has more than one `host`");
+    }
+    let authority = request.uri().authority().map(http::uri::Authority::as_str);
+    match (host, authority) {
+        (Some(host), authority) => {
+            let host = host.as_bytes();
+            if !host.iter().all(|byte| byte.is_ascii_graphic() && !b"/?#@\\,\"<>{}|^`".contains(byte)) {
+                return Err("the `host` of the request is malformed");
+            }
+            if authority.is_some_and(|authority| !authority.as_bytes().eq_ignore_ascii_case(host)) {
+                return Err("the `host` of the request contradicts its target");
+            }
+            Ok(())
+        }
+        (None, None) if request.version() == Version::HTTP_11 => Err("the request has no `host`"),
+        (None, Some(authority)) if authority.contains('@') => Err("the authority of the request is malformed"),
+        (None, _) => Ok(()),
+    }
+}
+
+fn is_websocket(request: &Request) -> bool {
+    request.version() == Version::HTTP_11
+        && has_token(request.headers(), &UPGRADE, "websocket")
+        && has_token(request.headers(), &CONNECTION, "upgrade")
+}
+
+fn has_token(headers: &HeaderMap, name: &http::HeaderName, token: &str) -> bool {
+    headers
+        .get_all(name)
+        .iter()
+        .filter_map(|value| value.to_str().ok())
+        .any(|value| value.split(',').any(|part| part.trim().eq_ignore_ascii_case(token)))
+}
+
+fn not_served(target: Target, request: &Request) -> Response {
+    match target {
+        Target::Grpc | Target::GrpcWeb => {
+            grpc_status(12, "grpc is not served on this address", request.headers().get(head::REQUEST_ID).cloned())
+        }
+        Target::WebSocket | Target::Stream | Target::Rest => {
+            rest::refuse(request, &Error::NoRoute("this is not served on this address".into()))
+        }
+    }
+}
+
+/// The answer to what was running, or came, when the process stopped (contract 07 section 5).
+fn stopping(target: Target, version: Version, id: Option<HeaderValue>) -> Response {
+    let error = Error::ShuttingDown;
+    match target {
+        Target::Grpc | Target::GrpcWeb => grpc_status(error.code().row().grpc, "the server is shutting down", id),
+        Target::WebSocket | Target::Stream | Target::Rest => {
+            let id = crate::call::CallId::from_client(id.as_ref().and_then(|id| id.to_str().ok()));
+            rest::error(&error, &id, version)
+        }
+    }
+}
+
+/// A gRPC status without a message before it: all in the headers ("trailers only").
+fn grpc_status(code: i32, message: &'static str, id: Option<HeaderValue>) -> Response {
+    let mut response = Response::new(Body::Empty);
+    let headers = response.headers_mut();
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
+    headers.insert("grpc-status", HeaderValue::from(code));
+    headers.insert("grpc-message", HeaderValue::from_static(message));
+    let id = crate::call::CallId::from_client(id.as_ref().and_then(|id| id.to_str().ok()));
+    headers.insert(head::REQUEST_ID, rest::id_value(&id));
+    response
+}
+
+// === impl Target ===
+
+impl Target {
+    /// In the order of contract 00 section 4.
+    fn of(request: &Request) -> Self {
+        let kind = request.headers().get(CONTENT_TYPE).map(HeaderValue::as_bytes).unwrap_or_default();
+        if begins_with(kind, b"application/grpc-web") {
+            Self::GrpcWeb
+        } else if begins_with(kind, b"application/grpc") {
+            Self::Grpc
+        } else if is_websocket(request) {
+            Self::WebSocket
+        } else if request.uri().path() == STREAM {
+            Self::Stream
+        } else {
+            Self::Rest
+        }
+    }
+
+    fn surface(self) -> Surface {
+        match self {
+            Self::GrpcWeb | Self::Grpc => Surface::Grpc,
+            Self::WebSocket => Surface::WebSocket,
+            Self::Stream => Surface::H2Stream,
+            Self::Rest => Surface::Rest,
+        }
+    }
+}
+
+fn begins_with(value: &[u8], prefix: &[u8]) -> bool {
+    value.get(..prefix.len()).is_some_and(|start| start.eq_ignore_ascii_case(prefix))
+}

@@ -12,6 +12,8 @@ pub mod head;
 pub mod http;
 pub mod rest;
 pub mod settings;
+#[cfg(test)]
+mod testing;
 pub mod tls;
 pub mod websocket;
 

@@ -1,1 +1,276 @@
-//! A DashMap of shared buckets: lookup, sweep, cap.
+//! A bounded DashMap of shared entries: lookup, sweep, cap.
+//!
+//! Returns handles, never guards: no lock of a shard outlives a function of this file. It does not know what an entry
+//! is for, only when it may be forgotten.
+
+use super::gcra::Rate;
+use dashmap::{DashMap, Entry as Place};
+use std::{
+    borrow::Borrow,
+    fmt,
+    hash::Hash,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicU64, AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+/// What a table holds.
+pub trait Entry: Default {
+    /// From when on, in nanoseconds since start, forgetting it loses nothing.
+    fn idle_from(&self) -> u64;
+}
+
+/// One GCRA cell shared by all lanes: the theoretical arrival time, in nanoseconds since start.
+#[derive(Debug, Default)]
+pub struct Bucket(AtomicU64);
+
+/// Entries by key, at most `cap` of them.
+pub struct Table<K, V> {
+    map: DashMap<K, Arc<V>>,
+    /// Kept beside the map: its own `len` locks every shard.
+    len: AtomicUsize,
+    cap: usize,
+    /// One thread makes room, the others wait for it: went they on, a flood would outrun the scan. So the cap is
+    /// overshot by an entry per thread at most.
+    clearing: Mutex<()>,
+}
+
+// === impl Bucket ===
+
+impl Bucket {
+    /// Charges one unit at `now`: the theoretical arrival time that came of it.
+    ///
+    /// # Errors
+    ///
+    /// How long until one unit would be accepted.
+    pub fn charge(&self, rate: Rate, now: u64) -> Result<u64, Duration> {
+        let mut tat = self.0.load(Ordering::Relaxed);
+        loop {
+            let charged = rate.charge(tat, now)?;
+            match self.0.compare_exchange_weak(tat, charged, Ordering::AcqRel, Ordering::Relaxed) {
+                Ok(_) => return Ok(charged),
+                Err(found) => tat = found,
+            }
+        }
+    }
+
+    /// How long until one unit would be accepted; zero if it would be now.
+    pub fn wait(&self, rate: Rate, now: u64) -> Duration {
+        rate.wait(self.0.load(Ordering::Relaxed), now)
+    }
+
+    /// Takes back one unit that was charged until `until`.
+    pub fn give_back(&self, rate: Rate, until: u64, now: u64) {
+        let mut tat = self.0.load(Ordering::Relaxed);
+        while let Err(found) =
+            self.0.compare_exchange_weak(tat, rate.give_back(tat, until, now), Ordering::AcqRel, Ordering::Relaxed)
+        {
+            tat = found;
+        }
+    }
+}
+
+impl Entry for Bucket {
+    fn idle_from(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+// === impl Table ===
+
+impl<K: Eq + Hash + Clone, V: Entry> Table<K, V> {
+    /// An empty table for at most `cap` entries.
+    pub fn new(cap: usize) -> Self {
+        Self { map: DashMap::new(), len: AtomicUsize::new(0), cap: cap.max(1), clearing: Mutex::new(()) }
+    }
+
+    /// The entry of `key`, if there is one. Allocates nothing.
+    pub fn get<Q: Eq + Hash + ?Sized>(&self, key: &Q) -> Option<Arc<V>>
+    where
+        K: Borrow<Q>,
+    {
+        self.map.get(key).map(|found| Arc::clone(&found))
+    }
+
+    /// The entry of `key`, made if there is none. A full table first lets go of the oldest.
+    pub fn entry(&self, key: &K, now: u64) -> Arc<V> {
+        if let Some(found) = self.get(key) {
+            return found;
+        }
+        if self.len() >= self.cap {
+            self.make_room(now);
+        }
+        match self.map.entry(key.clone()) {
+            Place::Occupied(found) => Arc::clone(found.get()),
+            Place::Vacant(place) => {
+                self.len.fetch_add(1, Ordering::Relaxed);
+                let made = Arc::new(V::default());
+                drop(place.insert(Arc::clone(&made)));
+                made
+            }
+        }
+    }
+
+    /// Forgets what is idle at `now` and in nobody's hands.
+    pub fn sweep(&self, now: u64) {
+        self.forget(|entry| entry.idle_from() <= now);
+    }
+
+    /// How many entries there are.
+    pub fn len(&self) -> usize {
+        self.len.load(Ordering::Relaxed)
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Forgets idle entries; if all are busy, the sixteenth that will be idle first, so that a flood of new keys pays
+    /// for one scan in so many insertions and not for one each.
+    fn make_room(&self, now: u64) {
+        let _clearing = self.clearing.lock().unwrap_or_else(PoisonError::into_inner);
+        if self.len() < self.cap {
+            return;
+        }
+        self.sweep(now);
+        if self.len() >= self.cap {
+            let mut ages: Vec<u64> = self.map.iter().filter(|e| is_free(e.value())).map(|e| e.idle_from()).collect();
+            let spare = self.cap.div_ceil(16).min(ages.len());
+            if spare > 0 {
+                let (_, threshold, _) = ages.select_nth_unstable(spare - 1);
+                let threshold = *threshold;
+                let mut left = spare;
+                self.forget(|entry| {
+                    let goes = left > 0 && entry.idle_from() <= threshold;
+                    left -= usize::from(goes);
+                    goes
+                });
+            }
+        }
+    }
+
+    /// Removes entries that `idle` names, except those that somebody holds: their charges would be lost.
+    fn forget(&self, mut idle: impl FnMut(&V) -> bool) {
+        let mut gone = 0;
+        self.map.retain(|_, entry| {
+            let stays = !(is_free(entry) && idle(entry));
+            gone += usize::from(!stays);
+            stays
+        });
+        self.len.fetch_sub(gone, Ordering::Relaxed);
+    }
+}
+
+/// True if only the table holds it. Handles are cloned under the shard's lock, so this cannot change meanwhile.
+fn is_free<V>(entry: &Arc<V>) -> bool {
+    Arc::strong_count(entry) == 1
+}
+
+impl<K: Eq + Hash + Clone, V: Entry> fmt::Debug for Table<K, V> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // Not the keys: some are identities.
+        f.debug_struct("Table").field("len", &self.len()).field("cap", &self.cap).finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::num::NonZeroU64;
+
+    fn rate(limit: u64, burst: u64) -> Rate {
+        Rate::new(NonZeroU64::new(limit).unwrap(), Duration::from_secs(1), NonZeroU64::new(burst).unwrap())
+    }
+
+    fn keys(table: &Table<u32, Bucket>) -> Vec<u32> {
+        let mut keys: Vec<u32> = table.map.iter().map(|entry| *entry.key()).collect();
+        keys.sort_unstable();
+        keys
+    }
+
+    #[test]
+    fn threads_that_share_a_bucket_never_exceed_its_burst() {
+        let bucket = Bucket::default();
+        let accepted = AtomicUsize::new(0);
+        std::thread::scope(|scope| {
+            for _ in 0..8 {
+                scope.spawn(|| {
+                    for _ in 0..10_000 {
+                        if bucket.charge(rate(1, 1_000), 5).is_ok() {
+                            accepted.fetch_add(1, Ordering::Relaxed);
+                        }
+                    }
+                });
+            }
+        });
+        assert_eq!(accepted.into_inner(), 1_000);
+    }
+
+    #[test]
+    fn what_threads_give_back_is_there_again() {
+        let bucket = Bucket::default();
+        let rate = rate(1, 1_000);
+        std::thread::scope(|scope| {
+            for _ in 0..8 {
+                scope.spawn(|| {
+                    for _ in 0..2_000 {
+                        let until = bucket.charge(rate, 5).unwrap();
+                        bucket.give_back(rate, until, 5);
+                    }
+                });
+            }
+        });
+        assert_eq!((0..2_000).filter(|_| bucket.charge(rate, 5).is_ok()).count(), 1_000);
+    }
+
+    #[test]
+    fn the_same_key_has_the_same_entry() {
+        let table = Table::<u32, Bucket>::new(10);
+        assert!(Arc::ptr_eq(&table.entry(&1, 0), &table.entry(&1, 0)));
+        assert_eq!(table.len(), 1);
+    }
+
+    #[test]
+    fn a_sweep_forgets_the_idle_and_keeps_what_is_held() {
+        let table = Table::<u32, Bucket>::new(10);
+        table.entry(&1, 0).charge(rate(1, 1), 0).unwrap();
+        let held = table.entry(&2, 0);
+        drop(table.entry(&3, 0));
+        table.sweep(0);
+        assert_eq!(keys(&table), [1, 2]);
+        drop(held);
+        table.sweep(2_000_000_000);
+        assert!(table.is_empty());
+    }
+
+    #[test]
+    fn in_a_full_table_the_oldest_leaves() {
+        let table = Table::<u32, Bucket>::new(4);
+        for key in 0..4 {
+            table.entry(&key, 0).charge(rate(1, 100), u64::from(key)).unwrap();
+        }
+        table.entry(&9, 5).charge(rate(1, 100), 5).unwrap();
+        assert_eq!(keys(&table), [1, 2, 3, 9]);
+        assert_eq!(table.len(), 4);
+    }
+
+    #[test]
+    fn a_flood_of_keys_stays_within_the_cap() {
+        let table = Table::<u32, Bucket>::new(1_000);
+        std::thread::scope(|scope| {
+            for thread in 0..4 {
+                let table = &table;
+                scope.spawn(move || {
+                    for key in 0..5_000 {
+                        let _ = table.entry(&(thread * 10_000 + key), 0).charge(rate(1, 1), 0);
+                        assert!(table.len() <= 1_004);
+                    }
+                });
+            }
+        });
+        assert_eq!(table.len(), table.map.len());
+    }
+}

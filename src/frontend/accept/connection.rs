@@ -1,0 +1,197 @@
+//! One connection on its lane: TLS, which HTTP, and hyper with every one of its settings.
+
+use super::{
+    Accepted,
+    patience::{Activity, Served, drive},
+    socket::{PREFACE, Prefix, Raw, Socket, Stream},
+    stall::{Outgoing, Streams},
+};
+use crate::{
+    call::Peer,
+    frontend::{Connection, Frontend, Settings, http::answer, tls::Tls},
+};
+use hyper::{
+    Request,
+    body::Incoming,
+    server::conn::{http1, http2},
+    service::{HttpService, service_fn},
+};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use std::{io, pin::Pin, sync::Arc};
+use tokio::{net::TcpStream, sync::Semaphore, time::timeout};
+use tokio_rustls::server::TlsStream;
+
+/// The first bytes of HTTP/2 with prior knowledge (contract 00 section 4).
+const HTTP2: &[u8; PREFACE] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+/// hyper's own number of header fields, which costs no allocation.
+const FIELDS_INLINE: usize = 100;
+/// The least and the most that an HTTP/1.1 connection reads or buffers at once. It starts with 8 KiB and adapts.
+const BUFFER: usize = 64 * 1024;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Http {
+    One,
+    Two,
+}
+
+/// Serves one connection on this lane until it is over. What goes wrong with it is the peer's business: logged at
+/// debug, and never more than this connection's end.
+pub async fn serve(accepted: Accepted, frontend: Arc<Frontend>) {
+    let remote = accepted.remote;
+    if let Err(error) = run(accepted, frontend).await {
+        tracing::debug!(%error, %remote, "a connection did not begin");
+    }
+}
+
+async fn run(accepted: Accepted, frontend: Arc<Frontend>) -> io::Result<()> {
+    let Accepted { stream, remote, local, surfaces, tls, place } = accepted;
+    let stream = TcpStream::from_std(stream)?;
+    stream.set_nodelay(true)?;
+    let activity = Arc::new(Activity::default());
+    let raw = Raw::new(stream, Arc::clone(&activity));
+    let peer = Arc::new(Peer { address: remote, local, tls: tls.is_some() });
+
+    let (mut stream, agreed) = match tls {
+        Some((tls, handshakes)) => {
+            let tls = handshake(raw, &tls, &handshakes, &frontend).await?;
+            let agreed = match tls.get_ref().1.alpn_protocol() {
+                Some(b"h2") => Some(Http::Two),
+                Some(_) => Some(Http::One),
+                None => None,
+            };
+            (Stream::Tls(Box::new(tls)), agreed)
+        }
+        None => (Stream::Plain(raw), None),
+    };
+    let mut prefix = Prefix::default();
+    let http = match agreed {
+        Some(http) => http,
+        None => {
+            let Some(http) = sniff(&mut stream, &mut prefix, &frontend.settings).await? else { return Ok(()) };
+            // The first bytes of a head: from here on it has its time.
+            activity.hear();
+            http
+        }
+    };
+
+    let connection = Arc::new(Connection { frontend: Arc::clone(&frontend), peer, surfaces });
+    let io = TokioIo::new(Socket::new(stream, prefix, Arc::clone(&activity), place));
+    let (timers, phase) = (frontend.settings.timers, frontend.phase.clone());
+    match http {
+        Http::One => {
+            let requests = Arc::clone(&activity);
+            // HTTP/1.1 has TCP as its only flow control, and hyper buffers no more than it may: no pieces.
+            let service = service_fn(move |request: Request<Incoming>| {
+                answer(Arc::clone(&connection), requests.begin(), request, usize::MAX)
+            });
+            let served = http1(&frontend.settings).serve_connection(io, service).with_upgrades();
+            drive(served, &activity, timers, phase).await;
+        }
+        Http::Two => {
+            let requests = Arc::clone(&activity);
+            let piece = frontend.settings.http2.stream_buffer;
+            let service = service_fn(move |request: Request<Incoming>| {
+                answer(Arc::clone(&connection), requests.begin(), request, piece)
+            });
+            let served = http2(&frontend.settings).serve_connection(io, service);
+            drive(served, &activity, timers, phase).await;
+        }
+    }
+    Ok(())
+}
+
+async fn handshake(raw: Raw, tls: &Tls, places: &Semaphore, frontend: &Frontend) -> io::Result<TlsStream<Raw>> {
+    let handshake = async {
+        // Held only for the handshake: it bounds what strangers make us compute at once.
+        let _place = places.acquire().await.map_err(io::Error::other)?;
+        tls.acceptor().accept(raw).await
+    };
+    match timeout(frontend.settings.timers.handshake, handshake).await {
+        Ok(stream) => stream,
+        Err(_) => {
+            frontend.metrics.refused("handshake_timeout");
+            Err(io::ErrorKind::TimedOut.into())
+        }
+    }
+}
+
+/// Which HTTP this is, from its first bytes; `None` if there were none in time, or not enough to tell.
+async fn sniff(stream: &mut Stream, prefix: &mut Prefix, settings: &Settings) -> io::Result<Option<Http>> {
+    let Ok(first) = timeout(settings.timers.first_byte, prefix.read(stream)).await else { return Ok(None) };
+    if !first? {
+        return Ok(None);
+    }
+    let rest = async {
+        loop {
+            match prefix.bytes() {
+                bytes if bytes == HTTP2 => return Ok(Some(Http::Two)),
+                bytes if !HTTP2.starts_with(bytes) => return Ok(Some(Http::One)),
+                _ if !prefix.read(stream).await? => return Ok(None),
+                _ => {}
+            }
+        }
+    };
+    timeout(settings.timers.header, rest).await.unwrap_or(Ok(None))
+}
+
+fn http1(settings: &Settings) -> http1::Builder {
+    let size = settings.size;
+    let mut builder = http1::Builder::new();
+    builder
+        // A client that has closed its half has gone: that is how we notice (architecture section 7).
+        .half_close(false)
+        .keep_alive(true)
+        .timer(TokioTimer::new())
+        // Our own timers know heads from idle connections (`patience`).
+        .header_read_timeout(None)
+        .max_buf_size(BUFFER.max(size.headers + size.request_line))
+        .max_header_size(size.headers + size.request_line);
+    if size.header_fields != FIELDS_INLINE {
+        builder.max_headers(size.header_fields);
+    }
+    builder
+}
+
+fn http2(settings: &Settings) -> http2::Builder<Streams> {
+    let (limits, timers) = (settings.http2, settings.timers);
+    let mut builder = http2::Builder::new(Streams { stall: timers.write_stall });
+    builder
+        .timer(TokioTimer::new())
+        .adaptive_window(false)
+        .initial_stream_window_size(limits.stream_window)
+        .initial_connection_window_size(limits.connection_window)
+        .max_frame_size(limits.frame)
+        .max_concurrent_streams(limits.streams)
+        .max_header_list_size(u32::try_from(settings.size.headers).unwrap_or(u32::MAX))
+        .max_pending_accept_reset_streams(limits.resets)
+        .max_local_error_reset_streams(limits.resets)
+        .max_send_buf_size(limits.stream_buffer)
+        .keep_alive_interval(limits.ping)
+        .keep_alive_timeout(limits.ping_timeout);
+    builder
+}
+
+impl<S> Served for http1::UpgradeableConnection<TokioIo<Socket>, S>
+where
+    S: HttpService<Incoming, ResBody = Outgoing>,
+    S::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+{
+    const HTTP1: bool = true;
+
+    fn close(self: Pin<&mut Self>) {
+        self.graceful_shutdown();
+    }
+}
+
+impl<S> Served for http2::Connection<TokioIo<Socket>, S, Streams>
+where
+    S: HttpService<Incoming, ResBody = Outgoing>,
+    S::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+    Streams: hyper::rt::bounds::Http2ServerConnExec<S::Future, Outgoing>,
+{
+    const HTTP1: bool = false;
+
+    fn close(self: Pin<&mut Self>) {
+        self.graceful_shutdown();
+    }
+}

@@ -1,0 +1,138 @@
+//! The budget of bytes that bodies and outputs may hold (`limits.concurrency.memory`).
+//!
+//! Bodies of up to [`FREE`] bytes are not counted: the slots of the stack bound how many there are,
+//! and counting each would cost every small call two atomic operations and an allocation for little.
+
+use crate::error::Error;
+use bytes::Bytes;
+use std::sync::{
+    Arc,
+    atomic::{AtomicUsize, Ordering},
+};
+
+/// Up to this many bytes are not counted: 4,096 slots hold at most 256 MiB of them, the budget once more.
+pub(super) const FREE: usize = 64 * 1024;
+
+/// Bytes of bodies and outputs held by all connections. Cloning shares the budget.
+#[derive(Clone, Debug)]
+pub struct Memory {
+    used: Arc<AtomicUsize>,
+    limit: usize,
+}
+
+impl Memory {
+    /// A budget of `limit` bytes.
+    pub fn new(limit: usize) -> Self {
+        Self { used: Arc::default(), limit }
+    }
+
+    /// Bytes that are held now.
+    pub fn used(&self) -> usize {
+        self.used.load(Ordering::Relaxed)
+    }
+
+    /// Whether `bytes` more would fit now. Nothing is taken.
+    pub fn has_room(&self, bytes: usize) -> bool {
+        self.used().checked_add(bytes).is_some_and(|total| total <= self.limit)
+    }
+
+    /// Takes `bytes` out of the budget until the reservation is dropped.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Overloaded`] if the budget does not have them.
+    pub fn reserve(&self, bytes: usize) -> Result<Reservation, Error> {
+        let mut reservation = Reservation { used: Arc::clone(&self.used), limit: self.limit, bytes: 0 };
+        reservation.grow(bytes)?;
+        Ok(reservation)
+    }
+
+    /// Counts `bytes` for as long as any slice of them lives; small ones are passed through uncounted.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Overloaded`] if the budget does not have them.
+    pub fn hold(&self, bytes: Bytes) -> Result<Bytes, Error> {
+        if bytes.len() <= FREE {
+            return Ok(bytes);
+        }
+        let reservation = self.reserve(bytes.len())?;
+        Ok(reservation.keep(bytes))
+    }
+}
+
+/// Bytes taken out of the budget. Dropping it gives them back.
+#[derive(Debug)]
+pub struct Reservation {
+    used: Arc<AtomicUsize>,
+    limit: usize,
+    bytes: usize,
+}
+
+impl Reservation {
+    /// Takes `more` bytes.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Overloaded`] if the budget does not have them; what was taken before stays taken.
+    pub fn grow(&mut self, more: usize) -> Result<(), Error> {
+        let limit = self.limit;
+        self.used
+            .fetch_update(Ordering::AcqRel, Ordering::Relaxed, |used| {
+                used.checked_add(more).filter(|total| *total <= limit)
+            })
+            .map_err(|_| Error::Overloaded { what: "memory" })?;
+        self.bytes += more;
+        Ok(())
+    }
+
+    /// `owner`'s bytes, whose last slice gives the reservation back.
+    pub fn keep(self, owner: impl AsRef<[u8]> + Send + 'static) -> Bytes {
+        Bytes::from_owner(Held { owner, _reservation: self })
+    }
+}
+
+impl Drop for Reservation {
+    fn drop(&mut self) {
+        self.used.fetch_sub(self.bytes, Ordering::AcqRel);
+    }
+}
+
+struct Held<T> {
+    owner: T,
+    _reservation: Reservation,
+}
+
+impl<T: AsRef<[u8]>> AsRef<[u8]> for Held<T> {
+    fn as_ref(&self) -> &[u8] {
+        self.owner.as_ref()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bytes_are_given_back_when_their_last_slice_is_gone() {
+        let memory = Memory::new(3 * FREE);
+        let held = memory.hold(Bytes::from(vec![1; 2 * FREE])).unwrap();
+        let slice = held.slice(8..16);
+        drop(held);
+        assert_eq!(memory.used(), 2 * FREE);
+        assert!(matches!(memory.hold(Bytes::from(vec![1; 2 * FREE])), Err(Error::Overloaded { what: "memory" })));
+        assert!(memory.has_room(FREE) && !memory.has_room(FREE + 1));
+        drop(slice);
+        assert_eq!(memory.used(), 0);
+    }
+
+    #[test]
+    fn a_refused_growth_takes_nothing() {
+        let memory = Memory::new(10);
+        let mut reservation = memory.reserve(8).unwrap();
+        assert!(reservation.grow(3).is_err() && reservation.grow(usize::MAX).is_err());
+        assert_eq!(memory.used(), 8);
+        drop(reservation);
+        assert_eq!(memory.used(), 0);
+    }
+}

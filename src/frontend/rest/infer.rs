@@ -1,0 +1,117 @@
+//! The body of a V2 `infer` request: which form it has, and when it is read.
+
+use crate::{
+    call::{ModelRef, Operation, Pending, Surface},
+    error::Error,
+    frontend::{Connection, body},
+    wire::{Wishes, framed, json},
+};
+use http::{
+    HeaderMap, HeaderName, HeaderValue,
+    header::{CONTENT_ENCODING, CONTENT_TYPE},
+};
+use hyper::body::Incoming;
+use std::sync::{Arc, OnceLock};
+
+/// How many bytes at the start of a body are JSON (contract 02 section 1.1).
+pub(super) const JSON_LENGTH: HeaderName = HeaderName::from_static("inference-header-content-length");
+
+/// What clients of V2 send; a missing type is one of them (contract 01 section 2.3).
+const TYPES: [&str; 3] = ["application/json", "application/octet-stream", "application/x-www-form-urlencoded"];
+
+/// A body that will be read and decoded when the stack has decided that it may be.
+pub(super) fn pending(
+    connection: &Arc<Connection>,
+    headers: &HeaderMap,
+    body: Incoming,
+    model: ModelRef,
+    wishes: Arc<OnceLock<Wishes>>,
+) -> Pending {
+    // Looked at now, told later: who may not call is not told what else was wrong.
+    let form = form(headers);
+    let connection = Arc::clone(connection);
+    Pending::new(async move {
+        let length = form?;
+        let bytes = body::read(body, length.unwrap_or(0), Arc::clone(&connection)).await?;
+        connection.frontend.metrics.bytes(Surface::Rest, bytes.len() as u64, 0);
+        let json = length.unwrap_or(bytes.len());
+        let (request, wished) = body::offload(json, move || {
+            let settings = &connection.frontend.settings.wire;
+            match length {
+                Some(length) => framed::decode_infer(&bytes, length, model, settings),
+                None => json::decode_infer(&bytes, model, settings),
+            }
+        })
+        .await?;
+        // Set once: a body is decoded once.
+        let _ = wishes.set(wished);
+        Ok(Operation::Infer(request))
+    })
+}
+
+/// The length of the JSON part, if the client names one.
+fn form(headers: &HeaderMap) -> Result<Option<usize>, Error> {
+    if let Some(kind) = headers.get(CONTENT_TYPE) {
+        let kind = kind.to_str().unwrap_or("?");
+        let essence = kind.split(';').next().unwrap_or_default().trim();
+        if !essence.is_empty() && !TYPES.iter().any(|known| known.eq_ignore_ascii_case(essence)) {
+            return Err(Error::UnsupportedMedia("unknown `content-type`, expected `application/json`".into()));
+        }
+    }
+    let mut codings = headers.get_all(CONTENT_ENCODING).iter().map(HeaderValue::as_bytes);
+    if codings.any(|coding| !coding.eq_ignore_ascii_case(b"identity")) {
+        return Err(Error::UnsupportedMedia("unknown `content-encoding`, expected `identity` (no gzip yet)".into()));
+    }
+    let mut lengths = headers.get_all(JSON_LENGTH).iter();
+    match (lengths.next(), lengths.next()) {
+        (None, _) => Ok(None),
+        (Some(length), None) => number(length.as_bytes())
+            .map(Some)
+            .ok_or_else(|| Error::invalid("`inference-header-content-length` is no length, expected decimal digits")),
+        _ => Err(Error::invalid("there is more than one `inference-header-content-length`")),
+    }
+}
+
+/// Digits only: `str::parse` would take a sign.
+fn number(text: &[u8]) -> Option<usize> {
+    let digits = !text.is_empty() && text.iter().all(u8::is_ascii_digit);
+    digits.then(|| std::str::from_utf8(text).ok()?.parse().ok()).flatten()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::error::Code;
+
+    fn headers(pairs: &[(&'static str, &'static str)]) -> HeaderMap {
+        pairs.iter().map(|(name, value)| (HeaderName::from_static(name), HeaderValue::from_static(value))).collect()
+    }
+
+    #[test]
+    fn the_types_that_clients_send_are_taken() {
+        for kind in ["application/json", "Application/JSON; charset=utf-8", "application/octet-stream", ""] {
+            assert!(form(&headers(&[("content-type", kind)])).is_ok(), "{kind}");
+        }
+        assert_eq!(form(&HeaderMap::new()).unwrap(), None);
+        let refused = form(&headers(&[("content-type", "text/xml")])).unwrap_err();
+        assert_eq!(refused.code(), Code::UnsupportedMediaType);
+    }
+
+    #[test]
+    fn only_identity_is_read() {
+        assert!(form(&headers(&[("content-encoding", "identity")])).is_ok());
+        let refused = form(&headers(&[("content-encoding", "gzip")])).unwrap_err();
+        assert_eq!(refused.code(), Code::UnsupportedMediaType);
+        assert!(refused.to_string().contains("gzip"));
+    }
+
+    #[test]
+    fn a_length_is_digits() {
+        let length = |text| form(&headers(&[("inference-header-content-length", text)]));
+        assert_eq!(length("253").unwrap(), Some(253));
+        assert_eq!(length("0").unwrap(), Some(0));
+        for text in ["", "-1", "+1", "1.0", "0x10", "99999999999999999999999", "1 2"] {
+            assert_eq!(length(text).unwrap_err().code(), Code::InvalidArgument, "{text}");
+        }
+    }
+}

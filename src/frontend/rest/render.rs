@@ -1,0 +1,239 @@
+//! Replies and errors as HTTP responses, in the body of their route's family.
+
+use super::{
+    super::{Body, Frontend, head::REQUEST_ID, http::Response},
+    closes,
+    infer::JSON_LENGTH,
+    route::Family,
+};
+use crate::{
+    call::{CallId, Chunk, InferResponse, Reply, ReplyStream, Report, Surface},
+    error::{Code, Error},
+    wire::{Wishes, framed, json as v2, problem},
+};
+use bytes::Bytes;
+use http::{
+    HeaderMap, HeaderValue, StatusCode, Version,
+    header::{ALLOW, CONNECTION, CONTENT_TYPE, RETRY_AFTER, WWW_AUTHENTICATE},
+};
+use std::{
+    collections::VecDeque,
+    sync::atomic::{AtomicU8, Ordering},
+    time::Duration,
+};
+
+// Exactly this, with no parameters: a client compares it byte for byte (contract 00 section 7, trap 3).
+const JSON: HeaderValue = HeaderValue::from_static("application/json");
+const BINARY: HeaderValue = HeaderValue::from_static("application/octet-stream");
+const PROBLEM: HeaderValue = HeaderValue::from_static("application/problem+json");
+
+/// A whole reply, or exactly one chunk, as a response.
+///
+/// # Errors
+///
+/// What has no form in the encoding asked for, and models that stream.
+pub(super) async fn reply(
+    reply: Reply,
+    id: &CallId,
+    wishes: Option<&Wishes>,
+    frontend: &Frontend,
+) -> Result<Response, Error> {
+    match reply {
+        Reply::Infer(response) => infer(&response, id, wishes, frontend),
+        Reply::Stream(stream) => infer(&only_chunk(stream).await?, id, wishes, frontend),
+        // Known and not able to run is no answer to "ready?" that a status of 200 could give (contract 01 section 1).
+        Reply::Report(Report::Ready { model, ready: false }) => Err(Error::ModelNotReady { model, state: "not ready" }),
+        Reply::Report(report) => {
+            let body = v2::encode_report(&report);
+            frontend.metrics.bytes(Surface::Rest, 0, body.len() as u64);
+            Ok(json(StatusCode::OK, body, id))
+        }
+    }
+}
+
+async fn only_chunk(mut stream: ReplyStream) -> Result<InferResponse, Error> {
+    let streams = || Error::Unimplemented("this model streams, use a surface that does (contract 02 section 4)".into());
+    let Some(first) = stream.next().await else { return Err(streams()) };
+    let Chunk::Tensors(response) = first?;
+    if stream.has_more().await? {
+        return Err(streams());
+    }
+    Ok(response)
+}
+
+fn infer(
+    response: &InferResponse,
+    id: &CallId,
+    wishes: Option<&Wishes>,
+    frontend: &Frontend,
+) -> Result<Response, Error> {
+    let settings = &frontend.settings.wire;
+    let binary = wishes.filter(|wishes| wishes.any_binary(response.outputs.iter().map(|output| &*output.name)));
+    let Some(wishes) = binary else {
+        let body = frontend.memory.hold(v2::encode_infer(response, id, settings)?)?;
+        frontend.metrics.bytes(Surface::Rest, 0, body.len() as u64);
+        return Ok(json(StatusCode::OK, body, id));
+    };
+    let framed::Framed { header, tensors } = framed::encode_infer(response, id, wishes, settings)?;
+    // Nothing binary came of it: clients then parse the whole body as JSON (contract 02 section 1.2).
+    if tensors.iter().all(Bytes::is_empty) {
+        frontend.metrics.bytes(Surface::Rest, 0, header.len() as u64);
+        return Ok(json(StatusCode::OK, header, id));
+    }
+    let length = header.len();
+    let mut frames = VecDeque::with_capacity(tensors.len() + 1);
+    frames.push_back(header);
+    for tensor in tensors {
+        frames.push_back(frontend.memory.hold(tensor)?);
+    }
+    frontend.metrics.bytes(Surface::Rest, 0, frames.iter().map(|frame| frame.len() as u64).sum());
+    let mut response = response_of(StatusCode::OK, BINARY, Body::Frames(frames), id);
+    response.headers_mut().insert(JSON_LENGTH, HeaderValue::from(length));
+    Ok(response)
+}
+
+/// An error of a V2 route.
+pub(in crate::frontend) fn error(error: &Error, id: &CallId, version: Version) -> Response {
+    family_error(Family::Text, error, id, version, "")
+}
+
+/// An error in the body of `family`, about the path `instance`.
+pub(super) fn family_error(family: Family, error: &Error, id: &CallId, version: Version, instance: &str) -> Response {
+    let (kind, body) = match family {
+        Family::Text => (JSON, v2::encode_error(error, id)),
+        Family::OpenAi => (JSON, open_ai(error)),
+        Family::Problem => (PROBLEM, problem::encode(error, id, instance)),
+    };
+    let code = error.code();
+    let mut status = StatusCode::from_u16(code.row().http).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+    if matches!(error, Error::BodyStalled) {
+        // The one time-out that is the client's (contract 00 section 2).
+        status = StatusCode::REQUEST_TIMEOUT;
+    }
+    let mut response = response_of(status, kind, Body::Full(body), id);
+    let headers = response.headers_mut();
+    if let Some(after) = error.retry_after() {
+        retry_after(headers, after, status == StatusCode::SERVICE_UNAVAILABLE);
+    }
+    match error {
+        Error::Unauthenticated => {
+            headers.insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer realm=\"sluicegate\""));
+        }
+        Error::MethodNotAllowed { allow } => {
+            headers.insert(ALLOW, HeaderValue::from_static(allow));
+        }
+        // The rest of the body would have to be read to use the connection again.
+        Error::TooLarge { .. } | Error::BodyStalled if closes(version) => {
+            headers.insert(CONNECTION, HeaderValue::from_static("close"));
+        }
+        _ => {}
+    }
+    response
+}
+
+/// A status that has no code: `{"error": text}` and nothing more.
+pub(in crate::frontend) fn plain(status: StatusCode, text: &str, id: &CallId, version: Version) -> Response {
+    let mut body = Vec::with_capacity(text.len() + 16);
+    body.extend_from_slice(b"{\"error\":");
+    write_text(&mut body, text);
+    body.push(b'}');
+    let mut response = json(status, body.into(), id);
+    if status == StatusCode::HTTP_VERSION_NOT_SUPPORTED && closes(version) {
+        response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+    }
+    response
+}
+
+/// A JSON response.
+pub(super) fn json(status: StatusCode, body: Bytes, id: &CallId) -> Response {
+    response_of(status, JSON, Body::Full(body), id)
+}
+
+fn response_of(status: StatusCode, kind: HeaderValue, body: Body, id: &CallId) -> Response {
+    // Room for what is added here and by hyper (`date`, `content-length`), so that the map is made once.
+    let mut headers = HeaderMap::with_capacity(6);
+    headers.insert(CONTENT_TYPE, kind);
+    headers.insert(REQUEST_ID, id_value(id));
+    let mut response = Response::new(body);
+    *response.status_mut() = status;
+    *response.headers_mut() = headers;
+    response
+}
+
+/// The call id as a header value.
+pub(in crate::frontend) fn id_value(id: &CallId) -> HeaderValue {
+    let mut buffer = [0; uuid::fmt::Hyphenated::LENGTH];
+    let text = match id {
+        CallId::Made(uuid) => &*uuid.hyphenated().encode_lower(&mut buffer),
+        CallId::Given(id) => id,
+    };
+    HeaderValue::from_str(text).expect("a call id is made of letters, digits and `._-`")
+}
+
+/// Whole seconds, rounded up, at least one; `spread` over two so that refused clients do not come back as one.
+pub(super) fn retry_after(headers: &mut HeaderMap, after: Duration, spread: bool) {
+    static TURN: AtomicU8 = AtomicU8::new(0);
+    let seconds = after.as_secs() + u64::from(after.subsec_nanos() > 0);
+    let jitter = if spread { u64::from(TURN.fetch_add(1, Ordering::Relaxed) % 2) } else { 0 };
+    headers.insert(RETRY_AFTER, HeaderValue::from(seconds.max(1) + jitter));
+}
+
+/// The OpenAI form of an error (contract 00 section 2).
+fn open_ai(error: &Error) -> Bytes {
+    let code = error.code();
+    let (kind, name) = match code {
+        Code::Unauthenticated => ("invalid_request_error", "\"invalid_api_key\""),
+        Code::PermissionDenied => ("invalid_request_error", "\"permission_denied\""),
+        Code::NotFound => ("invalid_request_error", "\"model_not_found\""),
+        Code::Unimplemented => ("invalid_request_error", "\"unsupported\""),
+        Code::RateLimited => ("requests", "\"rate_limit_exceeded\""),
+        Code::Overloaded => ("server_error", "\"overloaded\""),
+        Code::NotReady => ("server_error", "\"model_not_ready\""),
+        Code::DeadlineExceeded => ("server_error", "\"timeout\""),
+        Code::Internal => ("server_error", "null"),
+        Code::InvalidArgument
+        | Code::MethodNotAllowed
+        | Code::Conflict
+        | Code::PayloadTooLarge
+        | Code::UnsupportedMediaType
+        | Code::Unprocessable
+        | Code::Cancelled => ("invalid_request_error", "null"),
+    };
+    let mut body = b"{\"error\":{\"message\":".to_vec();
+    write_text(&mut body, &error.to_string());
+    body.extend_from_slice(b",\"type\":\"");
+    body.extend_from_slice(kind.as_bytes());
+    body.extend_from_slice(b"\",\"param\":null,\"code\":");
+    body.extend_from_slice(name.as_bytes());
+    body.extend_from_slice(b"}}");
+    body.into()
+}
+
+fn write_text(out: &mut Vec<u8>, text: &str) {
+    v2::write_string(out, text);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn retry_after_is_whole_seconds_rounded_up() {
+        let seconds = |after: Duration| {
+            let mut headers = HeaderMap::new();
+            retry_after(&mut headers, after, false);
+            headers[RETRY_AFTER].to_str().unwrap().to_owned()
+        };
+        assert_eq!(seconds(Duration::ZERO), "1");
+        assert_eq!(seconds(Duration::from_millis(1)), "1");
+        assert_eq!(seconds(Duration::from_millis(1001)), "2");
+        assert_eq!(seconds(Duration::from_secs(7)), "7");
+    }
+
+    #[test]
+    fn ids_are_written_as_they_are_displayed() {
+        for id in [CallId::make(), CallId::from_client(Some("a-1._B"))] {
+            assert_eq!(id_value(&id), id.to_string());
+        }
+    }
+}

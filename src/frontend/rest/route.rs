@@ -1,0 +1,322 @@
+//! The route table of REST: paths, methods, and whose error body a path has (contract 00 section 3).
+//!
+//! Paths are split on raw `/` and each segment is percent-decoded once; what could be read in two ways is refused. No
+//! authorisation happens here, and no model name is checked.
+
+use crate::{
+    call::{Inspect, ModelRef},
+    error::Error,
+};
+use http::Method;
+use smallvec::SmallVec;
+use std::borrow::Cow;
+
+/// What a request asks for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Route {
+    /// Answered from the readiness, outside the stack.
+    Probe(Probe),
+    /// A call that is all path.
+    Inspect(Inspect),
+    /// A run; the body is still to be read.
+    Infer(ModelRef),
+    /// A path that speaks WebSocket, asked without an upgrade.
+    WebSocketOnly,
+}
+
+/// What a probe asks for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Probe {
+    /// `GET /`
+    Root,
+    /// `GET /v2/health/live`
+    Live,
+    /// `GET /v2/health/ready`
+    Ready,
+}
+
+/// Whose error body a path has (contract 10 section 3).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Family {
+    /// `{"error": "text", …}`: V2, V1, and everything unknown.
+    Text,
+    /// `{"error": {…}}`
+    OpenAi,
+    /// Problem details.
+    Problem,
+}
+
+/// Why there is no route.
+#[derive(Clone, Debug)]
+pub(super) struct Miss {
+    pub(super) error: Error,
+    pub(super) family: Family,
+}
+
+/// What the table knows of a path, whatever the method.
+enum Entry {
+    Get(Route),
+    Probe(Probe),
+    Post(Route),
+    /// Comes with a later version; the methods it will have.
+    Later(&'static str),
+}
+
+type Segments<'a> = SmallVec<[Cow<'a, str>; 8]>;
+
+/// The route of `method` and `path`.
+pub(super) fn find(method: &Method, path: &str) -> Result<Route, Miss> {
+    let miss = |error| Miss { error, family: Family::of(path) };
+    let segments = split(path).map_err(miss)?;
+    let segments: SmallVec<[&str; 8]> = segments.iter().map(|segment| &**segment).collect();
+    let Some(entry) = entry(&segments) else {
+        return Err(miss(Error::NoRoute("this path is unknown".into())));
+    };
+    let not_allowed = |allow| miss(Error::MethodNotAllowed { allow });
+    match entry {
+        Entry::Probe(probe) if *method == Method::GET || *method == Method::HEAD => Ok(Route::Probe(probe)),
+        Entry::Get(route) if *method == Method::GET => Ok(route),
+        Entry::Post(route) if *method == Method::POST => Ok(route),
+        Entry::Later(allow) if allow.split(", ").any(|one| one == method.as_str()) => {
+            Err(miss(Error::Unimplemented("this route is not part of this version".into())))
+        }
+        Entry::Probe(_) | Entry::Get(_) => Err(not_allowed("GET")),
+        Entry::Post(_) => Err(not_allowed("POST")),
+        Entry::Later(allow) => Err(not_allowed(allow)),
+    }
+}
+
+/// Hot routes first: a `match` over slices is tried from the top.
+fn entry(path: &[&str]) -> Option<Entry> {
+    use Entry::{Get, Later, Post, Probe as AProbe};
+    Some(match path {
+        ["v2", "models", model, "infer"] => Post(Route::Infer(named(model, None))),
+        ["v2", "models", model, "versions", version, "infer"] => Post(Route::Infer(named(model, Some(version)))),
+        [""] => AProbe(Probe::Root),
+        ["v2", "health", "live"] => AProbe(Probe::Live),
+        ["v2", "health", "ready"] => AProbe(Probe::Ready),
+        ["v2"] | ["v2", ""] => Get(Inspect::Server.into()),
+        ["v2", "models"] => Get(Inspect::Models.into()),
+        // Reserved: it means the statistics of all models (contract 02 section 6).
+        ["v2", "models", "stats"] => Later("GET"),
+        ["v2", "models", model] if !model.is_empty() => Get(Inspect::Model(named(model, None)).into()),
+        ["v2", "models", model, "ready"] => Get(Inspect::Ready(named(model, None)).into()),
+        ["v2", "models", model, "versions", version] if !version.is_empty() => {
+            Get(Inspect::Model(named(model, Some(version))).into())
+        }
+        ["v2", "models", model, "versions", version, "ready"] => {
+            Get(Inspect::Ready(named(model, Some(version))).into())
+        }
+        ["v2", "models", _, rest @ ..] | ["v2", "models", _, "versions", _, rest @ ..] if later(rest).is_some() => {
+            later(rest)?
+        }
+        ["v2", "logging"] | ["v2", "trace", "setting"] => Later("GET, POST"),
+        ["v2", "repository", "index"]
+        | ["v2", "repository", _, "index"]
+        | ["v2", "repository", "models", _, "load" | "unload"]
+        | ["v2", "repository", _, "models", _, "load" | "unload"] => Later("POST"),
+        ["v2", "systemsharedmemory" | "cudasharedmemory", rest @ ..] => match rest {
+            ["status"] | ["region", _, "status"] => Later("GET"),
+            ["register" | "unregister"] | ["region", _, "register" | "unregister"] => Later("POST"),
+            _ => return None,
+        },
+        ["v1", "ws"] => Get(Route::WebSocketOnly),
+        ["v1", "ws", "tickets"] => Later("POST"),
+        ["v1", "models", .., last] if last.contains(':') => Later("POST"),
+        ["v1", "models", ..] => Later("GET"),
+        ["v1", rest @ ..] | ["openai", "v1", rest @ ..] => match rest {
+            ["chat", "completions"] | ["completions" | "embeddings"] => Later("POST"),
+            ["models", ..] => Later("GET"),
+            _ => return None,
+        },
+        ["metrics" | "docs" | "openapi.json"] => Later("GET"),
+        _ => return None,
+    })
+}
+
+fn later(rest: &[&str]) -> Option<Entry> {
+    match rest {
+        ["config" | "stats"] => Some(Entry::Later("GET")),
+        ["generate" | "generate_stream" | "infer_stream"] => Some(Entry::Later("POST")),
+        ["trace", "setting"] => Some(Entry::Later("GET, POST")),
+        _ => None,
+    }
+}
+
+fn named(model: &str, version: Option<&str>) -> ModelRef {
+    ModelRef { name: model.into(), version: version.map(Into::into) }
+}
+
+/// The decoded segments of `path` without its leading slash.
+fn split(path: &str) -> Result<Segments<'_>, Error> {
+    let Some(path) = path.strip_prefix('/') else { return Err(Error::invalid("the path does not begin with `/`")) };
+    let mut segments = Segments::new();
+    let mut rest = path;
+    loop {
+        let (segment, more) = rest.split_once('/').map_or((rest, None), |(segment, more)| (segment, Some(more)));
+        if segment.is_empty() && more.is_some() {
+            return Err(Error::invalid("the path has an empty segment"));
+        }
+        segments.push(decode(segment)?);
+        match more {
+            Some(more) => rest = more,
+            None => return Ok(segments),
+        }
+    }
+}
+
+/// Percent-decodes one segment, once.
+fn decode(segment: &str) -> Result<Cow<'_, str>, Error> {
+    let decoded = if segment.contains('%') { Cow::Owned(unescape(segment)?) } else { Cow::Borrowed(segment) };
+    match &*decoded {
+        "." | ".." => Err(Error::invalid("the path has a segment that is `.` or `..`")),
+        text if text.contains('\0') => Err(Error::invalid("the path has a NUL character")),
+        _ => Ok(decoded),
+    }
+}
+
+fn unescape(segment: &str) -> Result<String, Error> {
+    let broken = || Error::invalid("the path has a broken percent escape");
+    let mut bytes = Vec::with_capacity(segment.len());
+    let mut rest = segment.bytes();
+    while let Some(byte) = rest.next() {
+        if byte != b'%' {
+            bytes.push(byte);
+            continue;
+        }
+        let (high, low) = (rest.next().and_then(digit), rest.next().and_then(digit));
+        let (Some(high), Some(low)) = (high, low) else { return Err(broken()) };
+        bytes.push(high << 4 | low);
+    }
+    String::from_utf8(bytes).map_err(|_| Error::invalid("the path is not UTF-8"))
+}
+
+fn digit(byte: u8) -> Option<u8> {
+    char::from(byte).to_digit(16).and_then(|digit| u8::try_from(digit).ok())
+}
+
+// === impl Family ===
+
+impl Family {
+    /// By prefix (contract 00 section 3).
+    pub(super) fn of(path: &str) -> Self {
+        let under = |prefix: &str| {
+            path.strip_prefix(prefix)
+                .is_some_and(|rest| rest.is_empty() || rest.starts_with('/') || prefix.ends_with('/'))
+        };
+        if under("/v1/models") {
+            Self::Text
+        } else if under("/v1/ws") || path == "/v2/stream" {
+            Self::Problem
+        } else if under("/v1/") || under("/openai") {
+            Self::OpenAi
+        } else {
+            Self::Text
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::error::Code;
+    use proptest::prelude::*;
+
+    fn code(method: &Method, path: &str) -> Code {
+        find(method, path).unwrap_err().error.code()
+    }
+
+    #[test]
+    fn models_and_versions_are_taken_from_the_path() {
+        let infer = |path| find(&Method::POST, path).unwrap();
+        assert_eq!(infer("/v2/models/m/infer"), Route::Infer(named("m", None)));
+        assert_eq!(infer("/v2/models/m/versions/3/infer"), Route::Infer(named("m", Some("3"))));
+        assert_eq!(infer("/v2/models/org%2Fname/infer"), Route::Infer(named("org/name", None)));
+        assert_eq!(infer("/v2/models/%C3%BC/infer"), Route::Infer(named("ü", None)));
+        let get = |path| find(&Method::GET, path).unwrap();
+        assert_eq!(get("/v2/models/ready/ready"), Route::Inspect(Inspect::Ready(named("ready", None))));
+        assert_eq!(get("/v2/models/m/versions/1"), Route::Inspect(Inspect::Model(named("m", Some("1")))));
+        assert_eq!(get("/v2"), get("/v2/"));
+        assert_eq!(get("/%76%32"), get("/v2"));
+    }
+
+    #[test]
+    fn probes_take_head_and_nothing_else() {
+        for path in ["/", "/v2/health/live", "/v2/health/ready"] {
+            assert!(matches!(find(&Method::HEAD, path), Ok(Route::Probe(_))));
+            assert!(matches!(find(&Method::POST, path).unwrap_err().error, Error::MethodNotAllowed { allow: "GET" }));
+        }
+        assert!(matches!(find(&Method::HEAD, "/v2").unwrap_err().error, Error::MethodNotAllowed { allow: "GET" }));
+    }
+
+    #[test]
+    fn what_comes_later_says_so_and_knows_its_methods() {
+        let post = ["/v2/repository/index", "/v1/models/m:predict", "/v1/models/m%3Apredict", "/v1/chat/completions"];
+        for path in post {
+            assert_eq!(code(&Method::POST, path), Code::Unimplemented, "{path}");
+            assert_eq!(code(&Method::GET, path), Code::MethodNotAllowed, "{path}");
+        }
+        let get = [
+            "/v2/models/m/config",
+            "/v2/models/stats",
+            "/v2/models/m/versions/1/stats",
+            "/openai/v1/models",
+            "/metrics",
+        ];
+        for path in get {
+            assert_eq!(code(&Method::GET, path), Code::Unimplemented, "{path}");
+        }
+    }
+
+    #[test]
+    fn the_unknown_is_not_found_in_its_family() {
+        let family = |path| {
+            let miss = find(&Method::GET, path).unwrap_err();
+            assert_eq!(miss.error.code(), Code::NotFound, "{path}");
+            miss.family
+        };
+        assert_eq!(family("/nope"), Family::Text);
+        assert_eq!(family("/v2/models/m/nope"), Family::Text);
+        assert_eq!(family("/v2/models/"), Family::Text);
+        assert_eq!(family("/v1/nope"), Family::OpenAi);
+        assert_eq!(family("/openai/nope"), Family::OpenAi);
+        assert_eq!(family("/v1/ws/nope"), Family::Problem);
+        assert_eq!(Family::of("/v1/models/m"), Family::Text);
+        assert_eq!(Family::of("/v1/wsx"), Family::OpenAi);
+    }
+
+    #[test]
+    fn what_could_be_read_in_two_ways_is_refused() {
+        let odd = [
+            "//v2",
+            "/v2//models",
+            "/v2/models/../x",
+            "/v2/models/%2e%2E",
+            "/v2/./models",
+            "/v2/models/a%00b",
+            "/v2/models/%",
+            "/v2/models/%4",
+            "/v2/models/%zz",
+            "/v2/models/%c0%af",
+            "/v2/models/%ff",
+            "*",
+        ];
+        for path in odd {
+            assert_eq!(code(&Method::GET, path), Code::InvalidArgument, "{path}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn no_path_panics_and_escaping_changes_nothing(path in "(/[a-zA-Z0-9._%:-]{0,6}){0,7}", name in "\\PC{1,12}") {
+            let _ = find(&Method::GET, &path);
+            let escaped: String = name.bytes().map(|byte| format!("%{byte:02x}")).collect();
+            let found = find(&Method::POST, &format!("/v2/models/{escaped}/infer"));
+            if name == "." || name == ".." {
+                prop_assert!(found.is_err());
+            } else {
+                prop_assert_eq!(found.unwrap(), Route::Infer(named(&name, None)));
+            }
+        }
+    }
+}
