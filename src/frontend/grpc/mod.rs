@@ -1,5 +1,7 @@
 //! gRPC.
 
+mod stream;
+
 use super::{
     Connection,
     http::{Request, Response},
