@@ -35,9 +35,13 @@ impl ReplyStream {
         Self { source, deadline: None, observers: Vec::new(), over: false }
     }
 
-    /// Ends the stream with [`Error::DeadlineExceeded`] at `deadline`.
+    /// Ends the stream with [`Error::DeadlineExceeded`] at `deadline`, or earlier if an earlier one was set before:
+    /// the wish in a body and the `Deadline` layer's own both end here, and the sooner of them counts.
     pub fn set_deadline(&mut self, deadline: std::time::Instant) {
-        self.deadline = Some(Box::pin(tokio::time::sleep_until(Instant::from_std(deadline))));
+        let deadline = Instant::from_std(deadline);
+        if self.deadline.as_ref().is_none_or(|sleep| deadline < sleep.deadline()) {
+            self.deadline = Some(Box::pin(tokio::time::sleep_until(deadline)));
+        }
     }
 
     /// Adds someone who hears every chunk from now on, and the end.

@@ -47,6 +47,11 @@ impl<O: Observer> Watch<O> {
     pub fn new(observer: O) -> Self {
         Self(Some(observer))
     }
+
+    /// The observer, until it has heard the end.
+    pub fn observer(&self) -> Option<&O> {
+        self.0.as_ref()
+    }
 }
 
 impl<O: Observer> Observer for Watch<O> {

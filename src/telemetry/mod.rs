@@ -1,4 +1,108 @@
-//! Logs and metrics.
+//! Logs and metrics: how they are started, what they are called, how they are written.
+//!
+//! Knows calls and errors, but not where in the stack they are reported from.
 
 pub mod access_log;
 pub mod metrics;
+
+use std::{fmt, io::IsTerminal};
+use tracing_subscriber::EnvFilter;
+
+/// How log lines look (`telemetry.log.format`).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Format {
+    /// [`Format::Pretty`] on a terminal, [`Format::Json`] elsewhere.
+    #[default]
+    Auto,
+    /// For people.
+    Pretty,
+    /// For machines: one JSON object per line.
+    Json,
+}
+
+impl Format {
+    /// This format, or for [`Format::Auto`] the one that suits `output`.
+    #[must_use]
+    pub fn for_output(self, output: &impl IsTerminal) -> Self {
+        match self {
+            Self::Auto if output.is_terminal() => Self::Pretty,
+            Self::Auto => Self::Json,
+            chosen => chosen,
+        }
+    }
+}
+
+/// `telemetry.log`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LogSettings {
+    /// A level (`info`), or directives per target as tracing writes them (`info,sluicegate::frontend=debug`).
+    pub level: String,
+    /// How lines look.
+    pub format: Format,
+}
+
+impl Default for LogSettings {
+    fn default() -> Self {
+        Self { level: "info".to_owned(), format: Format::Auto }
+    }
+}
+
+/// Why logs could not be started.
+#[derive(Debug)]
+pub struct LogError(String);
+
+impl fmt::Display for LogError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for LogError {}
+
+/// Checks `level` without starting anything; configuration does this.
+///
+/// # Errors
+///
+/// If it is neither a level nor a list of directives.
+pub fn parse_level(level: &str) -> Result<EnvFilter, LogError> {
+    EnvFilter::builder().parse(level).map_err(|error| {
+        LogError(format!("log level `{level}` is not one of error, warn, info, debug, trace: {error}"))
+    })
+}
+
+/// Sends everything that is logged from now on to standard error. Once per process.
+///
+/// Standard output stays free for the banner and the access log.
+///
+/// # Errors
+///
+/// If the level is malformed, or logs were started before.
+pub fn start_logs(settings: &LogSettings) -> Result<(), LogError> {
+    let filter = parse_level(&settings.level)?;
+    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let started = match settings.format.for_output(&std::io::stderr()) {
+        Format::Json => builder.json().flatten_event(true).with_current_span(true).with_span_list(false).try_init(),
+        Format::Auto | Format::Pretty => builder.with_ansi(std::io::stderr().is_terminal()).try_init(),
+    };
+    started.map_err(|error| LogError(format!("logs cannot be started: {error}")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_level_or_directives_are_taken_and_nonsense_is_named() {
+        assert!(parse_level("info").is_ok());
+        assert!(parse_level("warn,sluicegate::frontend=debug").is_ok());
+        let error = parse_level("sluicegate=loud").unwrap_err().to_string();
+        assert!(error.contains("`sluicegate=loud`"), "{error}");
+    }
+
+    #[test]
+    fn only_auto_asks_the_output() {
+        let file = tempfile::tempfile().unwrap();
+        assert_eq!(Format::Auto.for_output(&file), Format::Json);
+        assert_eq!(Format::Pretty.for_output(&file), Format::Pretty);
+    }
+}

@@ -1,0 +1,202 @@
+//! The outermost layer: a span per call, the access log, and the causes of failures that only the log may read.
+//!
+//! Does not make call ids (front-ends do, or take the client's) and does not know how logs are written. With the span
+//! disabled and the access log off, a call passes with no more than a check of a static.
+
+use super::guarded::hand_over;
+use crate::{
+    call::{Call, CallId, End, Observer, Reply, Surface, Watch},
+    error::Error,
+    telemetry::access_log::{AccessLog, Line},
+};
+use pin_project_lite::pin_project;
+use std::{
+    pin::Pin,
+    task::{Context, Poll, ready},
+};
+use tower::{Layer, Service};
+use tracing::Span;
+
+/// Makes [`Trace`].
+#[derive(Clone, Debug)]
+pub struct TraceLayer {
+    access_log: Option<AccessLog>,
+}
+
+/// Names the call in logs, from its first layer to the end of its reply.
+#[derive(Clone, Debug)]
+pub struct Trace<S> {
+    inner: S,
+    access_log: Option<AccessLog>,
+}
+
+/// What lasts as long as the call: its span, and its line in the access log.
+#[derive(Debug)]
+pub struct Record {
+    line: Option<Line>,
+    // Only held: the span is over when the reply is.
+    _span: Span,
+}
+
+pin_project! {
+    /// The future of [`Trace`].
+    #[derive(Debug)]
+    pub struct Traced<F> {
+        #[pin]
+        inner: F,
+        span: Span,
+        id: CallId,
+        surface: Surface,
+        watch: Option<Watch<Record>>,
+    }
+}
+
+// === impl Trace ===
+
+impl TraceLayer {
+    /// Writes one line per call to `access_log`, if there is one.
+    pub const fn new(access_log: Option<AccessLog>) -> Self {
+        Self { access_log }
+    }
+}
+
+impl<S> Layer<S> for TraceLayer {
+    type Service = Trace<S>;
+
+    fn layer(&self, inner: S) -> Self::Service {
+        Trace { inner, access_log: self.access_log.clone() }
+    }
+}
+
+impl<S, P, I> Service<Call<P, I>> for Trace<S>
+where
+    S: Service<Call<P, I>, Response = Reply, Error = Error>,
+{
+    type Response = Reply;
+    type Error = Error;
+    type Future = Traced<S::Future>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Error>> {
+        self.inner.poll_ready(cx)
+    }
+
+    fn call(&mut self, call: Call<P, I>) -> Self::Future {
+        let head = &call.head;
+        let span = tracing::debug_span!(
+            "call",
+            call_id = %head.id,
+            surface = head.surface.name(),
+            intent = head.intent.name(),
+        );
+        let line = self.access_log.as_ref().map(|log| log.begin(head));
+        let watch = (line.is_some() || !span.is_disabled()).then(|| Watch::new(Record { line, _span: span.clone() }));
+        let (id, surface) = (head.id.clone(), head.surface);
+        let inner = span.in_scope(|| self.inner.call(call));
+        Traced { inner, span, id, surface, watch }
+    }
+}
+
+// === impl Traced ===
+
+impl<F> Future for Traced<F>
+where
+    F: Future<Output = Result<Reply, Error>>,
+{
+    type Output = Result<Reply, Error>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let this = self.project();
+        let result = ready!(this.span.in_scope(|| this.inner.poll(cx)));
+        if let Err(Error::Backend(cause) | Error::Internal(cause)) = &result {
+            tracing::error!(call_id = %this.id, surface = this.surface.name(), %cause, "call failed");
+        }
+        Poll::Ready(match this.watch.take() {
+            Some(watch) => hand_over(result, watch),
+            None => result,
+        })
+    }
+}
+
+// === impl Record ===
+
+impl Observer for Record {
+    fn end(&mut self, end: End) {
+        if let Some(line) = &mut self.line {
+            line.end(end);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        layer::fixture::{Below, chunk, decoded, infer, stream, streamed, whole},
+        telemetry::{Format, access_log::tests::Page},
+    };
+    use std::{sync::Mutex, time::Duration};
+    use tower::ServiceExt;
+
+    fn service(below: Below) -> (Trace<Below>, AccessLog, Page) {
+        let page = Page::default();
+        let log = AccessLog::start(page.clone(), Format::Json).unwrap();
+        (TraceLayer::new(Some(log.clone())).layer(below), log, page)
+    }
+
+    fn lines(log: &AccessLog, page: &Page) -> Vec<serde_json::Value> {
+        assert!(log.flush(Duration::from_secs(10)));
+        page.text().lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+    }
+
+    #[tokio::test]
+    async fn served_refused_and_dropped_calls_each_have_a_line() {
+        let (served, log, page) = service(Below::answering(|| Ok(whole())));
+        served.oneshot(decoded("a", infer())).await.unwrap();
+        assert_eq!(lines(&log, &page)[0]["code"], "ok");
+
+        let (refused, log, page) = service(Below::answering(|| Err(Error::Unauthenticated)));
+        refused.oneshot(decoded("a", infer())).await.unwrap_err();
+        assert_eq!(lines(&log, &page)[0]["code"], "unauthenticated");
+
+        let (mut dropped, log, page) = service(Below::silent());
+        drop(dropped.call(decoded("a", infer())));
+        assert_eq!(lines(&log, &page)[0]["code"], "cancelled");
+    }
+
+    #[tokio::test]
+    async fn the_line_of_a_stream_is_written_at_its_end() {
+        let (sender, reply) = stream();
+        let reply = Mutex::new(Some(reply));
+        let (service, log, page) = service(Below::answering(move || Ok(reply.lock().unwrap().take().unwrap())));
+        let mut stream = streamed(service.oneshot(decoded("a", infer())).await.unwrap());
+        sender.send(Ok(chunk())).await.unwrap();
+        assert!(stream.next().await.unwrap().is_ok());
+        assert_eq!(lines(&log, &page), [] as [serde_json::Value; 0]);
+        drop(sender);
+        assert!(stream.next().await.is_none());
+        assert_eq!(lines(&log, &page)[0]["code"], "ok");
+    }
+
+    #[tokio::test]
+    async fn without_log_and_span_nothing_is_kept_for_the_end() {
+        let mut service = TraceLayer::new(None).layer(Below::silent());
+        assert!(service.call(decoded("a", infer())).watch.is_none());
+    }
+
+    #[tokio::test]
+    async fn the_cause_of_a_failure_is_logged_with_the_call_id() {
+        let page = Page::default();
+        let writer = page.clone();
+        let subscriber =
+            tracing_subscriber::fmt().json().flatten_event(true).with_writer(move || writer.clone()).finish();
+        let _guard = tracing::subscriber::set_default(subscriber);
+        let below = Below::answering(|| Err(Error::backend("node 7 failed")));
+        let call = decoded("a", infer());
+        let id = call.head.id.to_string();
+        TraceLayer::new(None).layer(below).oneshot(call).await.unwrap_err();
+        let line: serde_json::Value = serde_json::from_str(page.text().lines().next().unwrap()).unwrap();
+        assert_eq!(line["call_id"], id);
+        assert_eq!(line["cause"], "node 7 failed");
+        assert_eq!(line["level"], "ERROR");
+    }
+}

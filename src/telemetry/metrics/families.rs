@@ -1,0 +1,147 @@
+//! THE table of metric families (contract 09 section 3): name, help, labels, buckets. Nothing else names a metric, but
+//! the process's own family names in `process.rs`.
+
+use prometheus::{HistogramOpts, HistogramVec, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, core::Collector};
+
+/// Seconds of a call, 0.001 to 60 (contract 09 section 3).
+const CALL_SECONDS: [f64; 15] = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1., 2.5, 5., 10., 30., 60.];
+/// Seconds of a part of a call. Small models run in microseconds (architecture, decision 9), so these begin lower.
+const PART_SECONDS: [f64; 16] =
+    [1e-5, 2.5e-5, 5e-5, 1e-4, 2.5e-4, 5e-4, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.1, 0.25, 1., 5., 60.];
+/// Seconds of loading a model.
+const LOAD_SECONDS: [f64; 10] = [0.01, 0.05, 0.1, 0.5, 1., 5., 10., 30., 60., 300.];
+/// Rows of a batch; `max_rows` is 64 by default.
+const ROWS: [f64; 9] = [1., 2., 4., 8., 16., 32., 64., 128., 256.];
+/// Bytes of a body, up to `limits.size.body`.
+const BYTES: [f64; 10] = [64., 256., 1024., 4096., 16_384., 65_536., 262_144., 1_048_576., 16_777_216., 67_108_864.];
+
+/// Every family, registered.
+#[derive(Debug)]
+pub(super) struct Families {
+    pub(super) calls: IntCounterVec,
+    pub(super) call_duration: HistogramVec,
+    pub(super) first_chunk: HistogramVec,
+    pub(super) chunks: IntCounterVec,
+    pub(super) in_flight: IntGaugeVec,
+    pub(super) decode: HistogramVec,
+    pub(super) encode: HistogramVec,
+    pub(super) queue_wait: HistogramVec,
+    pub(super) run: HistogramVec,
+    pub(super) run_failures: IntCounterVec,
+    pub(super) queue_depth: IntGaugeVec,
+    pub(super) batch_size: HistogramVec,
+    pub(super) request_bytes: HistogramVec,
+    pub(super) response_bytes: HistogramVec,
+    pub(super) connections: IntGaugeVec,
+    pub(super) connections_total: IntCounterVec,
+    pub(super) sessions: IntGaugeVec,
+    pub(super) messages: IntCounterVec,
+    pub(super) rate_limited: IntCounterVec,
+    pub(super) overloaded: IntCounterVec,
+    pub(super) cancelled: IntCounterVec,
+    pub(super) config_reload: IntGauge,
+    pub(super) model_state: IntGaugeVec,
+    pub(super) model_load: HistogramVec,
+    pub(super) model_memory: IntGaugeVec,
+    pub(super) build_info: IntGaugeVec,
+}
+
+impl Families {
+    pub(super) fn register(registry: &Registry) -> Self {
+        let counter = |name, help, labels: &[&str]| add(registry, IntCounterVec::new(Opts::new(name, help), labels));
+        let gauge = |name, help, labels: &[&str]| add(registry, IntGaugeVec::new(Opts::new(name, help), labels));
+        let histogram = |name, help, labels: &[&str], buckets: &[f64]| {
+            add(registry, HistogramVec::new(HistogramOpts::new(name, help).buckets(buckets.to_vec()), labels))
+        };
+        Self {
+            calls: counter(
+                "sluicegate_calls_total",
+                "Calls that are over, refused and abandoned ones included.",
+                &["surface", "intent", "code", "model"],
+            ),
+            call_duration: histogram(
+                "sluicegate_call_duration_seconds",
+                "From the head of a call to the end of its reply.",
+                &["surface", "intent"],
+                &CALL_SECONDS,
+            ),
+            first_chunk: histogram(
+                "sluicegate_time_to_first_chunk_seconds",
+                "From the head of a call to the first chunk of a streaming reply.",
+                &["surface", "model"],
+                &CALL_SECONDS,
+            ),
+            chunks: counter("sluicegate_chunks_total", "Chunks of streaming replies.", &["surface"]),
+            in_flight: gauge("sluicegate_calls_in_flight", "Calls whose reply is not over.", &["surface"]),
+            decode: histogram("sluicegate_decode_seconds", "Decoding of a body.", &["surface"], &PART_SECONDS),
+            encode: histogram("sluicegate_encode_seconds", "Encoding of a reply.", &["surface"], &PART_SECONDS),
+            queue_wait: histogram(
+                "sluicegate_queue_wait_seconds",
+                "From submission of a job to the start of its run.",
+                &["model"],
+                &PART_SECONDS,
+            ),
+            run: histogram("sluicegate_run_seconds", "Run of a batch.", &["model"], &PART_SECONDS),
+            run_failures: counter("sluicegate_run_failures_total", "Runs that failed or panicked.", &["model"]),
+            queue_depth: gauge("sluicegate_queue_depth", "Jobs that wait for an instance.", &["model"]),
+            batch_size: histogram("sluicegate_batch_size", "Rows of a batch.", &["model"], &ROWS),
+            request_bytes: histogram("sluicegate_request_bytes", "Body bytes of a call.", &["surface"], &BYTES),
+            response_bytes: histogram("sluicegate_response_bytes", "Body bytes of a reply.", &["surface"], &BYTES),
+            connections: gauge(
+                "sluicegate_connections",
+                "Open connections; without a kind until the first bytes tell it.",
+                &["kind"],
+            ),
+            connections_total: counter(
+                "sluicegate_connections_total",
+                "Connections and handshakes by what became of them; without a kind if that was not known yet.",
+                &["kind", "outcome"],
+            ),
+            sessions: gauge("sluicegate_sessions", "Open message streams inside connections.", &["surface"]),
+            messages: counter(
+                "sluicegate_stream_messages_total",
+                "Messages of message-oriented surfaces.",
+                &["surface", "direction"],
+            ),
+            rate_limited: counter(
+                "sluicegate_rate_limited_total",
+                "Refusals because of the caller's own rate, by policy; `rate` is any policy of calls.",
+                &["policy"],
+            ),
+            overloaded: counter("sluicegate_overloaded_total", "Refusals for lack of room, by limit.", &["limit"]),
+            cancelled: counter(
+                "sluicegate_cancelled_total",
+                "Calls whose client went away, by how far they had come.",
+                &["surface", "stage"],
+            ),
+            config_reload: add(
+                registry,
+                IntGauge::new("sluicegate_config_reload_success", "Whether the last reload was taken."),
+            ),
+            model_state: gauge(
+                "sluicegate_model_state",
+                "1 for the state that a model version is in, 0 for the others it was in.",
+                &["model", "version", "state"],
+            ),
+            model_load: histogram(
+                "sluicegate_model_load_seconds",
+                "From reading a model to its first warm run.",
+                &["model"],
+                &LOAD_SECONDS,
+            ),
+            model_memory: gauge("sluicegate_model_memory_bytes", "Memory of a model version.", &["model", "version"]),
+            build_info: gauge(
+                "sluicegate_build_info",
+                "1, with what this program was built from and which ONNX Runtime it loaded.",
+                &["version", "commit", "ort_version", "rustc"],
+            ),
+        }
+    }
+}
+
+/// Registers `made` and keeps a handle of it.
+fn add<C: Collector + Clone + 'static>(registry: &Registry, made: prometheus::Result<C>) -> C {
+    let family = made.expect("names and labels of the table are valid; a test makes it");
+    registry.register(Box::new(family.clone())).expect("names of the table are unique; a test makes it");
+    family
+}

@@ -1,0 +1,220 @@
+//! What the page says, and what it must never say.
+
+use super::*;
+use std::collections::HashSet;
+
+fn key(name: &str) -> Arc<ModelKey> {
+    Arc::new(ModelKey { name: name.into(), version: "1".into() })
+}
+
+fn served(metrics: &Metrics, model: Option<&Arc<ModelKey>>) {
+    metrics.call_started(Surface::Grpc, Intent::Infer);
+    metrics.call_ended(Surface::Grpc, Intent::Infer, model, End::Complete, Duration::from_micros(1500));
+}
+
+#[track_caller]
+fn assert_line(metrics: &Metrics, line: &str) {
+    let page = metrics.render();
+    assert!(page.lines().any(|found| found == line), "no `{line}` in\n{page}");
+}
+
+/// Every sample belongs to the family announced above it, and nothing is announced or counted twice.
+#[track_caller]
+fn assert_strict(page: &str) {
+    let (mut families, mut series) = (HashSet::new(), HashSet::new());
+    let (mut family, mut kind) = (String::new(), String::new());
+    assert!(page.ends_with('\n'));
+    for line in page.lines() {
+        if let Some(help) = line.strip_prefix("# HELP ") {
+            family = help.split(' ').next().unwrap().to_owned();
+            assert!(families.insert(family.clone()), "{family} twice");
+        } else if let Some(announced) = line.strip_prefix("# TYPE ") {
+            kind = announced.strip_prefix(&*family).unwrap().trim().to_owned();
+            assert!(["counter", "gauge", "histogram"].contains(&&*kind), "{line}");
+            assert_eq!(kind == "counter", family.ends_with("_total"), "{line}");
+        } else {
+            let (name, value) = line.rsplit_once(' ').unwrap();
+            assert!(value.parse::<f64>().is_ok(), "{line}");
+            assert!(series.insert(name.to_owned()), "{name} twice");
+            let name = name.split('{').next().unwrap();
+            let suffix = name.strip_prefix(&*family).unwrap_or_else(|| panic!("{line} under {family}"));
+            let allowed: &[&str] = if kind == "histogram" { &["_bucket", "_sum", "_count"] } else { &[""] };
+            assert!(allowed.contains(&suffix), "{line}");
+        }
+    }
+}
+
+/// Uses every family once.
+fn everything(metrics: &Metrics) {
+    let digits = key("digits");
+    served(metrics, Some(&digits));
+    metrics.chunk(Surface::Rest, Some(&digits), Some(Duration::ZERO));
+    metrics.cancelled(Surface::Rest, Stage::Received);
+    metrics.overloaded("memory");
+    metrics.refused("address");
+    metrics.bytes(Surface::Rest, 10, 20);
+    metrics.decoded(Surface::Rest, Duration::ZERO);
+    metrics.encoded(Surface::Rest, Duration::ZERO);
+    metrics.message_received(Surface::WebSocket);
+    metrics.message_sent(Surface::WebSocket);
+    metrics.build_info("1.32.0");
+    metrics.model_state(&digits, "ready");
+    metrics.model_loaded(&digits, Duration::from_secs(1), Some(4096));
+    drop(metrics.session_opened(Surface::H2Stream));
+    drop(metrics.connection_opened());
+    metrics.model(&digits).ran(2, 8, Duration::from_micros(40));
+}
+
+#[test]
+fn a_strict_reader_takes_the_page_empty_and_full() {
+    let metrics = Metrics::new();
+    assert_strict(&metrics.render());
+    everything(&metrics);
+    assert_strict(&metrics.render());
+}
+
+#[test]
+fn the_page_has_every_family_of_the_contract() {
+    let metrics = Metrics::new();
+    everything(&metrics);
+    let page = metrics.render();
+    for family in [
+        "sluicegate_calls_total",
+        "sluicegate_call_duration_seconds",
+        "sluicegate_time_to_first_chunk_seconds",
+        "sluicegate_calls_in_flight",
+        "sluicegate_decode_seconds",
+        "sluicegate_encode_seconds",
+        "sluicegate_queue_wait_seconds",
+        "sluicegate_run_seconds",
+        "sluicegate_queue_depth",
+        "sluicegate_batch_size",
+        "sluicegate_request_bytes",
+        "sluicegate_response_bytes",
+        "sluicegate_connections",
+        "sluicegate_connections_total",
+        "sluicegate_stream_messages_total",
+        "sluicegate_rate_limited_total",
+        "sluicegate_overloaded_total",
+        "sluicegate_cancelled_total",
+        "sluicegate_config_reload_success",
+        "sluicegate_model_state",
+        "sluicegate_model_load_seconds",
+        "sluicegate_model_memory_bytes",
+        "sluicegate_build_info",
+    ] {
+        assert!(page.contains(&format!("# TYPE {family} ")), "{family}");
+    }
+    #[cfg(target_os = "linux")]
+    for family in [
+        "process_cpu_seconds_total",
+        "process_resident_memory_bytes",
+        "process_virtual_memory_bytes",
+        "process_open_fds",
+        "process_max_fds",
+        "process_start_time_seconds",
+        "process_threads",
+    ] {
+        assert!(page.contains(&format!("# TYPE {family} ")), "{family}");
+    }
+}
+
+#[test]
+fn calls_are_counted_by_surface_intent_code_and_model() {
+    let metrics = Metrics::new();
+    let digits = key("digits");
+    served(&metrics, Some(&digits));
+    served(&metrics, Some(&digits));
+    served(&metrics, None);
+    assert_line(&metrics, r#"sluicegate_calls_total{code="ok",intent="infer",model="digits",surface="grpc"} 2"#);
+    assert_line(&metrics, r#"sluicegate_calls_total{code="ok",intent="infer",model="",surface="grpc"} 1"#);
+    assert_line(&metrics, r#"sluicegate_call_duration_seconds_bucket{intent="infer",surface="grpc",le="0.0025"} 3"#);
+}
+
+#[test]
+fn each_end_has_a_place_of_its_own() {
+    let mut ends: Vec<_> = Code::ALL.into_iter().map(|code| index(End::Failed(code))).collect();
+    ends.push(index(End::Complete));
+    ends.sort_unstable();
+    assert_eq!(ends, (0..ENDS).collect::<Vec<_>>());
+    assert_eq!(index(End::Abandoned), index(End::Failed(Code::Cancelled)));
+    assert!(Surface::ALL.into_iter().enumerate().all(|(index, surface)| surface as usize == index));
+    assert!(Intent::ALL.into_iter().enumerate().all(|(index, intent)| intent as usize == index));
+}
+
+#[test]
+fn a_model_that_was_loaded_again_goes_on_counting_and_the_old_key_is_let_go() {
+    let metrics = Metrics::new();
+    let old = key("digits");
+    served(&metrics, Some(&old));
+    let gone = Arc::downgrade(&old);
+    drop(old);
+    let new = key("digits");
+    served(&metrics, Some(&new));
+    assert_line(&metrics, r#"sluicegate_calls_total{code="ok",intent="infer",model="digits",surface="grpc"} 2"#);
+    assert_eq!(metrics.models.load().len(), 1);
+    assert!(gone.upgrade().is_none());
+}
+
+#[test]
+fn a_model_name_with_quotes_and_backslashes_is_escaped() {
+    let metrics = Metrics::new();
+    served(&metrics, Some(&key("a\"b\\c")));
+    assert_strict(&metrics.render());
+    assert!(metrics.render().contains(r#"model="a\"b\\c""#));
+}
+
+#[test]
+fn a_connection_is_counted_once_whatever_it_becomes() {
+    let metrics = Metrics::new();
+    let mut connection = metrics.connection_opened();
+    assert_line(&metrics, r#"sluicegate_connections{kind=""} 1"#);
+    metrics.connection_is(&mut connection, Kind::Http2);
+    assert_line(&metrics, r#"sluicegate_connections{kind=""} 0"#);
+    assert_line(&metrics, r#"sluicegate_connections{kind="http2"} 1"#);
+    drop(connection);
+    assert_line(&metrics, r#"sluicegate_connections{kind="http2"} 0"#);
+    let socket = metrics.session_opened(Surface::WebSocket);
+    assert_line(&metrics, r#"sluicegate_connections{kind="websocket"} 1"#);
+    drop(socket);
+    assert_line(&metrics, r#"sluicegate_connections{kind="websocket"} 0"#);
+}
+
+#[test]
+fn a_model_is_in_one_state_at_a_time() {
+    let metrics = Metrics::new();
+    let digits = key("digits");
+    metrics.model_state(&digits, "loading");
+    metrics.model_state(&digits, "ready");
+    assert_line(&metrics, r#"sluicegate_model_state{model="digits",state="loading",version="1"} 0"#);
+    assert_line(&metrics, r#"sluicegate_model_state{model="digits",state="ready",version="1"} 1"#);
+}
+
+#[test]
+fn what_schedulers_report_stands_under_their_model() {
+    let metrics = Metrics::new();
+    let model = metrics.model(&key("digits"));
+    model.queue_changed(3);
+    model.queue_changed(-1);
+    model.waited(Duration::from_micros(20));
+    model.ran(2, 8, Duration::from_micros(40));
+    model.failed();
+    assert_line(&metrics, r#"sluicegate_queue_depth{model="digits"} 2"#);
+    assert_line(&metrics, r#"sluicegate_queue_wait_seconds_bucket{model="digits",le="0.000025"} 1"#);
+    assert_line(&metrics, r#"sluicegate_batch_size_bucket{model="digits",le="8"} 1"#);
+    assert_line(&metrics, r#"sluicegate_batch_size_bucket{model="digits",le="4"} 0"#);
+    assert_line(&metrics, r#"sluicegate_run_failures_total{model="digits"} 1"#);
+}
+
+#[test]
+fn limits_that_refuse_are_named() {
+    let metrics = Metrics::new();
+    metrics.call_refused(&Error::Overloaded { what: "inspect calls in flight" });
+    metrics.call_refused(&Error::Overloaded { what: "queue of the model" });
+    metrics.call_refused(&Error::RateLimited { retry_after: Duration::ZERO });
+    metrics.refused("address");
+    assert_line(&metrics, r#"sluicegate_overloaded_total{limit="inspect"} 1"#);
+    assert_line(&metrics, r#"sluicegate_overloaded_total{limit="queue"} 1"#);
+    assert_line(&metrics, r#"sluicegate_rate_limited_total{policy="rate"} 1"#);
+    assert_line(&metrics, r#"sluicegate_rate_limited_total{policy="address"} 1"#);
+}
