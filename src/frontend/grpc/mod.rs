@@ -17,6 +17,8 @@ mod fixture;
 
 pub(in crate::frontend) use status::{refuse, status};
 
+mod stream;
+
 use super::{
     Connection,
     head::call_id,
