@@ -10,6 +10,7 @@ mod health;
 mod leash;
 mod reflection;
 mod status;
+mod stream;
 mod unary;
 
 #[cfg(test)]
@@ -23,7 +24,7 @@ use super::{
     http::{Request, Response},
 };
 use crate::{
-    call::{CallId, Surface},
+    call::{CallId, Intent, Surface},
     error::Error,
 };
 use http::{Method, header::CONTENT_TYPE};
@@ -33,8 +34,7 @@ use std::sync::Arc;
 const INFERENCE: &str = "inference.GRPCInferenceService";
 
 /// Methods of the inference service that are known and not part of this version (contract 02).
-const NOT_YET: [&str; 14] = [
-    "ModelStreamInfer",
+const NOT_YET: [&str; 13] = [
     "ModelConfig",
     "ModelStatistics",
     "RepositoryIndex",
@@ -62,7 +62,8 @@ pub async fn serve(connection: Arc<Connection>, request: Request) -> Response {
     match method {
         Rpc::Infer => unary::infer(connection, id, request).await,
         Rpc::Inspect(question) => unary::inspect(connection, id, question, request).await,
-        // Rare, and their futures need not make that of every call larger.
+        // Long or rare, and their futures need not make that of every call larger.
+        Rpc::Stream => Box::pin(open_stream(connection, id, request)).await,
         Rpc::Probe(probe) => Box::pin(unary::probe(connection, id, probe, request)).await,
         Rpc::Health(method) => Box::pin(health::serve(connection, id, method, request)).await,
         Rpc::Reflection => Box::pin(reflection::serve(connection, id, request)).await,
@@ -73,6 +74,7 @@ pub async fn serve(connection: Arc<Connection>, request: Request) -> Response {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Rpc {
     Infer,
+    Stream,
     Inspect(unary::Question),
     Probe(unary::Probe),
     Health(health::Method),
@@ -91,6 +93,7 @@ fn route(connection: &Connection, request: &Request) -> Result<Rpc, Error> {
     let (service, method) = path.strip_prefix('/').and_then(|path| path.split_once('/')).unwrap_or_default();
     let known = match (service, method) {
         (INFERENCE, "ModelInfer") => Some(Rpc::Infer),
+        (INFERENCE, "ModelStreamInfer") => Some(Rpc::Stream),
         (INFERENCE, "ServerLive") => Some(Rpc::Probe(unary::Probe::Live)),
         (INFERENCE, "ServerReady") => Some(Rpc::Probe(unary::Probe::Ready)),
         (INFERENCE, "ModelReady") => Some(Rpc::Inspect(unary::Question::ModelReady)),
@@ -106,6 +109,24 @@ fn route(connection: &Connection, request: &Request) -> Result<Rpc, Error> {
         _ => None,
     };
     known.ok_or_else(|| unknown(path))
+}
+
+/// `ModelStreamInfer`. The opening is a call of its own: strangers get a status and no stream.
+async fn open_stream(connection: Arc<Connection>, id: CallId, request: Request) -> Response {
+    let (head, sender) = match head::open(&connection, &id, Intent::Inspect, request.headers()) {
+        Ok(opened) => opened,
+        Err(error) => return refuse(&id, &error),
+    };
+    // Contract 02 section 4, item 7.
+    let strict = request.headers().get("triton_grpc_error").is_some_and(|value| value == "true");
+    let messages = unary::messages(&connection, request, arriving::Wait::WithinMessages);
+    match stream::serve(Arc::clone(&connection), head, sender, strict, messages).await {
+        Ok(answers) => unary::stream_of(&id, answers),
+        Err(error) => {
+            connection.observe(&error);
+            refuse(&id, &error)
+        }
+    }
 }
 
 fn unknown(path: &str) -> Error {

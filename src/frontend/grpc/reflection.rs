@@ -4,7 +4,8 @@
 //! tonic-reflection's service: it ends the stream at an unknown symbol, where the protocol answers and goes on.
 
 use super::{
-    arriving, head,
+    arriving::{self, Wait},
+    head,
     leash::Leash,
     refuse, status,
     unary::{messages, stream_of},
@@ -58,7 +59,7 @@ pub(super) async fn serve(connection: Arc<Connection>, id: CallId, request: Requ
         Err(error) => return refuse(&id, &error),
     };
     let leash = Leash::new(&connection, timeout);
-    let questions = messages(&connection, request);
+    let questions = messages(&connection, request, Wait::Throughout);
     stream_of(&id, answers(Asking { connection, id: id.clone(), questions, leash, over: false }))
 }
 

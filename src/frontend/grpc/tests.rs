@@ -1,6 +1,7 @@
 //! The surface as clients see it, over a connection in memory and a gateway that is a closure.
 
 use super::{
+    arriving::{Arriving, Wait},
     fixture::{World, world},
     status::metadata,
 };
@@ -287,7 +288,7 @@ async fn a_message_that_stops_arriving_is_given_up() {
             .map(|data| data.map(|data| Ok::<_, std::convert::Infallible>(http_body::Frame::data(data))))
     }));
     let world = plain();
-    let arriving = super::arriving::Arriving::new(body, Arc::clone(&world.connection));
+    let arriving = Arriving::new(body, Arc::clone(&world.connection), Wait::Throughout);
     let begun = tokio::time::Instant::now();
     let error = http_body_util::BodyExt::collect(arriving).await.unwrap_err();
     assert!(matches!(error, Error::BodyStalled), "{error:?}");

@@ -3,7 +3,7 @@
 //! On the wire a unary call is a stream of one message, so it is read as one, and a second message is refused here.
 
 use super::{
-    arriving::{self, Arriving},
+    arriving::{self, Arriving, PREFIX, Wait},
     head, name, refuse,
 };
 use crate::{
@@ -25,9 +25,6 @@ use prost::Message;
 use std::{future::ready, sync::Arc};
 use tonic::codec::{EncodeBody, SingleMessageCompressionOverride, Streaming};
 use tonic_prost::{ProstDecoder, ProstEncoder};
-
-/// The prefix of a message: a flag and its length (contract 05 section 1.2).
-const PREFIX: usize = 5;
 
 /// Questions that are calls of intent `inspect`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -115,7 +112,7 @@ where
 {
     let (head, sender) = head::open(connection, id, intent, request.headers())?;
     let limit = connection.frontend.settings.size.body;
-    let messages = messages(connection, request);
+    let messages = messages(connection, request, Wait::Throughout);
     let input = Pending::new(async move { one(messages, limit).await.and_then(decode) });
     connection.frontend.gateway.call(Call { head, sender, input }).await
 }
@@ -130,13 +127,17 @@ pub(super) async fn read<M: Message + Default + 'static>(
     request: Request,
 ) -> Result<M, Error> {
     head::encoding(request.headers())?;
-    one(messages(connection, request), connection.frontend.settings.size.body).await
+    one(messages(connection, request, Wait::Throughout), connection.frontend.settings.size.body).await
 }
 
 /// The messages of a request, none of them read. Each may have `limits.size.body` bytes: tonic's own limit is 4 MiB.
-pub(super) fn messages<M: Message + Default + 'static>(connection: &Arc<Connection>, request: Request) -> Streaming<M> {
+pub(super) fn messages<M: Message + Default + 'static>(
+    connection: &Arc<Connection>,
+    request: Request,
+    wait: Wait,
+) -> Streaming<M> {
     let limit = connection.frontend.settings.size.body;
-    let body = Arriving::new(request.into_body(), Arc::clone(connection));
+    let body = Arriving::new(request.into_body(), Arc::clone(connection), wait);
     Streaming::new_request(ProstDecoder::<M>::default(), body, None, Some(limit))
 }
 
