@@ -3,6 +3,7 @@
 // A test binary has no interface that others could read.
 #![allow(missing_docs, unreachable_pub, missing_debug_implementations)]
 
+mod allocations;
 mod bad_input;
 mod cancel;
 mod drain;

@@ -1,0 +1,111 @@
+//! A gateway over the fake back end on the thread that makes it: the real stack, router, scheduler and turn.
+//!
+//! Shared by the bench that times a call and the test that counts its allocations.
+
+use sluicegate::{
+    auth::{self, Authenticator, Grants, grants},
+    backend::fake::FakeOpen,
+    call::{
+        Call, CallId, Credentials, Gateway, Head, InferRequest, Intent, ModelRef, NamedTensor, Operation, Peer, Pending,
+        Reply, Surface,
+    },
+    layer::{admit::Slots, deadline},
+    limit::{By, Policy, RateLimiter},
+    model::{self, Loader, Repository, Router},
+    schedule::turn::{LaneGuard, Lanes},
+    stack,
+    telemetry::{Format, access_log::AccessLog, metrics::Metrics},
+    tensor::{DataType, Shape, Tensor},
+};
+use std::{
+    num::NonZeroU64,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+use tokio::runtime::{Builder, Runtime};
+
+const KEY: &str = "sg_bench-bench-bench-bench-bench-bench-bench0";
+
+/// A lane with one model `double`, and the gateway to it. Everything is on: key, rate, grants, metrics, access log.
+pub struct Fixture {
+    pub runtime: Runtime,
+    pub gateway: Gateway,
+    peer: Arc<Peer>,
+    _guard: LaneGuard,
+}
+
+impl Fixture {
+    pub fn new() -> Self {
+        let runtime = Builder::new_current_thread().enable_all().event_interval(256).build().expect("a runtime");
+        let (lanes, mut seats) = Lanes::new(1);
+        let (guard, turns) = seats.remove(0).enter();
+        runtime.spawn(turns);
+        let folder = tempfile::tempdir().expect("a folder");
+        let version = folder.path().join("models/double/1");
+        std::fs::create_dir_all(&version).expect("the folder is ours");
+        std::fs::write(version.join("model.onnx"), "").expect("the folder is ours");
+        let settings = model::Settings { directories: vec![folder.path().join("models")], ..model::Settings::default() };
+        let (repository, metrics) = (Arc::new(Repository::default()), Arc::new(Metrics::new()));
+        let loader = Loader::new(
+            settings,
+            Arc::new(FakeOpen::new()),
+            Arc::clone(&repository),
+            Arc::clone(&metrics),
+            Some(lanes),
+        );
+        let loaded = runtime.block_on(loader.load());
+        assert_eq!((loaded.ok, &*loaded.failed), (1, &[][..]));
+
+        let keys = folder.path().join("keys.yaml");
+        let hash = auth::api_key::hash(KEY);
+        let text = format!("version: 1\nkeys:\n  - {{ id: k_1, hash: \"{hash}\", identity: bench, intents: [infer] }}\n");
+        std::fs::write(&keys, text).expect("the folder is ours");
+        let settings = auth::Settings { keys: Some(keys), ..auth::Settings::default() };
+        let plenty = NonZeroU64::new(1_000_000_000).expect("not zero");
+        let policy = Policy {
+            name: "plenty".into(),
+            by: By::Identity,
+            only: None,
+            limit: plenty,
+            per: Duration::from_secs(1),
+            burst: plenty,
+            intents: Policy::default_intents(),
+        };
+        let rule = grants::Rule {
+            to: vec![grants::Grantee::parse("identity:bench").expect("a grantee")],
+            intents: vec![Intent::Infer],
+            models: vec!["d*".into()],
+            versions: vec!["*".into()],
+        };
+        let gateway = stack::build(stack::Parts {
+            access_log: Some(AccessLog::start(std::io::sink(), Format::Json).expect("a thread")),
+            metrics,
+            deadlines: deadline::Settings::default(),
+            authenticator: Arc::new(Authenticator::new(&settings).expect("the file is valid")),
+            limiter: Arc::new(RateLimiter::new(vec![policy], Instant::now(), 1000)),
+            slots: Arc::new(Slots::new(4096, 16, None)),
+            grants: Arc::new(Grants::new(vec![rule])),
+            router: Router::new(repository),
+        });
+        let (address, local) = (([127, 0, 0, 1], 50_000).into(), ([127, 0, 0, 1], 8080).into());
+        Self { runtime, gateway, peer: Arc::new(Peer { address, local, tls: false }), _guard: guard }
+    }
+
+    /// One call as a front-end makes it, names, credentials and tensor included; waits for its reply.
+    pub async fn call(&self) {
+        let call = Call {
+            head: Head::new(CallId::make(), Surface::Rest, Intent::Infer, Arc::clone(&self.peer)),
+            sender: Credentials::Bearer(KEY.into()),
+            // As a front-end does it: the body is decoded when it is polled.
+            input: Pending::new(async {
+                let tensor = Tensor::of(DataType::Fp32, Shape::new([1, 4]), vec![1_f32; 4]).expect("it fits");
+                let input = NamedTensor { name: "x".into(), tensor };
+                let model = ModelRef { name: "double".into(), version: None };
+                Ok(Operation::Infer(InferRequest::new(model, vec![input])))
+            }),
+        };
+        let reply = self.gateway.call(call).await.expect("the call is good");
+        let Reply::Infer(response) = reply else { panic!("an inference") };
+        assert_eq!(response.outputs.len(), 1);
+    }
+}
