@@ -43,7 +43,7 @@ listen: [{{ address: "127.0.0.1:{port}" }}]
 admin: {{ address: "127.0.0.1:{admin}" }}
 auth: {{ api_keys: {{ file: keys.yaml }} }}
 grants: [{{ to: ["identity:bench"], intents: [infer], models: ["mlp"], versions: ["*"] }}]
-limits: {{ rate: [{{ name: plenty, by: identity, unit: calls, limit: 100000000/s, burst: 100000000 }}] }}
+limits: {{ rate: [{{ name: plenty, by: identity, unit: calls, limit: 5000000/s, burst: 5000000 }}] }}
 models: {{ directory: models }}
 runtime: {{ lanes: 1, inference_cores: 1 }}
 telemetry: {{ access_log: {{ enabled: true }} }}

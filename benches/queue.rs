@@ -24,7 +24,7 @@ fn jobs(
         .map(|_| {
             let (sender, receiver) = oneshot::channel();
             let job = Job {
-                inputs: vec![tensor.clone()],
+                inputs: [tensor.clone()].into(),
                 rows: 1,
                 deadline: now + Duration::from_secs(3600),
                 queued: now,

@@ -9,7 +9,7 @@ mod tests;
 use super::{Backend, Open, OpenError, SessionSettings};
 use crate::{
     error::Error,
-    tensor::{DataType, Signature, Tensor, TensorSpec, view},
+    tensor::{DataType, Signature, Tensor, Tensors, TensorSpec},
 };
 use std::{
     collections::HashMap,
@@ -143,7 +143,7 @@ impl Fake {
         self
     }
 
-    fn outputs(&self, inputs: &[Tensor]) -> Result<Vec<Tensor>, Error> {
+    fn outputs(&self, inputs: &[Tensor]) -> Result<Tensors, Error> {
         let output = |(index, spec): (usize, &TensorSpec)| {
             let input = inputs.get(index).or(inputs.last()).ok_or_else(|| Error::backend("a fake without inputs"))?;
             if spec.dtype != Some(input.dtype()) {
@@ -160,7 +160,7 @@ impl Backend for Fake {
         &self.signature
     }
 
-    fn run(&mut self, inputs: &[Tensor]) -> Result<Vec<Tensor>, Error> {
+    fn run(&mut self, inputs: &[Tensor]) -> Result<Tensors, Error> {
         self.control.start(inputs.first().map_or(0, Tensor::rows))?;
         let outputs = self.outputs(inputs);
         self.control.finish();
@@ -171,7 +171,7 @@ impl Backend for Fake {
         self.stream.is_some()
     }
 
-    fn stream(&mut self, inputs: &[Tensor], emit: &mut dyn FnMut(Vec<Tensor>) -> ControlFlow<()>) -> Result<(), Error> {
+    fn stream(&mut self, inputs: &[Tensor], emit: &mut dyn FnMut(Tensors) -> ControlFlow<()>) -> Result<(), Error> {
         let (n, every) = self.stream.unwrap_or((1, Duration::ZERO));
         self.control.start(inputs.first().map_or(0, Tensor::rows))?;
         for index in 0..n {
@@ -325,10 +325,10 @@ fn spec<const N: usize>(name: &str, dtype: DataType, dims: [Option<usize>; N]) -
 }
 
 fn doubled(input: &Tensor) -> Result<Tensor, Error> {
-    let values = match input.try_elements::<f32>() {
-        Some(values) => values.iter().map(|value| value * 2.0).collect(),
-        None => input.data().chunks_exact(4).map(|bytes| 2.0 * bytemuck::pod_read_unaligned::<f32>(bytes)).collect(),
-    };
-    Tensor::new(DataType::Fp32, input.shape().clone(), view::bytes_of::<f32>(values))
-        .map_err(|error| Error::Internal(Arc::new(error)))
+    let mut doubled = Vec::with_capacity(input.data().len());
+    for bytes in input.data().chunks_exact(4) {
+        let value = 2.0 * bytemuck::pod_read_unaligned::<f32>(bytes);
+        doubled.extend_from_slice(&value.to_le_bytes());
+    }
+    Tensor::new(DataType::Fp32, input.shape().clone(), doubled.into()).map_err(|error| Error::Internal(Arc::new(error)))
 }

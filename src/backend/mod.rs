@@ -7,7 +7,7 @@ pub mod ort;
 
 use crate::{
     error::Error,
-    tensor::{Signature, Tensor},
+    tensor::{Signature, Tensor, Tensors},
 };
 use std::{fmt, ops::ControlFlow, path::Path, sync::Arc};
 
@@ -23,7 +23,7 @@ pub trait Backend: Send + 'static {
     /// # Errors
     ///
     /// [`Error::Backend`] if the run failed; what the inputs caused may be [`Error::InvalidRequest`].
-    fn run(&mut self, inputs: &[Tensor]) -> Result<Vec<Tensor>, Error>;
+    fn run(&mut self, inputs: &[Tensor]) -> Result<Tensors, Error>;
 
     /// True if one run yields any number of answers: [`Backend::stream`] is called instead of
     /// [`Backend::run`], one job at a time, never batched.
@@ -36,7 +36,7 @@ pub trait Backend: Send + 'static {
     /// # Errors
     ///
     /// As [`Backend::run`].
-    fn stream(&mut self, inputs: &[Tensor], emit: &mut dyn FnMut(Vec<Tensor>) -> ControlFlow<()>) -> Result<(), Error> {
+    fn stream(&mut self, inputs: &[Tensor], emit: &mut dyn FnMut(Tensors) -> ControlFlow<()>) -> Result<(), Error> {
         let outputs = self.run(inputs)?;
         let _ = emit(outputs);
         Ok(())

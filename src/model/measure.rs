@@ -7,7 +7,7 @@ use crate::{
     backend::Backend,
     error::Error,
     schedule::TurnSettings,
-    tensor::{DataType, Shape, Signature, Tensor},
+    tensor::{DataType, Shape, Signature, Tensor, Tensors},
 };
 use std::time::{Duration, Instant};
 
@@ -87,13 +87,13 @@ fn median(backend: &mut dyn Backend, rows: usize) -> Result<Duration, Error> {
     samples.get(samples.len() / 2).copied().ok_or_else(|| Error::internal("nothing was measured"))
 }
 
-fn run(backend: &mut dyn Backend, rows: usize) -> Result<Vec<Tensor>, Error> {
+fn run(backend: &mut dyn Backend, rows: usize) -> Result<Tensors, Error> {
     let inputs = zeros(backend.signature(), rows)?;
     backend.run(&inputs)
 }
 
 /// Zeros for every input: `rows` in a free first dimension, 1 in every other free one.
-fn zeros(signature: &Signature, rows: usize) -> Result<Vec<Tensor>, Error> {
+fn zeros(signature: &Signature, rows: usize) -> Result<Tensors, Error> {
     let zero = |spec: &crate::tensor::TensorSpec| {
         let dtype = spec.dtype.ok_or_else(|| Error::internal("a type without a name"))?;
         let dims = spec.dims.iter().enumerate();

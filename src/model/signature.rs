@@ -6,7 +6,7 @@
 use crate::{
     call::NamedTensor,
     error::Error,
-    tensor::{Signature, Tensor, TensorSpec},
+    tensor::{Signature, Tensor, Tensors, TensorSpec},
 };
 use std::{fmt::Write, sync::Arc};
 
@@ -14,7 +14,7 @@ use std::{fmt::Write, sync::Arc};
 #[derive(Debug)]
 pub struct Checked {
     /// In the signature's order.
-    pub inputs: Vec<Tensor>,
+    pub inputs: Tensors,
     /// Rows that they bring to a batch; 1 where the model does not batch.
     pub rows: usize,
 }

@@ -6,7 +6,7 @@
 use crate::{
     call::{Chunk, Facts, InferResponse, NamedTensor, Timing},
     error::Error,
-    tensor::Tensor,
+    tensor::Tensors,
 };
 use std::{fmt, sync::Arc, time::Instant};
 use tokio::sync::{mpsc, oneshot};
@@ -15,7 +15,7 @@ use tokio::sync::{mpsc, oneshot};
 #[derive(Debug)]
 pub struct Job {
     /// Inputs in the signature's order.
-    pub inputs: Vec<Tensor>,
+    pub inputs: Tensors,
     /// How many rows it brings to a batch; 1 where the model does not batch.
     pub rows: usize,
     /// When its answer is of no use any more.
@@ -127,12 +127,12 @@ mod tests {
         let (more, _b) = testing::job(7, 0.0);
         assert!(one.is_compatible(&more));
         let (mut wide, _c) = testing::job(1, 0.0);
-        wide.inputs = vec![testing::tensor(1, 5, 0.0)];
+        wide.inputs = [testing::tensor(1, 5, 0.0)].into();
         assert!(!one.is_compatible(&wide));
     }
 
     #[test]
     fn a_job_stays_small_enough_to_be_moved() {
-        assert!(size_of::<Job>() <= 128, "{}", size_of::<Job>());
+        assert!(size_of::<Job>() <= 192, "{}", size_of::<Job>());
     }
 }

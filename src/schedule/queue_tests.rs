@@ -104,7 +104,7 @@ fn jobs_of_another_shape_stay_in_their_order() {
     let mut receivers = Vec::new();
     for (width, mark) in [(4, 1.0), (5, 2.0), (4, 3.0), (5, 4.0)] {
         let (mut job, receiver) = testing::job_at(1, 0.0, now, Duration::from_secs(1));
-        job.inputs = vec![testing::tensor(1, width, mark)];
+        job.inputs = [testing::tensor(1, width, mark)].into();
         queue.push(job).unwrap();
         receivers.push(receiver);
     }
@@ -180,7 +180,7 @@ proptest! {
             match event {
                 Event::Push { rows, width, patience } => {
                     let (mut job, receiver) = testing::job_at(rows, 0.0, at(now), Duration::from_millis(patience));
-                    job.inputs = vec![testing::tensor(rows, width, receivers.len() as f32)];
+                    job.inputs = [testing::tensor(rows, width, receivers.len() as f32)].into();
                     let accepted = queue.push(job).is_ok();
                     receivers.push(accepted.then_some(receiver));
                     fate.push((!accepted).then_some("refused"));

@@ -7,7 +7,7 @@ use crate::{
     backend::Backend,
     call::{Chunk, NamedTensor, Timing},
     error::{Error, Stage},
-    tensor::{Tensor, batch},
+    tensor::{Tensor, Tensors, batch},
 };
 use bytes::Bytes;
 use smallvec::SmallVec;
@@ -102,7 +102,7 @@ pub(super) fn stream(backend: &mut dyn Backend, job: Job, plan: &Plan) -> Ran {
     facts.reach(Stage::Running);
     plan.metrics.waited(queue);
     let mut late = false;
-    let mut emit = |outputs: Vec<Tensor>| {
+    let mut emit = |outputs: Tensors| {
         facts.reach(Stage::Streaming);
         let timing = Timing { queue, compute: started.elapsed() };
         let mut item = Ok(Chunk::Tensors(frame(named(plan, outputs), timing)));
@@ -162,7 +162,7 @@ fn panicked(plan: &Plan, panic: &(dyn std::any::Any + Send)) -> Error {
     Error::internal(format!("back end panicked: {text}"))
 }
 
-fn gather(jobs: &[Job], plan: &Plan) -> Result<SmallVec<[Tensor; 4]>, Error> {
+fn gather(jobs: &[Job], plan: &Plan) -> Result<Tensors, Error> {
     (0..plan.signature.inputs.len())
         .map(|index| {
             let parts = jobs
@@ -174,7 +174,7 @@ fn gather(jobs: &[Job], plan: &Plan) -> Result<SmallVec<[Tensor; 4]>, Error> {
         .collect()
 }
 
-fn answer(jobs: &mut Vec<Job>, outputs: Vec<Tensor>, plan: &Plan, started: Instant, took: Duration) {
+fn answer(jobs: &mut Vec<Job>, outputs: Tensors, plan: &Plan, started: Instant, took: Duration) {
     let timing = |job: &Job| Timing { queue: started.saturating_duration_since(job.queued), compute: took };
     if jobs.len() == 1 {
         if let Some(job) = jobs.pop() {
@@ -212,9 +212,12 @@ fn cut(output: &Tensor, range: std::ops::Range<usize>) -> Result<Tensor, Error> 
     Tensor::new(part.dtype(), part.shape().clone(), copy).map_err(|error| Error::internal(error.to_string()))
 }
 
-fn named(plan: &Plan, outputs: Vec<Tensor>) -> Vec<NamedTensor> {
+fn named(plan: &Plan, outputs: Tensors) -> Vec<NamedTensor> {
+    // Room for exactly so many: collecting would make room for four.
+    let mut named = Vec::with_capacity(outputs.len());
     let specs = plan.signature.outputs.iter();
-    specs.zip(outputs).map(|(spec, tensor)| NamedTensor { name: spec.name.clone(), tensor }).collect()
+    named.extend(specs.zip(outputs).map(|(spec, tensor)| NamedTensor { name: spec.name.clone(), tensor }));
+    named
 }
 
 #[cfg(test)]

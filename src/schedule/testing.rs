@@ -9,7 +9,7 @@ use crate::{
     call::{Chunk, InferResponse, ModelKey},
     error::Error,
     telemetry::metrics::Metrics,
-    tensor::{DataType, Signature, Tensor, TensorSpec},
+    tensor::{DataType, Signature, Tensor, Tensors, TensorSpec},
 };
 use std::{
     ops::ControlFlow,
@@ -119,7 +119,7 @@ impl Backend for Scripted {
         &self.signature
     }
 
-    fn run(&mut self, inputs: &[Tensor]) -> Result<Vec<Tensor>, Error> {
+    fn run(&mut self, inputs: &[Tensor]) -> Result<Tensors, Error> {
         let rows = inputs[0].rows();
         let mut acts = self.script.acts();
         acts.batches.push(rows);
@@ -142,17 +142,17 @@ impl Backend for Scripted {
         let mut values: Vec<f32> = values.iter().map(|value| value * 2.0).collect();
         let extra = usize::from(fault == Fault::ExtraRow && rows > 1);
         values.resize(values.len() + extra * 4, 0.0);
-        Ok(vec![Tensor::of(DataType::Fp32, [rows + extra, 4].into(), values).unwrap()])
+        Ok([Tensor::of(DataType::Fp32, [rows + extra, 4].into(), values).unwrap()].into())
     }
 
     fn is_decoupled(&self) -> bool {
         self.decoupled
     }
 
-    fn stream(&mut self, inputs: &[Tensor], emit: &mut dyn FnMut(Vec<Tensor>) -> ControlFlow<()>) -> Result<(), Error> {
+    fn stream(&mut self, inputs: &[Tensor], emit: &mut dyn FnMut(Tensors) -> ControlFlow<()>) -> Result<(), Error> {
         let Fault::Stream(count) = self.script.acts().fault else { panic!("not decoupled") };
         for _ in 0..count {
-            if emit(vec![inputs[0].clone()]).is_break() {
+            if emit([inputs[0].clone()].into()).is_break() {
                 break;
             }
         }
@@ -224,7 +224,7 @@ pub(crate) fn stream_job(capacity: usize) -> (Job, mpsc::Receiver<Result<Chunk, 
 
 fn job_to(rows: usize, mark: f32, now: Instant, patience: Duration, reply: ReplyTo) -> Job {
     Job {
-        inputs: vec![tensor(rows, 4, mark)],
+        inputs: [tensor(rows, 4, mark)].into(),
         rows,
         deadline: now + patience,
         queued: now,

@@ -14,7 +14,11 @@ pub use spec::{Signature, TensorSpec};
 
 use bytemuck::Pod;
 use bytes::Bytes;
+use smallvec::SmallVec;
 use std::fmt;
+
+/// Inputs or outputs in a signature's order. The one tensor of most models is held without an allocation.
+pub type Tensors = SmallVec<[Tensor; 1]>;
 
 /// A dense, row-major, little-endian tensor whose bytes are shared, not owned.
 ///

@@ -10,7 +10,7 @@ use super::{
 use crate::{
     backend::{Backend, OpenError},
     error::Error,
-    tensor::{DataType, Signature, Tensor, TensorSpec},
+    tensor::{DataType, Signature, Tensor, Tensors, TensorSpec},
 };
 use ort::{
     session::Session,
@@ -60,7 +60,7 @@ impl Backend for OrtBackend {
         &self.signature
     }
 
-    fn run(&mut self, inputs: &[Tensor]) -> Result<Vec<Tensor>, Error> {
+    fn run(&mut self, inputs: &[Tensor]) -> Result<Tensors, Error> {
         if !self.is_servable {
             return Err(Error::Unimplemented("the model has inputs or outputs of types that V2 cannot name".into()));
         }
@@ -79,7 +79,7 @@ impl Backend for OrtBackend {
             .into_iter()
             .zip(&self.signature.outputs)
             .map(|(value, spec)| tensor(value, spec, &values))
-            .collect::<Result<Vec<_>, _>>();
+            .collect::<Result<Tensors, _>>();
         drop(values);
         for scratch in self.scratch.iter_mut().filter(|scratch| size_of_val(scratch.as_slice()) > KEPT_SCRATCH) {
             *scratch = Vec::new();

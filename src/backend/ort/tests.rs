@@ -65,12 +65,12 @@ fn every_datatype_comes_back_as_it_went_in() {
                 Tensor::new(dtype, [3].into(), view::aligned_copy(&bytes)).unwrap()
             }
         };
-        assert_eq!(model.run(from_ref(&input)).unwrap(), from_ref(&input), "{dtype}");
+        assert_eq!(model.run(from_ref(&input)).unwrap()[..], *from_ref(&input), "{dtype}");
         if dtype != DataType::Bytes {
-            assert_eq!(model.run(&[unaligned(&input)]).unwrap(), [input], "{dtype}, unaligned");
+            assert_eq!(model.run(&[unaligned(&input)]).unwrap()[..], [input], "{dtype}, unaligned");
         }
         let empty = Tensor::new(dtype, [0].into(), Bytes::new()).unwrap();
-        assert_eq!(model.run(from_ref(&empty)).unwrap(), [empty], "{dtype}, empty");
+        assert_eq!(model.run(from_ref(&empty)).unwrap()[..], [empty], "{dtype}, empty");
     }
 }
 
@@ -84,14 +84,14 @@ fn any_byte_but_zero_is_true() {
 fn strings_of_any_bytes_pass() {
     let strings = [&b"\xff\xfe"[..], b"\0", b"\0\0a\0", &[b'x'; 100_000]];
     let input = Tensor::strings([4].into(), strings).unwrap();
-    assert_eq!(open("echo_bytes").run(from_ref(&input)).unwrap(), [input]);
+    assert_eq!(open("echo_bytes").run(from_ref(&input)).unwrap()[..], [input]);
 }
 
 #[test]
 fn a_scalar_has_no_dimensions() {
     let mut model = open("scalar");
     assert!(model.signature().inputs[0].dims.is_empty() && !model.signature().is_batchable());
-    assert_eq!(model.run(&[floats(&[], &[21.0])]).unwrap(), [floats(&[], &[42.0])]);
+    assert_eq!(model.run(&[floats(&[], &[21.0])]).unwrap()[..], [floats(&[], &[42.0])]);
 }
 
 #[test]
@@ -112,7 +112,7 @@ fn inputs_and_outputs_keep_the_order_of_the_signature() {
     assert_eq!(names(&model.signature().outputs), ["sum", "difference"]);
     let b = Tensor::of(DataType::Int32, [1, 2].into(), vec![10_i32, 20]).unwrap();
     let outputs = model.run(&[floats(&[1, 2], &[1.0, 2.0]), b]).unwrap();
-    assert_eq!(outputs, [floats(&[1, 2], &[11.0, 22.0]), floats(&[1, 2], &[-9.0, -18.0])]);
+    assert_eq!(outputs[..], [floats(&[1, 2], &[11.0, 22.0]), floats(&[1, 2], &[-9.0, -18.0])]);
 }
 
 #[test]
@@ -163,7 +163,7 @@ fn outputs_that_are_weights_have_memory_of_their_own() {
 fn weights_in_a_file_beside_the_model_are_read_and_counted() {
     let mut model = open("external_data");
     let outputs = model.run(&[floats(&[1, 4], &[0.0; 4])]).unwrap();
-    assert_eq!(outputs, [floats(&[1, 4], &[1.0, 2.0, 3.0, 4.0])]);
+    assert_eq!(outputs[..], [floats(&[1, 4], &[1.0, 2.0, 3.0, 4.0])]);
     let size = std::fs::metadata(path("tests/models/good/external_data")).unwrap().len();
     assert_eq!(model.weight_bytes(), size + 16);
 }
@@ -221,7 +221,7 @@ fn the_shipped_models_work() {
     let mut text_length = runtime().open(&path("models/text_length"), &settings).unwrap();
     assert!(text_length.signature().is_batchable());
     let texts = Tensor::strings([3].into(), ["a\0b", "", "größe"]).unwrap();
-    assert_eq!(text_length.run(&[texts]).unwrap()[0].try_elements::<i64>().unwrap(), [3, 0, 5]);
+    assert_eq!(text_length.run(&[texts]).unwrap()[0].try_elements::<i64>().unwrap()[..], [3, 0, 5]);
 }
 
 /// Telemetry (decision 7). In a process of its own, as `main` sets it up, everything that ONNX Runtime does is watched:

@@ -10,7 +10,7 @@ use super::{
 };
 use crate::{
     error::Error,
-    tensor::{DataType, Shape, Tensor, push_string, view},
+    tensor::{DataType, Shape, Tensor, push_string},
     wire::{NonFinite, Settings},
 };
 use base64::{
@@ -115,8 +115,10 @@ trait Sink {
     fn finish(self) -> Bytes;
 }
 
+/// Bytes rather than `Vec<T>`: shared without a second allocation. Allocators lay blocks on 8 or more, and a back end
+/// copies what is not aligned.
 struct Numbers<T, F> {
-    values: Vec<T>,
+    bytes: Vec<u8>,
     convert: F,
     null: Option<T>,
     expected: &'static str,
@@ -129,24 +131,24 @@ impl<T: Pod + Send, F: Fn(&Decimal, &str) -> Option<T>> Sink for Numbers<T, F> {
         let Some((number, length)) = numbers::scan(reader.bytes()) else {
             return match self.null {
                 Some(null) if reader.take("null") => {
-                    self.values.push(null);
+                    self.bytes.extend_from_slice(bytemuck::bytes_of(&null));
                     Ok(())
                 }
                 _ => Err(Expected(self.expected)),
             };
         };
         let value = (self.convert)(&number, &reader.rest()[..length]).ok_or(Expected(self.expected))?;
-        self.values.push(value);
+        self.bytes.extend_from_slice(bytemuck::bytes_of(&value));
         reader.advance(length);
         Ok(())
     }
 
     fn count(&self) -> usize {
-        self.values.len()
+        self.bytes.len() / size_of::<T>()
     }
 
     fn finish(self) -> Bytes {
-        view::bytes_of(self.values)
+        self.bytes.into()
     }
 }
 
@@ -232,7 +234,7 @@ struct Walk<'a> {
 impl Walk<'_> {
     fn integers<T: Integer>(&self, reader: &mut Reader<'_>, room: usize) -> Result<Bytes, Error> {
         let convert = |number: &Decimal, text: &str| T::try_from(number.integer(text)?).ok();
-        self.fill(reader, Numbers { values: Vec::with_capacity(room), convert, null: None, expected: T::EXPECTED })
+        self.fill(reader, Numbers::<T, _> { bytes: Vec::with_capacity(room * size_of::<T>()), convert, null: None, expected: T::EXPECTED })
     }
 
     fn numbers<T: Pod + Send>(
@@ -243,7 +245,7 @@ impl Walk<'_> {
         null: Option<T>,
     ) -> Result<Bytes, Error> {
         let expected = "a finite number within the range of the type";
-        self.fill(reader, Numbers { values: Vec::with_capacity(room), convert, null, expected })
+        self.fill(reader, Numbers::<T, _> { bytes: Vec::with_capacity(room * size_of::<T>()), convert, null, expected })
     }
 
     fn halves(&self, reader: &mut Reader<'_>, room: usize, half: Half, null: bool) -> Result<Bytes, Error> {
