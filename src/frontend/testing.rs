@@ -107,7 +107,8 @@ impl Server {
     /// One HTTP/1.1 request on a connection of its own, with a body.
     pub(super) async fn post(&self, path: &str, headers: &str, body: &str) -> String {
         let length = body.len();
-        let head = format!("POST {path} HTTP/1.1\r\nhost: a\r\nconnection: close\r\ncontent-length: {length}\r\n{headers}");
+        let head =
+            format!("POST {path} HTTP/1.1\r\nhost: a\r\nconnection: close\r\ncontent-length: {length}\r\n{headers}");
         self.say(format!("{head}\r\n{body}")).await
     }
 }

@@ -51,7 +51,8 @@ async fn head_probes_have_no_body_over_http2() {
 #[tokio::test]
 async fn every_answer_carries_the_call_id_and_the_exact_content_type() {
     let server = server();
-    let answer = server.say("GET /v2/models HTTP/1.1\r\nhost: a\r\nx-request-id: my-1\r\nconnection: close\r\n\r\n").await;
+    let answer =
+        server.say("GET /v2/models HTTP/1.1\r\nhost: a\r\nx-request-id: my-1\r\nconnection: close\r\n\r\n").await;
     assert_eq!(header(&answer, "x-request-id"), Some("my-1"));
     assert_eq!(header(&answer, "content-type"), Some("application/json"));
     assert_eq!(header(&answer, "server"), None);
