@@ -7,7 +7,7 @@ mod offload;
 mod read;
 
 pub use memory::{Memory, Reservation};
-pub use offload::{offload, start_decoders};
+pub use offload::{is_small, offload, start_decoders};
 pub use read::read;
 
 use bytes::Bytes;

@@ -8,7 +8,11 @@ use super::{
     accept::{InFlight, Outgoing},
     grpc, h2_stream, head, rest, websocket,
 };
-use crate::{call::Surface, error::Error};
+use crate::{
+    call::{CallId, Surface},
+    error::Error,
+};
+use futures_util::future::{BoxFuture, Either};
 use http::{
     HeaderMap, HeaderValue, Method, StatusCode, Version,
     header::{CONNECTION, CONTENT_TYPE, HOST, UPGRADE},
@@ -25,6 +29,8 @@ pub type Response = http::Response<Body>;
 const STREAM: &str = "/v2/stream";
 /// Bytes of a request line besides its target: the longest method we know, two spaces, the version, the line's end.
 const LINE_REST: usize = 24;
+/// Bytes of a header field besides its name and value, as HTTP/1.1 writes it.
+const FIELD_REST: usize = 4;
 
 /// What a request is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -37,94 +43,114 @@ enum Target {
 }
 
 /// Answers one request; always with a response. When the process stops, what is not answered yet is `not_ready`.
-pub(super) async fn answer(
+///
+/// No `async fn` down to the call itself: each would keep the request twice, and hyper moves the whole future.
+pub(super) fn answer(
     connection: Arc<Connection>,
     in_flight: InFlight,
     request: Request,
     piece: usize,
-) -> Result<http::Response<Outgoing>, Infallible> {
+) -> impl Future<Output = Result<http::Response<Outgoing>, Infallible>> + Send {
     let target = Target::of(&request);
     let (version, id) = (request.version(), request.headers().get(head::REQUEST_ID).cloned());
-    let activity = Arc::clone(in_flight.activity());
-    let mut stopped = pin!(activity.stopped());
-    let response = if activity.is_stopping() {
-        stopping(target, version, id)
-    } else {
-        tokio::select! {
-            biased;
-            response = dispatch(connection, target, request) => response,
-            () = stopped.as_mut() => stopping(target, version, id),
-        }
-    };
-    Ok(response.map(|body| Outgoing::new(body, piece, in_flight)))
+    let answering = dispatch(connection, target, request);
+    async move {
+        let activity = Arc::clone(in_flight.activity());
+        let mut stopped = pin!(activity.stopped());
+        let response = if activity.is_stopping() {
+            stopping(target, version, id.as_ref())
+        } else {
+            tokio::select! {
+                biased;
+                response = answering => response,
+                () = stopped.as_mut() => stopping(target, version, id.as_ref()),
+            }
+        };
+        Ok(response.map(|body| Outgoing::new(body, piece, in_flight)))
+    }
 }
 
-async fn dispatch(connection: Arc<Connection>, target: Target, request: Request) -> Response {
-    if let Err(refusal) = check(&connection, &request) {
+fn dispatch(
+    connection: Arc<Connection>,
+    target: Target,
+    request: Request,
+) -> impl Future<Output = Response> + Send + use<> {
+    let now = |response| Either::Left(Either::Left(std::future::ready(response)));
+    if let Err(unsound) = check(&connection, &request) {
         connection.frontend.metrics.refused("malformed_request");
-        return refusal;
+        return now(unsound.render(&request));
     }
     if !connection.surfaces.has(target.surface()) {
-        return not_served(target, &request);
+        return now(not_served(target, &request));
     }
-    match target {
+    // Boxed but for REST: the future of every request would be as large as the largest of them.
+    let other: BoxFuture<'static, Response> = match target {
+        Target::Rest => return Either::Left(Either::Right(rest::serve(connection, request))),
         // Comes with a later issue (05); until then it says so in HTTP, where every client of it can see it.
         Target::GrpcWeb => {
             let error = Error::Unimplemented("grpc-web is not part of this version, use grpc over HTTP/2".into());
-            rest::refuse(&request, &error)
+            return now(rest::refuse(&request, &error));
         }
         Target::Grpc if request.version() < Version::HTTP_2 => {
-            let id = head::call_id(request.headers());
-            rest::plain(StatusCode::HTTP_VERSION_NOT_SUPPORTED, "grpc needs HTTP/2", &id, request.version())
+            let unsound = Unsound::Status(StatusCode::HTTP_VERSION_NOT_SUPPORTED, "grpc needs HTTP/2");
+            return now(unsound.render(&request));
         }
-        Target::Grpc => grpc::serve(connection, request).await,
-        // Boxed: these live long and are few, and the other futures should not be as large as theirs.
-        Target::WebSocket => Box::pin(websocket::serve(connection, request)).await,
-        Target::Stream => Box::pin(h2_stream::serve(connection, request)).await,
-        Target::Rest => rest::serve(connection, request).await,
-    }
+        Target::Grpc => Box::pin(grpc::serve(connection, request)),
+        Target::WebSocket => Box::pin(websocket::serve(connection, request)),
+        Target::Stream => Box::pin(h2_stream::serve(connection, request)),
+    };
+    Either::Right(other)
+}
+
+/// What is wrong with a head, whatever it asks for.
+enum Unsound {
+    /// Statuses of HTTP that have no code of ours. The connection ends: what follows could be anything.
+    Status(StatusCode, &'static str),
+    /// `CONNECT`, which opens tunnels elsewhere.
+    Connect,
 }
 
 /// Refuses what no surface should see (contract 10 section 5, attacks A7, A9, A19).
-fn check(connection: &Connection, request: &Request) -> Result<(), Response> {
+fn check(connection: &Connection, request: &Request) -> Result<(), Unsound> {
     let size = connection.frontend.settings.size;
-    let (uri, headers, version) = (request.uri(), request.headers(), request.version());
-    let refuse = |status, text| {
-        let mut response = rest::plain(status, text, &head::call_id(headers), version);
-        if version < Version::HTTP_2 {
-            response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
-        }
-        Err(response)
-    };
+    let (uri, headers) = (request.uri(), request.headers());
     let target = uri.path_and_query().map_or(0, |target| target.as_str().len());
     if target + LINE_REST > size.request_line {
-        return refuse(StatusCode::URI_TOO_LONG, "the request line is longer than its limit");
+        return Err(Unsound::Status(StatusCode::URI_TOO_LONG, "the request line is longer than its limit"));
     }
+    let too_large = |text| Err(Unsound::Status(StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, text));
     if headers.len() > size.header_fields {
-        return refuse(
-            StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
-            "the request has more header fields than its limit",
-        );
+        return too_large("the request has more header fields than its limit");
     }
-    let bytes: usize = headers.iter().map(|(name, value)| name.as_str().len() + value.len() + 4).sum();
+    let bytes: usize = headers.iter().map(|(name, value)| name.as_str().len() + value.len() + FIELD_REST).sum();
     if bytes > size.headers {
-        return refuse(
-            StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
-            "the request's headers are larger than their limit",
-        );
+        return too_large("the headers of the request are larger than their limit");
     }
-    if let Err(text) = check_authority(request) {
-        return refuse(StatusCode::BAD_REQUEST, text);
-    }
+    check_authority(request).map_err(|text| Unsound::Status(StatusCode::BAD_REQUEST, text))?;
     if *request.method() == Method::CONNECT {
-        let error = Error::MethodNotAllowed { allow: "GET, POST" };
-        return Err(rest::refuse(request, &error));
+        return Err(Unsound::Connect);
     }
     // Bytes behind such a head could be taken for frames by whoever is in between (attack A9).
     if headers.contains_key(UPGRADE) && !request.body().is_end_stream() && is_websocket(request) {
-        return refuse(StatusCode::BAD_REQUEST, "a request to upgrade has a body");
+        return Err(Unsound::Status(StatusCode::BAD_REQUEST, "a request to upgrade has a body"));
     }
     Ok(())
+}
+
+impl Unsound {
+    fn render(self, request: &Request) -> Response {
+        let version = request.version();
+        match self {
+            Self::Connect => rest::refuse(request, &Error::MethodNotAllowed { allow: "GET, POST" }),
+            Self::Status(status, text) => {
+                let mut response = rest::plain(status, text, &head::call_id(request.headers()));
+                if version < Version::HTTP_2 {
+                    response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+                }
+                response
+            }
+        }
+    }
 }
 
 /// One authority, well-formed: two readings of it are how requests are smuggled past whoever checks the first.
@@ -169,7 +195,7 @@ fn has_token(headers: &HeaderMap, name: &http::HeaderName, token: &str) -> bool 
 fn not_served(target: Target, request: &Request) -> Response {
     match target {
         Target::Grpc | Target::GrpcWeb => {
-            grpc_status(12, "grpc is not served on this address", request.headers().get(head::REQUEST_ID).cloned())
+            grpc_status(12, "grpc is not served on this address", request.headers().get(head::REQUEST_ID))
         }
         Target::WebSocket | Target::Stream | Target::Rest => {
             rest::refuse(request, &Error::NoRoute("this is not served on this address".into()))
@@ -178,25 +204,25 @@ fn not_served(target: Target, request: &Request) -> Response {
 }
 
 /// The answer to what was running, or came, when the process stopped (contract 07 section 5).
-fn stopping(target: Target, version: Version, id: Option<HeaderValue>) -> Response {
+fn stopping(target: Target, version: Version, id: Option<&HeaderValue>) -> Response {
     let error = Error::ShuttingDown;
     match target {
         Target::Grpc | Target::GrpcWeb => grpc_status(error.code().row().grpc, "the server is shutting down", id),
         Target::WebSocket | Target::Stream | Target::Rest => {
-            let id = crate::call::CallId::from_client(id.as_ref().and_then(|id| id.to_str().ok()));
+            let id = CallId::from_client(id.and_then(|id| id.to_str().ok()));
             rest::error(&error, &id, version)
         }
     }
 }
 
 /// A gRPC status without a message before it: all in the headers ("trailers only").
-fn grpc_status(code: i32, message: &'static str, id: Option<HeaderValue>) -> Response {
+fn grpc_status(code: i32, message: &'static str, id: Option<&HeaderValue>) -> Response {
     let mut response = Response::new(Body::Empty);
     let headers = response.headers_mut();
     headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
     headers.insert("grpc-status", HeaderValue::from(code));
     headers.insert("grpc-message", HeaderValue::from_static(message));
-    let id = crate::call::CallId::from_client(id.as_ref().and_then(|id| id.to_str().ok()));
+    let id = CallId::from_client(id.and_then(|id| id.to_str().ok()));
     headers.insert(head::REQUEST_ID, rest::id_value(&id));
     response
 }

@@ -1,7 +1,7 @@
 //! A server on a free port over a stack that a test makes up, and clients that say exactly what they are told.
 
 use super::{
-    Body, Frontend, Phase, Settings, Surfaces,
+    Frontend, Phase, Settings, Surfaces,
     accept::{Listener, Places, serve},
     body::Memory,
     tls::Tls,
@@ -138,7 +138,7 @@ pub(super) async fn until(stream: &mut (impl AsyncReadExt + Unpin), end: &str) -
     String::from_utf8_lossy(&all).into_owned()
 }
 
-/// The head and body of one HTTP/1.1 response.
+/// The status of an HTTP/1.1 response; 0 if it is none.
 pub(super) fn status(response: &str) -> u16 {
     response.get(9..12).and_then(|code| code.parse().ok()).unwrap_or(0)
 }
@@ -198,9 +198,4 @@ pub(super) async fn silence(call: Inbound) -> Result<Reply, Error> {
 pub(super) async fn tardy(call: Inbound) -> Result<Reply, Error> {
     tokio::time::sleep(std::time::Duration::from_secs(1)).await;
     echo(call).await
-}
-
-/// For the type of [`Body`] in assertions of other tests.
-pub(super) async fn text(body: Body) -> String {
-    String::from_utf8_lossy(&body.collect().await.unwrap().to_bytes()).into_owned()
 }

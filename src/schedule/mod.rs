@@ -1,1 +1,235 @@
 //! Bounded submission of jobs to instances.
+//!
+//! A [`Scheduler`] serves one version of one model. Small models run on the lanes ([`turn`]), all
+//! others on threads of their own ([`instance`]); both take what to run from the same pure queue
+//! ([`queue`]) and run it the same way. It knows jobs and back ends, and nothing of names on the
+//! wire, of identities or of files: whoever loads models hands over a [`Plan`] and the instances.
+
+mod instance;
+mod job;
+mod queue;
+mod run;
+#[cfg(test)]
+pub(crate) mod testing;
+pub mod turn;
+
+pub use job::{Answer, Frame, Job, ReplyTo};
+pub use queue::{BatchQueue, Verdict};
+
+use crate::{
+    backend::{Backend, OpenError},
+    call::ModelKey,
+    error::Error,
+    telemetry::metrics::ModelMetrics,
+    tensor::Signature,
+};
+use instance::Pool;
+use std::{
+    fmt,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+/// How jobs become batches (`models.defaults.batching`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BatchPolicy {
+    /// Whether rows of several calls may run together.
+    pub enabled: bool,
+    /// Most rows of a batch; a single job that is larger runs alone.
+    pub max_rows: usize,
+    /// How long the oldest job may be kept waiting for others while an instance is idle.
+    pub max_delay: Duration,
+    /// Most jobs that wait; beyond it they are refused. On lanes: on each lane.
+    pub max_queue: usize,
+}
+
+impl Default for BatchPolicy {
+    fn default() -> Self {
+        Self { enabled: false, max_rows: 64, max_delay: Duration::ZERO, max_queue: 1024 }
+    }
+}
+
+/// Where a model runs (`models.defaults.execution`, architecture decision 9).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Execution {
+    /// On the lanes if its measured run is short enough; else on threads.
+    #[default]
+    Auto,
+    /// On the lanes.
+    Turn,
+    /// On threads of its own.
+    Thread,
+}
+
+impl Execution {
+    /// The word used in configuration and logs.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Auto => "auto",
+            Self::Turn => "turn",
+            Self::Thread => "thread",
+        }
+    }
+}
+
+/// What a lane may spend on a model (`runtime.turn`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TurnSettings {
+    /// A model whose single run takes longer than this does not run on lanes.
+    pub run: Duration,
+    /// A batch on a lane is kept below this.
+    pub budget: Duration,
+    /// A model with more bytes of weights than this does not run on lanes.
+    pub weights: u64,
+}
+
+impl Default for TurnSettings {
+    fn default() -> Self {
+        Self { run: Duration::from_micros(50), budget: Duration::from_micros(200), weights: 16 << 20 }
+    }
+}
+
+/// Makes one more instance of a model, off the lanes: after a panic.
+pub type Reopen = Arc<dyn Fn() -> Result<Box<dyn Backend>, OpenError> + Send + Sync>;
+
+/// What stays the same for as long as a version of a model is served.
+#[derive(Clone)]
+pub struct Plan {
+    /// The model and its version.
+    pub key: Arc<ModelKey>,
+    /// Its inputs and outputs.
+    pub signature: Arc<Signature>,
+    /// How jobs become batches.
+    pub policy: BatchPolicy,
+    /// Its metric handles.
+    pub metrics: ModelMetrics,
+    /// Makes one more instance.
+    pub reopen: Reopen,
+}
+
+/// Takes jobs for one version of one model. Dropping it stops its instances, off this thread,
+/// after they have run what is queued.
+pub struct Scheduler {
+    plan: Arc<Plan>,
+    /// Every model has threads: those of a turn model run what lanes must not (see [`turn`]).
+    pool: Arc<Pool>,
+    turn: Option<Arc<turn::Turn>>,
+}
+
+// === impl Scheduler ===
+
+impl Scheduler {
+    /// Runs every job on threads, one for each of `instances`.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Internal`] if the system gives no thread.
+    pub fn on_threads(plan: Plan, instances: Vec<Box<dyn Backend>>) -> Result<Self, Error> {
+        let plan = Arc::new(plan);
+        let pool = Arc::new(Pool::new(Arc::clone(&plan)));
+        for instance in instances {
+            pool.adopt(instance)?;
+        }
+        Ok(Self { plan, pool, turn: None })
+    }
+
+    /// Runs jobs on the lanes, in batches of at most `max_rows` rows that should take no longer
+    /// than `budget`. `spare` runs, on a thread, the jobs that are larger than that.
+    ///
+    /// `on_lanes` holds one instance for each lane. Ready once the last lane has its own.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Internal`] if a lane does not answer in time or the system gives no thread.
+    pub async fn on_lanes(
+        plan: Plan,
+        lanes: &turn::Lanes,
+        max_rows: usize,
+        budget: Duration,
+        on_lanes: Vec<Box<dyn Backend>>,
+        spare: Box<dyn Backend>,
+    ) -> Result<Self, Error> {
+        let mut scheduler = Self::on_threads(plan, vec![spare])?;
+        let policy = BatchPolicy { max_rows, ..scheduler.plan.policy };
+        let turn = turn::Turn::new(&scheduler.plan, &scheduler.pool, lanes, policy, budget);
+        // Stored first: if installing fails half-way, dropping the scheduler takes it off again.
+        scheduler.turn = Some(Arc::clone(&turn));
+        lanes.install(&turn, on_lanes).await?;
+        Ok(scheduler)
+    }
+
+    /// Takes a job or refuses it; never waits.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Overloaded`] if the queue is full, [`Error::ModelNotReady`] if no instance is left
+    /// or the model is being unloaded.
+    pub fn submit(&self, job: Job) -> Result<(), Error> {
+        match &self.turn {
+            Some(turn) => turn.submit(job),
+            None => self.pool.submit(job),
+        }
+    }
+
+    /// True if there is an instance that would run a job now or later.
+    pub fn is_ready(&self) -> bool {
+        self.pool.is_ready() || self.turn.as_ref().is_some_and(|turn| turn.is_ready())
+    }
+
+    /// Where jobs run now: [`Execution::Turn`] or [`Execution::Thread`].
+    pub fn execution(&self) -> Execution {
+        match &self.turn {
+            Some(turn) if !turn.has_moved() => Execution::Turn,
+            _ => Execution::Thread,
+        }
+    }
+
+    /// How jobs become batches.
+    pub fn policy(&self) -> &BatchPolicy {
+        &self.plan.policy
+    }
+
+    /// Takes no more jobs; what is queued still runs.
+    pub fn close(&self) {
+        if let Some(turn) = &self.turn {
+            turn.close();
+        }
+        self.pool.close();
+    }
+
+    /// Waits until every inference thread has ended, until `deadline` at the latest. True if so.
+    ///
+    /// Blocks: not for lanes. To be used after [`Scheduler::close`], before the process ends.
+    pub fn wait_closed(&self, deadline: Instant) -> bool {
+        self.pool.wait_closed(deadline)
+    }
+}
+
+impl Drop for Scheduler {
+    fn drop(&mut self) {
+        self.close();
+    }
+}
+
+impl fmt::Debug for Scheduler {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Scheduler").field("model", &self.plan.key).finish_non_exhaustive()
+    }
+}
+
+// === impl Plan ===
+
+impl Plan {
+    pub(crate) fn not_ready(&self, state: &'static str) -> Error {
+        Error::ModelNotReady { model: Arc::clone(&self.key.name), state }
+    }
+}
+
+impl fmt::Debug for Plan {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Plan").field("key", &self.key).field("policy", &self.policy).finish_non_exhaustive()
+    }
+}
+
+/// What is refused for when a queue is full.
+const QUEUE_FULL: Error = Error::Overloaded { what: "queue of the model" };

@@ -17,8 +17,8 @@ pub fn gather(parts: &[&Tensor]) -> Result<Tensor, Error> {
     let Some(first) = parts.first() else {
         return Err(Error::internal("a batch of no tensors"));
     };
-    let tail = |tensor: &Tensor| tensor.shape().dims().get(1..).map(<[usize]>::to_vec);
-    let agree = parts.iter().all(|part| part.dtype() == first.dtype() && tail(part) == tail(first));
+    let tail = first.shape().dims().get(1..);
+    let agree = parts.iter().all(|part| part.dtype() == first.dtype() && part.shape().dims().get(1..) == tail);
     if !agree {
         return Err(Error::internal("a batch of tensors that differ in type or inner shape"));
     }

@@ -136,6 +136,7 @@ impl<F: Future<Output = ()>> Future for Stalling<F> {
 #[cfg(test)]
 mod tests {
     use super::{super::patience::Activity, *};
+    use http_body::Body as _;
     use http_body_util::BodyExt;
     use std::sync::Arc;
 

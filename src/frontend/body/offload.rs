@@ -13,7 +13,7 @@ use std::{
 use tokio::sync::oneshot;
 
 /// Decodes up to this size run on the lane: some 0.5 ms of JSON (architecture section 10).
-pub(super) const INLINE: usize = 256 * 1024;
+const INLINE: usize = 256 * 1024;
 /// Decodes that wait, per process. Each holds a body that was counted by the memory budget.
 const QUEUE: usize = 256;
 
@@ -32,6 +32,11 @@ pub fn start_decoders(threads: usize) {
     POOL.get_or_init(|| Pool::start(threads.max(1)));
 }
 
+/// Whether [`offload`] would run work of this size where it is called.
+pub fn is_small(size: usize) -> bool {
+    size <= INLINE
+}
+
 /// Runs `decode` here if `size` is small, else on the decoding threads (`runtime.decode_threads`).
 ///
 /// # Errors
@@ -41,7 +46,7 @@ pub async fn offload<T: Send + 'static>(
     size: usize,
     decode: impl FnOnce() -> Result<T, Error> + Send + 'static,
 ) -> Result<T, Error> {
-    if size <= INLINE {
+    if is_small(size) {
         return decode();
     }
     POOL.get_or_init(|| Pool::start(1)).run(decode).await

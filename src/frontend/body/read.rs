@@ -222,5 +222,4 @@ fn realigned(body: &[u8], offset: usize) -> Bytes {
 }
 
 #[cfg(test)]
-#[path = "read_tests.rs"]
 mod tests;

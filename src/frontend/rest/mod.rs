@@ -1,6 +1,6 @@
 //! REST: a route becomes a call, a reply becomes a response.
 //!
-//! Routes are matched by [`route`], bodies are `infer`'s, responses `render`'s.
+//! Routes are matched by `route`, bodies are `infer`'s, responses `render`'s.
 
 mod infer;
 mod render;
@@ -15,42 +15,59 @@ use super::{
     http::{Request, Response},
 };
 use crate::{
-    call::{Call, CallId, Head, Inspect, Intent, Operation, Pending, Surface},
+    call::{Call, CallId, Credentials, Head, Inspect, Intent, Operation, Pending, Surface},
     error::Error,
     wire::Wishes,
 };
+use futures_util::future::Either;
 use http::{
-    HeaderValue, Method, StatusCode, Version,
-    header::{CONTENT_ENCODING, CONTENT_LENGTH, UPGRADE},
+    HeaderMap, HeaderValue, Method, StatusCode, Version,
+    header::{ACCEPT_ENCODING, CONTENT_ENCODING, CONTENT_LENGTH, UPGRADE},
 };
 use route::{Family, Probe, Route};
 use std::sync::{Arc, OnceLock};
 
+/// What is kept of a request's head while its call runs; the head itself is freed before.
+struct Asked {
+    id: CallId,
+    version: Version,
+    sender: Credentials,
+    /// Whether it named a content encoding.
+    encoded: bool,
+}
+
 /// Answers one request of this surface.
-pub async fn serve(connection: Arc<Connection>, request: Request) -> Response {
+pub fn serve(connection: Arc<Connection>, request: Request) -> impl Future<Output = Response> + Send + use<> {
+    let now = |response| Either::Left(std::future::ready(response));
     let id = head::call_id(request.headers());
-    let version = request.version();
     match route::find(request.method(), request.uri().path()) {
-        Ok(Route::Probe(probe)) => answer_probe(probe, &connection, &request, &id),
-        Ok(Route::Inspect(inspect)) => {
-            call(connection, id, &request, Intent::Inspect, Pending::ready(Operation::Inspect(inspect)), None).await
-        }
         Ok(Route::Infer(model)) => {
             let wishes = Arc::new(OnceLock::new());
             let (parts, body) = request.into_parts();
             let pending = infer::pending(&connection, &parts.headers, body, model, Arc::clone(&wishes));
-            let request = http::Request::from_parts(parts, ());
-            call(connection, id, &request, Intent::Infer, pending, Some(&wishes)).await
+            let asked = Asked::of(id, parts.version, &parts.headers);
+            Either::Right(call(connection, asked, Intent::Infer, pending, Some(wishes)))
         }
-        Ok(Route::WebSocketOnly) => {
-            let error = Error::invalid("this path speaks WebSocket only, expected a request to upgrade");
-            let mut response = render::family_error(Family::Problem, &error, &id, version, request.uri().path());
-            *response.status_mut() = StatusCode::UPGRADE_REQUIRED;
-            response.headers_mut().insert(UPGRADE, HeaderValue::from_static("websocket"));
-            response
+        Ok(Route::Inspect(inspect)) => {
+            let asked = Asked::of(id, request.version(), request.headers());
+            let pending = Pending::ready(Operation::Inspect(inspect));
+            Either::Right(call(connection, asked, Intent::Inspect, pending, None))
         }
-        Err(miss) => render::family_error(miss.family, &miss.error, &id, version, request.uri().path()),
+        Ok(Route::Probe(probe)) => now(answer_probe(probe, &connection, &request, &id)),
+        Ok(Route::WebSocketOnly) => now(upgrade_required(&request, &id)),
+        Err(miss) => {
+            let (version, path) = (request.version(), request.uri().path());
+            now(render::family_error(miss.family, &miss.error, &id, version, path))
+        }
     }
+}
+
+fn upgrade_required(request: &Request, id: &CallId) -> Response {
+    let error = Error::invalid("this path speaks WebSocket only, expected a request to upgrade");
+    let mut response = render::family_error(Family::Problem, &error, id, request.version(), request.uri().path());
+    *response.status_mut() = StatusCode::UPGRADE_REQUIRED;
+    response.headers_mut().insert(UPGRADE, HeaderValue::from_static("websocket"));
+    response
 }
 
 /// Refuses a request before any surface has looked at it, in the form of its route's family.
@@ -59,31 +76,32 @@ pub(super) fn refuse(request: &Request, error: &Error) -> Response {
     render::family_error(Family::of(path), error, &head::call_id(request.headers()), request.version(), path)
 }
 
-async fn call<B>(
+async fn call(
     connection: Arc<Connection>,
-    id: CallId,
-    request: &http::Request<B>,
+    asked: Asked,
     intent: Intent,
     input: Pending,
-    wishes: Option<&OnceLock<Wishes>>,
+    wishes: Option<Arc<OnceLock<Wishes>>>,
 ) -> Response {
-    let version = request.version();
+    let Asked { id, version, sender, encoded } = asked;
     if let Err(error) = connection.gate() {
         connection.frontend.metrics.refused("address");
         return render::error(&error, &id, version);
     }
     let head = Head::new(id.clone(), Surface::Rest, intent, Arc::clone(&connection.peer));
-    let sender = head::credentials(request.headers());
     let reply = connection.frontend.gateway.call(Call { head, sender, input }).await;
     let rendered = match reply {
-        Ok(reply) => render::reply(reply, &id, wishes.and_then(OnceLock::get), &connection.frontend).await,
+        Ok(reply) => {
+            let wishes = wishes.as_ref().and_then(|wishes| wishes.get());
+            render::reply(reply, &id, wishes, &connection.frontend).await
+        }
         Err(error) => Err(error),
     };
     rendered.unwrap_or_else(|error| {
         connection.observe(&error);
         let mut response = render::error(&error, &id, version);
-        if matches!(error, Error::UnsupportedMedia(_)) && request.headers().contains_key(CONTENT_ENCODING) {
-            response.headers_mut().insert(http::header::ACCEPT_ENCODING, HeaderValue::from_static("identity"));
+        if encoded && matches!(error, Error::UnsupportedMedia(_)) {
+            response.headers_mut().insert(ACCEPT_ENCODING, HeaderValue::from_static("identity"));
         }
         response
     })
@@ -100,7 +118,7 @@ fn answer_probe(probe: Probe, connection: &Connection, request: &Request, id: &C
     let mut response = if good {
         render::json(StatusCode::OK, bytes::Bytes::from_static(body), id)
     } else {
-        let mut response = plain(StatusCode::SERVICE_UNAVAILABLE, readiness.reason(), id, request.version());
+        let mut response = plain(StatusCode::SERVICE_UNAVAILABLE, readiness.reason(), id);
         render::retry_after(response.headers_mut(), std::time::Duration::from_secs(1), true);
         response
     };
@@ -116,6 +134,13 @@ fn answer_probe(probe: Probe, connection: &Connection, request: &Request, id: &C
 /// HTTP/1 says when it ends a connection; HTTP/2 has no such header.
 fn closes(version: Version) -> bool {
     version < Version::HTTP_2
+}
+
+impl Asked {
+    fn of(id: CallId, version: Version, headers: &HeaderMap) -> Self {
+        let (sender, encoded) = (head::credentials(headers), headers.contains_key(CONTENT_ENCODING));
+        Self { id, version, sender, encoded }
+    }
 }
 
 impl From<Inspect> for Route {

@@ -1,7 +1,7 @@
 //! Replies and errors as HTTP responses, in the body of their route's family.
 
 use super::{
-    super::{Body, Frontend, head::REQUEST_ID, http::Response},
+    super::{Body, Frontend, body, head::REQUEST_ID, http::Response},
     closes,
     infer::JSON_LENGTH,
     route::Family,
@@ -18,13 +18,18 @@ use http::{
 };
 use std::{
     collections::VecDeque,
-    sync::atomic::{AtomicU8, Ordering},
+    sync::{
+        Arc,
+        atomic::{AtomicU8, Ordering},
+    },
     time::Duration,
 };
 
 // Exactly this, with no parameters: a client compares it byte for byte (contract 00 section 7, trap 3).
 const JSON: HeaderValue = HeaderValue::from_static("application/json");
 const BINARY: HeaderValue = HeaderValue::from_static("application/octet-stream");
+/// Bytes of JSON for each byte of a tensor, roughly: what is large is written on the decoding threads.
+const TEXT: usize = 2;
 const PROBLEM: HeaderValue = HeaderValue::from_static("application/problem+json");
 
 /// A whole reply, or exactly one chunk, as a response.
@@ -36,11 +41,11 @@ pub(super) async fn reply(
     reply: Reply,
     id: &CallId,
     wishes: Option<&Wishes>,
-    frontend: &Frontend,
+    frontend: &Arc<Frontend>,
 ) -> Result<Response, Error> {
     match reply {
-        Reply::Infer(response) => infer(&response, id, wishes, frontend),
-        Reply::Stream(stream) => infer(&only_chunk(stream).await?, id, wishes, frontend),
+        Reply::Infer(response) => infer(response, id, wishes, frontend).await,
+        Reply::Stream(stream) => infer(Box::pin(only_chunk(stream)).await?, id, wishes, frontend).await,
         // Known and not able to run is no answer to "ready?" that a status of 200 could give (contract 01 section 1).
         Reply::Report(Report::Ready { model, ready: false }) => Err(Error::ModelNotReady { model, state: "not ready" }),
         Reply::Report(report) => {
@@ -61,20 +66,28 @@ async fn only_chunk(mut stream: ReplyStream) -> Result<InferResponse, Error> {
     Ok(response)
 }
 
-fn infer(
-    response: &InferResponse,
+async fn infer(
+    response: InferResponse,
     id: &CallId,
     wishes: Option<&Wishes>,
-    frontend: &Frontend,
+    frontend: &Arc<Frontend>,
 ) -> Result<Response, Error> {
-    let settings = &frontend.settings.wire;
     let binary = wishes.filter(|wishes| wishes.any_binary(response.outputs.iter().map(|output| &*output.name)));
     let Some(wishes) = binary else {
-        let body = frontend.memory.hold(v2::encode_infer(response, id, settings)?)?;
+        let bytes: usize = response.outputs.iter().map(|output| output.tensor.data().len()).sum();
+        let body = if body::is_small(bytes * TEXT) {
+            v2::encode_infer(&response, id, &frontend.settings.wire)?
+        } else {
+            let (call, shared) = (id.clone(), Arc::clone(frontend));
+            let encode = move || v2::encode_infer(&response, &call, &shared.settings.wire);
+            // Boxed, so that the many small answers do not carry the room for this.
+            Box::pin(body::offload(bytes * TEXT, encode)).await?
+        };
+        let body = frontend.memory.hold(body)?;
         frontend.metrics.bytes(Surface::Rest, 0, body.len() as u64);
         return Ok(json(StatusCode::OK, body, id));
     };
-    let framed::Framed { header, tensors } = framed::encode_infer(response, id, wishes, settings)?;
+    let framed::Framed { header, tensors } = framed::encode_infer(&response, id, wishes, &frontend.settings.wire)?;
     // Nothing binary came of it: clients then parse the whole body as JSON (contract 02 section 1.2).
     if tensors.iter().all(Bytes::is_empty) {
         frontend.metrics.bytes(Surface::Rest, 0, header.len() as u64);
@@ -132,16 +145,12 @@ pub(super) fn family_error(family: Family, error: &Error, id: &CallId, version: 
 }
 
 /// A status that has no code: `{"error": text}` and nothing more.
-pub(in crate::frontend) fn plain(status: StatusCode, text: &str, id: &CallId, version: Version) -> Response {
+pub(in crate::frontend) fn plain(status: StatusCode, text: &str, id: &CallId) -> Response {
     let mut body = Vec::with_capacity(text.len() + 16);
     body.extend_from_slice(b"{\"error\":");
-    write_text(&mut body, text);
+    v2::write_string(&mut body, text);
     body.push(b'}');
-    let mut response = json(status, body.into(), id);
-    if status == StatusCode::HTTP_VERSION_NOT_SUPPORTED && closes(version) {
-        response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
-    }
-    response
+    json(status, body.into(), id)
 }
 
 /// A JSON response.
@@ -200,17 +209,13 @@ fn open_ai(error: &Error) -> Bytes {
         | Code::Cancelled => ("invalid_request_error", "null"),
     };
     let mut body = b"{\"error\":{\"message\":".to_vec();
-    write_text(&mut body, &error.to_string());
+    v2::write_string(&mut body, &error.to_string());
     body.extend_from_slice(b",\"type\":\"");
     body.extend_from_slice(kind.as_bytes());
     body.extend_from_slice(b"\",\"param\":null,\"code\":");
     body.extend_from_slice(name.as_bytes());
     body.extend_from_slice(b"}}");
     body.into()
-}
-
-fn write_text(out: &mut Vec<u8>, text: &str) {
-    v2::write_string(out, text);
 }
 
 #[cfg(test)]

@@ -182,6 +182,29 @@ async fn unsound_heads_are_refused_before_any_surface() {
     assert_eq!(status(&connect), 405);
 }
 
+#[tokio::test(start_paused = true)]
+async fn two_lengths_never_make_two_requests() {
+    let server = server();
+    let second = "GET /v2/models HTTP/1.1\r\nhost: a\r\n\r\n";
+    for framing in [
+        "content-length: 5\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n",
+        "transfer-encoding: chunked\r\ncontent-length: 60\r\n\r\n0\r\n\r\n",
+        "content-length: 1\r\ncontent-length: 2\r\n\r\nxx",
+        "content-length: +1\r\n\r\nx",
+        "content-length: 1, 2\r\n\r\nx",
+        "content-length: -1\r\n\r\n",
+        "transfer-encoding: xchunked\r\n\r\n0\r\n\r\n",
+        "transfer-encoding: chunked, identity\r\n\r\n0\r\n\r\n",
+        "transfer-encoding : chunked\r\n\r\n0\r\n\r\n",
+        "x: a\r\n folded\r\n\r\n",
+        "x: a\0b\r\n\r\n",
+    ] {
+        let answer = server.say(format!("POST /v2/models/m/infer HTTP/1.1\r\nhost: a\r\n{framing}{second}")).await;
+        assert!(answer.matches("HTTP/1.1 ").count() <= 1, "{framing:?}: {answer}");
+        assert!(!answer.contains("models"), "{framing:?}: {answer}");
+    }
+}
+
 #[tokio::test]
 async fn grpc_needs_http2_and_grpc_web_is_not_here_yet() {
     let server = server();

@@ -1,0 +1,166 @@
+//! Which files a model consists of, and that none of them lies outside its own folder.
+//!
+//! ONNX lets a model name files that hold its weights. A model from somewhere else could thus make the server read any
+//! file as weights, so everything is checked here before ONNX Runtime opens anything. What the files hold is not
+//! looked at.
+
+use super::protobuf::external_locations;
+use crate::backend::OpenError;
+use std::{
+    ffi::OsStr,
+    fs::File,
+    io::{Read, Seek},
+    os::unix::ffi::OsStrExt,
+    path::{Component, Path},
+};
+
+/// Looks through the model at `path`; returns the bytes of its files together.
+///
+/// # Errors
+///
+/// [`OpenError`] if it is no ONNX model, or names a file that is missing, is no file, or lies outside the model's folder.
+pub(super) fn check(path: &Path) -> Result<u64, OpenError> {
+    let refuse = |reason: String| OpenError(format!("`{}` {reason}", path.display()));
+    let mut file = File::open(path).map_err(|error| refuse(format!("cannot be opened: {error}")))?;
+    let metadata = file.metadata().map_err(|error| refuse(format!("cannot be read: {error}")))?;
+    if !metadata.is_file() {
+        return Err(refuse("is not a file".to_owned()));
+    }
+    if is_git_lfs_pointer(&mut file) {
+        return Err(refuse("is a Git LFS pointer and not the model; `git lfs pull` fetches it".to_owned()));
+    }
+    let locations = external_locations(file, metadata.len()).map_err(|error| refuse(error.to_string()))?;
+    let mut total = metadata.len();
+    if !locations.is_empty() {
+        // The folder by its real name, so that links within it are followed and links out of it are seen.
+        let folder = path.parent().unwrap_or(Path::new(".")).join(".");
+        let real = folder.canonicalize().map_err(|error| refuse(format!("has no folder: {error}")))?;
+        for location in locations {
+            let location = Path::new(OsStr::from_bytes(&location));
+            let size = external_file(&real, location)
+                .map_err(|reason| refuse(format!("keeps weights in `{}`, which {reason}", location.display())))?;
+            total = total.saturating_add(size);
+        }
+    }
+    Ok(total)
+}
+
+/// The size of an external file, or why it must not be read. `folder` is a real path.
+fn external_file(folder: &Path, location: &Path) -> Result<u64, String> {
+    let is_below = location.components().all(|part| matches!(part, Component::Normal(_) | Component::CurDir));
+    if !is_below || location.as_os_str().is_empty() {
+        return Err("is outside the model's folder, expected a path below it without `..`".to_owned());
+    }
+    let real = folder.join(location).canonicalize().map_err(|error| format!("cannot be found: {error}"))?;
+    if !real.starts_with(folder) {
+        return Err("is a link that leads outside the model's folder".to_owned());
+    }
+    let metadata = real.metadata().map_err(|error| format!("cannot be read: {error}"))?;
+    if !metadata.is_file() {
+        return Err("is not a file".to_owned());
+    }
+    Ok(metadata.len())
+}
+
+/// True for the small text that a clone without Git LFS leaves in a model's place. Leaves `file` at its start.
+fn is_git_lfs_pointer(file: &mut File) -> bool {
+    const START: &[u8] = b"version https://git-lfs";
+    let mut start = [0; START.len()];
+    let is_pointer = file.read_exact(&mut start).is_ok() && start == *START;
+    // A file that cannot be read from its start again fails in the scan, with a reason.
+    let _ = file.rewind();
+    is_pointer
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::{fs, os::unix::fs::symlink, path::PathBuf};
+
+    /// A folder with a model in it whose one weight lies in `location`, and its path.
+    fn model(location: &str) -> (tempfile::TempDir, PathBuf) {
+        let field = |number: u8, content: &[u8]| {
+            assert!(content.len() < 128);
+            [&[number << 3 | 2, content.len() as u8], content].concat()
+        };
+        let entry = [field(1, b"location"), field(2, location.as_bytes())].concat();
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("m/1/model.onnx");
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(&path, field(7, &field(5, &field(13, &entry)))).unwrap();
+        (folder, path)
+    }
+
+    fn refusal(path: &Path) -> String {
+        check(path).unwrap_err().0
+    }
+
+    #[test]
+    fn files_below_the_folder_are_counted() {
+        let (_folder, path) = model("data/weights.bin");
+        fs::create_dir(path.with_file_name("data")).unwrap();
+        fs::write(path.with_file_name("data").join("weights.bin"), [0; 100]).unwrap();
+        assert_eq!(check(&path).unwrap(), 100 + fs::metadata(&path).unwrap().len());
+    }
+
+    #[test]
+    fn paths_that_lead_out_are_refused_whether_or_not_there_is_a_file() {
+        for location in ["../secret.bin", "../../m/1/model.onnx", "data/../../secret.bin", "..", "/etc/hostname", ""] {
+            let (_folder, path) = model(location);
+            fs::write(path.with_file_name("../secret.bin"), b"secret").unwrap();
+            assert!(refusal(&path).contains("is outside the model's folder"), "{location}: {}", refusal(&path));
+        }
+    }
+
+    #[test]
+    fn links_out_of_the_folder_are_refused() {
+        let (folder, path) = model("weights.bin");
+        fs::write(folder.path().join("secret.bin"), b"secret").unwrap();
+        symlink("../../secret.bin", path.with_file_name("weights.bin")).unwrap();
+        assert!(refusal(&path).contains("leads outside"), "{}", refusal(&path));
+    }
+
+    #[test]
+    fn a_folder_that_is_a_link_out_is_refused() {
+        let (folder, path) = model("data/secret.bin");
+        fs::write(folder.path().join("secret.bin"), b"secret").unwrap();
+        symlink(folder.path(), path.with_file_name("data")).unwrap();
+        assert!(refusal(&path).contains("leads outside"), "{}", refusal(&path));
+    }
+
+    #[test]
+    fn links_within_the_folder_are_followed() {
+        // So does Kubernetes mount a volume of files: each a link into a hidden folder beside it.
+        let (folder, path) = model("weights.bin");
+        fs::create_dir(path.with_file_name("..data")).unwrap();
+        fs::write(path.with_file_name("..data").join("weights.bin"), b"weights").unwrap();
+        symlink("..data/weights.bin", path.with_file_name("weights.bin")).unwrap();
+        assert!(check(&path).is_ok());
+        // And the folder itself may be reached through a link.
+        symlink(path.parent().unwrap(), folder.path().join("link")).unwrap();
+        assert!(check(&folder.path().join("link/model.onnx")).is_ok());
+    }
+
+    #[test]
+    fn missing_weights_and_folders_are_named() {
+        let (_folder, path) = model("weights.bin");
+        assert!(refusal(&path).contains("keeps weights in `weights.bin`, which cannot be found"));
+        fs::create_dir(path.with_file_name("weights.bin")).unwrap();
+        assert!(refusal(&path).contains("which is not a file"));
+        // What ONNX Runtime itself takes for an address in memory.
+        let (_folder, path) = model("*/_ORT_MEM_ADDR_/*");
+        assert!(refusal(&path).contains("cannot be found"));
+    }
+
+    #[test]
+    fn what_is_no_model_says_so() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("model.onnx");
+        assert!(refusal(&path).contains("cannot be opened"));
+        assert!(refusal(folder.path()).contains("is not a file"));
+        fs::write(&path, "version https://git-lfs.github.com/spec/v1\n").unwrap();
+        assert!(refusal(&path).contains("git lfs pull"));
+        fs::write(&path, "hello").unwrap();
+        assert!(refusal(&path).contains("is not an ONNX model"));
+    }
+}

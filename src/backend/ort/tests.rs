@@ -1,0 +1,276 @@
+//! What the edge promises, with the real ONNX Runtime and the tiny models in `tests/models`.
+
+use super::*;
+use crate::{
+    error::Error,
+    tensor::{DataType, Shape, Tensor, view},
+};
+use bytes::Bytes;
+use std::{path::PathBuf, process::Command, slice::from_ref, sync::mpsc, time::Duration};
+
+fn runtime() -> Runtime {
+    Runtime::load(None).unwrap_or_else(|error| panic!("{error}"))
+}
+
+fn path(model: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join(model).join("1/model.onnx")
+}
+
+fn open(model: &str) -> Box<dyn Backend> {
+    let path = path(&format!("tests/models/good/{model}"));
+    runtime().open(&path, &SessionSettings::default()).unwrap_or_else(|error| panic!("{error}"))
+}
+
+fn refusal(model: &str) -> String {
+    let path = path(&format!("tests/models/bad/{model}"));
+    runtime().open(&path, &SessionSettings::default()).unwrap_err().0
+}
+
+fn floats(shape: &[usize], values: &[f32]) -> Tensor {
+    Tensor::of(DataType::Fp32, Shape::new(shape.iter().copied()), values.to_vec()).unwrap()
+}
+
+/// The same tensor over bytes that lie on no alignment.
+fn unaligned(tensor: &Tensor) -> Tensor {
+    let shifted = view::aligned_copy(&[&[0_u8][..], tensor.data()].concat()).slice(1..);
+    Tensor::new(tensor.dtype(), tensor.shape().clone(), shifted).unwrap()
+}
+
+#[test]
+fn one_runtime_serves_the_process_and_names_its_version() {
+    let runtime = runtime();
+    assert!(runtime.version().starts_with("1."), "{}", runtime.version());
+    assert!(Arc::ptr_eq(&runtime.0, &Runtime::load(None).unwrap().0));
+    assert!(Arc::ptr_eq(&runtime.0, &Runtime::load(Some(runtime.library())).unwrap().0));
+    let error = Runtime::load(Some(Path::new("/nowhere/libonnxruntime.so"))).unwrap_err().to_string();
+    assert!(error.contains("`/nowhere/libonnxruntime.so` does not exist"), "{error}");
+}
+
+#[test]
+fn every_datatype_comes_back_as_it_went_in() {
+    for dtype in DataType::ALL {
+        let mut model = open(&format!("echo_{}", dtype.name().to_lowercase()));
+        assert_eq!(model.signature().inputs[0].dtype, Some(dtype));
+        assert_eq!(model.signature().inputs[0].dims, [None]);
+        let input = match dtype {
+            DataType::Bytes => Tensor::strings([3].into(), ["a\0b", "", "größe"]).unwrap(),
+            DataType::Bool => Tensor::new(dtype, [3].into(), Bytes::from_static(&[1, 0, 1])).unwrap(),
+            // 1.5, -2.0 and something else in every type: 1.5 differs between the two half precisions.
+            DataType::Fp16 => Tensor::of(dtype, [3].into(), vec![0x3e00_u16, 0xc000, 0x3c01]).unwrap(),
+            DataType::Bf16 => Tensor::of(dtype, [3].into(), vec![0x3fc0_u16, 0xc000, 0x3f81]).unwrap(),
+            DataType::Fp32 => floats(&[3], &[1.5, -2.0, f32::MIN_POSITIVE]),
+            DataType::Fp64 => Tensor::of(dtype, [3].into(), vec![1.5, -2.0, f64::MAX]).unwrap(),
+            _ => {
+                let bytes: Vec<u8> = (0..3 * dtype.size().unwrap()).map(|n| 0xf0 | n as u8).collect();
+                Tensor::new(dtype, [3].into(), view::aligned_copy(&bytes)).unwrap()
+            }
+        };
+        assert_eq!(model.run(from_ref(&input)).unwrap(), from_ref(&input), "{dtype}");
+        if dtype != DataType::Bytes {
+            assert_eq!(model.run(&[unaligned(&input)]).unwrap(), [input], "{dtype}, unaligned");
+        }
+        let empty = Tensor::new(dtype, [0].into(), Bytes::new()).unwrap();
+        assert_eq!(model.run(from_ref(&empty)).unwrap(), [empty], "{dtype}, empty");
+    }
+}
+
+#[test]
+fn any_byte_but_zero_is_true() {
+    let input = Tensor::new(DataType::Bool, [4].into(), Bytes::from_static(&[0, 1, 2, 255])).unwrap();
+    assert_eq!(&open("echo_bool").run(&[input]).unwrap()[0].data()[..], [0, 1, 1, 1]);
+}
+
+#[test]
+fn strings_of_any_bytes_pass() {
+    let strings = [&b"\xff\xfe"[..], b"\0", b"\0\0a\0", &[b'x'; 100_000]];
+    let input = Tensor::strings([4].into(), strings).unwrap();
+    assert_eq!(open("echo_bytes").run(from_ref(&input)).unwrap(), [input]);
+}
+
+#[test]
+fn a_scalar_has_no_dimensions() {
+    let mut model = open("scalar");
+    assert!(model.signature().inputs[0].dims.is_empty() && !model.signature().is_batchable());
+    assert_eq!(model.run(&[floats(&[], &[21.0])]).unwrap(), [floats(&[], &[42.0])]);
+}
+
+#[test]
+fn fixed_axes_are_named_and_free_ones_are_not() {
+    assert_eq!(open("fixed").signature().inputs[0].dims, [Some(1), Some(4)]);
+    let signature = Arc::clone(open("mlp_4_16_3").signature());
+    assert_eq!(signature.inputs[0].dims, [None, Some(4)]);
+    assert_eq!(signature.outputs[0].dims, [None, Some(3)]);
+    assert!(signature.is_batchable());
+}
+
+#[test]
+fn inputs_and_outputs_keep_the_order_of_the_signature() {
+    let mut model = open("two_by_two");
+    let names =
+        |specs: &[crate::tensor::TensorSpec]| specs.iter().map(|spec| spec.name.to_string()).collect::<Vec<_>>();
+    assert_eq!(names(&model.signature().inputs), ["a", "b"]);
+    assert_eq!(names(&model.signature().outputs), ["sum", "difference"]);
+    let b = Tensor::of(DataType::Int32, [1, 2].into(), vec![10_i32, 20]).unwrap();
+    let outputs = model.run(&[floats(&[1, 2], &[1.0, 2.0]), b]).unwrap();
+    assert_eq!(outputs, [floats(&[1, 2], &[11.0, 22.0]), floats(&[1, 2], &[-9.0, -18.0])]);
+}
+
+#[test]
+fn an_output_may_have_a_shape_that_depends_on_the_data() {
+    let mut model = open("nonzero");
+    let outputs = model.run(&[floats(&[4], &[0.0, 1.0, 0.0, 1.0])]).unwrap();
+    assert_eq!(outputs[0].try_elements::<i64>().unwrap(), [1, 3]);
+    let outputs = model.run(&[floats(&[2], &[0.0, 0.0])]).unwrap();
+    assert_eq!(outputs[0].shape().dims(), [1, 0]);
+}
+
+#[test]
+fn outputs_outlive_the_session_and_are_shared() {
+    let mut model = open("echo_fp32");
+    let input = floats(&[1000], &[7.0; 1000]);
+    let first = model.run(from_ref(&input)).unwrap().remove(0);
+    let second = model.run(&[floats(&[1000], &[8.0; 1000])]).unwrap().remove(0);
+    drop(model);
+    let third = std::thread::spawn(move || first.clone()).join().unwrap();
+    assert_eq!(third, input);
+    assert!(second.try_elements::<f32>().unwrap().iter().all(|value| *value == 8.0));
+}
+
+#[test]
+fn an_output_that_is_the_input_has_memory_of_its_own() {
+    let mut model = open("passthrough");
+    let input = floats(&[4], &[1.0, 2.0, 3.0, 4.0]);
+    let range = input.data().as_ptr_range();
+    let output = model.run(from_ref(&input)).unwrap().remove(0);
+    assert!(!range.contains(&output.data().as_ptr()));
+    drop(input);
+    assert_eq!(output, floats(&[4], &[1.0, 2.0, 3.0, 4.0]));
+}
+
+#[test]
+fn outputs_that_are_weights_have_memory_of_their_own() {
+    let mut model = open("constant");
+    let input = floats(&[1], &[0.0]);
+    let (first, second) = (model.run(from_ref(&input)).unwrap(), model.run(from_ref(&input)).unwrap());
+    drop(model);
+    for (first, second) in first.iter().zip(&second) {
+        assert_ne!(first.data().as_ptr(), second.data().as_ptr());
+        assert_eq!(first.try_elements::<f32>().unwrap(), [1.0, 2.0, 3.0]);
+    }
+}
+
+#[test]
+fn weights_in_a_file_beside_the_model_are_read_and_counted() {
+    let mut model = open("external_data");
+    let outputs = model.run(&[floats(&[1, 4], &[0.0; 4])]).unwrap();
+    assert_eq!(outputs, [floats(&[1, 4], &[1.0, 2.0, 3.0, 4.0])]);
+    let size = std::fs::metadata(path("tests/models/good/external_data")).unwrap().len();
+    assert_eq!(model.weight_bytes(), size + 16);
+}
+
+#[test]
+fn types_that_v2_cannot_name_open_and_do_not_run() {
+    for (name, input) in [("float8", None), ("sequence", Some(DataType::Fp32))] {
+        let mut model = open(name);
+        assert_eq!(model.signature().inputs[0].dtype, input);
+        let one = Tensor::new(DataType::Uint8, [1].into(), Bytes::from_static(&[0])).unwrap();
+        assert!(matches!(model.run(&[one]), Err(Error::Unimplemented(_))), "{name}");
+    }
+}
+
+#[test]
+fn a_run_that_fails_says_nothing_to_the_client() {
+    let mut model = open("mlp_4_16_3");
+    let error = model.run(&[floats(&[1, 5], &[0.0; 5])]).unwrap_err();
+    assert_eq!(error.to_string(), "inference failed");
+    assert!(std::error::Error::source(&error).unwrap().to_string().contains("invalid dimensions"));
+    assert!(matches!(model.run(&[]), Err(Error::Backend(_))));
+    let wrong_type = Tensor::of(DataType::Int32, [1, 4].into(), vec![0_i32; 4]).unwrap();
+    assert!(matches!(model.run(&[wrong_type]), Err(Error::Backend(_))));
+    // And leaves the instance usable.
+    assert!(model.run(&[floats(&[1, 4], &[0.0; 4])]).is_ok());
+}
+
+#[test]
+fn models_that_are_none_are_refused_with_a_reason() {
+    for (model, reason) in [
+        ("corrupt", "is not an ONNX model"),
+        ("empty", "holds no graph"),
+        ("text", "git lfs pull"),
+        ("unknown_operator", "Frobnicate"),
+        ("external_escape", "keeps weights in `../secret.bin`, which is outside the model's folder"),
+        ("external_absolute", "keeps weights in `/etc/hostname`, which is outside the model's folder"),
+    ] {
+        let text = refusal(model);
+        assert!(text.contains(reason), "{model}: {text}");
+    }
+}
+
+#[test]
+fn the_shipped_models_work() {
+    let settings = SessionSettings::default();
+    let mut digits = runtime().open(&path("models/digits"), &settings).unwrap();
+    let request = std::fs::read(Path::new(env!("CARGO_MANIFEST_DIR")).join("models/digits/example.json")).unwrap();
+    let request: serde_json::Value = serde_json::from_slice(&request).unwrap();
+    let pixels = request["inputs"][0]["data"].as_array().unwrap().iter().map(|n| n.as_f64().unwrap() as f32);
+    let outputs = digits.run(&[floats(&[1, 64], &pixels.collect::<Vec<_>>())]).unwrap();
+    let scores = outputs[0].try_elements::<f32>().unwrap();
+    let best = scores.iter().enumerate().max_by(|a, b| a.1.total_cmp(b.1)).map(|(digit, _)| digit);
+    assert_eq!(best, Some(9), "the image shows a nine: {scores:?}");
+
+    let mut text_length = runtime().open(&path("models/text_length"), &settings).unwrap();
+    assert!(text_length.signature().is_batchable());
+    let texts = Tensor::strings([3].into(), ["a\0b", "", "größe"]).unwrap();
+    assert_eq!(text_length.run(&[texts]).unwrap()[0].try_elements::<i64>().unwrap(), [3, 0, 5]);
+}
+
+/// Telemetry (decision 7). In a process of its own, as `main` sets it up, everything that ONNX Runtime does is watched:
+/// without the two switches it starts a thread that collects and sends.
+#[test]
+#[cfg(target_os = "linux")]
+fn no_connection_is_tried() {
+    let child = Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "backend::ort::tests::watched_child", "--nocapture", "--test-threads=1"])
+        .env(TELEMETRY_VARIABLE, "1")
+        .env("SLUICEGATE_TEST_WATCH", "1")
+        .output()
+        .unwrap();
+    let text = String::from_utf8_lossy(&child.stdout).into_owned() + &String::from_utf8_lossy(&child.stderr);
+    assert!(child.status.success() && text.contains("watched: no sockets, no threads"), "{text}");
+}
+
+/// The child of the test above; does nothing when run among the others.
+#[test]
+#[cfg(target_os = "linux")]
+fn watched_child() {
+    if std::env::var_os("SLUICEGATE_TEST_WATCH").is_none() {
+        return;
+    }
+    let threads = || std::fs::read_dir("/proc/self/task").unwrap().count();
+    let (stop, stopped) = mpsc::channel::<()>();
+    let watcher = std::thread::spawn(move || {
+        let mut sockets = Vec::new();
+        // Sampled, because a socket may be closed again at once: every half millisecond.
+        while stopped.recv_timeout(Duration::from_micros(500)) == Err(mpsc::RecvTimeoutError::Timeout) {
+            for entry in std::fs::read_dir("/proc/self/fd").unwrap().flatten() {
+                let target = std::fs::read_link(entry.path()).unwrap_or_default();
+                if target.to_string_lossy().starts_with("socket:") {
+                    sockets.push(target);
+                }
+            }
+        }
+        sockets
+    });
+    let before = threads();
+    let mut model = open("mlp_4_16_3");
+    for _ in 0..100 {
+        model.run(&[floats(&[1, 4], &[0.0; 4])]).unwrap();
+    }
+    let (_silent, silence) = mpsc::channel::<()>();
+    let _ = silence.recv_timeout(Duration::from_secs(1));
+    let after = threads();
+    drop(stop);
+    assert_eq!(watcher.join().unwrap(), Vec::<PathBuf>::new());
+    assert_eq!(before, after, "onnx runtime has started threads");
+    println!("watched: no sockets, no threads");
+}

@@ -1,0 +1,105 @@
+//! A gateway that is a closure, behind a connection in memory: what the tests of this surface share.
+
+use super::serve;
+use crate::{
+    call::{Gateway, Inbound, Peer, Readiness, Reply},
+    error::Error,
+    frontend::{Connection, Frontend, Phase, Settings, Surfaces, body::Memory},
+    limit::address::{self, AddressGate},
+    telemetry::metrics::Metrics,
+    wire::proto::inference::grpc_inference_service_client::GrpcInferenceServiceClient,
+};
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use std::{convert::Infallible, sync::Arc};
+use tokio::sync::watch;
+use tonic::transport::{Channel, Endpoint, Uri};
+
+/// A front-end, and the phase that it sees.
+pub(super) struct World {
+    pub(super) connection: Arc<Connection>,
+    pub(super) phase: watch::Sender<Phase>,
+}
+
+/// A front-end whose stack is `answer`.
+pub(super) fn world<F, R>(settings: Settings, answer: F) -> World
+where
+    F: Fn(Inbound) -> R + Clone + Send + Sync + 'static,
+    R: Future<Output = Result<Reply, Error>> + Send + 'static,
+{
+    let readiness = Readiness::default();
+    readiness.set_loaded(true);
+    let (sender, phase) = watch::channel(Phase::Serving);
+    let memory = Memory::new(settings.concurrency.memory);
+    let frontend = Frontend {
+        gateway: Gateway::new(tower::service_fn(answer)),
+        settings,
+        readiness,
+        phase,
+        metrics: Arc::new(Metrics::new()),
+        addresses: Arc::new(AddressGate::new(address::Settings::default())),
+        memory,
+    };
+    let peer = Peer { address: ([127, 0, 0, 1], 50_000).into(), local: ([127, 0, 0, 1], 80).into(), tls: false };
+    let connection = Connection { frontend: Arc::new(frontend), peer: Arc::new(peer), surfaces: Surfaces::ALL };
+    World { connection: Arc::new(connection), phase: sender }
+}
+
+impl World {
+    /// The same front-end, seen from elsewhere.
+    pub(super) fn at(&self, peer: Peer, surfaces: Surfaces) -> Self {
+        let frontend = Arc::clone(&self.connection.frontend);
+        let connection = Arc::new(Connection { frontend, peer: Arc::new(peer), surfaces });
+        Self { connection, phase: self.phase.clone() }
+    }
+
+    /// The near end of a new HTTP/2 connection.
+    pub(super) fn connect(&self) -> tokio::io::DuplexStream {
+        let (near, far) = tokio::io::duplex(1 << 20);
+        let connection = Arc::clone(&self.connection);
+        tokio::spawn(async move {
+            let service = service_fn(|request| {
+                let connection = Arc::clone(&connection);
+                async move { Ok::<_, Infallible>(serve(connection, request).await) }
+            });
+            let served = hyper::server::conn::http2::Builder::new(TokioExecutor::new())
+                .serve_connection(TokioIo::new(far), service);
+            let _ = served.await;
+        });
+        near
+    }
+
+    /// A channel as clients of tonic have it.
+    pub(super) async fn channel(&self) -> Channel {
+        let mut near = Some(TokioIo::new(self.connect()));
+        let connector = tower::service_fn(move |_: Uri| std::future::ready(near.take().ok_or("one connection")));
+        Endpoint::from_static("http://test").connect_with_connector(connector).await.unwrap()
+    }
+
+    pub(super) async fn client(&self) -> GrpcInferenceServiceClient<Channel> {
+        GrpcInferenceServiceClient::new(self.channel().await).max_encoding_message_size(usize::MAX)
+    }
+
+    /// Sends `frames` as the body of a request with these headers, and gives back what comes, trailers merged.
+    pub(super) async fn raw(&self, path: &str, headers: &[(&str, &str)], body: &[u8]) -> http::HeaderMap {
+        use http_body_util::BodyExt;
+        let io = TokioIo::new(self.connect());
+        let (mut sender, driver) = hyper::client::conn::http2::handshake(TokioExecutor::new(), io).await.unwrap();
+        tokio::spawn(driver);
+        let mut request = http::Request::post(format!("http://test{path}")).header("te", "trailers");
+        for (name, value) in headers {
+            request = request.header(*name, *value);
+        }
+        if !headers.iter().any(|(name, _)| *name == "content-type") {
+            request = request.header("content-type", "application/grpc");
+        }
+        let body = http_body_util::Full::new(bytes::Bytes::copy_from_slice(body));
+        let response = sender.send_request(request.body(body).unwrap()).await.unwrap();
+        assert_eq!(response.status(), 200);
+        let mut all = response.headers().clone();
+        if let Some(trailers) = response.into_body().collect().await.unwrap().trailers() {
+            all.extend(trailers.clone());
+        }
+        all
+    }
+}

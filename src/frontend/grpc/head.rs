@@ -1,0 +1,127 @@
+//! What the head of an RPC says beyond what all HTTP requests say: `grpc-encoding` and `grpc-timeout`.
+
+use crate::{
+    call::{CallId, Credentials, Head, Intent, Surface},
+    error::Error,
+    frontend::{Connection, head::credentials},
+};
+use http::{HeaderMap, HeaderName};
+use std::time::Duration;
+
+const GRPC_ENCODING: HeaderName = HeaderName::from_static("grpc-encoding");
+const GRPC_TIMEOUT: HeaderName = HeaderName::from_static("grpc-timeout");
+
+/// The head of a call, and claims about its sender: nothing of the message is read.
+///
+/// # Errors
+///
+/// [`Error::RateLimited`] by the address gate, and what [`timeout`] and [`encoding`] answer.
+pub(super) fn open(
+    connection: &Connection,
+    id: &CallId,
+    intent: Intent,
+    headers: &HeaderMap,
+) -> Result<(Head, Credentials), Error> {
+    connection.gate()?;
+    encoding(headers)?;
+    let head = Head::new(id.clone(), Surface::Grpc, intent, connection.peer.clone()).with_timeout(timeout(headers)?);
+    Ok((head, credentials(headers)))
+}
+
+/// Refuses compressed messages: `identity` is the only encoding of this version.
+///
+/// # Errors
+///
+/// [`Error::UnsupportedMedia`], which is rendered with `grpc-accept-encoding` (contract 05 section 1.1).
+pub(super) fn encoding(headers: &HeaderMap) -> Result<(), Error> {
+    match headers.get(GRPC_ENCODING) {
+        Some(value) if value.as_bytes() != b"identity" => Err(Error::UnsupportedMedia(
+            format!("grpc-encoding `{}` is not supported, expected `identity`", value.as_bytes().escape_ascii()).into(),
+        )),
+        _ => Ok(()),
+    }
+}
+
+/// The client's wish for a deadline: `grpc-timeout`, 1 to 8 digits and a unit (contract 05 section 1.1).
+///
+/// # Errors
+///
+/// [`Error::InvalidRequest`] if it is malformed.
+pub(super) fn timeout(headers: &HeaderMap) -> Result<Option<Duration>, Error> {
+    let Some(value) = headers.get(GRPC_TIMEOUT) else { return Ok(None) };
+    parse_timeout(value.as_bytes()).map(Some).ok_or_else(|| {
+        let found = value.as_bytes().escape_ascii();
+        Error::invalid(format!("`grpc-timeout` is `{found}`, expected 1 to 8 digits and one of H, M, S, m, u, n"))
+    })
+}
+
+fn parse_timeout(value: &[u8]) -> Option<Duration> {
+    let (unit, digits) = value.split_last()?;
+    if !(1..=8).contains(&digits.len()) || !digits.iter().all(u8::is_ascii_digit) {
+        return None;
+    }
+    let number = digits.iter().fold(0_u64, |number, digit| number * 10 + u64::from(digit - b'0'));
+    match unit {
+        // Eight digits of hours are 3.6e11 seconds.
+        b'H' => Some(Duration::from_secs(number * 3600)),
+        b'M' => Some(Duration::from_secs(number * 60)),
+        b'S' => Some(Duration::from_secs(number)),
+        b'm' => Some(Duration::from_millis(number)),
+        b'u' => Some(Duration::from_micros(number)),
+        b'n' => Some(Duration::from_nanos(number)),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::error::Code;
+    use http::HeaderValue;
+    use proptest::prelude::*;
+
+    fn headers(name: HeaderName, value: &[u8]) -> HeaderMap {
+        [(name, HeaderValue::from_bytes(value).unwrap())].into_iter().collect()
+    }
+
+    #[test]
+    fn a_timeout_has_six_units_and_up_to_eight_digits() {
+        for (text, expected) in [
+            ("1H", Duration::from_secs(3600)),
+            ("2M", Duration::from_secs(120)),
+            ("3S", Duration::from_secs(3)),
+            ("4m", Duration::from_millis(4)),
+            ("5u", Duration::from_micros(5)),
+            ("6n", Duration::from_nanos(6)),
+            ("0n", Duration::ZERO),
+            ("99999999H", Duration::from_secs(99_999_999 * 3600)),
+            ("00000001S", Duration::from_secs(1)),
+        ] {
+            assert_eq!(timeout(&headers(GRPC_TIMEOUT, text.as_bytes())).unwrap(), Some(expected), "{text}");
+        }
+        assert_eq!(timeout(&HeaderMap::new()).unwrap(), None);
+    }
+
+    #[test]
+    fn a_malformed_timeout_is_refused_with_what_was_expected() {
+        for text in ["", "S", "100", "1s", "-1S", "123456789S", "1.5S", "1 S", "0x1S", "1SS"] {
+            let error = timeout(&headers(GRPC_TIMEOUT, text.as_bytes())).unwrap_err();
+            assert_eq!(error.code(), Code::InvalidArgument, "{text}");
+            assert!(error.to_string().contains(&format!("`{text}`")), "{error}");
+        }
+    }
+
+    #[test]
+    fn only_identity_is_an_encoding() {
+        assert!(encoding(&HeaderMap::new()).is_ok());
+        assert!(encoding(&headers(GRPC_ENCODING, b"identity")).is_ok());
+        assert_eq!(encoding(&headers(GRPC_ENCODING, b"gzip")).unwrap_err().code(), Code::UnsupportedMediaType);
+    }
+
+    proptest! {
+        #[test]
+        fn no_timeout_panics(value in proptest::collection::vec(any::<u8>(), 0..12)) {
+            let _ = parse_timeout(&value);
+        }
+    }
+}

@@ -1,0 +1,217 @@
+//! Standard health: `grpc.health.v1`, driven by the readiness value (contract 05 section 2).
+//!
+//! Asks for no credentials and counts no calls, because probes cannot send any. Knows nothing of models: a name like
+//! `model:digits` is asked through the stack, as the anonymous caller.
+
+use super::{
+    head,
+    leash::Leash,
+    name, refuse, status,
+    unary::{answer, read, stream_of},
+};
+use crate::{
+    call::{Call, CallId, Credentials, Head, Inspect, Intent, ModelRef, Operation, Pending, Reply, Report, Surface},
+    error::{Code, Error},
+    frontend::{
+        Connection,
+        http::{Request, Response},
+    },
+};
+use futures_util::{Stream, stream::unfold};
+use http::HeaderValue;
+use std::{collections::HashMap, sync::Arc, time::Duration};
+use tonic::Status;
+use tonic_health::pb::{HealthCheckRequest, HealthCheckResponse, health_check_response::ServingStatus};
+
+/// The service's name.
+pub(super) const SERVICE: &str = "grpc.health.v1.Health";
+/// How soon a watcher hears of a change: the readiness value wakes nobody, and reading it is one atomic load.
+const POLL: Duration = Duration::from_millis(250);
+/// The same for a model, where asking is a call.
+const POLL_MODEL: Duration = Duration::from_secs(5);
+
+/// The methods of the service.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Method {
+    Check,
+    Watch,
+    List,
+}
+
+/// The request of `List`, which tonic-health does not have yet.
+#[derive(Clone, PartialEq, prost::Message)]
+pub(super) struct HealthListRequest {}
+
+/// The answer of `List`.
+#[derive(Clone, PartialEq, prost::Message)]
+pub(super) struct HealthListResponse {
+    #[prost(map = "string, message", tag = "1")]
+    pub(super) statuses: HashMap<String, HealthCheckResponse>,
+}
+
+// === impl Method ===
+
+impl Method {
+    pub(super) fn parse(name: &str) -> Option<Self> {
+        match name {
+            "Check" => Some(Self::Check),
+            "Watch" => Some(Self::Watch),
+            "List" => Some(Self::List),
+            _ => None,
+        }
+    }
+}
+
+/// Answers one health request.
+pub(super) async fn serve(connection: Arc<Connection>, id: CallId, method: Method, request: Request) -> Response {
+    let timeout = match head::timeout(request.headers()) {
+        Ok(timeout) => timeout,
+        Err(error) => return refuse(&id, &error),
+    };
+    if method == Method::List {
+        return match read::<HealthListRequest>(&connection, request).await {
+            Ok(_) => answer(&connection, &id, list(&connection)),
+            Err(error) => refuse(&id, &error),
+        };
+    }
+    let subject = match read::<HealthCheckRequest>(&connection, request).await {
+        Ok(message) => Subject::parse(&message.service),
+        Err(error) => return refuse(&id, &error),
+    };
+    if method == Method::Watch {
+        let leash = Leash::new(&connection, timeout);
+        return stream_of(&id, watch(connection, id.clone(), subject, leash));
+    }
+    match (subject.status(&connection).await, subject) {
+        (ServingStatus::ServiceUnknown, Subject::Unknown(service)) => unknown(&id, &service),
+        (ServingStatus::ServiceUnknown, Subject::Model(model)) => {
+            refuse(&id, &Error::ModelNotFound { model, version: None })
+        }
+        (status, _) => answer(&connection, &id, response(status)),
+    }
+}
+
+/// A name that is no model's is nothing that an [`Error`] knows: only this service has such names.
+fn unknown(id: &CallId, service: &str) -> Response {
+    let shown: String = service.chars().take(128).collect();
+    let mut response = Status::not_found(format!("service `{shown}` is unknown")).into_http();
+    response.headers_mut().insert("error-code", HeaderValue::from_static(Code::NotFound.name()));
+    name(&mut response, id);
+    response
+}
+
+fn response(status: ServingStatus) -> HealthCheckResponse {
+    HealthCheckResponse { status: status.into() }
+}
+
+fn list(connection: &Connection) -> HealthListResponse {
+    let status = response(overall(connection));
+    HealthListResponse { statuses: ["", super::INFERENCE].map(|name| (name.to_owned(), status)).into() }
+}
+
+fn overall(connection: &Connection) -> ServingStatus {
+    if connection.frontend.readiness.is_ready() { ServingStatus::Serving } else { ServingStatus::NotServing }
+}
+
+/// What a health request asks about.
+#[derive(Clone, Debug)]
+enum Subject {
+    /// The whole server; `inference.GRPCInferenceService` is the same.
+    Server,
+    Model(Arc<str>),
+    Unknown(Arc<str>),
+}
+
+// === impl Subject ===
+
+impl Subject {
+    fn parse(service: &str) -> Self {
+        match service {
+            "" | super::INFERENCE => Self::Server,
+            service => match service.strip_prefix("model:") {
+                Some(model) if !model.is_empty() => Self::Model(model.into()),
+                _ => Self::Unknown(service.into()),
+            },
+        }
+    }
+
+    fn poll(&self) -> Duration {
+        match self {
+            Self::Model(_) => POLL_MODEL,
+            Self::Server | Self::Unknown(_) => POLL,
+        }
+    }
+
+    async fn status(&self, connection: &Connection) -> ServingStatus {
+        match self {
+            Self::Server => overall(connection),
+            Self::Unknown(_) => ServingStatus::ServiceUnknown,
+            Self::Model(name) => model(connection, Arc::clone(name)).await,
+        }
+    }
+}
+
+async fn model(connection: &Connection, name: Arc<str>) -> ServingStatus {
+    let head = Head::new(CallId::make(), Surface::Grpc, Intent::Inspect, Arc::clone(&connection.peer));
+    let question = Inspect::Ready(ModelRef { name, version: None });
+    let input = Pending::ready(Operation::Inspect(question));
+    match connection.frontend.gateway.call(Call { head, sender: Credentials::None, input }).await {
+        Ok(Reply::Report(Report::Ready { ready: true, .. })) if connection.frontend.readiness.is_ready() => {
+            ServingStatus::Serving
+        }
+        Ok(_) | Err(Error::ModelNotReady { .. } | Error::ShuttingDown) => ServingStatus::NotServing,
+        Err(Error::ModelNotFound { .. } | Error::Unauthenticated | Error::Forbidden { .. }) => {
+            ServingStatus::ServiceUnknown
+        }
+        // Busy is not gone: a probe must not take an overloaded server out.
+        Err(Error::Overloaded { .. } | Error::RateLimited { .. }) => ServingStatus::Serving,
+        Err(_) => ServingStatus::NotServing,
+    }
+}
+
+struct Watching {
+    connection: Arc<Connection>,
+    id: CallId,
+    subject: Subject,
+    leash: Leash,
+    last: Option<ServingStatus>,
+    /// Why the stream ends, once the last change is said.
+    end: Option<Error>,
+    over: bool,
+}
+
+/// The state at once, then only changes (contract 05 section 2), until the server drains.
+fn watch(
+    connection: Arc<Connection>,
+    id: CallId,
+    subject: Subject,
+    leash: Leash,
+) -> impl Stream<Item = Result<HealthCheckResponse, Status>> + Send + 'static {
+    unfold(Watching { connection, id, subject, leash, last: None, end: None, over: false }, |mut watching| async move {
+        let item = watching.next().await?;
+        Some((item, watching))
+    })
+}
+
+// === impl Watching ===
+
+impl Watching {
+    async fn next(&mut self) -> Option<Result<HealthCheckResponse, Status>> {
+        while !self.over {
+            let now = self.subject.status(&self.connection).await;
+            if self.last.replace(now) != Some(now) {
+                return Some(Ok(response(now)));
+            }
+            if let Some(error) = &self.end {
+                self.over = true;
+                return Some(Err(status(error, &self.id)));
+            }
+            tokio::select! {
+                // Once more around: NOT_SERVING is said before the end.
+                error = self.leash.pulled() => self.end = Some(error),
+                () = tokio::time::sleep(self.subject.poll()) => {}
+            }
+        }
+        None
+    }
+}

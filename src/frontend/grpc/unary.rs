@@ -1,0 +1,199 @@
+//! Unary methods, lazily decoded: the message is awaited only when the stack asks for it.
+//!
+//! On the wire a unary call is a stream of one message, so it is read as one, and a second message is refused here.
+
+use super::{
+    arriving::{self, Arriving, PREFIX, Wait},
+    head, name, refuse,
+};
+use crate::{
+    call::{
+        Call, CallId, Chunk, InferResponse, Inspect, Intent, ModelRef, Operation, Pending, Reply, ReplyStream, Report,
+        Surface,
+    },
+    error::Error,
+    frontend::{
+        Connection,
+        body::Body,
+        http::{Request, Response},
+    },
+    wire::proto::{self, inference as pb},
+};
+use futures_util::stream;
+use http::{HeaderValue, header::CONTENT_TYPE};
+use prost::Message;
+use std::{future::ready, sync::Arc};
+use tonic::codec::{EncodeBody, SingleMessageCompressionOverride, Streaming};
+use tonic_prost::{ProstDecoder, ProstEncoder};
+
+/// Questions that are calls of intent `inspect`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Question {
+    ModelReady,
+    Server,
+    Model,
+}
+
+/// Questions that are answered beside the stack, from the readiness value (contract 05 section 2).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Probe {
+    Live,
+    Ready,
+}
+
+/// `ModelInfer`.
+pub(super) async fn infer(connection: Arc<Connection>, id: CallId, request: Request) -> Response {
+    let settings = Arc::clone(&connection);
+    let decode = move |message| proto::decode_infer(message, &settings.frontend.settings.wire).map(Operation::Infer);
+    match call(&connection, &id, Intent::Infer, request, decode).await {
+        Ok(Reply::Infer(response)) => answer(&connection, &id, proto::encode_infer(response)),
+        Ok(Reply::Stream(stream)) => match only(stream).await {
+            Ok(response) => answer(&connection, &id, proto::encode_infer(response)),
+            Err(error) => refused(&connection, &id, &error),
+        },
+        Ok(Reply::Report(_)) => refused(&connection, &id, &Error::internal("a report answers an inference")),
+        Err(error) => refused(&connection, &id, &error),
+    }
+}
+
+/// `ModelReady`, `ServerMetadata` and `ModelMetadata`.
+pub(super) async fn inspect(connection: Arc<Connection>, id: CallId, question: Question, request: Request) -> Response {
+    let reply = match question {
+        Question::Server => {
+            let decode = |_: pb::ServerMetadataRequest| Ok(Operation::Inspect(Inspect::Server));
+            call(&connection, &id, Intent::Inspect, request, decode).await
+        }
+        Question::ModelReady => {
+            let decode = |message: pb::ModelReadyRequest| {
+                model(message.name, message.version).map(|model| Operation::Inspect(Inspect::Ready(model)))
+            };
+            call(&connection, &id, Intent::Inspect, request, decode).await
+        }
+        Question::Model => {
+            let decode = |message: pb::ModelMetadataRequest| {
+                model(message.name, message.version).map(|model| Operation::Inspect(Inspect::Model(model)))
+            };
+            call(&connection, &id, Intent::Inspect, request, decode).await
+        }
+    };
+    match reply {
+        Ok(Reply::Report(Report::Ready { ready, .. })) => answer(&connection, &id, pb::ModelReadyResponse { ready }),
+        Ok(Reply::Report(Report::Server(report))) => answer(&connection, &id, proto::encode_server(&report)),
+        Ok(Reply::Report(Report::Model(report))) => answer(&connection, &id, proto::encode_model(&report)),
+        Ok(_) => refused(&connection, &id, &Error::internal("another question was answered")),
+        Err(error) => refused(&connection, &id, &error),
+    }
+}
+
+/// `ServerLive` and `ServerReady`: without credentials, not counted as calls.
+pub(super) async fn probe(connection: Arc<Connection>, id: CallId, probe: Probe, request: Request) -> Response {
+    // Both requests are empty messages; what is in one is nothing that we know.
+    if let Err(error) = read::<pb::ServerLiveRequest>(&connection, request).await {
+        return refuse(&id, &error);
+    }
+    let readiness = &connection.frontend.readiness;
+    match probe {
+        Probe::Live => answer(&connection, &id, pb::ServerLiveResponse { live: readiness.is_live() }),
+        Probe::Ready => answer(&connection, &id, pb::ServerReadyResponse { ready: readiness.is_ready() }),
+    }
+}
+
+/// Sends a call through the stack. `decode` is not run before the stack asks for the message.
+async fn call<M, D>(
+    connection: &Arc<Connection>,
+    id: &CallId,
+    intent: Intent,
+    request: Request,
+    decode: D,
+) -> Result<Reply, Error>
+where
+    M: Message + Default + 'static,
+    D: FnOnce(M) -> Result<Operation, Error> + Send + 'static,
+{
+    let (head, sender) = head::open(connection, id, intent, request.headers())?;
+    let limit = connection.frontend.settings.size.body;
+    let messages = messages(connection, request, Wait::Throughout);
+    let input = Pending::new(async move { one(messages, limit).await.and_then(decode) });
+    connection.frontend.gateway.call(Call { head, sender, input }).await
+}
+
+/// Reads the one message of a request that is answered beside the stack.
+///
+/// # Errors
+///
+/// What [`head::encoding`] and [`one`] answer.
+pub(super) async fn read<M: Message + Default + 'static>(
+    connection: &Arc<Connection>,
+    request: Request,
+) -> Result<M, Error> {
+    head::encoding(request.headers())?;
+    one(messages(connection, request, Wait::Throughout), connection.frontend.settings.size.body).await
+}
+
+/// The messages of a request, none of them read. Each may have `limits.size.body` bytes: tonic's own limit is 4 MiB.
+pub(super) fn messages<M: Message + Default + 'static>(
+    connection: &Arc<Connection>,
+    request: Request,
+    wait: Wait,
+) -> Streaming<M> {
+    let limit = connection.frontend.settings.size.body;
+    let body = Arriving::new(request.into_body(), Arc::clone(connection), wait);
+    Streaming::new_request(ProstDecoder::<M>::default(), body, None, Some(limit))
+}
+
+/// Exactly one message.
+///
+/// # Errors
+///
+/// [`Error::Unimplemented`] if there is none or a second one, as gRPC's status table has it; [`Error::TooLarge`],
+/// [`Error::BodyStalled`], [`Error::Overloaded`], [`Error::Cancelled`], or [`Error::InvalidRequest`] if it is none.
+async fn one<M>(mut messages: Streaming<M>, limit: usize) -> Result<M, Error> {
+    let failed = |status: tonic::Status| arriving::error(&status, limit);
+    let count = |found| Error::Unimplemented(format!("the request has {found}, expected exactly one").into());
+    let message = messages.message().await.map_err(failed)?.ok_or_else(|| count("no message"))?;
+    match messages.message().await.map_err(failed)? {
+        None => Ok(message),
+        Some(_) => Err(count("more than one message")),
+    }
+}
+
+/// A unary method renders a streaming reply only if it is one chunk (contract 02 section 4, item 8).
+async fn only(mut stream: ReplyStream) -> Result<InferResponse, Error> {
+    let decoupled = || Error::Unimplemented("this model does not answer once; use `ModelStreamInfer`".into());
+    let Chunk::Tensors(response) = stream.next().await.ok_or_else(decoupled)??;
+    if stream.has_more().await? { Err(decoupled()) } else { Ok(response) }
+}
+
+fn model(name: String, version: String) -> Result<ModelRef, Error> {
+    if name.is_empty() {
+        return Err(Error::invalid("`name` is empty, expected a model's name"));
+    }
+    Ok(ModelRef { name: name.into(), version: (!version.is_empty()).then(|| version.into()) })
+}
+
+fn refused(connection: &Connection, id: &CallId, error: &Error) -> Response {
+    connection.observe(error);
+    refuse(id, error)
+}
+
+/// One message and status 0.
+pub(super) fn answer<M: Message + Default + 'static>(connection: &Connection, id: &CallId, message: M) -> Response {
+    connection.frontend.metrics.bytes(Surface::Grpc, 0, (PREFIX + message.encoded_len()) as u64);
+    stream_of(id, stream::once(ready(Ok(message))))
+}
+
+/// Messages as they come, and the status at their end.
+pub(super) fn stream_of<M, S>(id: &CallId, messages: S) -> Response
+where
+    M: Message + Default + 'static,
+    S: stream::Stream<Item = Result<M, tonic::Status>> + Send + 'static,
+{
+    let encode = ProstEncoder::<M>::default();
+    // A length is four bytes; what the server makes is bounded by what it took in and by its models.
+    let limit = Some(u32::MAX as usize);
+    let body = EncodeBody::new_server(encode, messages, None, SingleMessageCompressionOverride::default(), limit);
+    let mut response = Response::new(Body::Grpc(tonic::body::Body::new(body)));
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
+    name(&mut response, id);
+    response
+}

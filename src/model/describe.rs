@@ -1,0 +1,92 @@
+//! What `sluicegate check` says of each model: inputs, outputs and problems, in plain words.
+//!
+//! Opens every model once and runs none.
+
+use super::{Settings, loader::may_batch, scan::scan};
+use crate::{
+    backend::{Open, SessionSettings},
+    tensor::TensorSpec,
+};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+/// What is known of one version of a model, or of something that should have been one.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Description {
+    /// `NAME/VERSION`, or a path.
+    pub what: String,
+    /// Sentences about it; empty if there is a problem.
+    pub lines: Vec<String>,
+    /// Why it would not be served.
+    pub problem: Option<String>,
+}
+
+/// Describes every model that `settings` would load. Blocks while models are opened.
+pub fn describe(settings: &Settings, opener: &dyn Open) -> Vec<Description> {
+    let (found, problems) = scan(settings);
+    let mut descriptions: Vec<_> = problems
+        .into_iter()
+        .map(|(what, reason)| Description { what, lines: Vec::new(), problem: Some(reason) })
+        .collect();
+    descriptions.extend(found.into_iter().map(|found| {
+        let what = format!("{}/{}", found.name, found.version);
+        let open = AssertUnwindSafe(|| opener.open(&found.path, &SessionSettings::default()));
+        let problem = match catch_unwind(open) {
+            Ok(Ok(backend)) => {
+                let signature = backend.signature();
+                let inputs = signature.inputs.iter().map(|spec| line("input", spec));
+                let outputs = signature.outputs.iter().map(|spec| line("output", spec));
+                let mut lines: Vec<_> = inputs.chain(outputs).collect();
+                lines.push(together(may_batch(&found.settings, signature), backend.is_decoupled()).to_owned());
+                return Description { what, lines, problem: None };
+            }
+            Ok(Err(error)) => error.to_string(),
+            Err(_) => "opening it panicked".to_owned(),
+        };
+        Description { what, lines: Vec::new(), problem: Some(problem) }
+    }));
+    descriptions.sort_by(|a, b| a.what.cmp(&b.what));
+    descriptions
+}
+
+fn line(kind: &str, spec: &TensorSpec) -> String {
+    let dims: Vec<_> = spec.dims.iter().map(|dim| dim.map_or_else(|| "any".to_owned(), |n| n.to_string())).collect();
+    let shape = if dims.is_empty() { "a single value".to_owned() } else { format!("of shape {}", dims.join(" x ")) };
+    match spec.dtype {
+        Some(dtype) => format!("{kind} `{}`: {dtype}, {shape}", spec.name),
+        None => {
+            format!("{kind} `{}`: of a type that the protocol cannot carry, so the model cannot be called", spec.name)
+        }
+    }
+}
+
+fn together(batches: bool, decoupled: bool) -> &'static str {
+    match (batches, decoupled) {
+        (_, true) => "one call yields any number of answers",
+        (true, false) => "calls that wait at the same time run as one batch",
+        (false, false) => "calls run one by one",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::testing::{Opener, directory};
+
+    #[test]
+    fn each_model_is_described_or_its_problem_is() {
+        let directory = directory(&[("a/1/model.onnx", "ok"), ("b/1/model.onnx", "corrupt"), ("c/model.onnx", "ok")]);
+        let settings = Settings { directories: vec![directory.path().to_owned()], ..Settings::default() };
+        let descriptions = describe(&settings, &Opener::default());
+        assert_eq!(descriptions[0].what, "a/1");
+        assert_eq!(
+            descriptions[0].lines,
+            [
+                "input `x`: FP32, of shape any x 4",
+                "output `y`: FP32, of shape any x 4",
+                "calls that wait at the same time run as one batch",
+            ]
+        );
+        assert_eq!(descriptions[1].problem.as_deref(), Some("not a model: corrupt"));
+        assert_eq!(descriptions[2].problem.as_deref(), Some("has no version: expected `c/1/model.onnx`"));
+    }
+}

@@ -1,0 +1,307 @@
+//! Makes models: opens, warms up and measures them on a thread of its own, then puts them where
+//! they run and into the repository.
+//!
+//! A model that cannot be loaded is reported and the rest is served. The loader knows files and back
+//! ends; which calls a model gets is the repository's business.
+
+use super::{
+    Model, ModelSettings, Repository, Settings, State,
+    measure::{Measured, measure},
+    scan::{Found, Problem, scan},
+};
+use crate::{
+    backend::{Backend, Open, SessionSettings},
+    call::ModelKey,
+    schedule::{Execution, Plan, Scheduler, turn::Lanes},
+    telemetry::metrics::Metrics,
+    tensor::Signature,
+};
+use std::{
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::Arc,
+};
+use tokio::sync::mpsc;
+
+/// Loads the models of a directory into a repository.
+#[derive(Debug)]
+pub struct Loader {
+    settings: Arc<Settings>,
+    opener: Arc<dyn Open>,
+    repository: Arc<Repository>,
+    metrics: Arc<Metrics>,
+    lanes: Option<Lanes>,
+}
+
+/// What came of loading.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Loaded {
+    /// Versions of models that are ready.
+    pub ok: usize,
+    /// What was not loaded, as `NAME/VERSION` or a path, and why, in plain words.
+    pub failed: Vec<(String, String)>,
+}
+
+/// What the loader's thread tells.
+enum Event {
+    Scanned(Vec<Found>, Vec<Problem>),
+    Prepared(Found, Result<Prepared, String>),
+}
+
+/// A model whose instances are open and wait for their place.
+struct Prepared {
+    plan: Plan,
+    place: Place,
+    decoupled: bool,
+}
+
+enum Place {
+    Threads(Vec<Box<dyn Backend>>),
+    Lanes { max_rows: usize, instances: Vec<Box<dyn Backend>>, spare: Box<dyn Backend> },
+}
+
+/// What preparing needs, on whatever thread.
+struct Workshop {
+    settings: Arc<Settings>,
+    opener: Arc<dyn Open>,
+    metrics: Arc<Metrics>,
+    /// 0: there are no lanes.
+    lanes: usize,
+}
+
+/// How a model is going to run, once it has been measured.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Decision {
+    pub(super) batches: bool,
+    /// Most rows of a batch on a lane; `None`: threads.
+    pub(super) turn_rows: Option<usize>,
+}
+
+// === impl Loader ===
+
+impl Loader {
+    /// A loader into `repository`. Without `lanes` every model runs on threads.
+    pub fn new(
+        settings: Settings,
+        opener: Arc<dyn Open>,
+        repository: Arc<Repository>,
+        metrics: Arc<Metrics>,
+        lanes: Option<Lanes>,
+    ) -> Self {
+        Self { settings: Arc::new(settings), opener, repository, metrics, lanes }
+    }
+
+    /// Loads every model that is found and configured. To be called on the control runtime, when
+    /// the lanes run: they accept instances between two turns.
+    ///
+    /// The versions that are found are `loading` in the repository before the first is opened.
+    pub async fn load(&self) -> Loaded {
+        let workshop = Workshop {
+            settings: Arc::clone(&self.settings),
+            opener: Arc::clone(&self.opener),
+            metrics: Arc::clone(&self.metrics),
+            lanes: self.lanes.as_ref().map_or(0, Lanes::count),
+        };
+        let (sender, mut events) = mpsc::channel(1);
+        let mut loaded = Loaded::default();
+        let thread = std::thread::Builder::new().name("loader".to_owned()).spawn(move || workshop.work(&sender));
+        if let Err(error) = thread {
+            loaded.failed.push(("loader".to_owned(), format!("no thread to load models: {error}")));
+        }
+        // Ends with the thread, which ends with its models: opening a large one has no deadline.
+        while let Some(event) = events.recv().await {
+            match event {
+                Event::Scanned(found, problems) => {
+                    loaded.failed.extend(problems);
+                    for found in found {
+                        self.repository.set(&found.name, &found.version, &State::Loading);
+                    }
+                }
+                Event::Prepared(found, prepared) => self.finish(&found, prepared, &mut loaded).await,
+            }
+        }
+        loaded
+    }
+
+    async fn finish(&self, found: &Found, prepared: Result<Prepared, String>, loaded: &mut Loaded) {
+        let placed = match prepared {
+            Ok(prepared) => self.place(found, prepared).await,
+            Err(reason) => Err(reason),
+        };
+        match placed {
+            Ok(model) => {
+                tracing::info!(model = %model.key, execution = model.scheduler.execution().name(), "model ready");
+                self.repository.set(&found.name, &found.version, &State::Ready(Arc::new(model)));
+                loaded.ok += 1;
+            }
+            Err(reason) => {
+                tracing::error!(model = %found.name, version = %found.version, reason, "model not loaded");
+                self.repository.set(&found.name, &found.version, &State::Failed(reason.as_str().into()));
+                loaded.failed.push((format!("{}/{}", found.name, found.version), reason));
+            }
+        }
+    }
+
+    async fn place(&self, found: &Found, prepared: Prepared) -> Result<Model, String> {
+        let Prepared { plan, place, decoupled } = prepared;
+        let (key, signature) = (Arc::clone(&plan.key), Arc::clone(&plan.signature));
+        let scheduler = match (place, &self.lanes) {
+            (Place::Threads(instances), _) => Scheduler::on_threads(plan, instances),
+            (Place::Lanes { max_rows, instances, spare }, Some(lanes)) => {
+                let budget = self.settings.turn.budget;
+                Scheduler::on_lanes(plan, lanes, max_rows, budget, instances, spare).await
+            }
+            (Place::Lanes { .. }, None) => return Err("there are no lanes to run on".to_owned()),
+        };
+        let scheduler = scheduler.map_err(|error| reason(&error))?;
+        Ok(Model { key, signature, scheduler, platform: Arc::clone(&found.settings.platform), decoupled })
+    }
+}
+
+/// An error in the words that operators read: the cause, which clients never see.
+fn reason(error: &crate::error::Error) -> String {
+    std::error::Error::source(error).map_or_else(|| error.to_string(), ToString::to_string)
+}
+
+// === impl Workshop ===
+
+impl Workshop {
+    fn work(&self, events: &mpsc::Sender<Event>) {
+        let (found, problems) = scan(&self.settings);
+        let threads = self.threads(&found);
+        // A send fails only if nobody wants the models any more.
+        if events.blocking_send(Event::Scanned(found.clone(), problems)).is_err() {
+            return;
+        }
+        for found in found {
+            let prepare = AssertUnwindSafe(|| self.prepare(&found, threads));
+            let prepared = catch_unwind(prepare).unwrap_or_else(|_| Err("panicked while it was loaded".to_owned()));
+            if events.blocking_send(Event::Prepared(found, prepared)).is_err() {
+                return;
+            }
+        }
+    }
+
+    /// Threads within one operator for a model that does not say: the inference cores, shared by the
+    /// models that are sure to run on threads.
+    fn threads(&self, found: &[Found]) -> usize {
+        let large = found.iter().filter(|found| found.bytes > self.settings.turn.weights).count();
+        (self.settings.inference_cores / large.max(1)).max(1)
+    }
+
+    fn prepare(&self, found: &Found, threads: usize) -> Result<Prepared, String> {
+        let settings = &found.settings;
+        let large = found.bytes > self.settings.turn.weights;
+        let wide = SessionSettings { threads: settings.threads.unwrap_or(threads).max(1) };
+        // What may run on lanes is opened as it would run there: with one thread.
+        let narrow = SessionSettings { threads: settings.threads.unwrap_or(1).max(1) };
+        let try_lanes = self.lanes > 0 && !large && settings.execution != Execution::Thread;
+        let mut session = if try_lanes { narrow } else { wide.clone() };
+        let mut first = self.open(found, &session)?;
+        let decoupled = first.is_decoupled();
+        let measured = if settings.warmup && !decoupled {
+            let rows = if may_batch(settings, first.signature()) { settings.batching.max_rows } else { 1 };
+            measure(&mut *first, rows, &self.settings.turn)
+        } else {
+            Measured { max_rows: 1, ..Measured::default() }
+        };
+        let decision = self.decide(settings, &*first, large, &measured)?;
+        let more = |count: usize, session: &SessionSettings| {
+            (0..count).map(|_| self.open(found, session)).collect::<Result<Vec<_>, _>>()
+        };
+        let signature = Arc::clone(first.signature());
+        let place = match decision.turn_rows {
+            Some(max_rows) => {
+                let mut instances = more(self.lanes, &session)?;
+                if settings.warmup {
+                    instances.iter_mut().for_each(|instance| warm(&mut **instance));
+                }
+                Place::Lanes { max_rows, instances, spare: first }
+            }
+            None => {
+                if session != wide {
+                    // It turned out too slow for a lane: open it again with its share of the cores.
+                    // The first is dropped before, not after: there may not be memory for both.
+                    session = wide;
+                    drop(first);
+                    first = self.open(found, &session)?;
+                }
+                let mut instances = more(settings.instances.unwrap_or(1).saturating_sub(1), &session)?;
+                instances.push(first);
+                if settings.warmup && !decoupled {
+                    instances.iter_mut().for_each(|instance| warm(&mut **instance));
+                }
+                Place::Threads(instances)
+            }
+        };
+        Ok(Prepared { plan: self.plan(found, signature, session, &decision), place, decoupled })
+    }
+
+    fn plan(&self, found: &Found, signature: Arc<Signature>, session: SessionSettings, decision: &Decision) -> Plan {
+        let key = Arc::new(ModelKey { name: Arc::clone(&found.name), version: Arc::clone(&found.version) });
+        let (opener, path) = (Arc::clone(&self.opener), found.path.clone());
+        Plan {
+            metrics: self.metrics.model(&key),
+            key,
+            signature,
+            policy: found.settings.batching.policy(decision.batches),
+            reopen: Arc::new(move || opener.open(&path, &session)),
+        }
+    }
+
+    fn open(&self, found: &Found, session: &SessionSettings) -> Result<Box<dyn Backend>, String> {
+        if !found.path.exists() {
+            return Err(format!("`{}` is not there", found.path.display()));
+        }
+        self.opener.open(&found.path, session).map_err(|error| error.to_string())
+    }
+
+    fn decide(
+        &self,
+        settings: &ModelSettings,
+        backend: &dyn Backend,
+        large: bool,
+        measured: &Measured,
+    ) -> Result<Decision, String> {
+        let signature = backend.signature();
+        let turn = &self.settings.turn;
+        if settings.batching.enabled == Some(true) {
+            if !signature.is_batchable() || backend.is_decoupled() {
+                return Err("`batching.enabled` asks for a free first dimension of every input and output".to_owned());
+            }
+            if let Some(output) = measured.stray.and_then(|index| signature.outputs.get(index)) {
+                return Err(format!(
+                    "`batching.enabled`: output `{}` does not follow the rows of the inputs",
+                    output.name
+                ));
+            }
+        }
+        let batches = may_batch(settings, signature) && measured.stray.is_none() && !backend.is_decoupled();
+        let light = !large && backend.weight_bytes() <= turn.weights;
+        let fast = measured.run.is_some_and(|run| run <= turn.run);
+        let on_lanes = match settings.execution {
+            Execution::Thread => false,
+            Execution::Auto => self.lanes > 0 && light && fast && !backend.is_decoupled(),
+            Execution::Turn if self.lanes == 0 => {
+                return Err("`execution: turn` needs `runtime.kind: lanes`".to_owned());
+            }
+            Execution::Turn if backend.is_decoupled() => return Err("`execution: turn` is not for streams".to_owned()),
+            Execution::Turn => true,
+        };
+        Ok(Decision { batches, turn_rows: on_lanes.then_some(measured.max_rows) })
+    }
+}
+
+/// Whether rows of several calls may run together, before the model was run.
+pub(super) fn may_batch(settings: &ModelSettings, signature: &Signature) -> bool {
+    settings.batching.enabled.unwrap_or(true) && settings.batching.max_rows > 1 && signature.is_batchable()
+}
+
+/// A few runs, of which nothing is learnt: the first calls should not pay for them.
+fn warm(backend: &mut dyn Backend) {
+    let settings = crate::schedule::TurnSettings::default();
+    let _ = measure(backend, 1, &settings);
+}
+
+#[cfg(test)]
+#[path = "loader_tests.rs"]
+mod tests;

@@ -1,0 +1,117 @@
+//! Loading directories of scripted models.
+
+use super::*;
+use crate::{
+    call::ModelRef,
+    error::Error,
+    model::testing::{Opener, directory},
+    schedule::TurnSettings,
+};
+use std::{sync::atomic::Ordering, time::Duration};
+
+/// What counts as fast in a debug build on a busy machine.
+const LAX: TurnSettings = TurnSettings { run: Duration::from_millis(1), budget: Duration::from_secs(1), weights: 64 };
+
+struct World {
+    loader: Loader,
+    opener: Arc<Opener>,
+    _directory: tempfile::TempDir,
+}
+
+fn world(files: &[(&str, &str)], lanes: Option<Lanes>, change: impl FnOnce(&mut Settings)) -> World {
+    let directory = directory(files);
+    let mut settings = Settings { directories: vec![directory.path().to_owned()], turn: LAX, ..Settings::default() };
+    change(&mut settings);
+    let opener = Arc::new(Opener::default());
+    let shared: Arc<dyn Open> = opener.clone();
+    let loader = Loader::new(settings, shared, Arc::default(), Arc::new(Metrics::new()), lanes);
+    World { loader, opener, _directory: directory }
+}
+
+impl World {
+    fn resolve(&self, name: &str) -> Result<Arc<Model>, Error> {
+        self.loader.repository.resolve(&ModelRef { name: name.into(), version: None })
+    }
+}
+
+#[tokio::test]
+async fn a_corrupt_model_is_reported_and_the_rest_is_served() {
+    let files = [("a/1/model.onnx", "ok"), ("b/1/model.onnx", "corrupt"), ("c/1/model.onnx", "panic"), ("d/1/x", "")];
+    let world = world(&files, None, |_| {});
+    let loaded = world.loader.load().await;
+    assert_eq!(loaded.ok, 1);
+    let failed: Vec<_> = loaded.failed.iter().map(|(what, _)| &**what).collect();
+    assert_eq!(failed, ["b/1", "c/1", "d/1"]);
+    assert_eq!(loaded.failed[0].1, "not a model: corrupt");
+    assert!(world.resolve("a").is_ok());
+    assert!(matches!(world.resolve("b"), Err(Error::ModelNotReady { state: "failed", .. })));
+}
+
+#[tokio::test]
+async fn without_lanes_models_run_on_threads() {
+    let world = world(&[("a/1/model.onnx", "ok")], None, |_| {});
+    world.loader.load().await;
+    let model = world.resolve("a").unwrap();
+    assert_eq!(model.scheduler.execution(), Execution::Thread);
+    assert!(model.scheduler.policy().enabled);
+    assert_eq!(world.opener.opened.load(Ordering::Relaxed), 1);
+}
+
+#[tokio::test]
+async fn a_fast_model_runs_on_lanes_and_others_on_threads() {
+    let (lanes, mut seats) = Lanes::new(1);
+    let (_guard, task) = seats.remove(0).enter();
+    tokio::spawn(task);
+    let heavy = "x".repeat(65);
+    let files = [
+        ("fast/1/model.onnx", "ok"),
+        ("heavy/1/model.onnx", &*heavy),
+        ("slow/1/model.onnx", "slow"),
+        ("stream/1/model.onnx", "stream"),
+        ("strange/1/model.onnx", "fails"),
+    ];
+    let world = world(&files, Some(lanes), |_| {});
+    let loaded = world.loader.load().await;
+    assert_eq!((loaded.ok, loaded.failed.len()), (4, 1));
+    let execution = |name: &str| world.resolve(name).unwrap().scheduler.execution();
+    assert_eq!(execution("fast"), Execution::Turn);
+    for name in ["slow", "stream", "strange"] {
+        assert_eq!(execution(name), Execution::Thread, "{name}");
+    }
+    assert!(world.resolve("stream").unwrap().decoupled);
+    assert!(!world.resolve("stream").unwrap().scheduler.policy().enabled);
+}
+
+#[tokio::test]
+async fn outputs_that_do_not_follow_the_rows_switch_batching_off() {
+    let files = [("a/1/model.onnx", "extra")];
+    let auto = world(&files, None, |_| {});
+    auto.loader.load().await;
+    assert!(!auto.resolve("a").unwrap().scheduler.policy().enabled);
+    let forced = world(&files, None, |settings| settings.defaults.batching.enabled = Some(true));
+    let loaded = forced.loader.load().await;
+    assert!(loaded.failed[0].1.contains("output `y`"), "{loaded:?}");
+}
+
+#[tokio::test]
+async fn instances_are_as_many_as_configured() {
+    let world = world(&[("a/1/model.onnx", "ok")], None, |settings| settings.defaults.instances = Some(3));
+    world.loader.load().await;
+    assert_eq!(world.opener.opened.load(Ordering::Relaxed), 3);
+}
+
+#[tokio::test]
+async fn turns_without_lanes_are_refused() {
+    let world = world(&[("a/1/model.onnx", "ok")], None, |settings| settings.defaults.execution = Execution::Turn);
+    let loaded = world.loader.load().await;
+    assert_eq!(loaded.failed[0].1, "`execution: turn` needs `runtime.kind: lanes`");
+}
+
+#[tokio::test]
+async fn closing_the_repository_ends_all_threads() {
+    let world = world(&[("a/1/model.onnx", "ok"), ("b/1/model.onnx", "ok")], None, |_| {});
+    world.loader.load().await;
+    let model = world.resolve("a").unwrap();
+    assert!(world.loader.repository.close(std::time::Instant::now() + Duration::from_secs(10)));
+    assert!(!model.scheduler.is_ready());
+}

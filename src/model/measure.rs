@@ -1,0 +1,167 @@
+//! Warms a model up and finds out how long it runs.
+//!
+//! The inputs are zeros in the smallest shape that the signature allows. What is measured decides
+//! whether a model runs on lanes, and how many rows it may take there.
+
+use crate::{
+    backend::Backend,
+    error::Error,
+    schedule::TurnSettings,
+    tensor::{DataType, Shape, Signature, Tensor},
+};
+use std::time::{Duration, Instant};
+
+/// Runs before time is taken: the first ones allocate arenas and fault pages in.
+const WARM: usize = 3;
+
+/// Runs of which the median is taken.
+const SAMPLES: usize = 9;
+
+/// No more samples after this: a slow model need not be measured precisely.
+const PATIENCE: Duration = Duration::from_millis(50);
+
+/// What running a model has shown.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Measured {
+    /// The median of single runs; absent if zeros are not good enough for the model.
+    pub(super) run: Option<Duration>,
+    /// Most rows of a batch that stays below the turn budget, at least 1.
+    pub(super) max_rows: usize,
+    /// An output whose rows are not those of the inputs: such a model must not be batched.
+    pub(super) stray: Option<usize>,
+}
+
+/// Runs the model a few times. `max_rows` above 1 says that batches are wanted.
+///
+/// A run that fails is no error: what zeros in the smallest shape do to a model says little about
+/// real inputs. It is then not measured.
+pub(super) fn measure(backend: &mut dyn Backend, max_rows: usize, turn: &TurnSettings) -> Measured {
+    let mut measured = Measured { max_rows: 1, ..Measured::default() };
+    let Ok(run) = median(backend, 1) else { return measured };
+    measured.run = Some(run);
+    if max_rows < 2 {
+        return measured;
+    }
+    measured.stray = stray_output(backend);
+    if measured.stray.is_some() || run > turn.run {
+        return measured;
+    }
+    let mut rows = 2;
+    while measured.max_rows < max_rows {
+        rows = rows.min(max_rows);
+        match median(backend, rows) {
+            Ok(took) if took <= turn.budget => measured.max_rows = rows,
+            _ => break,
+        }
+        rows *= 2;
+    }
+    measured
+}
+
+/// The first output that does not have as many rows as went in.
+fn stray_output(backend: &mut dyn Backend) -> Option<usize> {
+    [2, 3].into_iter().find_map(|rows| {
+        let outputs = run(backend, rows).ok()?;
+        outputs.iter().position(|output| output.rows() != rows)
+    })
+}
+
+fn median(backend: &mut dyn Backend, rows: usize) -> Result<Duration, Error> {
+    let inputs = zeros(backend.signature(), rows)?;
+    let begun = Instant::now();
+    let mut samples = Vec::with_capacity(SAMPLES);
+    for round in 0..WARM + SAMPLES {
+        let started = Instant::now();
+        backend.run(&inputs)?;
+        let took = started.elapsed();
+        // The very first run is never a sample: it may be many times slower than the rest.
+        let out_of_patience = round > 0 && begun.elapsed() > PATIENCE;
+        if round >= WARM || out_of_patience {
+            samples.push(took);
+        }
+        if out_of_patience {
+            break;
+        }
+    }
+    samples.sort_unstable();
+    samples.get(samples.len() / 2).copied().ok_or_else(|| Error::internal("nothing was measured"))
+}
+
+fn run(backend: &mut dyn Backend, rows: usize) -> Result<Vec<Tensor>, Error> {
+    let inputs = zeros(backend.signature(), rows)?;
+    backend.run(&inputs)
+}
+
+/// Zeros for every input: `rows` in a free first dimension, 1 in every other free one.
+fn zeros(signature: &Signature, rows: usize) -> Result<Vec<Tensor>, Error> {
+    let zero = |spec: &crate::tensor::TensorSpec| {
+        let dtype = spec.dtype.ok_or_else(|| Error::internal("a type without a name"))?;
+        let dims = spec.dims.iter().enumerate();
+        let shape = Shape::new(dims.map(|(axis, dim)| dim.unwrap_or(if axis == 0 { rows } else { 1 })));
+        let elements = shape.elements().unwrap_or(usize::MAX);
+        // An empty string is its length and nothing else: four zero bytes.
+        let size = if dtype == DataType::Bytes { 4 } else { dtype.size().unwrap_or(1) };
+        let bytes = elements.checked_mul(size).filter(|bytes| *bytes <= LARGEST);
+        let bytes = bytes.ok_or_else(|| Error::internal("too large to try"))?;
+        // Words, so that the bytes lie on the alignment of every type.
+        let data = crate::tensor::view::bytes_of(vec![0_u64; bytes.div_ceil(8)]).slice(..bytes);
+        Tensor::new(dtype, shape, data).map_err(|error| Error::internal(error.to_string()))
+    };
+    signature.inputs.iter().map(zero).collect()
+}
+
+/// An input larger than this is not made up only to warm a model up.
+const LARGEST: usize = 256 << 20;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        schedule::testing::{self, Fault, Script},
+        tensor::TensorSpec,
+    };
+
+    /// Settings that a model in a debug build on a busy machine meets.
+    const LAX: TurnSettings =
+        TurnSettings { run: Duration::from_secs(9), budget: Duration::from_secs(9), weights: 1 << 20 };
+
+    #[test]
+    fn a_fast_model_may_take_all_rows() {
+        let measured = measure(&mut *testing::backend(&Script::default()), 24, &LAX);
+        assert!(measured.run.is_some());
+        assert_eq!((measured.max_rows, measured.stray), (24, None));
+    }
+
+    #[test]
+    fn rows_are_capped_by_the_budget() {
+        let turn = TurnSettings { budget: Duration::ZERO, ..LAX };
+        assert_eq!(measure(&mut *testing::backend(&Script::default()), 24, &turn).max_rows, 1);
+    }
+
+    #[test]
+    fn outputs_that_do_not_follow_the_rows_are_noticed() {
+        let script = Script::default();
+        script.set(Fault::ExtraRow);
+        assert_eq!(measure(&mut *testing::backend(&script), 24, &LAX).stray, Some(0));
+    }
+
+    #[test]
+    fn a_model_that_refuses_zeros_is_not_measured() {
+        let script = Script::default();
+        script.fail_on(0.0);
+        assert_eq!(measure(&mut *testing::backend(&script), 24, &LAX).run, None);
+    }
+
+    #[test]
+    fn zeros_fit_every_type_and_shape() {
+        let specs = DataType::ALL.map(|dtype| TensorSpec {
+            name: dtype.name().into(),
+            dtype: Some(dtype),
+            dims: vec![None, Some(3), None],
+        });
+        let signature = Signature { inputs: specs.into(), outputs: Vec::new() };
+        for tensor in zeros(&signature, 2).unwrap() {
+            assert_eq!(tensor.shape().dims(), [2, 3, 1]);
+        }
+    }
+}

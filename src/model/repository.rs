@@ -1,0 +1,315 @@
+//! Which models there are: name → versions → state.
+//!
+//! Calls read a snapshot and take no lock; writers copy it. A repository knows nothing of files or
+//! of how a model is made.
+
+use super::Model;
+use crate::{
+    call::{ModelRef, ModelReport},
+    error::Error,
+};
+use arc_swap::ArcSwap;
+use std::{cmp::Reverse, collections::HashMap, sync::Arc, time::Instant};
+
+/// What can be said of one version of a model.
+#[derive(Clone, Debug)]
+pub enum State {
+    /// It is being opened and warmed up.
+    Loading,
+    /// It takes calls.
+    Ready(Arc<Model>),
+    /// It cannot be loaded, for this reason, which operators read.
+    Failed(Arc<str>),
+    /// It takes no new calls.
+    Unloading,
+}
+
+/// All models of the process.
+#[derive(Debug, Default)]
+pub struct Repository {
+    models: ArcSwap<HashMap<Arc<str>, Arc<Versions>>>,
+}
+
+/// Versions of one model, the highest first.
+#[derive(Clone, Debug, Default)]
+struct Versions(Vec<Version>);
+
+#[derive(Clone, Debug)]
+struct Version {
+    name: Arc<str>,
+    state: State,
+}
+
+// === impl State ===
+
+impl State {
+    /// The word used in errors and logs.
+    pub const fn name(&self) -> &'static str {
+        match self {
+            Self::Loading => "loading",
+            Self::Ready(_) => "ready",
+            Self::Failed(_) => "failed",
+            Self::Unloading => "unloading",
+        }
+    }
+}
+
+// === impl Repository ===
+
+impl Repository {
+    /// The model that a call means (contract 01 section 5): the version it names, else the highest
+    /// that is ready.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::ModelNotFound`] if there is none of that name or version, [`Error::ModelNotReady`]
+    /// if there is and it takes no calls.
+    pub fn resolve(&self, wanted: &ModelRef) -> Result<Arc<Model>, Error> {
+        let models = self.models.load();
+        let versions = find(&models, wanted)?;
+        match &wanted.version {
+            Some(name) => versions.ready(versions.get(name), wanted),
+            None => {
+                let best = versions.0.iter().find(|version| matches!(version.state, State::Ready(_)));
+                versions.ready(best.or_else(|| versions.most_hopeful()), wanted)
+            }
+        }
+    }
+
+    /// What metadata says of a model (contract 01 section 2.2).
+    ///
+    /// # Errors
+    ///
+    /// As [`Repository::resolve`].
+    pub fn report(&self, wanted: &ModelRef) -> Result<(Arc<Model>, ModelReport), Error> {
+        let model = self.resolve(wanted)?;
+        let versions = match &wanted.version {
+            Some(_) => vec![Arc::clone(&model.key.version)],
+            None => self.ready_versions(&wanted.name),
+        };
+        let report = ModelReport {
+            name: Arc::clone(&model.key.name),
+            versions,
+            platform: Arc::clone(&model.platform),
+            signature: Arc::clone(&model.signature),
+        };
+        Ok((model, report))
+    }
+
+    /// Whether a model would take a call now.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::ModelNotFound`] if there is none of that name or version.
+    pub fn is_ready(&self, wanted: &ModelRef) -> Result<bool, Error> {
+        match self.resolve(wanted) {
+            Ok(model) => Ok(model.scheduler.is_ready()),
+            Err(Error::ModelNotReady { .. }) => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Names of all models, whatever their state, sorted.
+    pub fn names(&self) -> Vec<Arc<str>> {
+        let mut names: Vec<_> = self.models.load().keys().cloned().collect();
+        names.sort_unstable();
+        names
+    }
+
+    /// Every version of every model with its state, sorted by name, the highest version first.
+    pub fn states(&self) -> Vec<(Arc<str>, Arc<str>, State)> {
+        let models = self.models.load();
+        let mut states: Vec<_> = models
+            .iter()
+            .flat_map(|(name, versions)| {
+                versions
+                    .0
+                    .iter()
+                    .map(move |version| (Arc::clone(name), Arc::clone(&version.name), version.state.clone()))
+            })
+            .collect();
+        // Stable, so the versions of a model stay in their order.
+        states.sort_by(|a, b| a.0.cmp(&b.0));
+        states
+    }
+
+    /// Says what has become of a version. A model that it replaces finishes the calls it has.
+    pub fn set(&self, name: &Arc<str>, version: &Arc<str>, state: &State) {
+        self.change(name, |versions| {
+            let entry = Version { name: Arc::clone(version), state: state.clone() };
+            match versions.0.iter_mut().find(|known| known.name == *version) {
+                Some(known) => *known = entry,
+                None => versions.0.push(entry),
+            }
+            versions.0.sort_by_cached_key(|version| Reverse(order(&version.name)));
+        });
+    }
+
+    /// Forgets a version.
+    pub fn remove(&self, name: &Arc<str>, version: &str) {
+        self.change(name, |versions| versions.0.retain(|known| *known.name != *version));
+    }
+
+    /// Lets no model take calls any more, and waits until their threads have ended, until
+    /// `deadline` at the latest. True if they have. Blocks: not for lanes.
+    pub fn close(&self, deadline: Instant) -> bool {
+        let models: Vec<_> = self.states().into_iter().filter_map(|(_, _, state)| state.model()).collect();
+        models.iter().for_each(|model| model.scheduler.close());
+        // Not `all`: each is asked, so that the log of each is whole.
+        models.iter().filter(|model| !model.scheduler.wait_closed(deadline)).count() == 0
+    }
+
+    fn ready_versions(&self, name: &str) -> Vec<Arc<str>> {
+        let models = self.models.load();
+        let Some(versions) = models.get(name) else { return Vec::new() };
+        let ready = versions.0.iter().rev().filter(|version| matches!(version.state, State::Ready(_)));
+        ready.map(|version| Arc::clone(&version.name)).collect()
+    }
+
+    fn change(&self, name: &Arc<str>, change: impl Fn(&mut Versions)) {
+        self.models.rcu(|models| {
+            let mut models = HashMap::clone(models);
+            let mut versions = models.get(name).map(|versions| Versions::clone(versions)).unwrap_or_default();
+            change(&mut versions);
+            if versions.0.is_empty() {
+                models.remove(name);
+            } else {
+                models.insert(Arc::clone(name), Arc::new(versions));
+            }
+            models
+        });
+    }
+}
+
+impl State {
+    fn model(self) -> Option<Arc<Model>> {
+        match self {
+            Self::Ready(model) => Some(model),
+            Self::Loading | Self::Failed(_) | Self::Unloading => None,
+        }
+    }
+}
+
+// === impl Versions ===
+
+impl Versions {
+    fn get(&self, name: &str) -> Option<&Version> {
+        self.0.iter().find(|version| *version.name == *name)
+    }
+
+    /// The version whose state explains best why there is none that is ready.
+    fn most_hopeful(&self) -> Option<&Version> {
+        self.0.iter().min_by_key(|version| match version.state {
+            State::Ready(_) => 0,
+            State::Loading => 1,
+            State::Unloading => 2,
+            State::Failed(_) => 3,
+        })
+    }
+
+    fn ready(&self, version: Option<&Version>, wanted: &ModelRef) -> Result<Arc<Model>, Error> {
+        match version.map(|version| &version.state) {
+            Some(State::Ready(model)) => Ok(Arc::clone(model)),
+            Some(state) => Err(Error::ModelNotReady { model: Arc::clone(&wanted.name), state: state.name() }),
+            None => Err(not_found(wanted)),
+        }
+    }
+}
+
+fn find<'a>(models: &'a HashMap<Arc<str>, Arc<Versions>>, wanted: &ModelRef) -> Result<&'a Versions, Error> {
+    // An unknown name is reported without its version: it is the name that is unknown.
+    let unknown = || Error::ModelNotFound { model: Arc::clone(&wanted.name), version: None };
+    models.get(&wanted.name).map(Arc::as_ref).ok_or_else(unknown)
+}
+
+fn not_found(wanted: &ModelRef) -> Error {
+    Error::ModelNotFound { model: Arc::clone(&wanted.name), version: wanted.version.clone() }
+}
+
+/// Integers by value, and all of them above names that are no integers.
+fn order(version: &str) -> (Option<u64>, String) {
+    (version.parse().ok(), version.to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::testing;
+
+    fn wanted(name: &str, version: Option<&str>) -> ModelRef {
+        ModelRef { name: name.into(), version: version.map(Into::into) }
+    }
+
+    fn repository(versions: &[(&str, &str)]) -> Repository {
+        let repository = Repository::default();
+        for (version, state) in versions {
+            let state = match *state {
+                "ready" => State::Ready(testing::model("m", version)),
+                "loading" => State::Loading,
+                "failed" => State::Failed("corrupt".into()),
+                _ => State::Unloading,
+            };
+            repository.set(&"m".into(), &(*version).into(), &state);
+        }
+        repository
+    }
+
+    fn version(repository: &Repository, version: Option<&str>) -> String {
+        repository.resolve(&wanted("m", version)).unwrap().key.version.to_string()
+    }
+
+    #[test]
+    fn without_a_version_the_highest_ready_one_runs() {
+        let repository = repository(&[("9", "ready"), ("10", "ready"), ("11", "failed")]);
+        assert_eq!(version(&repository, None), "10");
+        assert_eq!(version(&repository, Some("9")), "9");
+    }
+
+    #[test]
+    fn a_version_that_is_named_is_that_one_or_none() {
+        let repository = repository(&[("1", "ready"), ("2", "loading")]);
+        let error = repository.resolve(&wanted("m", Some("2"))).unwrap_err();
+        assert!(matches!(error, Error::ModelNotReady { state: "loading", .. }));
+        let error = repository.resolve(&wanted("m", Some("3"))).unwrap_err();
+        assert_eq!(error.to_string(), "version `3` of model `m` is unknown");
+        let error = repository.resolve(&wanted("n", Some("3"))).unwrap_err();
+        assert_eq!(error.to_string(), "model `n` is unknown");
+    }
+
+    #[test]
+    fn with_nothing_ready_the_most_hopeful_state_is_told() {
+        let repository = repository(&[("1", "loading"), ("2", "failed")]);
+        let error = repository.resolve(&wanted("m", None)).unwrap_err();
+        assert!(matches!(error, Error::ModelNotReady { state: "loading", .. }));
+        assert!(!repository.is_ready(&wanted("m", None)).unwrap());
+    }
+
+    #[test]
+    fn metadata_lists_versions_that_may_be_requested() {
+        let repository = repository(&[("2", "ready"), ("1", "ready"), ("3", "failed")]);
+        let versions = |version| -> Vec<String> {
+            let (_, report) = repository.report(&wanted("m", version)).unwrap();
+            report.versions.iter().map(ToString::to_string).collect()
+        };
+        assert_eq!(versions(None), ["1", "2"]);
+        assert_eq!(versions(Some("1")), ["1"]);
+    }
+
+    #[test]
+    fn a_removed_version_is_unknown() {
+        let repository = repository(&[("1", "ready")]);
+        repository.remove(&"m".into(), "1");
+        assert!(matches!(repository.resolve(&wanted("m", None)), Err(Error::ModelNotFound { .. })));
+        assert!(repository.names().is_empty());
+    }
+
+    #[test]
+    fn a_call_keeps_the_model_it_started_with() {
+        let repository = repository(&[("1", "ready")]);
+        let old = repository.resolve(&wanted("m", None)).unwrap();
+        repository.set(&"m".into(), &"1".into(), &State::Ready(testing::model("m", "1")));
+        let new = repository.resolve(&wanted("m", None)).unwrap();
+        assert!(!Arc::ptr_eq(&old, &new));
+        assert!(old.scheduler.is_ready());
+    }
+}

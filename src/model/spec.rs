@@ -1,0 +1,202 @@
+//! What may be set for a model, and for all of them (`models` in the configuration, `model.yaml`).
+//!
+//! Plain data: how it is written in a file is known to `config` alone, which also supplies the
+//! reader of `model.yaml`.
+
+use crate::schedule::{BatchPolicy, Execution, TurnSettings};
+use std::{collections::HashSet, fmt, path::Path, path::PathBuf, sync::Arc, time::Duration};
+
+/// Which models there are, and how they run.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// Directories that hold `NAME/VERSION/model.onnx`.
+    pub directories: Vec<PathBuf>,
+    /// Which models are loaded at start.
+    pub load: Load,
+    /// What a model's own file does not set.
+    pub defaults: ModelSettings,
+    /// What a lane may spend on a model.
+    pub turn: TurnSettings,
+    /// Cores for inference threads: the sum of instances × threads stays within it where both are `auto`.
+    pub inference_cores: usize,
+    /// Reads `model.yaml`; a model that has one fails to load without a reader, because serving it
+    /// with other settings than its own would be wrong.
+    pub reader: Option<Reader>,
+}
+
+/// Reads a model's own file over the defaults. The error is for operators, in plain words.
+#[derive(Clone)]
+pub struct Reader(Arc<ReadSettings>);
+
+type ReadSettings = dyn Fn(&Path, &ModelSettings) -> Result<ModelSettings, String> + Send + Sync;
+
+/// Which models are loaded at start (`models.load`).
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Load {
+    /// Every model that is found.
+    #[default]
+    All,
+    /// None.
+    None,
+    /// These.
+    Names(HashSet<String>),
+}
+
+/// How one model runs (`models.defaults`).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ModelSettings {
+    /// Which of its versions are served.
+    pub versions: VersionPolicy,
+    /// Instances on threads; `None`: one.
+    pub instances: Option<usize>,
+    /// Threads within one operator; `None`: what the inference cores allow.
+    pub threads: Option<usize>,
+    /// Where it runs.
+    pub execution: Execution,
+    /// How calls become batches.
+    pub batching: Batching,
+    /// Whether it is run before it is ready. Without, nothing is measured and `auto` means threads.
+    pub warmup: bool,
+    /// What metadata calls its kind.
+    pub platform: Arc<str>,
+}
+
+/// How calls become batches (`batching`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Batching {
+    /// `None`: where every input and output has a free first dimension.
+    pub enabled: Option<bool>,
+    /// Most rows of a batch.
+    pub max_rows: usize,
+    /// How long a job may be kept waiting for others.
+    pub max_delay: Duration,
+    /// Most jobs that wait.
+    pub max_queue: usize,
+}
+
+/// Which versions of a model are served (`versions`).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum VersionPolicy {
+    /// The highest so many.
+    Latest(usize),
+    /// All.
+    All,
+    /// These.
+    Only(Vec<u64>),
+}
+
+// === impl Settings ===
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            directories: vec![PathBuf::from("models")],
+            load: Load::All,
+            defaults: ModelSettings::default(),
+            turn: TurnSettings::default(),
+            inference_cores: 1,
+            reader: None,
+        }
+    }
+}
+
+// === impl Reader ===
+
+impl Reader {
+    /// A reader of `model.yaml`.
+    pub fn new(read: impl Fn(&Path, &ModelSettings) -> Result<ModelSettings, String> + Send + Sync + 'static) -> Self {
+        Self(Arc::new(read))
+    }
+
+    /// The settings in the file at `path`, over `defaults`.
+    ///
+    /// # Errors
+    ///
+    /// What is wrong with the file, in plain words.
+    pub fn read(&self, path: &Path, defaults: &ModelSettings) -> Result<ModelSettings, String> {
+        (self.0)(path, defaults)
+    }
+}
+
+impl fmt::Debug for Reader {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Reader")
+    }
+}
+
+// === impl Load ===
+
+impl Load {
+    /// True if the model of this name is loaded at start.
+    pub fn includes(&self, name: &str) -> bool {
+        match self {
+            Self::All => true,
+            Self::None => false,
+            Self::Names(names) => names.contains(name),
+        }
+    }
+}
+
+// === impl ModelSettings ===
+
+impl Default for ModelSettings {
+    fn default() -> Self {
+        Self {
+            versions: VersionPolicy::Latest(1),
+            instances: None,
+            threads: None,
+            execution: Execution::Auto,
+            batching: Batching::default(),
+            warmup: true,
+            // Contract 01 section 2.2: what Triton reports.
+            platform: "onnxruntime_onnx".into(),
+        }
+    }
+}
+
+// === impl Batching ===
+
+impl Default for Batching {
+    fn default() -> Self {
+        let BatchPolicy { max_rows, max_delay, max_queue, .. } = BatchPolicy::default();
+        Self { enabled: None, max_rows, max_delay, max_queue }
+    }
+}
+
+impl Batching {
+    /// The policy for a model that batches or does not.
+    pub fn policy(&self, enabled: bool) -> BatchPolicy {
+        BatchPolicy { enabled, max_rows: self.max_rows, max_delay: self.max_delay, max_queue: self.max_queue }
+    }
+}
+
+// === impl VersionPolicy ===
+
+impl VersionPolicy {
+    /// Those of `found` that are served, ascending.
+    pub fn choose(&self, mut found: Vec<u64>) -> Vec<u64> {
+        found.sort_unstable();
+        match self {
+            Self::All => found,
+            Self::Latest(count) => found.split_off(found.len().saturating_sub(*count)),
+            Self::Only(wanted) => {
+                found.retain(|version| wanted.contains(version));
+                found
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_policy_chooses_versions_by_number() {
+        let found = || vec![10, 9, 2];
+        assert_eq!(VersionPolicy::Latest(1).choose(found()), [10]);
+        assert_eq!(VersionPolicy::Latest(9).choose(found()), [2, 9, 10]);
+        assert_eq!(VersionPolicy::All.choose(found()), [2, 9, 10]);
+        assert_eq!(VersionPolicy::Only(vec![9, 3]).choose(found()), [9]);
+    }
+}

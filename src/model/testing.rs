@@ -1,0 +1,76 @@
+//! What the tests of this module share: models over scripted back ends, and an opener of files that
+//! are scripts.
+//!
+//! A file's text says what becomes of it: `ok`, `slow`, `corrupt`, `panic`, `stream`, `extra`, `fails`.
+
+use super::Model;
+use crate::{
+    backend::{Backend, Open, OpenError, SessionSettings},
+    schedule::{
+        Scheduler,
+        testing::{self, Fault, Script},
+    },
+};
+use std::{
+    path::Path,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+pub(super) fn model(name: &str, version: &str) -> Arc<Model> {
+    let mut plan = testing::plan();
+    plan.key = Arc::new(crate::call::ModelKey { name: name.into(), version: version.into() });
+    finish(plan, &Script::default())
+}
+
+pub(super) fn scripted(script: &Script) -> Arc<Model> {
+    finish(testing::plan_of(script), script)
+}
+
+fn finish(plan: crate::schedule::Plan, script: &Script) -> Arc<Model> {
+    let backend = testing::backend(script);
+    Arc::new(Model {
+        key: Arc::clone(&plan.key),
+        signature: Arc::clone(&plan.signature),
+        platform: "test".into(),
+        decoupled: backend.is_decoupled(),
+        scheduler: Scheduler::on_threads(plan, vec![backend]).unwrap(),
+    })
+}
+
+/// Opens files that say what to do.
+#[derive(Debug, Default)]
+pub(super) struct Opener {
+    pub(super) opened: AtomicUsize,
+}
+
+impl Open for Opener {
+    fn open(&self, path: &Path, _: &SessionSettings) -> Result<Box<dyn Backend>, OpenError> {
+        let script = Script::default();
+        match &*std::fs::read_to_string(path).unwrap() {
+            "ok" => {}
+            "slow" => script.take(Duration::from_millis(2)),
+            "stream" => script.set(Fault::Stream(1)),
+            "extra" => script.set(Fault::ExtraRow),
+            "fails" => script.fail_on(0.0),
+            "panic" => script.set(Fault::Panic),
+            other => return Err(OpenError(format!("not a model: {other}"))),
+        }
+        self.opened.fetch_add(1, Ordering::Relaxed);
+        Ok(testing::backend(&script))
+    }
+}
+
+/// A repository of models on disk, `(path, content)` each.
+pub(super) fn directory(files: &[(&str, &str)]) -> tempfile::TempDir {
+    let directory = tempfile::tempdir().unwrap();
+    for (path, content) in files {
+        let path = directory.path().join(path);
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(path, content).unwrap();
+    }
+    directory
+}

@@ -1,0 +1,439 @@
+//! Threads that each own one instance, and the one queue that feeds them.
+//!
+//! All lanes push into the same queue, so batches form across lanes. A lock guards it, held for the
+//! time of a decision and never during a run; the threads know no runtime and await nothing.
+//! A panic costs the instance, not the thread: the thread makes itself another one.
+
+use super::{BatchQueue, Job, Plan, QUEUE_FULL, Verdict, run, run::Ran};
+use crate::{backend::Backend, error::Error};
+use std::{
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::{
+        Arc, Condvar, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+/// First and longest pause between two attempts to make an instance after a panic.
+const RETRY: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(30));
+
+/// The inference threads of one version of one model.
+#[derive(Debug)]
+pub(super) struct Pool {
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    plan: Arc<Plan>,
+    state: Mutex<State>,
+    /// Told when there is a job, and when the pool closes. Only threads that can take a job wait
+    /// for it: another one could swallow the wake-up that was meant for them.
+    work: Condvar,
+    /// Told when a thread has ended, and when the pool closes.
+    ended: Condvar,
+    /// Sound instances; read by probes without the lock.
+    alive: AtomicUsize,
+}
+
+#[derive(Debug)]
+struct State {
+    queue: BatchQueue,
+    closed: bool,
+    threads: usize,
+    /// Threads started so far; names them.
+    started: usize,
+    /// Threads that wait for work, and wake-ups on their way to them: waking is a system call, so
+    /// it is done only where somebody sleeps who has not been woken yet.
+    asleep: usize,
+    woken: usize,
+}
+
+// === impl Pool ===
+
+impl Pool {
+    pub(super) fn new(plan: Arc<Plan>) -> Self {
+        let queue = BatchQueue::new(plan.policy);
+        let state = State { queue, closed: false, threads: 0, started: 0, asleep: 0, woken: 0 };
+        let shared = Shared {
+            plan,
+            state: Mutex::new(state),
+            work: Condvar::new(),
+            ended: Condvar::new(),
+            alive: AtomicUsize::new(0),
+        };
+        Self { shared: Arc::new(shared) }
+    }
+
+    /// Gives `instance` a thread of its own.
+    pub(super) fn adopt(&self, instance: Box<dyn Backend>) -> Result<(), Error> {
+        let number = {
+            let mut state = self.shared.lock();
+            state.threads += 1;
+            state.started += 1;
+            state.started - 1
+        };
+        let shared = Arc::clone(&self.shared);
+        shared.alive.fetch_add(1, Ordering::AcqRel);
+        let name = format!("infer-{}-{number}", shared.plan.key.name);
+        let spawned = std::thread::Builder::new().name(name).spawn(move || {
+            shared.serve(instance);
+            shared.lock().threads -= 1;
+            shared.ended.notify_all();
+        });
+        spawned.map(drop).map_err(|error| {
+            self.shared.lock().threads -= 1;
+            self.shared.alive.fetch_sub(1, Ordering::AcqRel);
+            Error::internal(format!("no thread for an instance: {error}"))
+        })
+    }
+
+    pub(super) fn submit(&self, job: Job) -> Result<(), Error> {
+        self.offer(job).map_err(|(_, error)| error)
+    }
+
+    /// Takes over a job that somebody else had accepted; answers it if that cannot be.
+    pub(super) fn take_over(&self, job: Job) {
+        if let Err((job, error)) = self.offer(job) {
+            job.fail(error);
+        }
+    }
+
+    fn offer(&self, job: Job) -> Result<(), (Job, Error)> {
+        let shared = &*self.shared;
+        let wake = {
+            let mut state = shared.lock();
+            if state.closed {
+                return Err((job, shared.plan.not_ready("unloading")));
+            }
+            // Asked under the lock: whoever loses the last instance then empties the queue under it.
+            if !self.is_ready() {
+                return Err((job, shared.plan.not_ready("failed")));
+            }
+            let before = state.queue.len();
+            let pushed = state.queue.push(job);
+            // Not simply one more: pushing may drop abandoned jobs.
+            shared.plan.metrics.queue_changed(delta(before, state.queue.len()));
+            if let Err(job) = pushed {
+                return Err((job, QUEUE_FULL));
+            }
+            let wake = state.asleep > state.woken;
+            state.woken += usize::from(wake);
+            wake
+        };
+        if wake {
+            shared.work.notify_one();
+        }
+        Ok(())
+    }
+
+    pub(super) fn is_ready(&self) -> bool {
+        self.shared.alive.load(Ordering::Acquire) > 0
+    }
+
+    pub(super) fn close(&self) {
+        self.shared.lock().closed = true;
+        self.shared.work.notify_all();
+        self.shared.ended.notify_all();
+    }
+
+    pub(super) fn wait_closed(&self, deadline: Instant) -> bool {
+        let mut state = self.shared.lock();
+        while state.threads > 0 {
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return false;
+            }
+            (state, _) = self.shared.ended.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner);
+        }
+        true
+    }
+}
+
+// === impl Shared ===
+
+impl Shared {
+    /// A poisoned lock is taken all the same: no code that can panic in a way that leaves the
+    /// queue half-changed runs under it, and refusing every later call would be worse.
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The life of one thread.
+    fn serve(&self, instance: Box<dyn Backend>) {
+        let mut instance = Some(instance);
+        while let Some(backend) = &mut instance {
+            let Some(jobs) = self.next_batch() else { break };
+            if self.run(&mut **backend, jobs) == Ran::Panicked {
+                self.lose();
+                dispose(instance.take());
+                instance = self.reopen();
+            }
+        }
+        if instance.is_some() {
+            self.lose();
+        }
+        dispose(instance);
+    }
+
+    fn run(&self, backend: &mut dyn Backend, mut jobs: Vec<Job>) -> Ran {
+        let ran = if backend.is_decoupled() {
+            let mut streams = jobs.drain(..);
+            let mut ran = Ran::Sound(Duration::ZERO);
+            for job in streams.by_ref() {
+                ran = run::stream(backend, job, &self.plan);
+                if ran == Ran::Panicked {
+                    break;
+                }
+            }
+            streams.for_each(|job| job.fail(self.plan.not_ready("failed")));
+            ran
+        } else {
+            run::run(backend, &mut jobs, &self.plan)
+        };
+        self.lock().queue.recycle(jobs);
+        ran
+    }
+
+    /// Waits for a batch; `None` when the pool is closed and empty.
+    fn next_batch(&self) -> Option<Vec<Job>> {
+        let mut state = self.lock();
+        loop {
+            let now = Instant::now();
+            let before = state.queue.len();
+            let mut verdict = state.queue.next(now, 1);
+            if let (Verdict::Wait(Some(due)), true) = (&verdict, state.closed) {
+                // Nobody will join this batch any more.
+                verdict = state.queue.next(*due, 1);
+            }
+            self.plan.metrics.queue_changed(delta(before, state.queue.len()));
+            let due = match verdict {
+                Verdict::Run(jobs) => return Some(jobs),
+                Verdict::Wait(due) => due,
+            };
+            if state.closed && state.queue.is_empty() {
+                return None;
+            }
+            state.asleep += 1;
+            state = match due {
+                Some(due) => {
+                    let left = due.saturating_duration_since(now);
+                    self.work.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0
+                }
+                None => self.work.wait(state).unwrap_or_else(PoisonError::into_inner),
+            };
+            state.asleep -= 1;
+            state.woken = state.woken.saturating_sub(1);
+        }
+    }
+
+    /// One sound instance less. With the last one goes everybody who waits for it.
+    fn lose(&self) {
+        if self.alive.fetch_sub(1, Ordering::AcqRel) > 1 {
+            return;
+        }
+        let mut state = self.lock();
+        let lost: Vec<_> = state.queue.drain().collect();
+        drop(state);
+        self.plan.metrics.queue_changed(delta(lost.len(), 0));
+        lost.into_iter().for_each(|job| job.fail(self.plan.not_ready("failed")));
+    }
+
+    /// Makes another instance after a panic, trying until it succeeds or the pool closes.
+    fn reopen(&self) -> Option<Box<dyn Backend>> {
+        let mut pause = RETRY.0;
+        loop {
+            match reopen(&self.plan) {
+                Ok(instance) => {
+                    self.alive.fetch_add(1, Ordering::AcqRel);
+                    return Some(instance);
+                }
+                Err(error) => tracing::error!(model = %self.plan.key, error, "instance not rebuilt"),
+            }
+            let until = Instant::now() + pause;
+            let mut state = self.lock();
+            while !state.closed && Instant::now() < until {
+                let left = until.saturating_duration_since(Instant::now());
+                state = self.ended.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
+            }
+            if state.closed {
+                return None;
+            }
+            pause = (pause * 2).min(RETRY.1);
+        }
+    }
+}
+
+/// Opens one more instance; a panic of the opener is an error like any other.
+pub(super) fn reopen(plan: &Plan) -> Result<Box<dyn Backend>, String> {
+    match catch_unwind(AssertUnwindSafe(|| (plan.reopen)())) {
+        Ok(Ok(instance)) => Ok(instance),
+        Ok(Err(error)) => Err(error.to_string()),
+        Err(_) => Err("opening the model panicked".to_owned()),
+    }
+}
+
+/// Drops an instance, broken ones too: what panicked once may panic again.
+pub(super) fn dispose(instance: Option<Box<dyn Backend>>) {
+    let _ = catch_unwind(AssertUnwindSafe(|| drop(instance)));
+}
+
+/// The change of a queue's length, for its gauge.
+pub(super) fn delta(before: usize, after: usize) -> i64 {
+    let signed = |n: usize| i64::try_from(n).unwrap_or(i64::MAX);
+    signed(after) - signed(before)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::schedule::testing::{self, Fault, Script};
+
+    fn pool(script: &Script) -> Pool {
+        let pool = Pool::new(Arc::new(testing::plan_of(script)));
+        pool.adopt(testing::backend(script)).unwrap();
+        pool
+    }
+
+    #[test]
+    fn a_job_is_run_and_answered() {
+        let script = Script::default();
+        let pool = pool(&script);
+        let (job, receiver) = testing::job(2, 3.0);
+        pool.submit(job).unwrap();
+        let answer = receiver.blocking_recv().unwrap().unwrap();
+        assert_eq!(testing::mark(&answer.outputs[0].tensor), 6.0);
+    }
+
+    #[test]
+    fn jobs_that_come_during_a_run_become_one_batch() {
+        let script = Script::default();
+        let pool = pool(&script);
+        let gate = script.close_gate();
+        let (first, _first) = testing::job(1, 0.0);
+        pool.submit(first).unwrap();
+        script.wait_for_runs(1);
+        let receivers: Vec<_> = (0..5)
+            .map(|mark| {
+                let (job, receiver) = testing::job(1, mark as f32);
+                pool.submit(job).unwrap();
+                receiver
+            })
+            .collect();
+        drop(gate);
+        for receiver in receivers {
+            receiver.blocking_recv().unwrap().unwrap();
+        }
+        assert_eq!(script.batches(), [1, 5]);
+    }
+
+    #[test]
+    fn a_full_queue_is_overload() {
+        let script = Script::default();
+        let pool = pool(&script);
+        let gate = script.close_gate();
+        let (first, _first) = testing::job(1, 0.0);
+        pool.submit(first).unwrap();
+        script.wait_for_runs(1);
+        let waiting: Vec<_> = (0..testing::MAX_QUEUE)
+            .map(|_| {
+                let (job, receiver) = testing::job(1, 0.0);
+                pool.submit(job).unwrap();
+                receiver
+            })
+            .collect();
+        let (job, _receiver) = testing::job(1, 0.0);
+        assert!(matches!(pool.submit(job), Err(Error::Overloaded { what: "queue of the model" })));
+        drop(gate);
+        drop(waiting);
+    }
+
+    #[test]
+    fn after_a_panic_another_instance_takes_over() {
+        let script = Script::default();
+        let pool = pool(&script);
+        script.set(Fault::Panic);
+        let (job, receiver) = testing::job(1, 0.0);
+        pool.submit(job).unwrap();
+        assert!(matches!(receiver.blocking_recv().unwrap(), Err(Error::Internal(_))));
+        script.set(Fault::None);
+        // Rebuilding takes a moment, in which the model is not ready.
+        let answer = loop {
+            let (job, receiver) = testing::job(1, 1.0);
+            match pool.submit(job) {
+                Ok(()) => break receiver.blocking_recv().unwrap(),
+                Err(error) => assert!(matches!(error, Error::ModelNotReady { .. })),
+            }
+        };
+        assert!(answer.is_ok() || matches!(answer, Err(Error::ModelNotReady { .. })));
+        assert_eq!(script.opened(), 2);
+    }
+
+    #[test]
+    fn closing_runs_what_is_queued_and_ends_the_threads() {
+        let script = Script::default();
+        let pool = pool(&script);
+        let gate = script.close_gate();
+        let receivers: Vec<_> = (0..3)
+            .map(|_| {
+                let (job, receiver) = testing::job(1, 0.0);
+                pool.submit(job).unwrap();
+                receiver
+            })
+            .collect();
+        pool.close();
+        let (job, _receiver) = testing::job(1, 0.0);
+        assert!(matches!(pool.submit(job), Err(Error::ModelNotReady { state: "unloading", .. })));
+        drop(gate);
+        for receiver in receivers {
+            assert!(receiver.blocking_recv().unwrap().is_ok());
+        }
+        assert!(pool.wait_closed(Instant::now() + Duration::from_secs(10)));
+        assert!(!pool.is_ready());
+    }
+
+    #[test]
+    fn a_stream_is_sent_piece_by_piece_and_ends() {
+        let script = Script::default();
+        script.set(Fault::Stream(5));
+        let pool = pool(&script);
+        // Room for one piece and the end: the thread waits for its reader.
+        let (job, mut receiver) = testing::stream_job(2);
+        pool.submit(job).unwrap();
+        let mut pieces = 0;
+        while let Some(piece) = receiver.blocking_recv() {
+            piece.unwrap();
+            pieces += 1;
+        }
+        assert_eq!(pieces, 5);
+    }
+
+    #[test]
+    fn a_stream_that_is_cut_off_says_so_even_if_nobody_read_it() {
+        let script = Script::default();
+        script.set(Fault::Stream(usize::MAX));
+        let pool = pool(&script);
+        let (mut job, mut receiver) = testing::stream_job(2);
+        job.deadline = Instant::now() + Duration::from_millis(20);
+        pool.submit(job).unwrap();
+        pool.close();
+        assert!(pool.wait_closed(Instant::now() + Duration::from_secs(10)));
+        assert!(receiver.blocking_recv().unwrap().is_ok());
+        assert!(matches!(receiver.blocking_recv(), Some(Err(Error::DeadlineExceeded { .. }))));
+        assert!(receiver.blocking_recv().is_none());
+    }
+
+    #[test]
+    fn a_dropped_stream_stops_its_run() {
+        let script = Script::default();
+        script.set(Fault::Stream(usize::MAX));
+        let pool = pool(&script);
+        let (job, mut receiver) = testing::stream_job(2);
+        pool.submit(job).unwrap();
+        receiver.blocking_recv().unwrap().unwrap();
+        drop(receiver);
+        pool.close();
+        assert!(pool.wait_closed(Instant::now() + Duration::from_secs(10)));
+    }
+}

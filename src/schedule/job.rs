@@ -1,0 +1,138 @@
+//! A job: a call's work in the scheduler, and the way back to its caller.
+//!
+//! Dropping is cancelling: a caller that has gone is noticed by its closed channel and nobody needs
+//! to tell the scheduler. A job knows no model and no wire; its outputs are named by the signature.
+
+use crate::{
+    call::{Chunk, Facts, InferResponse, NamedTensor, Timing},
+    error::Error,
+    tensor::Tensor,
+};
+use std::{fmt, sync::Arc, time::Instant};
+use tokio::sync::{mpsc, oneshot};
+
+/// A call's work, checked against the signature of the model that runs it.
+#[derive(Debug)]
+pub struct Job {
+    /// Inputs in the signature's order.
+    pub inputs: Vec<Tensor>,
+    /// How many rows it brings to a batch; 1 where the model does not batch.
+    pub rows: usize,
+    /// When its answer is of no use any more.
+    pub deadline: Instant,
+    /// When it was submitted.
+    pub queued: Instant,
+    /// Where the answer goes.
+    pub reply: ReplyTo,
+    /// Hears how far the call has come.
+    pub facts: Arc<Facts>,
+}
+
+/// What a run yields for one job.
+#[derive(Debug)]
+pub struct Answer {
+    /// All outputs, named, in the order of the signature.
+    pub outputs: Vec<NamedTensor>,
+    /// How long the job waited and its batch ran.
+    pub timing: Timing,
+}
+
+/// Makes a response of the outputs of one step of a stream.
+pub type Frame = Box<dyn Fn(Vec<NamedTensor>, Timing) -> InferResponse + Send>;
+
+/// Where the answer of a job goes.
+pub enum ReplyTo {
+    /// One answer.
+    Once(oneshot::Sender<Result<Answer, Error>>),
+    /// Any number of answers; the end is told by dropping the sender.
+    Stream {
+        /// The caller's stream; empty when the job is submitted, with room for at least two
+        /// items: one place is kept for an error at the end.
+        sender: mpsc::Sender<Result<Chunk, Error>>,
+        /// Makes a chunk of each step's outputs.
+        frame: Frame,
+    },
+}
+
+// === impl Job ===
+
+impl Job {
+    /// True once the caller has dropped its end. Nobody needs to tell us.
+    pub fn is_abandoned(&self) -> bool {
+        match &self.reply {
+            ReplyTo::Once(sender) => sender.is_closed(),
+            ReplyTo::Stream { sender, .. } => sender.is_closed(),
+        }
+    }
+
+    /// True if rows of both may lie in one batch: the types and inner dimensions of all inputs agree.
+    pub fn is_compatible(&self, other: &Self) -> bool {
+        self.inputs.len() == other.inputs.len()
+            && self.inputs.iter().zip(&other.inputs).all(|(a, b)| {
+                a.dtype() == b.dtype()
+                    && a.shape().rank() == b.shape().rank()
+                    && a.shape().dims().get(1..) == b.shape().dims().get(1..)
+            })
+    }
+
+    /// Answers with the outputs of a whole run.
+    pub fn succeed(self, outputs: Vec<NamedTensor>, timing: Timing) {
+        match self.reply {
+            // A caller that has gone does not want to know; both sends then fail, and that is fine.
+            ReplyTo::Once(sender) => drop(sender.send(Ok(Answer { outputs, timing }))),
+            ReplyTo::Stream { sender, frame } => {
+                let _ = self.facts.timing.set(timing);
+                drop(sender.try_send(Ok(Chunk::Tensors(frame(outputs, timing)))));
+            }
+        }
+    }
+
+    /// Answers with an error. A stream whose channel is full ends without it: its reader is
+    /// stalled, and its deadline or its front-end says so.
+    pub fn fail(self, error: Error) {
+        match self.reply {
+            ReplyTo::Once(sender) => drop(sender.send(Err(error))),
+            ReplyTo::Stream { sender, .. } => drop(sender.try_send(Err(error))),
+        }
+    }
+}
+
+// === impl ReplyTo ===
+
+impl fmt::Debug for ReplyTo {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Once(_) => "Once",
+            Self::Stream { .. } => "Stream",
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::schedule::testing;
+
+    #[test]
+    fn dropping_the_receiver_abandons_the_job() {
+        let (job, receiver) = testing::job(1, 0.0);
+        assert!(!job.is_abandoned());
+        drop(receiver);
+        assert!(job.is_abandoned());
+    }
+
+    #[test]
+    fn jobs_of_other_inner_shapes_are_not_compatible() {
+        let (one, _a) = testing::job(1, 0.0);
+        let (more, _b) = testing::job(7, 0.0);
+        assert!(one.is_compatible(&more));
+        let (mut wide, _c) = testing::job(1, 0.0);
+        wide.inputs = vec![testing::tensor(1, 5, 0.0)];
+        assert!(!one.is_compatible(&wide));
+    }
+
+    #[test]
+    fn a_job_stays_small_enough_to_be_moved() {
+        assert!(size_of::<Job>() <= 128, "{}", size_of::<Job>());
+    }
+}

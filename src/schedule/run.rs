@@ -1,0 +1,296 @@
+//! One batch through one instance: gather, run, cut apart, answer.
+//!
+//! The same code runs on inference threads and on lanes; it does not know which.
+
+use super::{Job, Plan, ReplyTo};
+use crate::{
+    backend::Backend,
+    call::{Chunk, NamedTensor, Timing},
+    error::{Error, Stage},
+    tensor::{Tensor, batch},
+};
+use bytes::Bytes;
+use smallvec::SmallVec;
+use std::{
+    ops::ControlFlow,
+    panic::{AssertUnwindSafe, catch_unwind},
+    time::{Duration, Instant},
+};
+use tokio::sync::mpsc::error::TrySendError;
+
+/// An output below this many bytes is shared whatever the size of a row: a copy would be an
+/// allocation of about the same weight as what it keeps from being pinned.
+const SHARE_BELOW: usize = 4096;
+
+/// How long a stream that finds its channel full waits before it looks again.
+const STEP: Duration = Duration::from_millis(1);
+
+/// How a batch went.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Ran {
+    /// All jobs were answered; the instance is sound. The run took this long.
+    Sound(Duration),
+    /// All jobs were answered; the back end panicked and its instance must not be used again.
+    Panicked,
+}
+
+/// Runs `jobs` as one batch and answers each of them. Leaves the buffer empty.
+pub(super) fn run(backend: &mut dyn Backend, jobs: &mut Vec<Job>, plan: &Plan) -> Ran {
+    let started = Instant::now();
+    let mut rows = 0;
+    for job in jobs.iter() {
+        job.facts.reach(Stage::Running);
+        plan.metrics.waited(started.saturating_duration_since(job.queued));
+        rows += job.rows;
+    }
+    let result = catch_unwind(AssertUnwindSafe(|| match jobs.as_slice() {
+        [only] => backend.run(&only.inputs),
+        many => gather(many, plan).and_then(|inputs| backend.run(&inputs)),
+    }));
+    let took = started.elapsed();
+    let fits = |outputs: &[Tensor]| jobs.len() == 1 || outputs.iter().all(|output| output.rows() == rows);
+    match result {
+        Err(panic) => {
+            let error = panicked(plan, &*panic);
+            jobs.drain(..).for_each(|job| job.fail(error.clone()));
+            return Ran::Panicked;
+        }
+        Ok(Ok(outputs)) if outputs.len() != plan.signature.outputs.len() => {
+            plan.metrics.failed();
+            let error = Error::backend(format!(
+                "a run yielded {} outputs, expected {}",
+                outputs.len(),
+                plan.signature.outputs.len()
+            ));
+            jobs.drain(..).for_each(|job| job.fail(error.clone()));
+        }
+        Ok(Ok(outputs)) if fits(&outputs) => {
+            plan.metrics.ran(jobs.len(), rows, took);
+            answer(jobs, outputs, plan, started, took);
+        }
+        Ok(Err(error)) if jobs.len() == 1 => {
+            plan.metrics.failed();
+            jobs.drain(..).for_each(|job| job.fail(error.clone()));
+        }
+        // One caller's bad values must not fail the calls that happened to run with it, and outputs
+        // whose rows are not those of the batch cannot be cut apart: each job runs alone.
+        Ok(_) => {
+            if run_alone(backend, jobs, plan) == Ran::Panicked {
+                return Ran::Panicked;
+            }
+        }
+    }
+    Ran::Sound(took)
+}
+
+/// Runs one job of a decoupled back end and sends each of its answers.
+///
+/// One place of the channel is kept for the end: a stream that is cut off must be able to say so
+/// however slow its reader is, or it would look complete.
+pub(super) fn stream(backend: &mut dyn Backend, job: Job, plan: &Plan) -> Ran {
+    let Job { inputs, rows, deadline, queued, reply, facts } = job;
+    let (sender, frame) = match reply {
+        ReplyTo::Stream { sender, frame } => (sender, frame),
+        ReplyTo::Once(sender) => {
+            drop(sender.send(Err(Error::internal("a decoupled model was asked for one answer"))));
+            return Ran::Sound(Duration::ZERO);
+        }
+    };
+    let Ok(last) = sender.clone().try_reserve_owned() else { return Ran::Sound(Duration::ZERO) };
+    let started = Instant::now();
+    let queue = started.saturating_duration_since(queued);
+    facts.reach(Stage::Running);
+    plan.metrics.waited(queue);
+    let mut late = false;
+    let mut emit = |outputs: Vec<Tensor>| {
+        facts.reach(Stage::Streaming);
+        let timing = Timing { queue, compute: started.elapsed() };
+        let mut item = Ok(Chunk::Tensors(frame(named(plan, outputs), timing)));
+        loop {
+            late = Instant::now() >= deadline;
+            if late {
+                return ControlFlow::Break(());
+            }
+            match sender.try_send(item) {
+                Ok(()) => return ControlFlow::Continue(()),
+                Err(TrySendError::Closed(_)) => return ControlFlow::Break(()),
+                Err(TrySendError::Full(back)) => item = back,
+            }
+            std::thread::park_timeout(STEP);
+        }
+    };
+    let result = catch_unwind(AssertUnwindSafe(|| backend.stream(&inputs, &mut emit)));
+    let took = started.elapsed();
+    let _ = facts.timing.set(Timing { queue, compute: took });
+    let (ran, error) = match result {
+        Err(panic) => (Ran::Panicked, Some(panicked(plan, &*panic))),
+        Ok(Err(error)) => {
+            plan.metrics.failed();
+            (Ran::Sound(took), Some(error))
+        }
+        Ok(Ok(())) => {
+            plan.metrics.ran(1, rows, took);
+            (Ran::Sound(took), late.then_some(Error::DeadlineExceeded { stage: Stage::Streaming }))
+        }
+    };
+    if let Some(error) = error {
+        last.send(Err(error));
+    }
+    ran
+}
+
+fn run_alone(backend: &mut dyn Backend, jobs: &mut Vec<Job>, plan: &Plan) -> Ran {
+    let mut waiting = jobs.drain(..);
+    let mut one = Vec::with_capacity(1);
+    while let Some(job) = waiting.next() {
+        one.push(job);
+        if run(backend, &mut one, plan) == Ran::Panicked {
+            let error = Error::internal("the instance panicked on another job of the batch");
+            waiting.for_each(|job| job.fail(error.clone()));
+            return Ran::Panicked;
+        }
+    }
+    Ran::Sound(Duration::ZERO)
+}
+
+/// Logs a panic, counts it, and says what its jobs are answered with.
+fn panicked(plan: &Plan, panic: &(dyn std::any::Any + Send)) -> Error {
+    let text = panic.downcast_ref::<&str>().copied().or_else(|| panic.downcast_ref::<String>().map(String::as_str));
+    let text = text.unwrap_or("a panic without a message");
+    tracing::error!(model = %plan.key, panic = text, "back end panicked");
+    plan.metrics.failed();
+    Error::internal(format!("back end panicked: {text}"))
+}
+
+fn gather(jobs: &[Job], plan: &Plan) -> Result<SmallVec<[Tensor; 4]>, Error> {
+    (0..plan.signature.inputs.len())
+        .map(|index| {
+            let parts = jobs
+                .iter()
+                .map(|job| job.inputs.get(index).ok_or_else(|| Error::internal("a job without all its inputs")))
+                .collect::<Result<SmallVec<[&Tensor; 64]>, Error>>()?;
+            batch::gather(&parts)
+        })
+        .collect()
+}
+
+fn answer(jobs: &mut Vec<Job>, outputs: Vec<Tensor>, plan: &Plan, started: Instant, took: Duration) {
+    let timing = |job: &Job| Timing { queue: started.saturating_duration_since(job.queued), compute: took };
+    if jobs.len() == 1 {
+        if let Some(job) = jobs.pop() {
+            let timing = timing(&job);
+            job.succeed(named(plan, outputs), timing);
+        }
+        return;
+    }
+    let mut from = 0;
+    for job in jobs.drain(..) {
+        let range = from..from + job.rows;
+        from = range.end;
+        let part = outputs
+            .iter()
+            .zip(&plan.signature.outputs)
+            .map(|(output, spec)| Ok(NamedTensor { name: spec.name.clone(), tensor: cut(output, range.clone())? }))
+            .collect::<Result<Vec<_>, Error>>();
+        let timing = timing(&job);
+        match part {
+            Ok(part) => job.succeed(part, timing),
+            Err(error) => job.fail(error),
+        }
+    }
+}
+
+/// Rows of a batch's output. Small ones are copied: one row that is read slowly would otherwise
+/// pin the whole batch's memory (architecture section 9: smaller than an eighth of it).
+fn cut(output: &Tensor, range: std::ops::Range<usize>) -> Result<Tensor, Error> {
+    let part = batch::rows(output, range)?;
+    let whole = output.data().len();
+    if whole < SHARE_BELOW || part.data().len() >= whole / 8 {
+        return Ok(part);
+    }
+    let copy = Bytes::copy_from_slice(part.data());
+    Tensor::new(part.dtype(), part.shape().clone(), copy).map_err(|error| Error::internal(error.to_string()))
+}
+
+fn named(plan: &Plan, outputs: Vec<Tensor>) -> Vec<NamedTensor> {
+    let specs = plan.signature.outputs.iter();
+    specs.zip(outputs).map(|(spec, tensor)| NamedTensor { name: spec.name.clone(), tensor }).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::schedule::testing::{self, Fault, Script};
+
+    fn run_jobs(script: &Script, rows: &[usize]) -> (Ran, Vec<testing::Receiver>) {
+        let plan = testing::plan();
+        let mut backend = testing::backend(script);
+        let mut receivers = Vec::new();
+        let mut jobs = Vec::new();
+        for (mark, rows) in rows.iter().enumerate() {
+            let (job, receiver) = testing::job(*rows, mark as f32 + 1.0);
+            jobs.push(job);
+            receivers.push(receiver);
+        }
+        let ran = run(&mut *backend, &mut jobs, &plan);
+        assert!(jobs.is_empty());
+        (ran, receivers)
+    }
+
+    #[test]
+    fn each_job_gets_its_own_rows_of_the_batch() {
+        let script = Script::default();
+        let (ran, receivers) = run_jobs(&script, &[1, 3, 2]);
+        assert!(matches!(ran, Ran::Sound(_)));
+        assert_eq!(script.batches(), [6]);
+        for (mut receiver, (rows, mark)) in receivers.into_iter().zip([(1, 1.0), (3, 2.0), (2, 3.0)]) {
+            let answer = receiver.try_recv().unwrap().unwrap();
+            assert_eq!(&*answer.outputs[0].name, "y");
+            assert_eq!(answer.outputs[0].tensor.shape().dims(), [rows, 4]);
+            assert_eq!(testing::mark(&answer.outputs[0].tensor), mark * 2.0);
+        }
+    }
+
+    #[test]
+    fn one_bad_job_does_not_fail_its_batch() {
+        let script = Script::default();
+        script.fail_on(2.0);
+        let (ran, mut receivers) = run_jobs(&script, &[1, 1, 1]);
+        assert!(matches!(ran, Ran::Sound(_)));
+        assert_eq!(script.batches(), [3, 1, 1, 1]);
+        assert!(receivers[0].try_recv().unwrap().is_ok());
+        assert!(matches!(receivers[1].try_recv().unwrap(), Err(Error::Backend(_))));
+        assert!(receivers[2].try_recv().unwrap().is_ok());
+    }
+
+    #[test]
+    fn outputs_that_do_not_follow_the_rows_are_never_cut_apart() {
+        let script = Script::default();
+        script.set(Fault::ExtraRow);
+        let (_, mut receivers) = run_jobs(&script, &[1, 1]);
+        assert_eq!(script.batches(), [2, 1, 1]);
+        let answer = receivers[1].try_recv().unwrap().unwrap();
+        assert_eq!(testing::mark(&answer.outputs[0].tensor), 4.0);
+    }
+
+    #[test]
+    fn a_panic_answers_the_whole_batch_as_internal() {
+        let script = Script::default();
+        script.set(Fault::Panic);
+        let (ran, receivers) = run_jobs(&script, &[1, 1]);
+        assert_eq!(ran, Ran::Panicked);
+        for mut receiver in receivers {
+            assert!(matches!(receiver.try_recv().unwrap(), Err(Error::Internal(_))));
+        }
+    }
+
+    #[test]
+    fn a_small_part_of_a_large_output_is_a_copy() {
+        let large = testing::tensor(64, 64, 1.0);
+        let shares = |part: &Tensor| large.data().as_ptr_range().contains(&part.data().as_ptr());
+        assert!(!shares(&cut(&large, 3..4).unwrap()));
+        assert!(shares(&cut(&large, 0..8).unwrap()));
+        let small = testing::tensor(64, 1, 1.0);
+        assert!(small.data().as_ptr_range().contains(&cut(&small, 3..4).unwrap().data().as_ptr()));
+    }
+}

@@ -1,0 +1,234 @@
+//! What the tests of this module share: jobs, and a back end that does as a script says.
+//!
+//! Its model takes `x` and yields `y`, both FP32 `[-1, 4]`, with `y = 2x`.
+
+pub(crate) use super::Answer;
+use super::{BatchPolicy, Job, Plan, ReplyTo};
+use crate::{
+    backend::Backend,
+    call::{Chunk, InferResponse, ModelKey},
+    error::Error,
+    telemetry::metrics::Metrics,
+    tensor::{DataType, Signature, Tensor, TensorSpec},
+};
+use std::{
+    ops::ControlFlow,
+    sync::{Arc, Condvar, Mutex, MutexGuard},
+    time::{Duration, Instant},
+};
+use tokio::sync::{mpsc, oneshot};
+
+pub(crate) const MAX_QUEUE: usize = 64;
+
+pub(crate) type Receiver = oneshot::Receiver<Result<Answer, Error>>;
+
+/// What a scripted back end does wrong.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub(crate) enum Fault {
+    #[default]
+    None,
+    Panic,
+    /// One output row more than there are input rows, whenever there is more than one.
+    ExtraRow,
+    /// Decoupled: so many answers.
+    Stream(usize),
+}
+
+#[derive(Debug, Default)]
+struct Acts {
+    fault: Fault,
+    fail_on: Option<f32>,
+    batches: Vec<usize>,
+    opened: usize,
+    closed: bool,
+    took: Duration,
+}
+
+/// Tells the back ends that were made with it what to do, and hears what they did.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Script {
+    acts: Arc<(Mutex<Acts>, Condvar)>,
+    spare: Arc<Mutex<Option<Script>>>,
+}
+
+/// While it lives, runs wait.
+pub(crate) struct Gate(Script);
+
+impl Drop for Gate {
+    fn drop(&mut self) {
+        self.0.acts().closed = false;
+        self.0.acts.1.notify_all();
+    }
+}
+
+impl Script {
+    fn acts(&self) -> MutexGuard<'_, Acts> {
+        self.acts.0.lock().unwrap()
+    }
+
+    pub(crate) fn set(&self, fault: Fault) {
+        self.acts().fault = fault;
+    }
+
+    /// Fails every run with this mark among its rows.
+    pub(crate) fn fail_on(&self, mark: f32) {
+        self.acts().fail_on = Some(mark);
+    }
+
+    /// Every run takes this long.
+    pub(crate) fn take(&self, took: Duration) {
+        self.acts().took = took;
+    }
+
+    /// Rows of every run so far.
+    pub(crate) fn batches(&self) -> Vec<usize> {
+        self.acts().batches.clone()
+    }
+
+    pub(crate) fn opened(&self) -> usize {
+        self.acts().opened
+    }
+
+    pub(crate) fn close_gate(&self) -> Gate {
+        self.acts().closed = true;
+        Gate(self.clone())
+    }
+
+    pub(crate) fn wait_for_runs(&self, runs: usize) {
+        let mut acts = self.acts();
+        while acts.batches.len() < runs {
+            acts = self.acts.1.wait(acts).unwrap();
+        }
+    }
+
+    /// The script of the instance that a turn model has on a thread.
+    pub(crate) fn spare(&self) -> Script {
+        self.spare.lock().unwrap().get_or_insert_default().clone()
+    }
+}
+
+#[derive(Debug)]
+struct Scripted {
+    script: Script,
+    signature: Arc<Signature>,
+    decoupled: bool,
+}
+
+impl Backend for Scripted {
+    fn signature(&self) -> &Arc<Signature> {
+        &self.signature
+    }
+
+    fn run(&mut self, inputs: &[Tensor]) -> Result<Vec<Tensor>, Error> {
+        let rows = inputs[0].rows();
+        let mut acts = self.script.acts();
+        acts.batches.push(rows);
+        self.script.acts.1.notify_all();
+        while acts.closed {
+            acts = self.script.acts.1.wait(acts).unwrap();
+        }
+        let (fault, fail_on, took) = (acts.fault, acts.fail_on, acts.took);
+        drop(acts);
+        let until = Instant::now() + took;
+        while Instant::now() < until {
+            std::thread::park_timeout(until - Instant::now());
+        }
+        assert!(fault != Fault::Panic, "as the script says");
+        let values: Vec<f32> =
+            inputs[0].data().chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().unwrap())).collect();
+        if values.iter().any(|value| Some(*value) == fail_on) {
+            return Err(Error::backend("as the script says"));
+        }
+        let mut values: Vec<f32> = values.iter().map(|value| value * 2.0).collect();
+        let extra = usize::from(fault == Fault::ExtraRow && rows > 1);
+        values.resize(values.len() + extra * 4, 0.0);
+        Ok(vec![Tensor::of(DataType::Fp32, [rows + extra, 4].into(), values).unwrap()])
+    }
+
+    fn is_decoupled(&self) -> bool {
+        self.decoupled
+    }
+
+    fn stream(&mut self, inputs: &[Tensor], emit: &mut dyn FnMut(Vec<Tensor>) -> ControlFlow<()>) -> Result<(), Error> {
+        let Fault::Stream(count) = self.script.acts().fault else { panic!("not decoupled") };
+        for _ in 0..count {
+            if emit(vec![inputs[0].clone()]).is_break() {
+                break;
+            }
+        }
+        Ok(())
+    }
+}
+
+pub(crate) fn backend(script: &Script) -> Box<dyn Backend> {
+    let decoupled = {
+        let mut acts = script.acts();
+        acts.opened += 1;
+        matches!(acts.fault, Fault::Stream(_))
+    };
+    Box::new(Scripted { script: script.clone(), signature: signature(), decoupled })
+}
+
+pub(crate) fn signature() -> Arc<Signature> {
+    let spec = |name: &str| TensorSpec { name: name.into(), dtype: Some(DataType::Fp32), dims: vec![None, Some(4)] };
+    Arc::new(Signature { inputs: vec![spec("x")], outputs: vec![spec("y")] })
+}
+
+pub(crate) fn plan() -> Plan {
+    plan_of(&Script::default())
+}
+
+pub(crate) fn plan_of(script: &Script) -> Plan {
+    let key = ModelKey { name: "double".into(), version: "1".into() };
+    let decoupled = matches!(script.acts().fault, Fault::Stream(_));
+    let script = script.clone();
+    Plan {
+        metrics: Metrics::new().model(&key),
+        key: Arc::new(key),
+        signature: signature(),
+        policy: BatchPolicy { enabled: !decoupled, max_queue: MAX_QUEUE, ..BatchPolicy::default() },
+        reopen: Arc::new(move || Ok(backend(&script))),
+    }
+}
+
+pub(crate) fn tensor(rows: usize, width: usize, mark: f32) -> Tensor {
+    Tensor::of(DataType::Fp32, [rows, width].into(), vec![mark; rows * width]).unwrap()
+}
+
+/// The first element.
+pub(crate) fn mark(tensor: &Tensor) -> f32 {
+    f32::from_le_bytes(tensor.data()[..4].try_into().unwrap())
+}
+
+pub(crate) fn job(rows: usize, mark: f32) -> (Job, Receiver) {
+    job_at(rows, mark, Instant::now(), Duration::from_secs(60))
+}
+
+pub(crate) fn job_at(rows: usize, mark: f32, now: Instant, patience: Duration) -> (Job, Receiver) {
+    let (sender, receiver) = oneshot::channel();
+    (job_to(rows, mark, now, patience, ReplyTo::Once(sender)), receiver)
+}
+
+pub(crate) fn stream_job(capacity: usize) -> (Job, mpsc::Receiver<Result<Chunk, Error>>) {
+    let (sender, receiver) = mpsc::channel(capacity);
+    let frame = Box::new(|outputs, timing| InferResponse {
+        model: Arc::new(ModelKey { name: "double".into(), version: "1".into() }),
+        client_id: None,
+        outputs,
+        parameters: Vec::new(),
+        timing,
+    });
+    let reply = ReplyTo::Stream { sender, frame };
+    (job_to(1, 1.0, Instant::now(), Duration::from_secs(60), reply), receiver)
+}
+
+fn job_to(rows: usize, mark: f32, now: Instant, patience: Duration, reply: ReplyTo) -> Job {
+    Job {
+        inputs: vec![tensor(rows, 4, mark)],
+        rows,
+        deadline: now + patience,
+        queued: now,
+        reply,
+        facts: Arc::default(),
+    }
+}

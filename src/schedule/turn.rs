@@ -1,0 +1,523 @@
+//! Small models on the lane itself: one batch per turn of its event loop.
+//!
+//! A lane enters once, on its own thread: [`Seat::enter`] makes the thread-local registry and gives
+//! the [`TurnTask`] to spawn. A submission puts its job into the registry and wakes that task. A
+//! single-threaded runtime runs its tasks first in, first out, so the turn task is polled after all
+//! the connections that had become ready before it: whatever they submitted runs as one batch, on
+//! this very thread, with no timer and no hand-over (architecture decision 9).
+//!
+//! What a lane must not run goes to the model's threads: jobs with more rows than the measured cap,
+//! jobs submitted from a thread that is no lane, jobs that come while this lane's instance is being
+//! rebuilt, and, once batches have been over their budget time after time, every job of the model.
+//!
+//! This file knows nothing of connections; the registry is the only state that is bound to a thread.
+
+use super::{
+    BatchPolicy, BatchQueue, Job, Plan, QUEUE_FULL, Verdict,
+    instance::{Pool, delta, dispose, reopen},
+    run::{self, Ran},
+};
+use crate::{backend::Backend, error::Error};
+use std::{
+    cell::RefCell,
+    marker::PhantomData,
+    pin::Pin,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
+    },
+    task::{Context, Poll, Waker},
+    time::{Duration, Instant},
+};
+use tokio::{
+    sync::{mpsc, oneshot},
+    time::{Sleep, timeout},
+};
+
+/// Batches over the budget, one after the other, after which a model moves to its threads.
+const OVERRUNS: u32 = 8;
+
+/// A batch this many times over the budget counts as half of [`OVERRUNS`]: a model whose run time
+/// depends on its input must not hold a lane eight times. One alone may be the system's pause.
+const GROSS: u32 = 50;
+
+/// Orders on their way to a lane.
+const ORDERS: usize = 16;
+
+/// How long a lane may take to accept an instance: it does so between two turns.
+const INSTALL: Duration = Duration::from_secs(10);
+
+/// Pauses between two attempts to rebuild an instance.
+const RETRY: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(30));
+
+thread_local! {
+    static LANE: RefCell<Option<Lane>> = const { RefCell::new(None) };
+}
+
+/// A handle to all lanes, for those who install models on them.
+#[derive(Clone, Debug)]
+pub struct Lanes(Arc<[mpsc::Sender<Order>]>);
+
+/// A lane's place in the handle, to be taken on the lane's own thread.
+#[derive(Debug)]
+pub struct Seat {
+    index: usize,
+    orders: mpsc::Receiver<Order>,
+}
+
+/// Keeps this thread a lane. Dropping it drops the lane's instances and answers what is queued with
+/// [`Error::ShuttingDown`]. Bound to its thread.
+#[derive(Debug)]
+pub struct LaneGuard(PhantomData<*const ()>);
+
+/// Runs what was submitted on this lane. To be spawned on the lane's runtime.
+#[derive(Debug)]
+pub struct TurnTask {
+    orders: Option<mpsc::Receiver<Order>>,
+    timer: Option<Pin<Box<Sleep>>>,
+}
+
+/// One version of one model on all lanes.
+#[derive(Debug)]
+pub(super) struct Turn {
+    id: u64,
+    plan: Arc<Plan>,
+    pool: Arc<Pool>,
+    lanes: Lanes,
+    policy: BatchPolicy,
+    budget: Duration,
+    /// Sound instances on lanes.
+    alive: AtomicUsize,
+    moved: AtomicBool,
+    closed: AtomicBool,
+}
+
+#[derive(Debug)]
+enum Order {
+    /// Own this instance; a second one for the same model replaces a lost one.
+    Install { turn: Arc<Turn>, instance: Box<dyn Backend>, done: Option<oneshot::Sender<()>> },
+    /// Let go of what was closed or has moved.
+    Sweep,
+}
+
+/// What belongs to this thread.
+#[derive(Debug)]
+struct Lane {
+    index: usize,
+    /// Sorted by id; ids only grow, so a new one goes to the end.
+    entries: Vec<Entry>,
+    /// Where the next pass begins, so that a busy model does not keep others waiting.
+    cursor: usize,
+    waker: Option<Waker>,
+    woken: bool,
+}
+
+#[derive(Debug)]
+struct Entry {
+    turn: Arc<Turn>,
+    queue: BatchQueue,
+    /// Absent while it is being rebuilt, and during a run.
+    instance: Option<Box<dyn Backend>>,
+    overruns: u32,
+}
+
+/// What is left to do after a pass.
+#[derive(Clone, Copy, Debug, Default)]
+struct Left {
+    /// There is more to run: come back after the connections had their turn.
+    more: bool,
+    /// Look again then.
+    due: Option<Instant>,
+}
+
+// === impl Lanes ===
+
+impl Lanes {
+    /// A handle to `count` lanes, and a seat for each of them.
+    pub fn new(count: usize) -> (Self, Vec<Seat>) {
+        let (senders, seats): (Vec<_>, Vec<_>) = (0..count)
+            .map(|index| {
+                let (sender, orders) = mpsc::channel(ORDERS);
+                (sender, Seat { index, orders })
+            })
+            .unzip();
+        (Self(senders.into()), seats)
+    }
+
+    /// How many lanes there are.
+    pub fn count(&self) -> usize {
+        self.0.len()
+    }
+
+    /// Hands each lane its instance and waits until all have accepted.
+    pub(super) async fn install(&self, turn: &Arc<Turn>, instances: Vec<Box<dyn Backend>>) -> Result<(), Error> {
+        if instances.len() != self.count() {
+            return Err(Error::internal(format!("{} instances for {} lanes", instances.len(), self.count())));
+        }
+        let silent = || Error::internal("a lane accepts no instance");
+        let mut accepted = Vec::with_capacity(instances.len());
+        for (lane, instance) in self.0.iter().zip(instances) {
+            let (done, receiver) = oneshot::channel();
+            let order = Order::Install { turn: Arc::clone(turn), instance, done: Some(done) };
+            timeout(INSTALL, lane.send(order)).await.map_err(|_| silent())?.map_err(|_| silent())?;
+            accepted.push(receiver);
+        }
+        for receiver in accepted {
+            timeout(INSTALL, receiver).await.map_err(|_| silent())?.map_err(|_| silent())?;
+        }
+        Ok(())
+    }
+
+    /// Tells all lanes to look what they may let go of.
+    fn sweep(&self) {
+        for lane in self.0.iter() {
+            // A full channel is as good: the lane sweeps after each batch of orders.
+            drop(lane.try_send(Order::Sweep));
+        }
+    }
+}
+
+// === impl Seat ===
+
+impl Seat {
+    /// Makes this thread a lane. Spawn the task on this thread's runtime and keep the guard for as
+    /// long as the runtime lives.
+    ///
+    /// A thread has one lane: entering again replaces the first.
+    pub fn enter(self) -> (LaneGuard, TurnTask) {
+        let lane = Lane { index: self.index, entries: Vec::new(), cursor: 0, waker: None, woken: false };
+        let before = LANE.replace(Some(lane));
+        drop(before);
+        (LaneGuard(PhantomData), TurnTask { orders: Some(self.orders), timer: None })
+    }
+}
+
+impl Drop for LaneGuard {
+    fn drop(&mut self) {
+        // Taken out first: answering a job may wake tasks, which must not find the registry borrowed.
+        let Some(lane) = LANE.take() else { return };
+        for mut entry in lane.entries {
+            entry.queue.drain().for_each(|job| job.fail(Error::ShuttingDown));
+            if entry.instance.is_some() {
+                entry.turn.alive.fetch_sub(1, Ordering::AcqRel);
+            }
+        }
+    }
+}
+
+// === impl Turn ===
+
+impl Turn {
+    pub(super) fn new(
+        plan: &Arc<Plan>,
+        pool: &Arc<Pool>,
+        lanes: &Lanes,
+        policy: BatchPolicy,
+        budget: Duration,
+    ) -> Arc<Self> {
+        static IDS: AtomicU64 = AtomicU64::new(0);
+        Arc::new(Self {
+            id: IDS.fetch_add(1, Ordering::Relaxed),
+            plan: Arc::clone(plan),
+            pool: Arc::clone(pool),
+            lanes: lanes.clone(),
+            policy,
+            budget,
+            alive: AtomicUsize::new(0),
+            moved: AtomicBool::new(false),
+            closed: AtomicBool::new(false),
+        })
+    }
+
+    pub(super) fn submit(&self, job: Job) -> Result<(), Error> {
+        let too_large = self.policy.enabled && job.rows > self.policy.max_rows;
+        if too_large || self.has_moved() {
+            return self.pool.submit(job);
+        }
+        let elsewhere = LANE.with_borrow_mut(|lane| {
+            let entry = lane.as_mut().and_then(|lane| lane.entry(self.id));
+            let Some(entry) = entry.filter(|entry| entry.instance.is_some()) else { return Ok(Some(job)) };
+            let before = entry.queue.len();
+            let pushed = entry.queue.push(job);
+            self.plan.metrics.queue_changed(delta(before, entry.queue.len()));
+            pushed.map_err(|_| QUEUE_FULL)?;
+            if let Some(lane) = lane {
+                lane.wake();
+            }
+            Ok(None)
+        })?;
+        elsewhere.map_or(Ok(()), |job| self.pool.submit(job))
+    }
+
+    pub(super) fn has_moved(&self) -> bool {
+        self.moved.load(Ordering::Acquire)
+    }
+
+    pub(super) fn is_ready(&self) -> bool {
+        self.alive.load(Ordering::Acquire) > 0
+    }
+
+    pub(super) fn close(&self) {
+        if !self.closed.swap(true, Ordering::AcqRel) {
+            self.lanes.sweep();
+        }
+    }
+
+    /// From now on, everything on threads.
+    fn move_to_threads(&self) {
+        if !self.moved.swap(true, Ordering::AcqRel) {
+            tracing::warn!(model = %self.plan.key, budget = ?self.budget, "batches over the turn budget, moved to threads");
+            self.lanes.sweep();
+        }
+    }
+}
+
+// === impl Lane ===
+
+impl Lane {
+    fn entry(&mut self, id: u64) -> Option<&mut Entry> {
+        let index = self.entries.binary_search_by_key(&id, |entry| entry.turn.id).ok()?;
+        self.entries.get_mut(index)
+    }
+
+    /// Wakes the turn task, once per turn.
+    fn wake(&mut self) {
+        if !self.woken {
+            self.woken = true;
+            if let Some(waker) = &self.waker {
+                waker.wake_by_ref();
+            }
+        }
+    }
+
+    fn install(&mut self, turn: Arc<Turn>, instance: Box<dyn Backend>) {
+        turn.alive.fetch_add(1, Ordering::AcqRel);
+        match self.entries.binary_search_by_key(&turn.id, |entry| entry.turn.id) {
+            Ok(index) => {
+                if let Some(lost) = self.entries[index].instance.replace(instance) {
+                    turn.alive.fetch_sub(1, Ordering::AcqRel);
+                    reap(lost);
+                }
+            }
+            Err(index) => {
+                let queue = BatchQueue::new(turn.policy);
+                self.entries.insert(index, Entry { turn, queue, instance: Some(instance), overruns: 0 });
+            }
+        }
+    }
+
+    /// Takes out the entries of models that were closed or have moved.
+    fn sweep(&mut self) -> Vec<Entry> {
+        let goes = |entry: &mut Entry| entry.turn.has_moved() || entry.turn.closed.load(Ordering::Acquire);
+        self.entries.extract_if(.., goes).collect()
+    }
+}
+
+// === impl Entry ===
+
+impl Entry {
+    /// Lets go of a closed or moved model: its jobs go to the threads, and so does its instance if
+    /// the model is still wanted.
+    fn leave(mut self) {
+        let jobs = self.queue.len();
+        self.turn.plan.metrics.queue_changed(delta(jobs, 0));
+        self.queue.drain().for_each(|job| self.turn.pool.take_over(job));
+        let Some(instance) = self.instance.take() else { return };
+        self.turn.alive.fetch_sub(1, Ordering::AcqRel);
+        reap(instance);
+    }
+
+    /// Counts a batch that took `took`; true if the model has no place on a lane any more.
+    fn overran(&mut self, took: Duration) -> bool {
+        let budget = self.turn.budget;
+        match took {
+            took if took <= budget => self.overruns = 0,
+            took if took <= budget * GROSS => self.overruns += 1,
+            _ => self.overruns += OVERRUNS / 2,
+        }
+        self.overruns >= OVERRUNS
+    }
+}
+
+/// Drops an instance on a thread of its own: freeing a session can take long.
+fn reap(instance: Box<dyn Backend>) {
+    let name = String::from("reaper");
+    // If there is no thread to be had, the instance was dropped with the closure, here: slow, not wrong.
+    drop(std::thread::Builder::new().name(name).spawn(move || dispose(Some(instance))));
+}
+
+/// Replaces an instance that panicked, off the lane, and gives the new one to the lane.
+fn rebuild(turn: Arc<Turn>, lane: usize, broken: Box<dyn Backend>) {
+    let name = format!("rebuild-{}", turn.plan.key.name);
+    let spawned = std::thread::Builder::new().name(name).spawn(move || {
+        dispose(Some(broken));
+        let mut pause = RETRY.0;
+        while !turn.closed.load(Ordering::Acquire) && !turn.has_moved() {
+            match reopen(&turn.plan) {
+                Ok(instance) => {
+                    if let Some(lane) = turn.lanes.0.get(lane) {
+                        let order = Order::Install { turn: Arc::clone(&turn), instance, done: None };
+                        // Fails only if the lane is gone, and then nobody wants it.
+                        drop(lane.blocking_send(order));
+                    }
+                    return;
+                }
+                Err(error) => tracing::error!(model = %turn.plan.key, error, "instance not rebuilt"),
+            }
+            std::thread::park_timeout(pause);
+            pause = (pause * 2).min(RETRY.1);
+        }
+    });
+    if let Err(error) = spawned {
+        // The model's threads serve this lane's calls from now on.
+        tracing::error!(%error, "no thread to rebuild an instance");
+    }
+}
+
+// === impl TurnTask ===
+
+impl Future for TurnTask {
+    type Output = ();
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        let this = &mut *self;
+        if !this.begin(cx) {
+            return Poll::Ready(());
+        }
+        this.obey(cx);
+        let left = pass();
+        if left.more {
+            // Behind the connections that were just answered: sockets are looked at in between.
+            LANE.with_borrow_mut(|lane| lane.as_mut().map(Lane::wake));
+        }
+        this.arm(left.due, cx);
+        Poll::Pending
+    }
+}
+
+impl TurnTask {
+    /// False if this thread is no lane (any more).
+    fn begin(&mut self, cx: &mut Context<'_>) -> bool {
+        LANE.with_borrow_mut(|lane| {
+            let Some(lane) = lane else { return false };
+            lane.woken = false;
+            if !lane.waker.as_ref().is_some_and(|waker| waker.will_wake(cx.waker())) {
+                lane.waker = Some(cx.waker().clone());
+            }
+            true
+        })
+    }
+
+    /// Carries out what the loader ordered since the last turn.
+    fn obey(&mut self, cx: &mut Context<'_>) {
+        let mut obeyed = false;
+        while let Some(orders) = &mut self.orders {
+            match orders.poll_recv(cx) {
+                Poll::Pending => break,
+                // All handles are gone: nothing is ever ordered again.
+                Poll::Ready(None) => self.orders = None,
+                Poll::Ready(Some(order)) => {
+                    obeyed = true;
+                    if let Order::Install { turn, instance, done } = order {
+                        LANE.with_borrow_mut(|lane| lane.as_mut().map(|lane| lane.install(turn, instance)));
+                        // A loader that no longer waits has closed the model, and a sweep follows.
+                        done.map(|done| done.send(()).ok());
+                    }
+                }
+            }
+        }
+        if obeyed {
+            let gone = LANE.with_borrow_mut(|lane| lane.as_mut().map(Lane::sweep)).unwrap_or_default();
+            gone.into_iter().for_each(Entry::leave);
+        }
+    }
+
+    fn arm(&mut self, due: Option<Instant>, cx: &mut Context<'_>) {
+        let Some(due) = due else { return self.timer = None };
+        let due = tokio::time::Instant::from_std(due);
+        let timer = self.timer.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(due)));
+        timer.as_mut().reset(due);
+        if timer.as_mut().poll(cx).is_ready() {
+            cx.waker().wake_by_ref();
+        }
+    }
+}
+
+/// Runs what is queued, model after model, one batch each, until all have had their turn or the
+/// budget is spent.
+fn pass() -> Left {
+    let mut left = Left::default();
+    let started = Instant::now();
+    let (count, first) =
+        LANE.with_borrow(|lane| lane.as_ref().map_or((0, 0), |lane| (lane.entries.len(), lane.cursor)));
+    for step in 0..count {
+        let index = (first + step) % count;
+        // The registry is not borrowed during the run: a back end or a waker may do anything.
+        let Some((turn, mut instance, mut jobs)) = take(index, &mut left) else { continue };
+        let before = Instant::now();
+        let ran = run::run(&mut *instance, &mut jobs, &turn.plan);
+        put_back(index, turn, instance, jobs, ran, &mut left);
+        if before.duration_since(started) + before.elapsed() >= BUDGET_OF_PASS && step + 1 < count {
+            LANE.with_borrow_mut(|lane| lane.as_mut().map(|lane| lane.cursor = index + 1));
+            left.more = true;
+            break;
+        }
+    }
+    left
+}
+
+/// What one pass over all models may take before sockets are looked at again; the default of
+/// `runtime.turn.budget`, as each single batch is held to its own.
+const BUDGET_OF_PASS: Duration = Duration::from_micros(200);
+
+type Taken = (Arc<Turn>, Box<dyn Backend>, Vec<Job>);
+
+fn take(index: usize, left: &mut Left) -> Option<Taken> {
+    LANE.with_borrow_mut(|lane| {
+        let entry = lane.as_mut()?.entries.get_mut(index)?;
+        if entry.queue.is_empty() || entry.instance.is_none() {
+            return None;
+        }
+        let before = entry.queue.len();
+        let verdict = entry.queue.next(Instant::now(), 1);
+        entry.turn.plan.metrics.queue_changed(delta(before, entry.queue.len()));
+        match verdict {
+            Verdict::Run(jobs) => Some((Arc::clone(&entry.turn), entry.instance.take()?, jobs)),
+            Verdict::Wait(due) => {
+                left.due = [left.due, due].into_iter().flatten().min();
+                None
+            }
+        }
+    })
+}
+
+fn put_back(index: usize, turn: Arc<Turn>, instance: Box<dyn Backend>, jobs: Vec<Job>, ran: Ran, left: &mut Left) {
+    let gone = LANE.with_borrow_mut(|lane| {
+        let Some(lane) = lane else { return None };
+        let number = lane.index;
+        let entry = lane.entries.get_mut(index)?;
+        entry.queue.recycle(jobs);
+        match ran {
+            Ran::Sound(took) => {
+                entry.instance = Some(instance);
+                left.more |= !entry.queue.is_empty();
+                entry.overran(took).then(|| turn.move_to_threads());
+                None
+            }
+            Ran::Panicked => {
+                turn.alive.fetch_sub(1, Ordering::AcqRel);
+                let jobs: Vec<_> = entry.queue.drain().collect();
+                Some((number, turn, instance, jobs))
+            }
+        }
+    });
+    if let Some((number, turn, instance, jobs)) = gone {
+        turn.plan.metrics.queue_changed(delta(jobs.len(), 0));
+        jobs.into_iter().for_each(|job| turn.pool.take_over(job));
+        rebuild(turn, number, instance);
+    }
+}
+
+#[cfg(test)]
+#[path = "turn_tests.rs"]
+mod tests;

@@ -1,0 +1,134 @@
+#!/usr/bin/env python3
+"""Makes the tiny models that tests and benches run.
+
+    python3 -m venv /tmp/models && /tmp/models/bin/pip install numpy==2.4.6 onnx==1.23.2
+    /tmp/models/bin/python tests/models/make.py
+
+`good/` is a repository (NAME/VERSION/model.onnx) of models that work:
+
+    echo_<type>    what goes in comes out, [-1]; one for each datatype of V2
+    mlp_4_16_3     the small model of the benches, [-1,4] -> [-1,3]
+    scalar         no dimensions at all: twice the number that goes in
+    fixed          [1,4] -> [1,4], no free axis, so nothing can be batched
+    two_by_two     two inputs of two types, two outputs: their sum and their difference
+    nonzero        [-1] -> [1,-1], as many columns as there are elements that are not zero: maybe none
+    constant       outputs that no input changes: a weight, and what a node makes of it
+    float8         an element type that V2 cannot name
+    passthrough    its output is its input, by the same name
+    sequence       an output that is no tensor
+    external_data  its weights lie in a file beside it
+
+`bad/` is a repository of models that must be refused:
+
+    external_escape, external_absolute   weights outside the model's own folder
+    corrupt, empty, text                 no ONNX at all
+    unknown_operator                     ONNX that no runtime can run
+"""
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+HERE = Path(__file__).resolve().parent
+
+TYPES = {
+    "bool": TensorProto.BOOL, "uint8": TensorProto.UINT8, "uint16": TensorProto.UINT16, "uint32": TensorProto.UINT32,
+    "uint64": TensorProto.UINT64, "int8": TensorProto.INT8, "int16": TensorProto.INT16, "int32": TensorProto.INT32,
+    "int64": TensorProto.INT64, "fp16": TensorProto.FLOAT16, "bf16": TensorProto.BFLOAT16, "fp32": TensorProto.FLOAT,
+    "fp64": TensorProto.DOUBLE, "bytes": TensorProto.STRING,
+}
+
+
+def value(name, kind, shape):
+    return helper.make_tensor_value_info(name, kind, shape)
+
+
+def model(name, nodes, inputs, outputs, weights=()):
+    graph = helper.make_graph(nodes, name, inputs, outputs, list(weights))
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 19)], ir_version=9, producer_name="sluicegate")
+
+
+def folder(kind, name):
+    path = HERE / kind / name / "1"
+    path.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+def good(name, *arguments):
+    (folder("good", name) / "model.onnx").write_bytes(model(name, *arguments).SerializeToString())
+
+
+def external(location, length):
+    """A model whose only weight is said to lie in the file `location`."""
+    weight = TensorProto(name="weight", data_type=TensorProto.FLOAT, dims=[4], data_location=TensorProto.EXTERNAL)
+    for key, text in (("location", location), ("offset", "0"), ("length", str(length))):
+        weight.external_data.add(key=key, value=text)
+    nodes = [helper.make_node("Add", ["x", "weight"], ["y"])]
+    ends = [value("x", TensorProto.FLOAT, ["rows", 4])], [value("y", TensorProto.FLOAT, ["rows", 4])]
+    return model("external_data", nodes, *ends, [weight]).SerializeToString()
+
+
+def main():
+    for name, kind in TYPES.items():
+        nodes = [helper.make_node("Identity", ["x"], ["y"])]
+        good(f"echo_{name}", nodes, [value("x", kind, ["rows"])], [value("y", kind, ["rows"])])
+
+    random = np.random.default_rng(7)
+    sizes = [("w0", (4, 16)), ("b0", (16,)), ("w1", (16, 3)), ("b1", (3,))]
+    weights = [numpy_helper.from_array(random.standard_normal(size).astype(np.float32), name) for name, size in sizes]
+    nodes = [
+        helper.make_node("Gemm", ["x", "w0", "b0"], ["h"]),
+        helper.make_node("Relu", ["h"], ["r"]),
+        helper.make_node("Gemm", ["r", "w1", "b1"], ["y"]),
+    ]
+    fp32 = TensorProto.FLOAT
+    good("mlp_4_16_3", nodes, [value("x", fp32, ["rows", 4])], [value("y", fp32, ["rows", 3])], weights)
+
+    double = [helper.make_node("Add", ["x", "x"], ["y"])]
+    good("scalar", double, [value("x", fp32, [])], [value("y", fp32, [])])
+    good("fixed", double, [value("x", fp32, [1, 4])], [value("y", fp32, [1, 4])])
+
+    nodes = [
+        helper.make_node("Cast", ["b"], ["c"], to=fp32),
+        helper.make_node("Add", ["a", "c"], ["sum"]),
+        helper.make_node("Sub", ["a", "c"], ["difference"]),
+    ]
+    inputs = [value("a", fp32, ["rows", 2]), value("b", TensorProto.INT32, ["rows", 2])]
+    good("two_by_two", nodes, inputs, [value("sum", fp32, ["rows", 2]), value("difference", fp32, ["rows", 2])])
+
+    nodes = [helper.make_node("NonZero", ["x"], ["y"])]
+    good("nonzero", nodes, [value("x", fp32, ["rows"])], [value("y", TensorProto.INT64, [1, "columns"])])
+
+    nodes = [helper.make_node("Cast", ["x"], ["y"], to=fp32)]
+    good("float8", nodes, [value("x", TensorProto.FLOAT8E4M3FN, ["rows"])], [value("y", fp32, ["rows"])])
+    good("passthrough", [], [value("x", fp32, ["rows"])], [value("x", fp32, ["rows"])])
+    nodes = [helper.make_node("SplitToSequence", ["x"], ["y"], axis=0)]
+    output = helper.make_tensor_sequence_value_info("y", fp32, None)
+    good("sequence", nodes, [value("x", fp32, ["rows"])], [output])
+
+    weight = numpy_helper.from_array(np.array([1, 2, 3], dtype=np.float32), "weight")
+    nodes = [helper.make_node("Identity", ["weight"], ["copy"])]
+    good("constant", nodes, [value("x", fp32, ["rows"])], [value(n, fp32, [3]) for n in ("weight", "copy")], [weight])
+
+    data = np.arange(1, 5, dtype=np.float32).tobytes()
+    path = folder("good", "external_data")
+    (path / "model.onnx").write_bytes(external("weights.bin", len(data)))
+    (path / "weights.bin").write_bytes(data)
+
+    path = folder("bad", "external_escape")
+    (path / "model.onnx").write_bytes(external("../secret.bin", len(data)))
+    # It is there and would fit: what refuses it must be the rule, not the lack of a file.
+    (path.parent / "secret.bin").write_bytes(data)
+    (folder("bad", "external_absolute") / "model.onnx").write_bytes(external("/etc/hostname", 4))
+    (folder("bad", "corrupt") / "model.onnx").write_bytes((HERE / "good/mlp_4_16_3/1/model.onnx").read_bytes()[:100])
+    (folder("bad", "empty") / "model.onnx").write_bytes(b"")
+    (folder("bad", "text") / "model.onnx").write_text("version https://git-lfs.github.com/spec/v1\n")
+    nodes = [helper.make_node("Frobnicate", ["x"], ["y"])]
+    ends = [value("x", fp32, ["rows"])], [value("y", fp32, ["rows"])]
+    (folder("bad", "unknown_operator") / "model.onnx").write_bytes(model("f", nodes, *ends).SerializeToString())
+
+
+if __name__ == "__main__":
+    main()
