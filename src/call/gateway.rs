@@ -46,7 +46,7 @@ impl Gateway {
     /// # Errors
     ///
     /// Whatever a layer or the back end answers.
-    pub fn call(&self, call: Inbound) -> impl Future<Output = Result<Reply, Error>> + Send + 'static + use<> {
+    pub fn call(&self, call: Inbound) -> BoxFuture<'static, Result<Reply, Error>> {
         self.0.dispatch(call)
     }
 }

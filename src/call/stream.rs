@@ -65,6 +65,19 @@ impl ReplyStream {
         }
     }
 
+    /// Looks at the deadline alone, for whoever may not take a piece now: the source is not polled.
+    ///
+    /// Ready with the error that ends the stream once the deadline has passed.
+    pub fn poll_late(&mut self, cx: &mut Context<'_>) -> Poll<Error> {
+        let late = !self.over && self.deadline.as_mut().is_some_and(|sleep| sleep.as_mut().poll(cx).is_ready());
+        if !late {
+            return Poll::Pending;
+        }
+        let error = Error::DeadlineExceeded { stage: Stage::Streaming };
+        self.finish(End::Failed(error.code()));
+        Poll::Ready(error)
+    }
+
     fn finish(&mut self, end: End) {
         self.over = true;
         self.source.close();

@@ -1,13 +1,194 @@
-//! WebSocket.
+//! WebSocket: the handshake, and the session that follows it (contract 06).
+//!
+//! The handshake is a call ("who am I?") before it is answered. Everything after `101` is a session of the duplex loop;
+//! nothing here knows what its messages mean.
 
-use super::{
-    Connection,
-    http::{Request, Response},
+mod codec;
+mod frames;
+mod link;
+mod offer;
+#[cfg(test)]
+mod tests;
+
+use self::{
+    codec::{Caller, Protocol},
+    link::Socket,
+    offer::{PROTOCOL, Protocols},
 };
+use super::{
+    Body, Connection, Phase, Settings,
+    duplex::{Beyond, Order, Rules, Session},
+    head,
+    http::{Request, Response},
+    rest,
+};
+use crate::{
+    call::{Call, Credentials, Head, Inspect, Intent, Operation, Pending, Surface},
+    error::Error,
+};
+use http::{
+    HeaderValue, Method, StatusCode,
+    header::{CONNECTION, SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_PROTOCOL, SEC_WEBSOCKET_VERSION, UPGRADE},
+};
+use hyper::upgrade::OnUpgrade;
+use hyper_util::rt::TokioIo;
 use std::sync::Arc;
 
-/// Answers one request of this surface.
-pub async fn serve(connection: Arc<Connection>, request: Request) -> Response {
-    let _ = (connection, request);
-    unimplemented!()
+/// Where the sockets are (contract 06 C).
+const PATH: &str = "/v1/ws";
+
+/// Answers one request of this surface: a request to upgrade, over HTTP/1.1.
+///
+/// A refusal is ordinary HTTP with problem details; only what a browser could not read as one comes after `101`.
+pub async fn serve(connection: Arc<Connection>, mut request: Request) -> Response {
+    let offer = match check(&connection, &request) {
+        Ok(offer) => offer,
+        Err(refusal) => return *refusal,
+    };
+    let id = head::call_id(request.headers());
+    let call_head = Head::new(id.clone(), Surface::WebSocket, Intent::Inspect, Arc::clone(&connection.peer));
+    let (sender, caller) = match who(&connection, call_head, &request, offer.protocols.token).await {
+        Ok(found) => found,
+        Err(error) => {
+            connection.observe(&error);
+            return rest::refuse(&request, &error);
+        }
+    };
+    let upgrade = hyper::upgrade::on(&mut request);
+    tokio::spawn(open(connection, sender, caller, upgrade));
+
+    let mut response = Response::new(Body::Empty);
+    *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
+    let headers = response.headers_mut();
+    headers.insert(CONNECTION, HeaderValue::from_static("Upgrade"));
+    headers.insert(UPGRADE, HeaderValue::from_static("websocket"));
+    headers.insert(SEC_WEBSOCKET_ACCEPT, offer.accept);
+    if offer.protocols.ours {
+        headers.insert(SEC_WEBSOCKET_PROTOCOL, HeaderValue::from_static(PROTOCOL));
+    }
+    headers.insert(head::REQUEST_ID, rest::id_value(&id));
+    response
+}
+
+/// A handshake that is sound.
+#[derive(Debug)]
+struct Offer {
+    accept: HeaderValue,
+    protocols: Protocols,
+}
+
+/// Refuses handshakes that are faulty whoever sends them (contract 06 A1).
+fn check(connection: &Connection, request: &Request) -> Result<Offer, Box<Response>> {
+    let refuse = |error: &Error| Box::new(rest::refuse(request, error));
+    let (path, headers) = (request.uri().path(), request.headers());
+    if path != PATH {
+        return Err(refuse(&Error::NoRoute(format!("no WebSocket at `{path}`, expected `{PATH}`").into())));
+    }
+    if let Err(error) = connection.gate() {
+        connection.frontend.metrics.refused("address");
+        return Err(refuse(&error));
+    }
+    if request.method() != Method::GET {
+        return Err(refuse(&Error::MethodNotAllowed { allow: "GET" }));
+    }
+    if !offer::is_version_13(headers) {
+        let mut response = refuse(&Error::invalid("`sec-websocket-version` is not 13, expected 13"));
+        *response.status_mut() = StatusCode::UPGRADE_REQUIRED;
+        response.headers_mut().insert(SEC_WEBSOCKET_VERSION, HeaderValue::from_static("13"));
+        return Err(response);
+    }
+    let Some(accept) = offer::accept(headers) else {
+        return Err(refuse(&Error::invalid("`sec-websocket-key` is not one key of 16 bytes in base64")));
+    };
+    let Ok(protocols) = offer::protocols(headers) else {
+        return Err(refuse(&Error::invalid(format!("no offered subprotocol is spoken here, expected `{PROTOCOL}`"))));
+    };
+    if !offer::is_origin_allowed(headers, &connection.peer, &connection.frontend.settings.websocket) {
+        connection.frontend.metrics.refused("origin");
+        return Err(refuse(&Error::Forbidden { action: "open a WebSocket from this origin" }));
+    }
+    if *connection.frontend.phase.borrow() != Phase::Serving {
+        return Err(refuse(&Error::ShuttingDown));
+    }
+    Ok(Offer { accept, protocols })
+}
+
+/// Asks the stack who is calling, by the first kind of credentials that is there (contract 06 C1).
+///
+/// # Errors
+///
+/// What the client can be told in HTTP.
+async fn who(
+    connection: &Connection,
+    head: Head,
+    request: &Request,
+    token: Option<Credentials>,
+) -> Result<(Credentials, Caller), Error> {
+    let settings = &connection.frontend.settings.websocket;
+    let ask = |sender: Credentials| {
+        let input = Pending::ready(Operation::Inspect(Inspect::Caller));
+        connection.frontend.gateway.call(Call { head, sender, input })
+    };
+    let claimed = head::credentials(request.headers());
+    if !matches!(claimed, Credentials::None) {
+        ask(claimed.clone()).await?;
+        return Ok((claimed, Caller::Proven));
+    }
+    if offer::has_ticket(request) {
+        return Err(Error::Unimplemented("tickets are not part of this version".into()));
+    }
+    if let Some(token) = token {
+        let found =
+            if settings.subprotocol_token { ask(token.clone()).await.map(drop) } else { Err(Error::Unauthenticated) };
+        return match found {
+            Ok(()) => Ok((token, Caller::Proven)),
+            // A browser cannot tell a refusal in HTTP from a broken network.
+            Err(error @ (Error::Unauthenticated | Error::Forbidden { .. })) => {
+                connection.observe(&error);
+                Ok((Credentials::None, Caller::Refused(error)))
+            }
+            Err(error) => Err(error),
+        };
+    }
+    match ask(Credentials::None).await {
+        Ok(_) => Ok((Credentials::None, Caller::Anonymous(Ok(())))),
+        // Its first message may say who it is.
+        Err(error @ (Error::Unauthenticated | Error::Forbidden { .. })) if settings.first_message => {
+            Ok((Credentials::None, Caller::Anonymous(Err(error))))
+        }
+        Err(error) => Err(error),
+    }
+}
+
+async fn open(connection: Arc<Connection>, sender: Credentials, caller: Caller, upgrade: OnUpgrade) {
+    let socket = match upgrade.await {
+        Ok(socket) => TokioIo::new(socket),
+        Err(error) => return tracing::debug!(%error, "a handshake was not completed"),
+    };
+    session(connection, sender, caller, socket).await;
+}
+
+/// Runs a session over a socket whose handshake is over.
+async fn session<S>(connection: Arc<Connection>, sender: Credentials, caller: Caller, socket: S)
+where
+    S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Send + Unpin,
+{
+    let settings = &connection.frontend.settings;
+    let rules = rules(settings);
+    let link = Socket::new(socket, settings).await;
+    let codec = Protocol::new(Arc::clone(&connection), caller);
+    Session::new(connection, rules, sender, codec, link).run().await;
+}
+
+fn rules(settings: &Settings) -> Rules {
+    Rules {
+        surface: Surface::WebSocket,
+        in_flight: settings.concurrency.per_socket,
+        beyond: Beyond::Refuse,
+        order: Order::Any,
+        send_messages: settings.websocket.send_messages,
+        send_bytes: settings.websocket.send_buffer,
+        write_stall: settings.timers.write_stall,
+        patient: false,
+    }
 }

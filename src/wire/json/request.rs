@@ -193,9 +193,11 @@ impl Partial {
             Dialect::V2 => (self.options.timeout, self.options.priority, self.options.binary.unwrap_or(false)),
             Dialect::Message => (self.timeout, self.priority, self.all_binary),
         };
-        // Only what differs from the default is worth a list.
+        // Only what differs from the default is worth a list. A message's default may be the session's, which is not
+        // known here.
+        let kept = |wish: &bool| *wish != binary || dialect == Dialect::Message;
         let single = self.outputs.iter().zip(&self.binary);
-        let single = single.filter_map(|(name, wish)| wish.filter(|wish| *wish != binary).map(|wish| (name, wish)));
+        let single = single.filter_map(|(name, wish)| wish.filter(kept).map(|wish| (name, wish)));
         let wishes = Wishes { binary, outputs: single.map(|(name, wish)| (Arc::clone(name), wish)).collect() };
         Ok(Request {
             model: self.model,

@@ -1,1 +1,0 @@
-//! THE loop of message-oriented surfaces.

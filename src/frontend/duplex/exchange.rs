@@ -1,0 +1,114 @@
+//! A call in flight, as a future that yields what becomes of it, piece by piece.
+
+use super::{Codec, Ticket};
+use crate::{
+    call::{Chunk, InferResponse, Reply, ReplyStream},
+    error::Error,
+};
+use futures_util::{Stream, future::BoxFuture};
+use std::{
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll, ready},
+};
+
+/// A call in flight. It is handed back with each event, to be polled again or dropped.
+pub(super) struct Exchange<C: Codec>(Option<Inner<C>>);
+
+struct Inner<C: Codec> {
+    tag: C::Tag,
+    serial: u64,
+    ticket: Arc<Ticket<C::Note>>,
+    doing: Doing,
+}
+
+enum Doing {
+    Asking(BoxFuture<'static, Result<Reply, Error>>),
+    Streaming(ReplyStream),
+    Nothing,
+}
+
+/// What became of a call.
+#[derive(Debug)]
+pub(super) enum Event {
+    /// It was answered whole.
+    Whole(InferResponse),
+    /// It is going to be answered in pieces.
+    Streams,
+    /// A piece.
+    Chunk(InferResponse),
+    /// There are no more pieces.
+    Over,
+    /// It failed.
+    Failed(Error),
+    /// It was taken back.
+    Dropped,
+}
+
+impl<C: Codec> Exchange<C> {
+    pub(super) fn new(
+        tag: C::Tag,
+        serial: u64,
+        ticket: Arc<Ticket<C::Note>>,
+        call: BoxFuture<'static, Result<Reply, Error>>,
+    ) -> Self {
+        Self(Some(Inner { tag, serial, ticket, doing: Doing::Asking(call) }))
+    }
+
+    /// The name of the call.
+    pub(super) fn tag(&self) -> Option<&C::Tag> {
+        self.0.as_ref().map(|inner| &inner.tag)
+    }
+
+    /// Tells this call from others that had the same name.
+    pub(super) fn serial(&self) -> Option<u64> {
+        self.0.as_ref().map(|inner| inner.serial)
+    }
+}
+
+impl<C: Codec> Inner<C> {
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Event> {
+        // Before any look at what may change meanwhile.
+        self.ticket.register(cx.waker());
+        if self.ticket.is_cancelled() {
+            self.doing = Doing::Nothing;
+            return Poll::Ready(Event::Dropped);
+        }
+        let event = match &mut self.doing {
+            Doing::Asking(call) => match ready!(call.as_mut().poll(cx)) {
+                Ok(Reply::Infer(response)) => Event::Whole(response),
+                Ok(Reply::Stream(stream)) => {
+                    self.doing = Doing::Streaming(stream);
+                    return Poll::Ready(Event::Streams);
+                }
+                Ok(Reply::Report(_)) => Event::Failed(Error::internal("a report answers an inference")),
+                Err(error) => Event::Failed(error),
+            },
+            // Without credit the producer is not polled; its deadline still is.
+            Doing::Streaming(stream) if !self.ticket.has_credit() => Event::Failed(ready!(stream.poll_late(cx))),
+            Doing::Streaming(stream) => match ready!(Pin::new(stream).poll_next(cx)) {
+                Some(Ok(Chunk::Tensors(response))) => {
+                    self.ticket.take_credit();
+                    return Poll::Ready(Event::Chunk(response));
+                }
+                Some(Err(error)) => Event::Failed(error),
+                None => Event::Over,
+            },
+            Doing::Nothing => Event::Dropped,
+        };
+        self.doing = Doing::Nothing;
+        Poll::Ready(event)
+    }
+}
+
+impl<C: Codec> Future for Exchange<C> {
+    type Output = (Self, Event);
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let event = match &mut self.0 {
+            Some(inner) => ready!(inner.poll(cx)),
+            None => Event::Dropped,
+        };
+        Poll::Ready((Self(self.0.take()), event))
+    }
+}

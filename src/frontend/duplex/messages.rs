@@ -1,0 +1,133 @@
+//! `sluicegate.v1` messages as calls: what WebSocket and NDJSON share.
+//!
+//! Knows how a message becomes a call and a reply a message; sessions and transports are their codecs' own.
+
+use super::{About, Ask, Credit, Opened, Ticket};
+use crate::{
+    call::{InferResponse, Operation, Pending},
+    error::Error,
+    frontend::{Connection, body::offload},
+    wire::{
+        Wishes,
+        message::{self, Encoded, Envelope, Frame},
+    },
+};
+use bytes::Bytes;
+use std::sync::{Arc, OnceLock};
+
+/// The `id` of a request.
+pub(in crate::frontend) type Tag = Arc<str>;
+/// How a request wants its outputs; set once it is decoded, unless it wants nothing.
+pub(in crate::frontend) type Note = OnceLock<Wishes>;
+
+/// Wishes of a request that has none.
+static PLAIN: Wishes = Wishes { binary: false, outputs: Vec::new() };
+
+/// Whether outputs may be raw bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::frontend) enum Binary {
+    /// If the request says so.
+    IfSaid,
+    /// Unless the request says otherwise.
+    Wanted,
+    /// They have no form here.
+    Never,
+}
+
+/// A message, in memory.
+#[derive(Clone, Debug)]
+pub(in crate::frontend) enum Body {
+    /// JSON.
+    Text(Bytes),
+    /// JSON, and raw tensors.
+    Binary(Frame),
+}
+
+impl Body {
+    /// The JSON.
+    pub(in crate::frontend) fn json(&self) -> &[u8] {
+        match self {
+            Self::Text(json) => json,
+            Self::Binary(frame) => &frame.json,
+        }
+    }
+
+    fn len(&self) -> usize {
+        match self {
+            Self::Text(json) => json.len(),
+            Self::Binary(frame) => frame.offset() + frame.tail.len(),
+        }
+    }
+}
+
+/// Makes a call of an `infer` message whose envelope is sound. `credit` is the session's first one, if it has one.
+pub(in crate::frontend) fn open(
+    connection: &Arc<Connection>,
+    tag: Tag,
+    envelope: &Envelope<'_>,
+    body: Body,
+    credit: Option<u32>,
+    binary: Binary,
+) -> Ask<Tag, Note> {
+    // A reply that comes whole is always allowed its one output.
+    let credit = envelope.credit.or(credit).filter(|_| envelope.stream).map_or(Credit::Unlimited, Credit::Chunks);
+    let binary = if binary == Binary::Wanted && envelope.binary_outputs.is_some() { Binary::IfSaid } else { binary };
+    let ticket = Ticket::new(Note::new(), credit);
+    let (connection, shared, size) = (Arc::clone(connection), Arc::clone(&ticket), body.len());
+    let input = Pending::new(async move {
+        offload(size, move || {
+            let settings = &connection.frontend.settings.wire;
+            let (json, tail) = match body {
+                Body::Text(json) => (json, None),
+                Body::Binary(frame) => {
+                    let offset = frame.offset();
+                    (frame.json, Some((frame.tail, offset)))
+                }
+            };
+            let wanted = (binary == Binary::Wanted).then_some(true);
+            let (request, wishes) = message::decode_infer(&json, tail, wanted, settings)?;
+            if wishes != PLAIN {
+                let any = wishes.binary || wishes.outputs.iter().any(|(_, binary)| *binary);
+                if any && binary == Binary::Never {
+                    return Err(Error::invalid("the request wants binary outputs, which a line cannot carry"));
+                }
+                // The first and only time: a body is decoded once.
+                let _ = shared.note.set(wishes);
+            }
+            Ok(Operation::Infer(request))
+        })
+        .await
+    });
+    Ask::Call(Opened {
+        tag,
+        ticket,
+        streams: envelope.stream,
+        credited: envelope.credit.is_some() && envelope.stream,
+        timeout: envelope.timeout,
+        size,
+        input,
+    })
+}
+
+/// Writes outputs of a call, held by the memory budget until they are sent.
+///
+/// # Errors
+///
+/// As [`message::output`]; [`Error::Overloaded`] if the memory budget has no room.
+pub(in crate::frontend) fn output(
+    connection: &Connection,
+    about: &About<'_, Tag, Note>,
+    last: bool,
+    response: &InferResponse,
+) -> Result<Encoded, Error> {
+    let frontend = &connection.frontend;
+    let wishes = about.note.get().unwrap_or(&PLAIN);
+    let encoded = message::output(about.tag, about.seq, last, response, wishes, &frontend.settings.wire)?;
+    match encoded {
+        Encoded::Text(json) => frontend.memory.hold(json).map(Encoded::Text),
+        Encoded::Binary(pieces) => {
+            let held: Result<_, _> = pieces.into_iter().map(|piece| frontend.memory.hold(piece)).collect();
+            held.map(Encoded::Binary)
+        }
+    }
+}

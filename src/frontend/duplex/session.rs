@@ -1,0 +1,591 @@
+//! The loop itself: one session, its calls in flight, and its end.
+
+use super::{
+    About, Ask, Beyond, Codec, Link, Opened, Order, Outbox, Received, Rules, Sending, State, Ticket, Why,
+    exchange::{Event, Exchange},
+    within,
+};
+use crate::{
+    call::{
+        Call, CallId, Credentials, Facts, Head, InferResponse, Inspect, Intent, Operation, Pending, Reply, Surface,
+    },
+    error::Error,
+    frontend::{Connection, Phase},
+    telemetry::metrics::Gauge,
+};
+use futures_util::{Stream, future::BoxFuture, stream::FuturesUnordered};
+use std::{
+    collections::{HashMap, VecDeque},
+    future::poll_fn,
+    mem,
+    pin::{Pin, pin},
+    sync::Arc,
+    task::{Context, Poll},
+    time::Duration,
+};
+use tokio::time::{Instant, Sleep, sleep_until};
+
+/// For the last words and the goodbye of the transport.
+const CLOSING: Duration = Duration::from_secs(5);
+/// Frames read, and events taken, before the other side has its turn.
+const BURST: usize = 32;
+/// Rounds of reading, running and writing before other tasks of the lane have their turn.
+const ROUNDS: usize = 16;
+/// When to look at the clock if nobody wants to.
+const FAR: Duration = Duration::from_secs(3600);
+
+/// One WebSocket, or one stream, from its opening to its end.
+pub(in crate::frontend) struct Session<C: Codec, L> {
+    connection: Arc<Connection>,
+    rules: Rules,
+    codec: C,
+    link: L,
+    sender: Credentials,
+    proving: Option<(Credentials, BoxFuture<'static, Result<Reply, Error>>)>,
+    running: FuturesUnordered<Exchange<C>>,
+    entries: HashMap<C::Tag, Entry<C>>,
+    /// Tags in the order of requests, where answers leave in that order.
+    order: VecDeque<(C::Tag, u64)>,
+    /// Calls in flight whose client said how many chunks it takes.
+    credited: usize,
+    serial: u64,
+    outbox: Outbox<C::Frame>,
+    /// When the peer last took something, while there is more.
+    stalled: Option<Instant>,
+    /// Since when the peer is listened to, if it is.
+    reading: Option<Instant>,
+    input_over: bool,
+    draining: bool,
+    life: Life,
+    _gauge: Gauge,
+}
+
+/// A call in flight.
+struct Entry<C: Codec> {
+    serial: u64,
+    ticket: Arc<Ticket<C::Note>>,
+    facts: Arc<Facts>,
+    streams: bool,
+    credited: bool,
+    seq: u64,
+    received: usize,
+    sent: u64,
+    /// The one chunk of a reply that must not be more.
+    only: Option<InferResponse>,
+    /// What happened before it was this call's turn.
+    held: Option<(Exchange<C>, Event)>,
+}
+
+enum Life {
+    Open,
+    /// Nothing new is taken; ends when nothing is in flight.
+    Finishing(Why),
+    /// The last words are said; until then at most.
+    Closing(Instant),
+}
+
+enum Step {
+    Over,
+    Phase { orphaned: bool },
+}
+
+impl<C, L> Session<C, L>
+where
+    C: Codec,
+    L: Link<Received = C::Received, Frame = C::Frame>,
+{
+    /// A session that speaks for `sender`.
+    pub(in crate::frontend) fn new(
+        connection: Arc<Connection>,
+        rules: Rules,
+        sender: Credentials,
+        codec: C,
+        link: L,
+    ) -> Self {
+        let gauge = connection.frontend.metrics.session_opened(rules.surface);
+        Self {
+            connection,
+            codec,
+            link,
+            sender,
+            proving: None,
+            running: FuturesUnordered::new(),
+            entries: HashMap::new(),
+            order: VecDeque::new(),
+            credited: 0,
+            serial: 0,
+            outbox: Outbox::new(rules.send_messages, rules.send_bytes),
+            stalled: None,
+            reading: None,
+            input_over: false,
+            draining: false,
+            life: Life::Open,
+            rules,
+            _gauge: gauge,
+        }
+    }
+
+    /// Runs until the session is over. Dropping it cancels its calls and says nothing.
+    pub(in crate::frontend) async fn run(mut self) {
+        let mut phase = self.connection.frontend.phase.clone();
+        // What was said before this session was there counts too.
+        phase.mark_changed();
+        let mut sleep = pin!(sleep_until(Instant::now() + FAR));
+        let mut orphaned = false;
+        loop {
+            let step = {
+                let mut changed = pin!(phase.changed());
+                poll_fn(|cx| {
+                    if !orphaned && let Poll::Ready(result) = changed.as_mut().poll(cx) {
+                        return Poll::Ready(Step::Phase { orphaned: result.is_err() });
+                    }
+                    self.poll(cx, sleep.as_mut()).map(|()| Step::Over)
+                })
+                .await
+            };
+            match step {
+                Step::Over => return,
+                Step::Phase { orphaned: true } => {
+                    // A process without a phase is on its way out too.
+                    orphaned = true;
+                    self.stop();
+                }
+                Step::Phase { orphaned: false } => {
+                    self.outbox.set_now(Instant::now());
+                    let phase = *phase.borrow_and_update();
+                    match phase {
+                        Phase::Serving => {}
+                        Phase::Draining { deadline } => self.drain(within(deadline)),
+                        Phase::Stopping => self.stop(),
+                    }
+                }
+            }
+        }
+    }
+
+    fn poll(&mut self, cx: &mut Context<'_>, mut sleep: Pin<&mut Sleep>) -> Poll<()> {
+        self.outbox.set_now(Instant::now());
+        for _ in 0..ROUNDS {
+            let mut moved = false;
+            if !self.is_closing() {
+                moved |= self.poll_proof(cx);
+                moved |= self.poll_input(cx);
+                moved |= self.poll_running(cx);
+                self.settle();
+            }
+            let waited = (self.outbox.is_full(), self.outbox.is_overfull());
+            match self.link.poll_send(cx, &mut self.outbox) {
+                Sending::Done => self.stalled = None,
+                Sending::Some => self.stalled = Some(self.outbox.now()),
+                Sending::Blocked => {
+                    self.stalled.get_or_insert(self.outbox.now());
+                }
+                Sending::Gone => return Poll::Ready(()),
+            }
+            for _ in 0..self.outbox.take_left() {
+                self.connection.frontend.metrics.message_sent(self.rules.surface);
+            }
+            moved |= waited != (self.outbox.is_full(), self.outbox.is_overfull());
+            if self.is_closing() && self.outbox.is_empty() && self.link.poll_shutdown(cx).is_ready() {
+                return Poll::Ready(());
+            }
+            if moved {
+                continue;
+            }
+            self.reading = if self.reads() { self.reading.or(Some(self.outbox.now())) } else { None };
+            match self.poll_timers(cx, sleep.as_mut()) {
+                Poll::Pending => return Poll::Pending,
+                Poll::Ready(true) => return Poll::Ready(()),
+                Poll::Ready(false) => {}
+            }
+        }
+        // There is more to do; the lane has other sessions.
+        cx.waker().wake_by_ref();
+        Poll::Pending
+    }
+
+    fn is_closing(&self) -> bool {
+        matches!(self.life, Life::Closing(_))
+    }
+
+    // --- reading ---
+
+    /// Whether the peer is listened to now.
+    fn reads(&self) -> bool {
+        let room =
+            self.entries.len() < self.rules.in_flight || self.rules.beyond == Beyond::Refuse || self.credited > 0;
+        !self.is_closing() && !self.input_over && self.proving.is_none() && room && !self.outbox.is_overfull()
+    }
+
+    fn poll_input(&mut self, cx: &mut Context<'_>) -> bool {
+        let mut moved = false;
+        for _ in 0..BURST {
+            if !self.reads() {
+                break;
+            }
+            let Poll::Ready(received) = self.link.poll_receive(cx) else { break };
+            moved = true;
+            match received {
+                Received::Frame(frame) => {
+                    self.connection.frontend.metrics.message_received(self.rules.surface);
+                    match self.codec.receive(frame, &mut self.outbox) {
+                        Ok(ask) => self.take(ask),
+                        Err(why) => self.fault(why),
+                    }
+                }
+                Received::Over => {
+                    self.input_over = true;
+                    self.finish(Why::Done);
+                }
+                Received::Closed => {
+                    self.outbox.clear();
+                    self.end(&Why::Gone);
+                }
+                Received::Fault(why) => self.fault(why),
+            }
+        }
+        moved
+    }
+
+    fn take(&mut self, ask: Ask<C::Tag, C::Note>) {
+        match ask {
+            Ask::Nothing => {}
+            Ask::Call(opened) => self.open(opened),
+            Ask::Refuse(tag, note, error) => {
+                if self.entries.contains_key(&tag) {
+                    self.duplicate(&tag);
+                } else {
+                    self.refuse(&tag, &note, &error);
+                }
+            }
+            Ask::Fail(tag, note, error) => {
+                let entry = self.entries.remove(&tag).map(|entry| self.forget(entry));
+                self.refuse(&tag, &note, &error);
+                if entry.is_some() {
+                    self.release();
+                }
+            }
+            Ask::Cancel(tag) => {
+                if let Some(entry) = self.entries.remove(&tag) {
+                    self.forget(entry);
+                    self.codec.cancelled(&tag, &mut self.outbox);
+                    self.release();
+                }
+            }
+            Ask::Credit(tag, add) => {
+                if let Some(entry) = self.entries.get(&tag) {
+                    entry.ticket.allow(add);
+                }
+            }
+            Ask::Prove(credentials) => {
+                let call = self.connection.frontend.gateway.call(Call {
+                    head: self.head(Intent::Inspect, None),
+                    sender: credentials.clone(),
+                    input: Pending::ready(Operation::Inspect(Inspect::Caller)),
+                });
+                self.proving = Some((credentials, call));
+            }
+            Ask::Finish(why) => self.finish(why),
+        }
+    }
+
+    fn head(&self, intent: Intent, timeout: Option<Duration>) -> Head {
+        Head::new(CallId::make(), self.rules.surface, intent, Arc::clone(&self.connection.peer)).with_timeout(timeout)
+    }
+
+    fn poll_proof(&mut self, cx: &mut Context<'_>) -> bool {
+        let Some((_, call)) = &mut self.proving else { return false };
+        let Poll::Ready(reply) = call.as_mut().poll(cx) else { return false };
+        let Some((credentials, _)) = self.proving.take() else { return false };
+        let result = reply.map(drop);
+        match &result {
+            Ok(()) => self.sender = credentials,
+            Err(error) => self.connection.observe(error),
+        }
+        if let Err(why) = self.codec.proved(result, &mut self.outbox) {
+            self.fault(why);
+        }
+        true
+    }
+
+    // --- calls ---
+
+    fn open(&mut self, opened: Opened<C::Tag, C::Note>) {
+        let Opened { tag, ticket, streams, credited, timeout, size, input } = opened;
+        if self.entries.contains_key(&tag) {
+            return self.duplicate(&tag);
+        }
+        if self.draining {
+            return self.refuse(&tag, &ticket.note, &Error::ShuttingDown);
+        }
+        if let Life::Finishing(_) = self.life {
+            return self.refuse(&tag, &ticket.note, &Error::invalid("a request after the client's goodbye"));
+        }
+        if self.entries.len() >= self.rules.in_flight {
+            return self.refuse(&tag, &ticket.note, &Error::Overloaded { what: "calls in flight of this session" });
+        }
+        self.serial += 1;
+        let serial = self.serial;
+        let head = self.head(Intent::Infer, timeout);
+        let entry = Entry {
+            serial,
+            ticket: Arc::clone(&ticket),
+            facts: Arc::clone(&head.facts),
+            streams,
+            credited,
+            seq: 0,
+            received: size,
+            sent: 0,
+            only: None,
+            held: None,
+        };
+        self.credited += usize::from(credited);
+        self.entries.insert(tag.clone(), entry);
+        if self.rules.order != Order::Any {
+            self.order.push_back((tag.clone(), serial));
+        }
+        let call = self.connection.frontend.gateway.call(Call { head, sender: self.sender.clone(), input });
+        self.running.push(Exchange::new(tag, serial, ticket, call));
+    }
+
+    fn duplicate(&mut self, tag: &C::Tag) {
+        if let Err(why) = self.codec.duplicate(tag, &mut self.outbox) {
+            self.fault(why);
+        }
+    }
+
+    /// Answers what never became a call.
+    fn refuse(&mut self, tag: &C::Tag, note: &C::Note, error: &Error) {
+        let about = About { tag, note, seq: 0, facts: None };
+        if let Err(why) = self.codec.failed(about, error, &mut self.outbox) {
+            self.fault(why);
+        }
+    }
+
+    fn poll_running(&mut self, cx: &mut Context<'_>) -> bool {
+        let mut moved = false;
+        for _ in 0..BURST {
+            if self.is_closing() || self.outbox.is_full() {
+                break;
+            }
+            let Poll::Ready(Some((exchange, event))) = Pin::new(&mut self.running).poll_next(cx) else { break };
+            moved = true;
+            self.happen(exchange, event);
+        }
+        moved
+    }
+
+    /// Something became of a call; its answer waits if it is not its turn.
+    fn happen(&mut self, exchange: Exchange<C>, event: Event) {
+        let (Some(tag), Some(serial)) = (exchange.tag().cloned(), exchange.serial()) else { return };
+        let Some(entry) = self.entries.get_mut(&tag).filter(|entry| entry.serial == serial) else { return };
+        if let (Order::Whole, Event::Streams) = (self.rules.order, &event) {
+            self.order.retain(|(_, other)| *other != serial);
+            self.deliver(&tag, exchange, event);
+            return self.release();
+        }
+        let first = self.order.front().is_none_or(|(_, first)| *first == serial);
+        if !first && self.order.iter().any(|(_, other)| *other == serial) {
+            entry.held = Some((exchange, event));
+            return;
+        }
+        self.deliver(&tag, exchange, event);
+        self.release();
+    }
+
+    fn deliver(&mut self, tag: &C::Tag, exchange: Exchange<C>, event: Event) {
+        let before = self.outbox.total();
+        let Some(entry) = self.entries.get_mut(tag) else { return };
+        let about = About { tag, note: &entry.ticket.note, seq: entry.seq, facts: Some(&*entry.facts) };
+        let out = &mut self.outbox;
+        let result = match event {
+            Event::Whole(response) => self.codec.output(about, true, response, out).map(|()| true),
+            Event::Streams => Ok(false),
+            Event::Chunk(response) if entry.streams => self.codec.output(about, false, response, out).map(|()| {
+                entry.seq += 1;
+                false
+            }),
+            Event::Chunk(response) => match entry.only.replace(response) {
+                None => Ok(false),
+                Some(_) => Err(Error::Unimplemented("this model streams, expected `stream` to be true".into())),
+            },
+            Event::Over => match entry.only.take() {
+                Some(response) => self.codec.output(about, true, response, out).map(|()| true),
+                None => {
+                    self.codec.done(about, out);
+                    Ok(true)
+                }
+            },
+            Event::Failed(error) => Err(error),
+            Event::Dropped => Ok(true),
+        };
+        entry.sent += self.outbox.total() - before;
+        match result {
+            Ok(false) => self.running.push(exchange),
+            Ok(true) => self.close(tag),
+            Err(error) => self.fail(tag, &error),
+        }
+    }
+
+    /// Answers a call in flight with its error.
+    fn fail(&mut self, tag: &C::Tag, error: &Error) {
+        let Some(entry) = self.entries.get(tag) else { return };
+        self.connection.observe(error);
+        let about = About { tag, note: &entry.ticket.note, seq: entry.seq, facts: Some(&*entry.facts) };
+        let failed = self.codec.failed(about, error, &mut self.outbox);
+        self.close(tag);
+        if let Err(why) = failed {
+            self.fault(why);
+        } else if matches!(error, Error::Unauthenticated)
+            && let Err(why) = self.codec.unauthenticated(&mut self.outbox)
+        {
+            self.finish(why);
+        }
+    }
+
+    /// A call is over and answered.
+    fn close(&mut self, tag: &C::Tag) {
+        let Some(entry) = self.entries.remove(tag) else { return };
+        // The body that a gRPC stream is counts its own bytes.
+        if self.rules.surface != Surface::Grpc {
+            self.connection.frontend.metrics.bytes(self.rules.surface, entry.received as u64, entry.sent);
+        }
+        self.forget(entry);
+    }
+
+    fn forget(&mut self, entry: Entry<C>) {
+        self.credited -= usize::from(entry.credited);
+        entry.ticket.cancel();
+        if self.entries.is_empty() {
+            // Idle sessions are many: a burst leaves no memory behind.
+            self.entries = HashMap::new();
+        }
+    }
+
+    /// Delivers what waited for its turn.
+    fn release(&mut self) {
+        while let Some((tag, serial)) = self.order.front() {
+            let Some(entry) = self.entries.get_mut(tag).filter(|entry| entry.serial == *serial) else {
+                self.order.pop_front();
+                continue;
+            };
+            let Some((exchange, event)) = entry.held.take() else { return };
+            let tag = tag.clone();
+            self.deliver(&tag, exchange, event);
+        }
+        self.order = VecDeque::new();
+    }
+
+    // --- the end ---
+
+    fn drain(&mut self, within: Duration) {
+        if self.draining || self.is_closing() {
+            return;
+        }
+        self.draining = true;
+        self.codec.draining(within, &mut self.outbox);
+        self.finish(Why::Draining);
+    }
+
+    fn stop(&mut self) {
+        if self.is_closing() {
+            return;
+        }
+        self.outbox.set_now(Instant::now());
+        let mut rest: Vec<_> = self.entries.iter().map(|(tag, entry)| (entry.serial, tag.clone())).collect();
+        rest.sort_unstable_by_key(|(serial, _)| *serial);
+        for (_, tag) in rest {
+            self.fail(&tag, &Error::ShuttingDown);
+        }
+        self.end(&Why::Draining);
+    }
+
+    /// Takes nothing new, and ends when nothing is in flight.
+    fn finish(&mut self, why: Why) {
+        match &self.life {
+            Life::Open => self.life = Life::Finishing(why),
+            // What the client wanted comes before what we have to.
+            Life::Finishing(Why::Draining) if matches!(why, Why::Done) => self.life = Life::Finishing(why),
+            Life::Finishing(Why::Done) if matches!(why, Why::Error(_)) => self.life = Life::Finishing(why),
+            Life::Finishing(_) | Life::Closing(_) => {}
+        }
+    }
+
+    /// The session is at fault: ends it at once, or once what runs has finished where the surface is that patient.
+    fn fault(&mut self, why: Why) {
+        if self.rules.patient && matches!(why, Why::Error(_) | Why::Fault(..)) {
+            self.input_over = true;
+            self.finish(why);
+        } else {
+            self.end(&why);
+        }
+    }
+
+    fn settle(&mut self) {
+        if !self.entries.is_empty() || self.proving.is_some() {
+            return;
+        }
+        if let Life::Finishing(why) = &self.life {
+            let why = why.clone();
+            self.end(&why);
+        }
+    }
+
+    /// Drops what runs and says the last words.
+    fn end(&mut self, why: &Why) {
+        if self.is_closing() {
+            return;
+        }
+        tracing::debug!(?why, surface = self.rules.surface.name(), "a session ends");
+        self.entries = HashMap::new();
+        self.order = VecDeque::new();
+        self.proving = None;
+        drop(mem::take(&mut self.running));
+        if matches!(why, Why::SlowConsumer) {
+            self.outbox.clear();
+        }
+        self.codec.farewell(why, &mut self.outbox);
+        self.life = Life::Closing(self.outbox.now() + CLOSING);
+    }
+
+    // --- timers ---
+
+    fn state(&self) -> State {
+        State { now: self.outbox.now(), busy: !self.entries.is_empty(), reading: self.reading }
+    }
+
+    fn next_deadline(&self) -> Option<Instant> {
+        if let Life::Closing(until) = self.life {
+            return Some(until);
+        }
+        let stalled = self.stalled.map(|since| since + self.rules.write_stall);
+        [stalled, self.codec.deadline(self.state())].into_iter().flatten().min()
+    }
+
+    /// Ready if something was due: true if the session is over with it.
+    fn poll_timers(&mut self, cx: &mut Context<'_>, mut sleep: Pin<&mut Sleep>) -> Poll<bool> {
+        loop {
+            let Some(moment) = self.next_deadline() else { return Poll::Pending };
+            // Moved only to an earlier moment: a later one is seen when the timer fires, so most messages leave it.
+            if moment < sleep.deadline() {
+                sleep.as_mut().reset(moment);
+            }
+            std::task::ready!(sleep.as_mut().poll(cx));
+            let now = Instant::now();
+            self.outbox.set_now(now);
+            sleep.as_mut().reset(moment.max(now + Duration::from_millis(1)));
+            if moment > now {
+                continue;
+            }
+            if self.is_closing() {
+                return Poll::Ready(true);
+            }
+            if self.stalled.is_some_and(|since| since + self.rules.write_stall <= now) {
+                self.end(&Why::SlowConsumer);
+            } else if let Err(why) = self.codec.due(self.state(), &mut self.outbox) {
+                self.fault(why);
+            }
+            return Poll::Ready(false);
+        }
+    }
+}
