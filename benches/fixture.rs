@@ -136,13 +136,8 @@ impl Fixture {
         Self { runtime, gateway, bare, peer: Arc::new(peer), _guard: guard }
     }
 
-    /// One call through the whole stack, as a front-end makes it: names, credentials and tensor included.
-    pub(crate) async fn call(&self) {
-        self.call_through(&self.gateway).await;
-    }
-
-    /// The same call through `gateway`; waits for its reply.
-    pub(crate) async fn call_through(&self, gateway: &Gateway) {
+    /// One call as a front-end makes it, names, credentials and tensor included; waits for its reply.
+    pub(crate) async fn call(&self, gateway: &Gateway) {
         let call = Call {
             head: Head::new(CallId::make(), Surface::Rest, Intent::Infer, Arc::clone(&self.peer)),
             sender: Credentials::Bearer(KEY.into()),

@@ -2,7 +2,8 @@
 //! scheduler and a turn over the fake back end.
 //!
 //! `alone` waits for each reply, so every call pays for a turn of its own; in `of 64` sixty-four calls are in flight, as
-//! on a busy lane, and the time is that of one of them.
+//! on a busy lane, and the time is that of one of them. `without layers` is the same call straight to the router: the
+//! difference is what the stack costs.
 
 #[path = "fixture.rs"]
 mod fixture;
@@ -10,37 +11,44 @@ mod fixture;
 use criterion::{Criterion, criterion_group, criterion_main};
 use fixture::Fixture;
 use futures_util::future::join_all;
-use std::time::Instant;
+use sluicegate::call::Gateway;
+use std::time::{Duration, Instant};
 
 /// Calls in flight on a busy lane.
 const BUSY: u64 = 64;
 
+fn alone(fixture: &Fixture, gateway: &Gateway, count: u64) -> Duration {
+    fixture.runtime.block_on(async {
+        let begun = Instant::now();
+        for _ in 0..count {
+            fixture.call(gateway).await;
+        }
+        begun.elapsed()
+    })
+}
+
+fn busy(fixture: &Fixture, gateway: &Gateway, count: u64) -> Duration {
+    fixture.runtime.block_on(async {
+        let rounds = count.div_ceil(BUSY);
+        let begun = Instant::now();
+        for _ in 0..rounds {
+            join_all((0..BUSY).map(|_| fixture.call(gateway))).await;
+        }
+        // Criterion asked for `count` calls; whole rounds were made.
+        begun.elapsed().mul_f64(count as f64 / (rounds * BUSY) as f64)
+    })
+}
+
 fn call(criterion: &mut Criterion) {
     let fixture = Fixture::new();
-    criterion.bench_function("a whole call, alone", |bencher| {
-        bencher.iter_custom(|count| {
-            fixture.runtime.block_on(async {
-                let begun = Instant::now();
-                for _ in 0..count {
-                    fixture.call().await;
-                }
-                begun.elapsed()
-            })
+    for (name, gateway) in [("a whole call", &fixture.gateway), ("without layers", &fixture.bare)] {
+        criterion.bench_function(&format!("{name}, alone"), |bencher| {
+            bencher.iter_custom(|count| alone(&fixture, gateway, count));
         });
-    });
-    criterion.bench_function("a whole call, of 64", |bencher| {
-        bencher.iter_custom(|count| {
-            fixture.runtime.block_on(async {
-                let rounds = count.div_ceil(BUSY);
-                let begun = Instant::now();
-                for _ in 0..rounds {
-                    join_all((0..BUSY).map(|_| fixture.call())).await;
-                }
-                // Criterion asked for `count` calls; whole rounds were made.
-                begun.elapsed().mul_f64(count as f64 / (rounds * BUSY) as f64)
-            })
+        criterion.bench_function(&format!("{name}, of 64"), |bencher| {
+            bencher.iter_custom(|count| busy(&fixture, gateway, count));
         });
-    });
+    }
 }
 
 criterion_group!(benches, call);

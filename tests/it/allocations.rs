@@ -15,7 +15,7 @@ fn count(fixture: &Fixture, gateway: &Gateway) -> u64 {
     let calls = || {
         fixture.runtime.block_on(async {
             for _ in 0..CALLS {
-                fixture.call_through(gateway).await;
+                fixture.call(gateway).await;
             }
         });
     };

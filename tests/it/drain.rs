@@ -134,6 +134,7 @@ async fn an_idle_stream_is_ended_with_its_last_line() {
     while let Some(line) = stream.next().await {
         last = line;
     }
-    assert_eq!((&last["type"], &last["id"]), (&json!("done"), &json!(null)));
+    // The client had not finished: the last line says why the stream did (contract 07 section 2, rule 5).
+    assert_eq!((&last["type"], &last["id"], &last["code"]), (&json!("error"), &json!(null), &json!("not_ready")));
     drained.over().await;
 }

@@ -355,9 +355,20 @@ pub async fn websocket_upgrade(running: &Running, key: Option<&str>) -> Result<S
 pub async fn websocket(running: &Running, key: Option<&str>) -> Result<Socket, Failure> {
     let mut socket = websocket_upgrade(running, key).await?;
     socket.send(Message::text(r#"{"type":"hello","protocol":1}"#)).await.unwrap();
-    let welcome = next_json(&mut socket).await.expect("a welcome");
-    assert_eq!(welcome["type"], "welcome", "{welcome}");
-    Ok(socket)
+    match tokio::time::timeout(Duration::from_secs(20), socket.next()).await.expect("a message in time") {
+        Some(Ok(Message::Text(text))) => {
+            let welcome: Value = serde_json::from_str(&text).expect("JSON");
+            assert_eq!(welcome["type"], "welcome", "{welcome}");
+            Ok(socket)
+        }
+        // Who brings no key at the handshake may still bring it in `hello`; who does not is closed (contract 06 C7).
+        Some(Ok(Message::Close(Some(frame)))) => {
+            assert_eq!(u16::from(frame.code), 4401, "{frame:?}");
+            let message = frame.reason.to_string();
+            Err(Failure { code: "unauthenticated".into(), message, retry_after: None })
+        }
+        other => panic!("{other:?}"),
+    }
 }
 
 /// The next JSON message; `None` after a close.

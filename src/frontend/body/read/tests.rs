@@ -1,3 +1,4 @@
+//! Reading bodies: limits, stalls, alignment.
 use super::*;
 use futures_util::{Stream, stream};
 use http_body_util::StreamBody;
