@@ -12,13 +12,22 @@ use crate::{
     call::{CallId, Surface},
     error::Error,
 };
-use futures_util::future::{BoxFuture, Either};
+use futures_util::{
+    FutureExt,
+    future::{BoxFuture, Either},
+};
 use http::{
     HeaderMap, HeaderValue, Method, StatusCode, Version,
     header::{CONNECTION, CONTENT_TYPE, HOST, UPGRADE},
 };
 use http_body::Body as _;
-use std::{convert::Infallible, pin::pin, sync::Arc};
+use std::{
+    convert::Infallible,
+    future::{Ready, poll_fn},
+    pin::pin,
+    sync::Arc,
+    task::{Poll, ready},
+};
 
 /// A request as hyper gives it.
 pub type Request = http::Request<hyper::body::Incoming>;
@@ -51,31 +60,63 @@ pub(super) fn answer(
     request: Request,
     piece: usize,
 ) -> impl Future<Output = Result<http::Response<Outgoing>, Infallible>> + Send {
-    let target = Target::of(&request);
-    let (version, id) = (request.version(), request.headers().get(head::REQUEST_ID).cloned());
-    let answering = dispatch(connection, target, request);
-    async move {
+    let asked = Asked {
+        target: Target::of(&request),
+        version: request.version(),
+        id: request.headers().get(head::REQUEST_ID).cloned(),
+    };
+    let mut response = dispatch(connection, asked.target, request);
+    if asked.version < Version::HTTP_2 {
+        // Polled by the connection's own task, which is woken when the process stops: looking is enough.
+        let mut in_flight = Some(in_flight);
+        return Either::Left(poll_fn(move |cx| {
+            let stopping = in_flight.as_ref().is_some_and(|request| request.activity().is_stopping());
+            let response = if stopping { asked.stopping() } else { ready!(response.poll_unpin(cx)) };
+            let in_flight = in_flight.take().expect("a future is not polled after its end");
+            Poll::Ready(Ok(response.map(|body| Outgoing::new(body, piece, in_flight))))
+        }));
+    }
+    Either::Right(async move {
         let activity = Arc::clone(in_flight.activity());
         let mut stopped = pin!(activity.stopped());
         let response = if activity.is_stopping() {
-            stopping(target, version, id.as_ref())
+            asked.stopping()
         } else {
             tokio::select! {
                 biased;
-                response = answering => response,
-                () = stopped.as_mut() => stopping(target, version, id.as_ref()),
+                response = response => response,
+                () = stopped.as_mut() => asked.stopping(),
             }
         };
         Ok(response.map(|body| Outgoing::new(body, piece, in_flight)))
+    })
+}
+
+/// What the answer to a stopped request needs to know of it.
+struct Asked {
+    target: Target,
+    version: Version,
+    id: Option<HeaderValue>,
+}
+
+impl Asked {
+    /// The answer to what was running, or came, when the process stopped (contract 07 section 5).
+    fn stopping(&self) -> Response {
+        let id = CallId::from_client(self.id.as_ref().and_then(|id| id.to_str().ok()));
+        match self.target {
+            Target::Grpc | Target::GrpcWeb => grpc::refuse(&id, &Error::ShuttingDown),
+            Target::WebSocket | Target::Stream | Target::Rest => rest::error(&Error::ShuttingDown, &id, self.version),
+        }
     }
 }
 
+/// Boxed: hyper and the connection's task move a future several times before its first poll.
 fn dispatch(
     connection: Arc<Connection>,
     target: Target,
     request: Request,
-) -> impl Future<Output = Response> + Send + use<> {
-    let now = |response| Either::Left(Either::Left(std::future::ready(response)));
+) -> Either<Ready<Response>, BoxFuture<'static, Response>> {
+    let now = |response| Either::Left(std::future::ready(response));
     if let Err(unsound) = check(&connection, &request) {
         connection.frontend.metrics.refused("malformed_request");
         return now(unsound.render(&request));
@@ -83,23 +124,21 @@ fn dispatch(
     if !connection.surfaces.has(target.surface()) {
         return now(not_served(target, &request));
     }
-    // Boxed but for REST: the future of every request would be as large as the largest of them.
-    let other: BoxFuture<'static, Response> = match target {
-        Target::Rest => return Either::Left(Either::Right(rest::serve(connection, request))),
+    match target {
+        Target::Rest => Either::Right(Box::pin(rest::serve(connection, request))),
         // Comes with a later issue (05); until then it says so in HTTP, where every client of it can see it.
         Target::GrpcWeb => {
             let error = Error::Unimplemented("grpc-web is not part of this version, use grpc over HTTP/2".into());
-            return now(rest::refuse(&request, &error));
+            now(rest::refuse(&request, &error))
         }
         Target::Grpc if request.version() < Version::HTTP_2 => {
             let unsound = Unsound::Status(StatusCode::HTTP_VERSION_NOT_SUPPORTED, "grpc needs HTTP/2");
-            return now(unsound.render(&request));
+            now(unsound.render(&request))
         }
-        Target::Grpc => Box::pin(grpc::serve(connection, request)),
-        Target::WebSocket => Box::pin(websocket::serve(connection, request)),
-        Target::Stream => Box::pin(h2_stream::serve(connection, request)),
-    };
-    Either::Right(other)
+        Target::Grpc => Either::Right(Box::pin(grpc::serve(connection, request))),
+        Target::WebSocket => Either::Right(Box::pin(websocket::serve(connection, request))),
+        Target::Stream => Either::Right(Box::pin(h2_stream::serve(connection, request))),
+    }
 }
 
 /// What is wrong with a head, whatever it asks for.
@@ -201,15 +240,6 @@ fn not_served(target: Target, request: &Request) -> Response {
         Target::WebSocket | Target::Stream | Target::Rest => {
             rest::refuse(request, &Error::NoRoute("this is not served on this address".into()))
         }
-    }
-}
-
-/// The answer to what was running, or came, when the process stopped (contract 07 section 5).
-fn stopping(target: Target, version: Version, id: Option<&HeaderValue>) -> Response {
-    let id = CallId::from_client(id.and_then(|id| id.to_str().ok()));
-    match target {
-        Target::Grpc | Target::GrpcWeb => grpc::refuse(&id, &Error::ShuttingDown),
-        Target::WebSocket | Target::Stream | Target::Rest => rest::error(&Error::ShuttingDown, &id, version),
     }
 }
 

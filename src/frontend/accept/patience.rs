@@ -73,8 +73,7 @@ pub(super) async fn drive<C: Served>(
                 return Poll::Ready(Event::Over(result));
             }
             // Moved only to an earlier moment: a later one is seen when the timer fires, so most requests leave it.
-            let moment = patience.next(activity);
-            if moment < sleep.deadline() {
+            if let Some(moment) = patience.next(activity).filter(|moment| *moment < sleep.deadline()) {
                 sleep.as_mut().reset(moment);
             }
             sleep.as_mut().poll(cx).map(|()| Event::Due)
@@ -105,7 +104,8 @@ pub(super) async fn drive<C: Served>(
                             patience.end_after(timers.write_stall);
                         }
                     }
-                    sleep.as_mut().reset(patience.next(activity));
+                    let far = || Instant::now() + timers.keep_alive;
+                    sleep.as_mut().reset(patience.next(activity).unwrap_or_else(far));
                 }
             },
             changed = phase.changed(), if !orphaned => {
@@ -166,8 +166,9 @@ impl Patience {
         self.end = Some(self.end.map_or(end, |before| before.min(end)));
     }
 
-    /// Takes note of what the connection does now, and says when to look again.
-    fn next(&mut self, activity: &Activity) -> Instant {
+    /// Takes note of what the connection does now, and says when to look again; `None` while only a request runs, whose
+    /// own deadline is enough.
+    fn next(&mut self, activity: &Activity) -> Option<Instant> {
         self.note(activity);
         // At the end the other moments have passed already, or do not matter any more.
         let waiting = self.end.is_none();
@@ -177,8 +178,7 @@ impl Patience {
             self.head.filter(|_| waiting).map(|since| since + self.timers.header),
             self.idle.filter(|_| waiting).map(|since| since + self.timers.keep_alive),
         ];
-        let far = || Instant::now() + self.timers.keep_alive;
-        moments.into_iter().flatten().min().unwrap_or_else(far)
+        moments.into_iter().flatten().min()
     }
 
     fn note(&mut self, activity: &Activity) {
@@ -210,7 +210,7 @@ impl Patience {
     fn verdict(&mut self, activity: &Activity) -> Verdict {
         let moment = self.next(activity);
         let now = Instant::now();
-        if now < moment {
+        if moment.is_none_or(|moment| now < moment) {
             return Verdict::Wait;
         }
         let over = |since: Option<Instant>, limit: Duration| since.is_some_and(|since| since + limit <= now);
@@ -308,9 +308,9 @@ mod tests {
         let activity = Arc::new(Activity::default());
         let mut patience = Patience::new(timers(), true);
         let start = Instant::now();
-        assert_eq!(patience.next(&activity), start + timers().keep_alive);
+        assert_eq!(patience.next(&activity), Some(start + timers().keep_alive));
         activity.hear();
-        assert_eq!(patience.next(&activity), start + timers().header);
+        assert_eq!(patience.next(&activity), Some(start + timers().header));
         tokio::time::advance(timers().header).await;
         assert!(matches!(patience.verdict(&activity), Verdict::Late));
 
