@@ -358,7 +358,7 @@ where
     fn refuse(&mut self, tag: &C::Tag, note: &C::Note, error: &Error) {
         let about = About { tag, note, seq: 0, facts: None };
         if let Err(why) = self.codec.failed(about, error, &mut self.outbox) {
-            self.fault(why);
+            self.end(&why);
         }
     }
 
@@ -435,7 +435,7 @@ where
         let failed = self.codec.failed(about, error, &mut self.outbox);
         self.close(tag);
         if let Err(why) = failed {
-            self.fault(why);
+            self.end(&why);
         } else if matches!(error, Error::Unauthenticated)
             && let Err(why) = self.codec.unauthenticated(&mut self.outbox)
         {
