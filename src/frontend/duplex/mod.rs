@@ -205,8 +205,10 @@ pub(super) enum Why {
     Draining,
     /// The peer does not read.
     SlowConsumer,
-    /// The peer is gone: there is nobody to tell.
+    /// The peer has said goodbye: there is nobody to tell.
     Gone,
+    /// The peer is not heard any more: nothing is waited for.
+    Lost,
     /// A fault that the surface has a number of its own for, and a few words.
     Fault(u16, Cow<'static, str>),
     /// The session itself failed.

@@ -265,7 +265,7 @@ impl Codec for Protocol {
 
     fn farewell(&mut self, why: &Why, out: &mut Outbox<Answer>) {
         let error = match why {
-            Why::Done | Why::Idle | Why::SlowConsumer | Why::Gone => return,
+            Why::Done | Why::Idle | Why::SlowConsumer | Why::Gone | Why::Lost => return,
             Why::Draining => &Error::ShuttingDown,
             Why::Error(error) => error,
             Why::Fault(_, reason) => &Error::invalid(reason.clone()),
