@@ -1,7 +1,7 @@
 //! THE loop of message-oriented surfaces: WebSocket, NDJSON and gRPC streams.
 //!
-//! One [`Session`] per socket or stream, on one task: it reads frames, makes a call of each message, and writes what
-//! becomes of them. A [`Link`] moves frames and knows nothing of their meaning; a [`Codec`] knows what they mean and
+//! One `Session` per socket or stream, on one task: it reads frames, makes a call of each message, and writes what
+//! becomes of them. A `Link` moves frames and knows nothing of their meaning; a `Codec` knows what they mean and
 //! nothing of bytes on sockets. The loop itself knows neither protocol: it holds the calls in flight, their order,
 //! their credit, and the limits of what waits to be sent.
 //!
