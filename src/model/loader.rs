@@ -44,7 +44,7 @@ pub struct Loaded {
 /// What the loader's thread tells.
 enum Event {
     Scanned(Vec<Found>, Vec<Problem>),
-    Prepared(Found, Result<Prepared, String>),
+    Prepared(Found, Result<Box<Prepared>, String>),
 }
 
 /// A model whose instances are open and wait for their place.
@@ -122,9 +122,9 @@ impl Loader {
         loaded
     }
 
-    async fn finish(&self, found: &Found, prepared: Result<Prepared, String>, loaded: &mut Loaded) {
+    async fn finish(&self, found: &Found, prepared: Result<Box<Prepared>, String>, loaded: &mut Loaded) {
         let placed = match prepared {
-            Ok(prepared) => self.place(found, prepared).await,
+            Ok(prepared) => self.place(found, *prepared).await,
             Err(reason) => Err(reason),
         };
         match placed {
@@ -173,7 +173,7 @@ impl Workshop {
             return;
         }
         for found in found {
-            let prepare = AssertUnwindSafe(|| self.prepare(&found, threads));
+            let prepare = AssertUnwindSafe(|| self.prepare(&found, threads).map(Box::new));
             let prepared = catch_unwind(prepare).unwrap_or_else(|_| Err("panicked while it was loaded".to_owned()));
             if events.blocking_send(Event::Prepared(found, prepared)).is_err() {
                 return;

@@ -21,7 +21,7 @@ use std::{
 use tokio::sync::{mpsc, oneshot};
 use tower::Service;
 
-/// Chunks that a stream's run may be ahead of its reader.
+/// Chunks that a stream's run may be ahead of its reader, and one place for its end.
 const AHEAD: usize = 16;
 
 /// What the server says of itself (contract 01 section 2.1): only what there is.

@@ -1,12 +1,13 @@
 //! Bounded submission of jobs to instances.
 //!
 //! A [`Scheduler`] serves one version of one model. Small models run on the lanes ([`turn`]), all
-//! others on threads of their own ([`instance`]); both take what to run from the same pure queue
-//! ([`queue`]) and run it the same way. It knows jobs and back ends, and nothing of names on the
+//! others on threads of their own (`instance`); both take what to run from the same pure queue
+//! (`queue`) and run it the same way. It knows jobs and back ends, and nothing of names on the
 //! wire, of identities or of files: whoever loads models hands over a [`Plan`] and the instances.
 
 mod instance;
 mod job;
+mod lanes;
 mod queue;
 mod run;
 #[cfg(test)]

@@ -14,7 +14,8 @@
 
 use super::{
     BatchPolicy, BatchQueue, Job, Plan, QUEUE_FULL, Verdict,
-    instance::{Pool, delta, dispose, reopen},
+    instance::{Pool, delta},
+    lanes::{Order, reap, rebuild},
     run::{self, Ran},
 };
 use crate::{backend::Backend, error::Error};
@@ -29,10 +30,9 @@ use std::{
     task::{Context, Poll, Waker},
     time::{Duration, Instant},
 };
-use tokio::{
-    sync::{mpsc, oneshot},
-    time::{Sleep, timeout},
-};
+use tokio::{sync::mpsc, time::Sleep};
+
+pub use super::lanes::{Lanes, Seat};
 
 /// Batches over the budget, one after the other, after which a model moves to its threads.
 const OVERRUNS: u32 = 8;
@@ -41,28 +41,12 @@ const OVERRUNS: u32 = 8;
 /// depends on its input must not hold a lane eight times. One alone may be the system's pause.
 const GROSS: u32 = 50;
 
-/// Orders on their way to a lane.
-const ORDERS: usize = 16;
-
-/// How long a lane may take to accept an instance: it does so between two turns.
-const INSTALL: Duration = Duration::from_secs(10);
-
-/// Pauses between two attempts to rebuild an instance.
-const RETRY: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(30));
+/// What one pass over all models may take before sockets are looked at again; the default of
+/// `runtime.turn.budget`, as each single batch is held to its own.
+const BUDGET_OF_PASS: Duration = Duration::from_micros(200);
 
 thread_local! {
     static LANE: RefCell<Option<Lane>> = const { RefCell::new(None) };
-}
-
-/// A handle to all lanes, for those who install models on them.
-#[derive(Clone, Debug)]
-pub struct Lanes(Arc<[mpsc::Sender<Order>]>);
-
-/// A lane's place in the handle, to be taken on the lane's own thread.
-#[derive(Debug)]
-pub struct Seat {
-    index: usize,
-    orders: mpsc::Receiver<Order>,
 }
 
 /// Keeps this thread a lane. Dropping it drops the lane's instances and answers what is queued with
@@ -90,14 +74,6 @@ pub(super) struct Turn {
     alive: AtomicUsize,
     moved: AtomicBool,
     closed: AtomicBool,
-}
-
-#[derive(Debug)]
-enum Order {
-    /// Own this instance; a second one for the same model replaces a lost one.
-    Install { turn: Arc<Turn>, instance: Box<dyn Backend>, done: Option<oneshot::Sender<()>> },
-    /// Let go of what was closed or has moved.
-    Sweep,
 }
 
 /// What belongs to this thread.
@@ -128,53 +104,6 @@ struct Left {
     more: bool,
     /// Look again then.
     due: Option<Instant>,
-}
-
-// === impl Lanes ===
-
-impl Lanes {
-    /// A handle to `count` lanes, and a seat for each of them.
-    pub fn new(count: usize) -> (Self, Vec<Seat>) {
-        let (senders, seats): (Vec<_>, Vec<_>) = (0..count)
-            .map(|index| {
-                let (sender, orders) = mpsc::channel(ORDERS);
-                (sender, Seat { index, orders })
-            })
-            .unzip();
-        (Self(senders.into()), seats)
-    }
-
-    /// How many lanes there are.
-    pub fn count(&self) -> usize {
-        self.0.len()
-    }
-
-    /// Hands each lane its instance and waits until all have accepted.
-    pub(super) async fn install(&self, turn: &Arc<Turn>, instances: Vec<Box<dyn Backend>>) -> Result<(), Error> {
-        if instances.len() != self.count() {
-            return Err(Error::internal(format!("{} instances for {} lanes", instances.len(), self.count())));
-        }
-        let silent = || Error::internal("a lane accepts no instance");
-        let mut accepted = Vec::with_capacity(instances.len());
-        for (lane, instance) in self.0.iter().zip(instances) {
-            let (done, receiver) = oneshot::channel();
-            let order = Order::Install { turn: Arc::clone(turn), instance, done: Some(done) };
-            timeout(INSTALL, lane.send(order)).await.map_err(|_| silent())?.map_err(|_| silent())?;
-            accepted.push(receiver);
-        }
-        for receiver in accepted {
-            timeout(INSTALL, receiver).await.map_err(|_| silent())?.map_err(|_| silent())?;
-        }
-        Ok(())
-    }
-
-    /// Tells all lanes to look what they may let go of.
-    fn sweep(&self) {
-        for lane in self.0.iter() {
-            // A full channel is as good: the lane sweeps after each batch of orders.
-            drop(lane.try_send(Order::Sweep));
-        }
-    }
 }
 
 // === impl Seat ===
@@ -263,6 +192,19 @@ impl Turn {
         }
     }
 
+    /// False once no lane is to run it any more.
+    pub(super) fn is_wanted(&self) -> bool {
+        !self.has_moved() && !self.closed.load(Ordering::Acquire)
+    }
+
+    pub(super) fn plan(&self) -> &Plan {
+        &self.plan
+    }
+
+    pub(super) fn lanes(&self) -> &Lanes {
+        &self.lanes
+    }
+
     /// From now on, everything on threads.
     fn move_to_threads(&self) {
         if !self.moved.swap(true, Ordering::AcqRel) {
@@ -308,16 +250,14 @@ impl Lane {
 
     /// Takes out the entries of models that were closed or have moved.
     fn sweep(&mut self) -> Vec<Entry> {
-        let goes = |entry: &mut Entry| entry.turn.has_moved() || entry.turn.closed.load(Ordering::Acquire);
-        self.entries.extract_if(.., goes).collect()
+        self.entries.extract_if(.., |entry| !entry.turn.is_wanted()).collect()
     }
 }
 
 // === impl Entry ===
 
 impl Entry {
-    /// Lets go of a closed or moved model: its jobs go to the threads, and so does its instance if
-    /// the model is still wanted.
+    /// Lets go of a closed or moved model: its jobs go to the model's threads.
     fn leave(mut self) {
         let jobs = self.queue.len();
         self.turn.plan.metrics.queue_changed(delta(jobs, 0));
@@ -336,41 +276,6 @@ impl Entry {
             _ => self.overruns += OVERRUNS / 2,
         }
         self.overruns >= OVERRUNS
-    }
-}
-
-/// Drops an instance on a thread of its own: freeing a session can take long.
-fn reap(instance: Box<dyn Backend>) {
-    let name = String::from("reaper");
-    // If there is no thread to be had, the instance was dropped with the closure, here: slow, not wrong.
-    drop(std::thread::Builder::new().name(name).spawn(move || dispose(Some(instance))));
-}
-
-/// Replaces an instance that panicked, off the lane, and gives the new one to the lane.
-fn rebuild(turn: Arc<Turn>, lane: usize, broken: Box<dyn Backend>) {
-    let name = format!("rebuild-{}", turn.plan.key.name);
-    let spawned = std::thread::Builder::new().name(name).spawn(move || {
-        dispose(Some(broken));
-        let mut pause = RETRY.0;
-        while !turn.closed.load(Ordering::Acquire) && !turn.has_moved() {
-            match reopen(&turn.plan) {
-                Ok(instance) => {
-                    if let Some(lane) = turn.lanes.0.get(lane) {
-                        let order = Order::Install { turn: Arc::clone(&turn), instance, done: None };
-                        // Fails only if the lane is gone, and then nobody wants it.
-                        drop(lane.blocking_send(order));
-                    }
-                    return;
-                }
-                Err(error) => tracing::error!(model = %turn.plan.key, error, "instance not rebuilt"),
-            }
-            std::thread::park_timeout(pause);
-            pause = (pause * 2).min(RETRY.1);
-        }
-    });
-    if let Err(error) = spawned {
-        // The model's threads serve this lane's calls from now on.
-        tracing::error!(%error, "no thread to rebuild an instance");
     }
 }
 
@@ -465,10 +370,6 @@ fn pass() -> Left {
     }
     left
 }
-
-/// What one pass over all models may take before sockets are looked at again; the default of
-/// `runtime.turn.budget`, as each single batch is held to its own.
-const BUDGET_OF_PASS: Duration = Duration::from_micros(200);
 
 type Taken = (Arc<Turn>, Box<dyn Backend>, Vec<Job>);
 

@@ -6,6 +6,7 @@ use crate::schedule::{
     testing::{self, Fault, Script},
 };
 use std::future::Future;
+use tokio::sync::oneshot;
 
 const BUDGET: Duration = Duration::from_secs(60);
 
@@ -200,14 +201,13 @@ fn every_lane_gets_its_own_instance() {
 fn a_lane_that_ends_answers_what_is_queued() {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let (lanes, mut seats) = Lanes::new(1);
-    let receiver = runtime.block_on(async {
+    runtime.block_on(async {
         let (guard, task) = seats.remove(0).enter();
         tokio::spawn(task);
         let scheduler = scheduler(&Script::default(), &lanes, BUDGET).await;
         let (job, receiver) = testing::job(1, 1.0);
         scheduler.submit(job).unwrap();
         drop(guard);
-        receiver
+        assert!(matches!(receiver.await.unwrap(), Err(Error::ShuttingDown)));
     });
-    assert!(matches!(receiver.blocking_recv().unwrap(), Err(Error::ShuttingDown)));
 }

@@ -123,10 +123,10 @@ struct Numbers<T, F> {
 }
 
 impl<T: Pod + Send, F: Fn(&Decimal, &str) -> Option<T>> Sink for Numbers<T, F> {
+    #[inline(always)]
     fn element(&mut self, reader: &mut Reader<'_>) -> Result<(), Expected> {
         reader.peek();
-        let rest = reader.rest();
-        let Some((number, length)) = numbers::scan(rest.as_bytes()) else {
+        let Some((number, length)) = numbers::scan(reader.bytes()) else {
             return match self.null {
                 Some(null) if reader.take("null") => {
                     self.values.push(null);
@@ -135,7 +135,7 @@ impl<T: Pod + Send, F: Fn(&Decimal, &str) -> Option<T>> Sink for Numbers<T, F> {
                 _ => Err(Expected(self.expected)),
             };
         };
-        let value = (self.convert)(&number, &rest[..length]).ok_or(Expected(self.expected))?;
+        let value = (self.convert)(&number, &reader.rest()[..length]).ok_or(Expected(self.expected))?;
         self.values.push(value);
         reader.advance(length);
         Ok(())
@@ -320,7 +320,7 @@ impl Walk<'_> {
         if reader.peek() != Some(b']') {
             loop {
                 if sink.count() - before == expected {
-                    return Err(self.counted(format!("more than {expected}"), expected));
+                    return Err(self.counted(&format!("more than {expected}"), expected));
                 }
                 self.element(reader, sink)?;
                 match reader.peek() {
@@ -332,10 +332,11 @@ impl Walk<'_> {
         }
         match sink.count() - before {
             count if count == expected => Ok(()),
-            count => Err(self.counted(count.to_string(), expected)),
+            count => Err(self.counted(&count.to_string(), expected)),
         }
     }
 
+    #[inline(always)]
     fn element<S: Sink>(&self, reader: &mut Reader<'_>, sink: &mut S) -> Result<(), Error> {
         sink.element(reader).map_err(|Expected(expected)| {
             self.wrong(format!("has {} at index {}, expected {expected}", reader.found(), sink.count()))
@@ -343,7 +344,7 @@ impl Walk<'_> {
     }
 
     #[cold]
-    fn counted(&self, found: String, expected: usize) -> Error {
+    fn counted(&self, found: &str, expected: usize) -> Error {
         let what = if expected == self.elements { "`data`" } else { "a row of `data`" };
         self.wrong(format!("has {found} elements in {what}, expected {expected} for shape {}", self.shape))
     }

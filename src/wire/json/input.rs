@@ -147,11 +147,16 @@ pub(super) fn name(reader: &mut Reader<'_>) -> Result<Arc<str>, Error> {
 
 /// Reads an integer from 0 on that fits into memory's sizes; the reason if it is none.
 fn size(reader: &mut Reader<'_>) -> Result<usize, String> {
-    let found = reader.found();
-    let wrong = |_| format!("{found}, expected an integer from 0 to {}", usize::MAX);
-    let token = reader.number().map_err(|_| wrong(()))?;
-    let number = super::numbers::scan(token.as_bytes()).and_then(|(number, _)| number.integer(token));
-    number.and_then(|number| usize::try_from(number).ok()).ok_or(()).map_err(wrong)
+    reader.peek();
+    let start = reader.position();
+    let number = reader.number().ok().and_then(|token| {
+        let (number, _) = super::numbers::scan(token.as_bytes())?;
+        usize::try_from(number.integer(token)?).ok()
+    });
+    number.ok_or_else(|| {
+        reader.seek(start);
+        format!("{}, expected an integer from 0 to {}", reader.found(), usize::MAX)
+    })
 }
 
 impl Input {
@@ -190,10 +195,12 @@ impl Input {
     }
 
     fn datatype(&self, reader: &mut Reader<'_>, index: usize) -> Result<DataType, Error> {
-        let found = reader.found();
-        let name = reader.string()?;
-        DataType::parse(&name)
-            .ok_or_else(|| self.wrong(index, format!("has datatype {found}, expected a V2 name such as `FP32`")))
+        reader.peek();
+        let start = reader.position();
+        DataType::parse(&reader.string()?).ok_or_else(|| {
+            reader.seek(start);
+            self.wrong(index, format!("has datatype {}, expected a V2 name such as `FP32`", reader.found()))
+        })
     }
 
     fn length(&self, reader: &mut Reader<'_>, index: usize, member: &str) -> Result<usize, Error> {

@@ -15,6 +15,7 @@ use crate::{
     },
 };
 use bytes::Bytes;
+use smallvec::SmallVec;
 use std::{borrow::Cow, sync::Arc, time::Duration};
 
 /// Decodes a request. `tail` holds the raw tensors that follow the JSON, already cut off it and
@@ -102,7 +103,7 @@ struct Partial {
     inputs: Vec<crate::call::NamedTensor>,
     outputs: Vec<Arc<str>>,
     /// What single outputs said, in the order of `outputs`: `None` takes the default.
-    binary: Vec<Option<bool>>,
+    binary: SmallVec<[Option<bool>; 8]>,
     all_binary: bool,
     timeout: Option<Duration>,
     priority: u32,
@@ -257,10 +258,12 @@ fn parameter(reader: &mut Reader<'_>, name: &str) -> Result<Parameter, Error> {
         Some(b'"') => Ok(Parameter::String(reader.string()?.into())),
         Some(b't' | b'f') => reader.boolean().map(Parameter::Bool),
         Some(b'-' | b'0'..=b'9') => {
-            let found = reader.found();
             let token = reader.number()?;
             number(token).ok_or_else(|| {
-                Error::invalid(format!("parameter `{name}` is {found}, expected a number within the range of a double"))
+                let token: String = token.chars().take(24).collect();
+                Error::invalid(format!(
+                    "parameter `{name}` is `{token}`, expected a number within the range of a double"
+                ))
             })
         }
         _ => {
@@ -289,7 +292,8 @@ fn number(token: &str) -> Option<Parameter> {
 }
 
 fn milliseconds(reader: &mut Reader<'_>) -> Result<Option<Duration>, Error> {
-    let found = reader.found();
+    reader.peek();
+    let start = reader.position();
     let milliseconds = match parameter(reader, "timeout_ms")? {
         Parameter::Int(number) => u64::try_from(number).ok(),
         Parameter::Uint(number) => Some(number),
@@ -298,7 +302,11 @@ fn milliseconds(reader: &mut Reader<'_>) -> Result<Option<Duration>, Error> {
     match milliseconds {
         Some(0) => Ok(None),
         Some(milliseconds) => Ok(Some(Duration::from_millis(milliseconds))),
-        None => Err(Error::invalid(format!("`timeout_ms` is {found}, expected an integer of at least 0"))),
+        None => {
+            reader.seek(start);
+            let found = reader.found();
+            Err(Error::invalid(format!("`timeout_ms` is {found}, expected an integer of at least 0")))
+        }
     }
 }
 

@@ -1,0 +1,150 @@
+//! Threads and their queue, over scripted back ends.
+
+use super::*;
+use crate::schedule::testing::{self, Fault, Script};
+
+fn pool(script: &Script) -> Pool {
+    let pool = Pool::new(Arc::new(testing::plan_of(script)));
+    pool.adopt(testing::backend(script)).unwrap();
+    pool
+}
+
+#[test]
+fn a_job_is_run_and_answered() {
+    let script = Script::default();
+    let pool = pool(&script);
+    let (job, receiver) = testing::job(2, 3.0);
+    pool.submit(job).unwrap();
+    let answer = receiver.blocking_recv().unwrap().unwrap();
+    assert_eq!(testing::mark(&answer.outputs[0].tensor), 6.0);
+}
+
+#[test]
+fn jobs_that_come_during_a_run_become_one_batch() {
+    let script = Script::default();
+    let pool = pool(&script);
+    let gate = script.close_gate();
+    let (first, _first) = testing::job(1, 0.0);
+    pool.submit(first).unwrap();
+    script.wait_for_runs(1);
+    let receivers: Vec<_> = (0..5)
+        .map(|mark| {
+            let (job, receiver) = testing::job(1, mark as f32);
+            pool.submit(job).unwrap();
+            receiver
+        })
+        .collect();
+    drop(gate);
+    for receiver in receivers {
+        receiver.blocking_recv().unwrap().unwrap();
+    }
+    assert_eq!(script.batches(), [1, 5]);
+}
+
+#[test]
+fn a_full_queue_is_overload() {
+    let script = Script::default();
+    let pool = pool(&script);
+    let gate = script.close_gate();
+    let (first, _first) = testing::job(1, 0.0);
+    pool.submit(first).unwrap();
+    script.wait_for_runs(1);
+    let waiting: Vec<_> = (0..testing::MAX_QUEUE)
+        .map(|_| {
+            let (job, receiver) = testing::job(1, 0.0);
+            pool.submit(job).unwrap();
+            receiver
+        })
+        .collect();
+    let (job, _receiver) = testing::job(1, 0.0);
+    assert!(matches!(pool.submit(job), Err(Error::Overloaded { what: "queue of the model" })));
+    drop(gate);
+    drop(waiting);
+}
+
+#[test]
+fn after_a_panic_another_instance_takes_over() {
+    let script = Script::default();
+    let pool = pool(&script);
+    script.set(Fault::Panic);
+    let (job, receiver) = testing::job(1, 0.0);
+    pool.submit(job).unwrap();
+    assert!(matches!(receiver.blocking_recv().unwrap(), Err(Error::Internal(_))));
+    script.set(Fault::None);
+    // Rebuilding takes a moment, in which the model is not ready; nothing worse is answered.
+    loop {
+        let (job, receiver) = testing::job(1, 1.0);
+        match pool.submit(job).and_then(|()| receiver.blocking_recv().unwrap()) {
+            Ok(_) => break,
+            Err(error) => assert!(matches!(error, Error::ModelNotReady { .. }), "{error:?}"),
+        }
+    }
+    assert_eq!(script.opened(), 2);
+}
+
+#[test]
+fn closing_runs_what_is_queued_and_ends_the_threads() {
+    let script = Script::default();
+    let pool = pool(&script);
+    let gate = script.close_gate();
+    let receivers: Vec<_> = (0..3)
+        .map(|_| {
+            let (job, receiver) = testing::job(1, 0.0);
+            pool.submit(job).unwrap();
+            receiver
+        })
+        .collect();
+    pool.close();
+    let (job, _receiver) = testing::job(1, 0.0);
+    assert!(matches!(pool.submit(job), Err(Error::ModelNotReady { state: "unloading", .. })));
+    drop(gate);
+    for receiver in receivers {
+        assert!(receiver.blocking_recv().unwrap().is_ok());
+    }
+    assert!(pool.wait_closed(Instant::now() + Duration::from_secs(10)));
+    assert!(!pool.is_ready());
+}
+
+#[test]
+fn a_stream_is_sent_piece_by_piece_and_ends() {
+    let script = Script::default();
+    script.set(Fault::Stream(5));
+    let pool = pool(&script);
+    // Room for one piece and the end: the thread waits for its reader.
+    let (job, mut receiver) = testing::stream_job(2);
+    pool.submit(job).unwrap();
+    let mut pieces = 0;
+    while let Some(piece) = receiver.blocking_recv() {
+        piece.unwrap();
+        pieces += 1;
+    }
+    assert_eq!(pieces, 5);
+}
+
+#[test]
+fn a_stream_that_is_cut_off_says_so_even_if_nobody_read_it() {
+    let script = Script::default();
+    script.set(Fault::Stream(usize::MAX));
+    let pool = pool(&script);
+    let (mut job, mut receiver) = testing::stream_job(2);
+    job.deadline = Instant::now() + Duration::from_millis(20);
+    pool.submit(job).unwrap();
+    pool.close();
+    assert!(pool.wait_closed(Instant::now() + Duration::from_secs(10)));
+    assert!(receiver.blocking_recv().unwrap().is_ok());
+    assert!(matches!(receiver.blocking_recv(), Some(Err(Error::DeadlineExceeded { .. }))));
+    assert!(receiver.blocking_recv().is_none());
+}
+
+#[test]
+fn a_dropped_stream_stops_its_run() {
+    let script = Script::default();
+    script.set(Fault::Stream(usize::MAX));
+    let pool = pool(&script);
+    let (job, mut receiver) = testing::stream_job(2);
+    pool.submit(job).unwrap();
+    receiver.blocking_recv().unwrap().unwrap();
+    drop(receiver);
+    pool.close();
+    assert!(pool.wait_closed(Instant::now() + Duration::from_secs(10)));
+}
