@@ -24,7 +24,8 @@ struct Inner<C: Codec> {
 
 enum Doing {
     Asking(BoxFuture<'static, Result<Reply, Error>>),
-    Streaming(ReplyStream),
+    /// With the chunk, if there is one, that came before there was credit for it.
+    Streaming(ReplyStream, Option<InferResponse>),
     Nothing,
 }
 
@@ -78,26 +79,44 @@ impl<C: Codec> Inner<C> {
             Doing::Asking(call) => match ready!(call.as_mut().poll(cx)) {
                 Ok(Reply::Infer(response)) => Event::Whole(response),
                 Ok(Reply::Stream(stream)) => {
-                    self.doing = Doing::Streaming(stream);
+                    self.doing = Doing::Streaming(stream, None);
                     return Poll::Ready(Event::Streams);
                 }
                 Ok(Reply::Report(_)) => Event::Failed(Error::internal("a report answers an inference")),
                 Err(error) => Event::Failed(error),
             },
-            // Without credit the producer is not polled; its deadline still is.
-            Doing::Streaming(stream) if !self.ticket.has_credit() => Event::Failed(ready!(stream.poll_late(cx))),
-            Doing::Streaming(stream) => match ready!(Pin::new(stream).poll_next(cx)) {
-                Some(Ok(Chunk::Tensors(response))) => {
-                    self.ticket.take_credit();
-                    return Poll::Ready(Event::Chunk(response));
-                }
-                Some(Err(error)) => Event::Failed(error),
-                None => Event::Over,
+            Doing::Streaming(stream, ahead) => match Self::poll_stream(&self.ticket, stream, ahead, cx) {
+                Poll::Ready(event @ Event::Chunk(_)) => return Poll::Ready(event),
+                event => ready!(event),
             },
             Doing::Nothing => Event::Dropped,
         };
         self.doing = Doing::Nothing;
         Poll::Ready(event)
+    }
+
+    /// Without credit the producer is asked once more: only so can the end be told from a pause. What comes then waits
+    /// here, and meanwhile only the deadline is looked at.
+    fn poll_stream(
+        ticket: &Ticket<C::Note>,
+        stream: &mut ReplyStream,
+        ahead: &mut Option<InferResponse>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Event> {
+        if ahead.is_none() {
+            match ready!(Pin::new(&mut *stream).poll_next(cx)) {
+                Some(Ok(Chunk::Tensors(response))) => *ahead = Some(response),
+                Some(Err(error)) => return Poll::Ready(Event::Failed(error)),
+                None => return Poll::Ready(Event::Over),
+            }
+        }
+        if ticket.has_credit()
+            && let Some(response) = ahead.take()
+        {
+            ticket.take_credit();
+            return Poll::Ready(Event::Chunk(response));
+        }
+        stream.poll_late(cx).map(Event::Failed)
     }
 }
 

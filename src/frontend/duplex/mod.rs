@@ -1,7 +1,7 @@
 //! THE loop of message-oriented surfaces: WebSocket, NDJSON and gRPC streams.
 //!
-//! One [`Session`] per socket or stream, on one task: it reads frames, makes a call of each message, and writes what
-//! becomes of them. A [`Link`] moves frames and knows nothing of their meaning; a [`Codec`] knows what they mean and
+//! One `Session` per socket or stream, on one task: it reads frames, makes a call of each message, and writes what
+//! becomes of them. A `Link` moves frames and knows nothing of their meaning; a `Codec` knows what they mean and
 //! nothing of bytes on sockets. The loop itself knows neither protocol: it holds the calls in flight, their order,
 //! their credit, and the limits of what waits to be sent.
 //!
@@ -205,8 +205,10 @@ pub(super) enum Why {
     Draining,
     /// The peer does not read.
     SlowConsumer,
-    /// The peer is gone: there is nobody to tell.
+    /// The peer has said goodbye: there is nobody to tell.
     Gone,
+    /// The peer is not heard any more: nothing is waited for.
+    Lost,
     /// A fault that the surface has a number of its own for, and a few words.
     Fault(u16, Cow<'static, str>),
     /// The session itself failed.

@@ -2,29 +2,52 @@
 //!
 //! Knows messages and not their bytes: the method table opens the stream, limits its body and renders a refusal.
 
+use super::{arriving, status};
 use crate::{
-    call::{Credentials, Head},
-    error::Error,
-    frontend::Connection,
-    wire::proto::inference::{ModelInferRequest, ModelStreamInferResponse},
+    call::{Call, CallId, Credentials, Facts, Head, InferResponse, Inspect, Operation, Parameter, Pending, Surface},
+    error::{Error, Stage},
+    frontend::{
+        Connection, Phase, Settings,
+        duplex::{
+            About, Ask, Beyond, Codec, Credit, Link, Opened, Order, Outbox, Pipe, Received, Rules, Sending, Session,
+            State, Ticket, Weigh, Why,
+        },
+    },
+    wire::proto::{
+        self,
+        inference::{
+            InferParameter, ModelInferRequest, ModelInferResponse, ModelStreamInferResponse,
+            infer_parameter::ParameterChoice,
+        },
+    },
 };
 use futures_util::Stream;
 use std::{
+    collections::HashMap,
     pin::Pin,
     sync::Arc,
-    task::{Context, Poll},
+    task::{Context, Poll, ready},
+    time::Duration,
 };
+use tokio::{sync::mpsc::Receiver, time::Instant};
 use tonic::{Status, codec::Streaming};
+
+/// Says whether a response is the last one of its request (contract 02 section 4, item 4).
+const FINAL: &str = "triton_final_response";
+/// Asks for an empty last response of a request that streams (item 5).
+const EMPTY_FINAL: &str = "triton_enable_empty_final_response";
+
+type Answer = Result<ModelStreamInferResponse, Status>;
 
 /// What the client reads: one message per answer, and a status if the stream itself fails.
 #[derive(Debug)]
-pub(super) struct Answers;
+pub(super) struct Answers(Receiver<Answer>);
 
 impl Stream for Answers {
-    type Item = Result<ModelStreamInferResponse, Status>;
+    type Item = Answer;
 
-    fn poll_next(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<Self::Item>> {
-        Poll::Ready(None)
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        self.0.poll_recv(cx)
     }
 }
 
@@ -44,6 +67,228 @@ pub(super) async fn serve(
     strict: bool,
     messages: Streaming<ModelInferRequest>,
 ) -> Result<Answers, Error> {
-    let _ = (connection, head, sender, strict, messages);
-    Err(Error::Unimplemented("method `ModelStreamInfer` is not part of this version".into()))
+    if *connection.frontend.phase.borrow() != Phase::Serving {
+        return Err(Error::ShuttingDown);
+    }
+    let deadline = head.timeout.and_then(|timeout| Instant::now().checked_add(timeout));
+    let id = head.id.clone();
+    let input = Pending::ready(Operation::Inspect(Inspect::Caller));
+    connection.frontend.gateway.call(Call { head, sender: sender.clone(), input }).await?;
+
+    let (pipe, receiver) = Pipe::new();
+    let link = Messages { messages, pipe, limit: connection.frontend.settings.size.body };
+    let codec = Protocol { connection: Arc::clone(&connection), id, strict, deadline, next: 0 };
+    let rules = rules(&connection.frontend.settings);
+    tokio::spawn(Session::new(connection, rules, sender, codec, link).run());
+    Ok(Answers(receiver))
 }
+
+fn rules(settings: &Settings) -> Rules {
+    Rules {
+        surface: Surface::Grpc,
+        in_flight: settings.concurrency.per_grpc_stream,
+        beyond: Beyond::Wait,
+        order: Order::Whole,
+        send_messages: settings.websocket.send_messages,
+        send_bytes: settings.http2.stream_buffer,
+        write_stall: settings.timers.write_stall,
+        patient: true,
+    }
+}
+
+/// Both directions of one stream.
+struct Messages {
+    messages: Streaming<ModelInferRequest>,
+    pipe: Pipe<Answer>,
+    limit: usize,
+}
+
+impl Weigh for Answer {
+    fn weight(&self) -> usize {
+        let response = self.as_ref().ok().and_then(|answer| answer.infer_response.as_ref());
+        response.map_or(0, |response| response.raw_output_contents.iter().map(bytes::Bytes::len).sum())
+    }
+}
+
+impl Link for Messages {
+    type Received = ModelInferRequest;
+    type Frame = Answer;
+
+    fn poll_receive(&mut self, cx: &mut Context<'_>) -> Poll<Received<ModelInferRequest>> {
+        Poll::Ready(match ready!(Pin::new(&mut self.messages).poll_next(cx)) {
+            Some(Ok(message)) => Received::Frame(message),
+            None => Received::Over,
+            Some(Err(status)) => match arriving::error(&status, self.limit) {
+                Error::Cancelled => Received::Closed,
+                error => Received::Fault(Why::Error(error)),
+            },
+        })
+    }
+
+    fn poll_send(&mut self, cx: &mut Context<'_>, outbox: &mut Outbox<Answer>) -> Sending {
+        let mut blocked = Sending::Blocked;
+        loop {
+            if self.pipe.poll_gone(cx).is_ready() {
+                return Sending::Gone;
+            }
+            if outbox.is_empty() {
+                return Sending::Done;
+            }
+            match self.pipe.poll_send(cx, || outbox.pop()) {
+                Poll::Pending => return blocked,
+                Poll::Ready(Err(_)) => return Sending::Gone,
+                Poll::Ready(Ok(())) => blocked = Sending::Some,
+            }
+        }
+    }
+
+    fn poll_shutdown(&mut self, _: &mut Context<'_>) -> Poll<()> {
+        self.pipe.close();
+        Poll::Ready(())
+    }
+}
+
+/// What a message says about its answers.
+#[derive(Debug)]
+struct Note {
+    id: String,
+    empty_final: bool,
+}
+
+/// The session of one stream.
+struct Protocol {
+    connection: Arc<Connection>,
+    /// Names the stream in its last status.
+    id: CallId,
+    strict: bool,
+    deadline: Option<Instant>,
+    /// Messages so far: ids need not differ, or be there.
+    next: u64,
+}
+
+impl Protocol {
+    fn say(response: ModelInferResponse, error: String, out: &mut Outbox<Answer>) {
+        out.push(Ok(ModelStreamInferResponse { error_message: error, infer_response: Some(response) }));
+    }
+}
+
+/// Without outputs, about the request of `note`, and about the model if it came that far.
+fn about(note: &Note, facts: Option<&Facts>) -> ModelInferResponse {
+    let model = facts.and_then(|facts| facts.model.get());
+    ModelInferResponse {
+        id: note.id.clone(),
+        model_name: model.map_or_else(String::new, |model| model.name.as_ref().into()),
+        model_version: model.map_or_else(String::new, |model| model.version.as_ref().into()),
+        ..ModelInferResponse::default()
+    }
+}
+
+impl Codec for Protocol {
+    type Tag = u64;
+    type Note = Note;
+    type Received = ModelInferRequest;
+    type Frame = Answer;
+
+    fn receive(&mut self, message: ModelInferRequest, out: &mut Outbox<Answer>) -> Result<Ask<u64, Note>, Why> {
+        self.next += 1;
+        let empty_final = matches!(
+            message.parameters.get(EMPTY_FINAL),
+            Some(InferParameter { parameter_choice: Some(ParameterChoice::BoolParam(true)) })
+        );
+        let ticket = Ticket::new(Note { id: message.id.clone(), empty_final }, Credit::Unlimited);
+        let connection = Arc::clone(&self.connection);
+        let decode = move || proto::decode_infer(message, &connection.frontend.settings.wire).map(Operation::Infer);
+        Ok(Ask::Call(Opened {
+            tag: self.next,
+            ticket,
+            streams: true,
+            credited: false,
+            timeout: self.deadline.map(|deadline| deadline.saturating_duration_since(out.now())),
+            size: 0,
+            input: Pending::new(async move { decode() }),
+        }))
+    }
+
+    fn proved(&mut self, _: Result<(), Error>, _: &mut Outbox<Answer>) -> Result<(), Why> {
+        Ok(())
+    }
+
+    fn output(
+        &mut self,
+        about: About<'_, u64, Note>,
+        last: bool,
+        mut response: InferResponse,
+        out: &mut Outbox<Answer>,
+    ) -> Result<(), Error> {
+        if !response.parameters.iter().any(|(name, _)| &**name == FINAL) {
+            response.parameters.push((FINAL.into(), Parameter::Bool(last)));
+        }
+        let mut response = proto::encode_infer(response);
+        if response.id.is_empty() {
+            response.id.clone_from(&about.note.id);
+        }
+        Self::say(response, String::new(), out);
+        Ok(())
+    }
+
+    fn done(&mut self, call: About<'_, u64, Note>, out: &mut Outbox<Answer>) {
+        if call.note.empty_final {
+            let mut response = about(call.note, call.facts);
+            let last = InferParameter { parameter_choice: Some(ParameterChoice::BoolParam(true)) };
+            response.parameters = HashMap::from([(FINAL.to_owned(), last)]);
+            Self::say(response, String::new(), out);
+        }
+    }
+
+    fn cancelled(&mut self, _: &u64, _: &mut Outbox<Answer>) {}
+
+    fn failed(&mut self, call: About<'_, u64, Note>, error: &Error, out: &mut Outbox<Answer>) -> Result<(), Why> {
+        if self.strict {
+            return Err(Why::Error(error.clone()));
+        }
+        // Only a failure of the run itself names the model (contract 02 section 4, item 3).
+        let ran = call.facts.filter(|facts| facts.stage() >= Stage::Running);
+        Self::say(about(call.note, ran), error.to_string(), out);
+        Ok(())
+    }
+
+    fn duplicate(&mut self, _: &u64, _: &mut Outbox<Answer>) -> Result<(), Why> {
+        Ok(())
+    }
+
+    fn unauthenticated(&mut self, _: &mut Outbox<Answer>) -> Result<(), Why> {
+        // There is no way to renew credentials here (contract 06 C1).
+        Err(Why::Error(Error::Unauthenticated))
+    }
+
+    fn draining(&mut self, _: Duration, _: &mut Outbox<Answer>) {}
+
+    fn farewell(&mut self, why: &Why, out: &mut Outbox<Answer>) {
+        let error = match why {
+            Why::Done | Why::Idle | Why::SlowConsumer | Why::Gone | Why::Lost => return,
+            Why::Draining => &Error::ShuttingDown,
+            Why::Error(error) => error,
+            Why::Fault(_, reason) => &Error::invalid(reason.clone()),
+        };
+        out.push(Err(status(error, &self.id)));
+    }
+
+    fn deadline(&self, _: State) -> Option<Instant> {
+        self.deadline
+    }
+
+    fn due(&mut self, state: State, _: &mut Outbox<Answer>) -> Result<(), Why> {
+        match self.deadline {
+            Some(deadline) if deadline <= state.now => {
+                // What runs has the same deadline, and says so itself before the stream ends with it.
+                self.deadline = None;
+                Err(Why::Error(Error::DeadlineExceeded { stage: Stage::Streaming }))
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+#[cfg(test)]
+#[path = "stream_tests.rs"]
+mod tests;

@@ -182,7 +182,7 @@ impl Codec for Protocol {
             Why::Idle => failure(&Error::BodyStalled),
             Why::Error(error) => failure(error),
             Why::Fault(_, reason) => failure(&Error::invalid(reason.clone())),
-            Why::SlowConsumer | Why::Gone => return,
+            Why::SlowConsumer | Why::Gone | Why::Lost => return,
         };
         self.say(line, out);
         let trailers: HeaderMap =

@@ -2,6 +2,10 @@
 //!
 //! The opening is a call ("who am I?"), and the head of the response goes out once it is answered, before any line is
 //! read. The lines are a session of the duplex loop.
+//!
+//! Between two lines a client may be silent for as long as a call is in flight; without one, for `websocket.idle`, as on
+//! a WebSocket. Within a line `timers.read_stall` runs. A stream that ends well ends with the line `done`, any other with
+//! a line `error` whose `id` is `null`.
 
 mod codec;
 mod link;

@@ -144,13 +144,13 @@ impl Protocol {
 
     fn message(
         &mut self,
-        body: Body,
+        body: &Body,
         room: Result<(), Error>,
         out: &mut Outbox<Outgoing>,
     ) -> Result<Ask<Tag, Note>, Why> {
         let json = body.json();
         let mut envelope = Envelope::peek(json).map_err(|error| no_message(&error))?;
-        if let Body::Binary(frame) = &body {
+        if let Body::Binary(frame) = body {
             frame.check(&envelope).map_err(|error| no_message(&error))?;
         }
         match envelope.kind {
@@ -244,7 +244,7 @@ impl Codec for Protocol {
             Message::Ping(_) | Message::Pong(_) | Message::Close(_) | Message::Frame(_) => return Ok(Ask::Nothing),
         };
         self.clock.active = out.now();
-        self.message(body, room, out)
+        self.message(&body, room, out)
     }
 
     fn proved(&mut self, result: Result<(), Error>, out: &mut Outbox<Outgoing>) -> Result<(), Why> {
@@ -317,7 +317,7 @@ impl Codec for Protocol {
             Why::SlowConsumer => (4430, Cow::Borrowed("slow consumer")),
             Why::Fault(code, reason) => (*code, reason.clone()),
             Why::Error(error) => (1011, Cow::Owned(error.to_string())),
-            Why::Gone => return,
+            Why::Gone | Why::Lost => return,
         };
         out.push(Outgoing::Close(code, reason));
     }
@@ -356,7 +356,7 @@ impl Codec for Protocol {
         let Some(since) = state.reading else { return Ok(()) };
         let heard = self.clock.heard.max(since);
         if passed(heard + limits.ping * 2) {
-            return Err(Why::Gone);
+            return Err(Why::Lost);
         }
         if !self.clock.pinged && passed(heard + limits.ping) {
             self.clock.pinged = true;

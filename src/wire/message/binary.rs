@@ -51,32 +51,33 @@ impl Frame {
     ///
     /// [`Error::InvalidRequest`] with both lengths.
     pub fn check(&self, envelope: &Envelope<'_>) -> Result<(), Error> {
-        let Some(end) = self.announced(envelope) else {
+        let Some((end, padded)) = self.announced(envelope) else {
             return Err(Error::invalid("the announced tensors are longer than any frame"));
         };
         let found = self.offset() + self.tail.len();
-        if end == found {
+        if end == found || padded == found {
             return Ok(());
         }
         Err(Error::invalid(format!("the binary frame has {found} bytes, its message announces {end}")))
     }
 
-    /// Where the last announced tensor ends. Lengths that are no numbers announce nothing: the decoder names them.
-    fn announced(&self, envelope: &Envelope<'_>) -> Option<usize> {
+    /// Where the last announced tensor ends, if empty ones have no place of their own and if they have. Lengths that
+    /// are no numbers announce nothing: the decoder names them.
+    fn announced(&self, envelope: &Envelope<'_>) -> Option<(usize, usize)> {
         let mut end = self.offset();
-        let Some(Ok(mut inputs)) = envelope.inputs.map(Items::of) else { return Some(end) };
+        let mut padded = end;
+        let Some(Ok(mut inputs)) = envelope.inputs.map(Items::of) else { return Some((end, padded)) };
         while let Ok(Some(input)) = inputs.next() {
             let Ok(mut members) = Members::of(input) else { continue };
             while let Ok(Some((name, value))) = members.next() {
                 if let (b"byte_length", Some(length)) = (name, number(value)) {
                     let length = usize::try_from(length).ok()?;
-                    // An empty tensor needs no place of its own: nothing follows the last one.
-                    let start = if length == 0 { end } else { end.checked_next_multiple_of(ALIGNMENT)? };
-                    end = start.checked_add(length)?;
+                    padded = end.checked_next_multiple_of(ALIGNMENT)?.checked_add(length)?;
+                    end = if length == 0 { end } else { padded };
                 }
             }
         }
-        Some(end)
+        Some((end, padded))
     }
 }
 
@@ -116,6 +117,17 @@ mod tests {
         assert!(check(&exact.clone().into()).is_ok());
         exact.push(0);
         assert!(check(&exact.into()).is_err());
+    }
+
+    #[test]
+    fn an_empty_tensor_may_have_a_place_of_its_own() {
+        let json = r#"{"type":"infer","inputs":[{"byte_length":3},{"byte_length":0}]}"#;
+        for length in [3, 8] {
+            assert!(check(&frame(json, &vec![0; length])).is_ok(), "{length}");
+        }
+        for length in [0, 4, 7, 9, 16] {
+            assert!(check(&frame(json, &vec![0; length])).is_err(), "{length}");
+        }
     }
 
     #[test]

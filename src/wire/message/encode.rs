@@ -70,9 +70,7 @@ fn frame(mut piece: Vec<u8>, tensors: Vec<Bytes>) -> Vec<Bytes> {
     let mut pieces = Vec::with_capacity(tensors.len() + 1);
     let mut at = piece.len();
     for tensor in tensors {
-        if tensor.is_empty() {
-            continue;
-        }
+        // Before an empty one too: a view of nothing must still lie within the frame.
         let zeros = padding(at);
         piece.extend_from_slice(zeros);
         at += zeros.len() + tensor.len();
@@ -178,11 +176,6 @@ fn deadline(kind: &str, reason: Option<&str>, within: Duration) -> Bytes {
     out.extend_from_slice(b",\"deadline_ms\":");
     integer(&mut out, micros(within) / 1000);
     end(out)
-}
-
-/// Writes `ping`.
-pub fn ping() -> Bytes {
-    Bytes::from_static(b"{\"type\":\"ping\"}")
 }
 
 /// Writes `pong` with the `t` of the ping, as JSON.

@@ -11,7 +11,7 @@ mod session;
 mod skim;
 
 pub use binary::Frame;
-pub use encode::{Encoded, auth_required, cancelled, done, error, finished, goaway, output, ping, pong, server_error};
+pub use encode::{Encoded, auth_required, cancelled, done, error, finished, goaway, output, pong, server_error};
 pub use envelope::{Envelope, Kind, is_valid_id};
 pub use session::{Auth, Hello, Limits, Want, auth, hello, welcome};
 

@@ -60,6 +60,17 @@ async fn tensors_go_both_ways_as_raw_bytes() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn an_empty_tensor_goes_both_ways_too() {
+    let mut client = Client::new().await;
+    let json = r#"{"type":"infer","id":"b","model":"echo","binary_outputs":true,"inputs":[{"name":"X","datatype":"FP32","shape":[0,2],"byte_length":0}]}"#;
+    let mut frame = u32::try_from(json.len()).unwrap().to_le_bytes().to_vec();
+    frame.extend_from_slice(json.as_bytes());
+    client.send(frame).await;
+    let Heard::Binary(answer) = client.hear().await else { panic!("not binary") };
+    assert_eq!(answer.len() % 8, 0);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_session_may_want_binary_outputs_and_a_request_refuse_them() {
     let mut client = Client::silent(Settings::default(), Caller::Proven).await;
     client.say(r#"{"type":"hello","protocol":1,"want":{"binary_outputs":true}}"#).await;
@@ -190,8 +201,8 @@ async fn a_producer_without_credit_is_not_asked_and_others_go_on() {
         assert!(text.starts_with(&format!(r#"{{"type":"output","id":"s","seq":{seq},"final":false,"#)), "{text}");
     }
     client.settle().await;
-    // One more waits in the producer's own channel.
-    assert_eq!(client.fixture.produced(), 3);
+    // One more waits for credit, and one in the producer's own channel.
+    assert_eq!(client.fixture.produced(), 4);
     client.infer("u", "echo", r#","credit":0"#).await;
     client.output("u").await;
     client.say(r#"{"type":"credit","id":"s","add":9}"#).await;
@@ -204,6 +215,15 @@ async fn a_producer_without_credit_is_not_asked_and_others_go_on() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn an_end_needs_no_credit() {
+    let mut client = Client::new().await;
+    client.infer("s", "steps", r#","stream":true,"credit":2,"parameters":{"steps":2}"#).await;
+    client.text().await;
+    client.text().await;
+    assert_eq!(client.text().await, r#"{"type":"done","id":"s"}"#);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_session_gives_sixteen_to_begin_with() {
     let mut client = Client::new().await;
     client.infer("s", "steps", r#","stream":true,"parameters":{"steps":40}"#).await;
@@ -211,7 +231,7 @@ async fn a_session_gives_sixteen_to_begin_with() {
         client.text().await;
     }
     client.settle().await;
-    assert_eq!(client.fixture.produced(), 17);
+    assert_eq!(client.fixture.produced(), 18);
     client.say(r#"{"type":"cancel","id":"s"}"#).await;
     assert_eq!(client.text().await, r#"{"type":"cancelled","id":"s"}"#);
     client.settle().await;

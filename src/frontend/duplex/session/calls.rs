@@ -1,0 +1,237 @@
+//! What becomes of the calls of a session: opened, answered in order, refused, taken back.
+
+use super::{BURST, Entry, Life, Session};
+use crate::{
+    call::{Call, CallId, Head, Inspect, Intent, Operation, Pending, Surface},
+    error::Error,
+    frontend::duplex::{
+        About, Ask, Codec, Link, Opened, Order,
+        exchange::{Event, Exchange},
+    },
+};
+use futures_util::Stream;
+use std::{
+    collections::{HashMap, VecDeque},
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+    time::Duration,
+};
+
+impl<C, L> Session<C, L>
+where
+    C: Codec,
+    L: Link<Received = C::Received, Frame = C::Frame>,
+{
+    pub(super) fn take(&mut self, ask: Ask<C::Tag, C::Note>) {
+        match ask {
+            Ask::Nothing => {}
+            Ask::Call(opened) => self.open(opened),
+            Ask::Refuse(tag, note, error) => {
+                if self.entries.contains_key(&tag) {
+                    self.duplicate(&tag);
+                } else {
+                    self.refuse(&tag, &note, &error);
+                }
+            }
+            Ask::Fail(tag, note, error) => {
+                let entry = self.entries.remove(&tag).inspect(|entry| self.forget(entry));
+                self.refuse(&tag, &note, &error);
+                if entry.is_some() {
+                    self.release();
+                }
+            }
+            Ask::Cancel(tag) => {
+                if let Some(entry) = self.entries.remove(&tag) {
+                    self.forget(&entry);
+                    self.codec.cancelled(&tag, &mut self.outbox);
+                    self.release();
+                }
+            }
+            Ask::Credit(tag, add) => {
+                if let Some(entry) = self.entries.get(&tag) {
+                    entry.ticket.allow(add);
+                }
+            }
+            Ask::Prove(credentials) => {
+                let call = self.connection.frontend.gateway.call(Call {
+                    head: self.head(Intent::Inspect, None),
+                    sender: credentials.clone(),
+                    input: Pending::ready(Operation::Inspect(Inspect::Caller)),
+                });
+                self.proving = Some((credentials, call));
+            }
+            Ask::Finish(why) => self.finish(why),
+        }
+    }
+
+    pub(super) fn head(&self, intent: Intent, timeout: Option<Duration>) -> Head {
+        Head::new(CallId::make(), self.rules.surface, intent, Arc::clone(&self.connection.peer)).with_timeout(timeout)
+    }
+
+    fn open(&mut self, opened: Opened<C::Tag, C::Note>) {
+        let Opened { tag, ticket, streams, credited, timeout, size, input } = opened;
+        if self.entries.contains_key(&tag) {
+            return self.duplicate(&tag);
+        }
+        if self.draining {
+            return self.refuse(&tag, &ticket.note, &Error::ShuttingDown);
+        }
+        if let Life::Finishing(_) = self.life {
+            return self.refuse(&tag, &ticket.note, &Error::invalid("a request after the client's goodbye"));
+        }
+        if self.entries.len() >= self.rules.in_flight {
+            return self.refuse(&tag, &ticket.note, &Error::Overloaded { what: "calls in flight of this session" });
+        }
+        self.serial += 1;
+        let serial = self.serial;
+        let head = self.head(Intent::Infer, timeout);
+        let entry = Entry {
+            serial,
+            ticket: Arc::clone(&ticket),
+            facts: Arc::clone(&head.facts),
+            streams,
+            credited,
+            seq: 0,
+            received: size,
+            sent: 0,
+            only: None,
+            held: None,
+        };
+        self.credited += usize::from(credited);
+        self.entries.insert(tag.clone(), entry);
+        if self.rules.order != Order::Any {
+            self.order.push_back((tag.clone(), serial));
+        }
+        let call = self.connection.frontend.gateway.call(Call { head, sender: self.sender.clone(), input });
+        self.running.push(Exchange::new(tag, serial, ticket, call));
+    }
+
+    fn duplicate(&mut self, tag: &C::Tag) {
+        if let Err(why) = self.codec.duplicate(tag, &mut self.outbox) {
+            self.fault(why);
+        }
+    }
+
+    /// Answers what never became a call.
+    fn refuse(&mut self, tag: &C::Tag, note: &C::Note, error: &Error) {
+        let about = About { tag, note, seq: 0, facts: None };
+        if let Err(why) = self.codec.failed(about, error, &mut self.outbox) {
+            self.end(&why);
+        }
+    }
+
+    pub(super) fn poll_running(&mut self, cx: &mut Context<'_>) -> bool {
+        let mut moved = false;
+        for _ in 0..BURST {
+            if self.is_closing() || self.outbox.is_full() {
+                break;
+            }
+            let Poll::Ready(Some((exchange, event))) = Pin::new(&mut self.running).poll_next(cx) else { break };
+            moved = true;
+            self.happen(exchange, event);
+        }
+        moved
+    }
+
+    /// Something became of a call; its answer waits if it is not its turn.
+    fn happen(&mut self, exchange: Exchange<C>, event: Event) {
+        let (Some(tag), Some(serial)) = (exchange.tag().cloned(), exchange.serial()) else { return };
+        let Some(entry) = self.entries.get_mut(&tag).filter(|entry| entry.serial == serial) else { return };
+        if let (Order::Whole, Event::Streams) = (self.rules.order, &event) {
+            self.order.retain(|(_, other)| *other != serial);
+            self.deliver(&tag, exchange, event);
+            return self.release();
+        }
+        let first = self.order.front().is_none_or(|(_, first)| *first == serial);
+        if !first && self.order.iter().any(|(_, other)| *other == serial) {
+            entry.held = Some((exchange, event));
+            return;
+        }
+        self.deliver(&tag, exchange, event);
+        self.release();
+    }
+
+    fn deliver(&mut self, tag: &C::Tag, exchange: Exchange<C>, event: Event) {
+        let before = self.outbox.total();
+        let Some(entry) = self.entries.get_mut(tag) else { return };
+        let about = About { tag, note: &entry.ticket.note, seq: entry.seq, facts: Some(&*entry.facts) };
+        let out = &mut self.outbox;
+        let result = match event {
+            Event::Whole(response) => self.codec.output(about, true, response, out).map(|()| true),
+            Event::Streams => Ok(false),
+            Event::Chunk(response) if entry.streams => self.codec.output(about, false, response, out).map(|()| {
+                entry.seq += 1;
+                false
+            }),
+            Event::Chunk(response) => match entry.only.replace(response) {
+                None => Ok(false),
+                Some(_) => Err(Error::Unimplemented("this model streams, expected `stream` to be true".into())),
+            },
+            Event::Over => match entry.only.take() {
+                Some(response) => self.codec.output(about, true, response, out).map(|()| true),
+                None => {
+                    self.codec.done(about, out);
+                    Ok(true)
+                }
+            },
+            Event::Failed(error) => Err(error),
+            Event::Dropped => Ok(true),
+        };
+        entry.sent += self.outbox.total() - before;
+        match result {
+            Ok(false) => self.running.push(exchange),
+            Ok(true) => self.close(tag),
+            Err(error) => self.fail(tag, &error),
+        }
+    }
+
+    /// Answers a call in flight with its error.
+    pub(super) fn fail(&mut self, tag: &C::Tag, error: &Error) {
+        let Some(entry) = self.entries.get(tag) else { return };
+        self.connection.observe(error);
+        let about = About { tag, note: &entry.ticket.note, seq: entry.seq, facts: Some(&*entry.facts) };
+        let failed = self.codec.failed(about, error, &mut self.outbox);
+        self.close(tag);
+        if let Err(why) = failed {
+            self.end(&why);
+        } else if matches!(error, Error::Unauthenticated)
+            && let Err(why) = self.codec.unauthenticated(&mut self.outbox)
+        {
+            self.finish(why);
+        }
+    }
+
+    /// A call is over and answered.
+    fn close(&mut self, tag: &C::Tag) {
+        let Some(entry) = self.entries.remove(tag) else { return };
+        // The body that a gRPC stream is counts its own bytes.
+        if self.rules.surface != Surface::Grpc {
+            self.connection.frontend.metrics.bytes(self.rules.surface, entry.received as u64, entry.sent);
+        }
+        self.forget(&entry);
+    }
+
+    fn forget(&mut self, entry: &Entry<C>) {
+        self.credited -= usize::from(entry.credited);
+        entry.ticket.cancel();
+        if self.entries.is_empty() {
+            // Idle sessions are many: a burst leaves no memory behind.
+            self.entries = HashMap::new();
+        }
+    }
+
+    /// Delivers what waited for its turn.
+    fn release(&mut self) {
+        while let Some((tag, serial)) = self.order.front() {
+            let Some(entry) = self.entries.get_mut(tag).filter(|entry| entry.serial == *serial) else {
+                self.order.pop_front();
+                continue;
+            };
+            let Some((exchange, event)) = entry.held.take() else { return };
+            let tag = tag.clone();
+            self.deliver(&tag, exchange, event);
+        }
+        self.order = VecDeque::new();
+    }
+}
