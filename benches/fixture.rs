@@ -98,7 +98,8 @@ impl Fixture {
 
         let keys = folder.path().join("keys.yaml");
         let hash = auth::api_key::hash(KEY);
-        let text = format!("version: 1\nkeys:\n  - {{ id: k_1, hash: \"{hash}\", identity: bench, intents: [infer] }}\n");
+        let text =
+            format!("version: 1\nkeys:\n  - {{ id: k_1, hash: \"{hash}\", identity: bench, intents: [infer] }}\n");
         std::fs::write(&keys, text).expect("the folder is ours");
         let settings = auth::Settings { keys: Some(keys), ..auth::Settings::default() };
         let plenty = NonZeroU64::new(1_000_000_000).expect("not zero");

@@ -117,13 +117,8 @@ pub async fn start(config: Config, opener: Arc<dyn Open>) -> Result<App, StartEr
     body::start_decoders(config.runtime.decode_threads);
     let lanes = Arc::new(Lanes::start(settings::lanes(&config.runtime)).map_err(StartError::new)?);
     let repository = Arc::new(Repository::default());
-    let loader = Loader::new(
-        settings::models(&config),
-        opener,
-        Arc::clone(&repository),
-        Arc::clone(&metrics),
-        lanes.turns(),
-    );
+    let loader =
+        Loader::new(settings::models(&config), opener, Arc::clone(&repository), Arc::clone(&metrics), lanes.turns());
     let gateway = stack::build(stack::Parts {
         access_log: access_log.clone(),
         metrics: Arc::clone(&metrics),

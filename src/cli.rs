@@ -11,14 +11,7 @@ use crate::{
     model::describe::describe,
 };
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use std::{
-    fmt, io,
-    net::SocketAddr,
-    path::PathBuf,
-    process::ExitCode,
-    sync::Arc,
-    time::SystemTime,
-};
+use std::{fmt, io, net::SocketAddr, path::{Path, PathBuf}, process::ExitCode, sync::Arc, time::SystemTime};
 
 /// Exit status for a wrong configuration or model.
 const WRONG: u8 = 2;
@@ -112,7 +105,7 @@ impl Cli {
     /// Does what was asked for.
     pub fn run(self) -> ExitCode {
         if self.version {
-            return version(self.onnxruntime);
+            return version(self.onnxruntime.as_deref());
         }
         match self.command {
             Some(Command::Serve(arguments)) => serve(&arguments),
@@ -124,8 +117,8 @@ impl Cli {
     }
 }
 
-fn version(library: Option<PathBuf>) -> ExitCode {
-    let runtime = match Runtime::load(library.as_deref()) {
+fn version(library: Option<&Path>) -> ExitCode {
+    let runtime = match Runtime::load(library) {
         Ok(runtime) => format!("ONNX Runtime {}", runtime.version()),
         Err(error) => {
             eprintln!("{error}");

@@ -116,7 +116,9 @@ impl Lanes {
                     let Some(dealer) = &lanes[(first + offset) % lanes.len()].dealer else { continue };
                     match dealer.try_send(deal) {
                         Ok(()) => return,
-                        Err(mpsc::error::TrySendError::Full(back) | mpsc::error::TrySendError::Closed(back)) => deal = back,
+                        Err(mpsc::error::TrySendError::Full(back) | mpsc::error::TrySendError::Closed(back)) => {
+                            deal = back
+                        }
                     }
                 }
                 tracing::warn!("no lane has room for a connection");
@@ -152,8 +154,7 @@ impl Drop for Lanes {
 
 impl Lane {
     fn start(index: usize, seat: turn::Seat) -> io::Result<Self> {
-        let runtime =
-            runtime::Builder::new_current_thread().enable_all().event_interval(EVENT_INTERVAL).build()?;
+        let runtime = runtime::Builder::new_current_thread().enable_all().event_interval(EVENT_INTERVAL).build()?;
         let (dealer, mut deals) = mpsc::channel::<Deal>(DEALT);
         let run = move || {
             let (_guard, turns) = seat.enter();

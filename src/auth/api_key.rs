@@ -214,7 +214,8 @@ mod tests {
         assert_eq!(new.key.len(), 46);
         assert!(new.key.starts_with("sg_") && new.hash.len() == 71);
         let dir = tempfile::tempdir().unwrap();
-        let keys = KeyFile::open(&file(&dir, &[new.entry("we\"b: {", &["mo,bile".to_owned()], SystemTime::now())])).unwrap();
+        let keys =
+            KeyFile::open(&file(&dir, &[new.entry("we\"b: {", &["mo,bile".to_owned()], SystemTime::now())])).unwrap();
         assert_eq!(&**keys.find(&new.key).unwrap().id(), "we\"b: {");
         assert!(keys.find(&new.key[..45]).is_none());
         assert!(keys.find("").is_none());

@@ -9,7 +9,7 @@ mod tests;
 use super::{Backend, Open, OpenError, SessionSettings};
 use crate::{
     error::Error,
-    tensor::{DataType, Signature, Tensor, Tensors, TensorSpec},
+    tensor::{DataType, Signature, Tensor, TensorSpec, Tensors},
 };
 use std::{
     collections::HashMap,

@@ -263,7 +263,6 @@ fn what_contradicts_is_refused() {
         "grants: [{ intents: [infer], models: [x] }]",
         "grants: [{ to: [anonymous], intents: [fly], models: [x] }]",
         "limits: { concurrency: { memory: 1MiB } }",
-        "limits: { concurrency: { calls: 16 } }",
         "limits: { size: { json_depth: 128 } }",
         "limits: { http2: { frame: 1KiB } }",
         "limits: { http2: { stream_window: 4GiB } }",

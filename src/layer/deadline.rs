@@ -3,6 +3,7 @@
 //! The clock covers everything that a client can make slow, its body included. The layer does not know where the time
 //! goes: [`Facts::stage`](crate::call::Facts::stage) tells it, for the error.
 
+use super::alarm::Alarm;
 use crate::{
     call::{Call, Facts, Reply},
     error::{Error, Stage},
@@ -14,7 +15,6 @@ use std::{
     task::{Context, Poll},
     time::{Duration, Instant},
 };
-use tokio::time::Sleep;
 use tower::{Layer, Service};
 
 /// `limits.deadline` (contract 10 section 5).
@@ -54,12 +54,10 @@ pin_project! {
         // None if the time was up before there was anything to do.
         #[pin]
         inner: Option<F>,
-        deadline: Instant,
         stream_deadline: Instant,
         facts: Arc<Facts>,
-        // Armed at the first `Pending`: a call that is answered at once never touches the timer.
-        #[pin]
-        sleep: Option<Sleep>,
+        // Armed at the first `Pending`: a call that is answered at once never touches it.
+        alarm: Alarm,
     }
 }
 
@@ -98,10 +96,11 @@ where
         let received = call.head.received;
         call.head.deadline = received + wish.unwrap_or(default).min(max);
         let deadline = call.head.deadline;
+        let alarm = Alarm::at(deadline);
         let facts = Arc::clone(&call.head.facts);
         // A wish for no time at all is answered without work: whether the reply would be ready at once is luck.
         let inner = (deadline > received).then(|| self.inner.call(call));
-        Timed { inner, deadline, stream_deadline: received + wish.unwrap_or(stream).min(max), facts, sleep: None }
+        Timed { inner, stream_deadline: received + wish.unwrap_or(stream).min(max), facts, alarm }
     }
 }
 
@@ -114,7 +113,7 @@ where
     type Output = Result<Reply, Error>;
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        let mut this = self.project();
+        let this = self.project();
         let Some(inner) = this.inner.as_pin_mut() else {
             return Poll::Ready(Err(Error::DeadlineExceeded { stage: Stage::Received }));
         };
@@ -124,13 +123,8 @@ where
             }
             return Poll::Ready(result);
         }
-        if this.sleep.is_none() {
-            this.sleep.set(Some(tokio::time::sleep_until((*this.deadline).into())));
-        }
-        match this.sleep.as_pin_mut().map(|sleep| sleep.poll(cx)) {
-            Some(Poll::Ready(())) => Poll::Ready(Err(Error::DeadlineExceeded { stage: this.facts.stage() })),
-            _ => Poll::Pending,
-        }
+        let facts = this.facts;
+        this.alarm.poll(cx).map(|()| Err(Error::DeadlineExceeded { stage: facts.stage() }))
     }
 }
 

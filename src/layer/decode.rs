@@ -61,7 +61,8 @@ where
                     head.deadline = deadline;
                     let facts = std::sync::Arc::clone(&head.facts);
                     let below = inner.call(Call { head, sender, input: operation });
-                    let mut reply = tokio::time::timeout_at(deadline.into(), below)
+                    // Boxed: few calls bring such a wish, and a timer would weigh on the future of all.
+                    let mut reply = Box::pin(tokio::time::timeout_at(deadline.into(), below))
                         .await
                         .map_err(|_| Error::DeadlineExceeded { stage: facts.stage() })??;
                     if let Reply::Stream(stream) = &mut reply {

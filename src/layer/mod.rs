@@ -22,6 +22,7 @@ pub mod metrics;
 pub mod rate_limit;
 pub mod trace;
 
+mod alarm;
 mod guarded;
 
 #[cfg(test)]

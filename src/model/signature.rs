@@ -6,7 +6,7 @@
 use crate::{
     call::NamedTensor,
     error::Error,
-    tensor::{Signature, Tensor, Tensors, TensorSpec},
+    tensor::{Signature, Tensor, TensorSpec, Tensors},
 };
 use std::{fmt::Write, sync::Arc};
 

@@ -9,7 +9,7 @@ use crate::{
     call::{Chunk, InferResponse, ModelKey},
     error::Error,
     telemetry::metrics::Metrics,
-    tensor::{DataType, Signature, Tensor, Tensors, TensorSpec},
+    tensor::{DataType, Signature, Tensor, TensorSpec, Tensors},
 };
 use std::{
     ops::ControlFlow,

@@ -1,7 +1,7 @@
 //! The one integration binary: it links once. Every test starts its own gateway on port 0.
 
 // A test binary has no interface that others could read.
-#![allow(missing_docs, unreachable_pub, missing_debug_implementations)]
+#![allow(missing_docs, unreachable_pub, missing_debug_implementations, clippy::unwrap_used)]
 
 mod allocations;
 mod bad_input;

@@ -10,7 +10,7 @@ use super::{
 use crate::{
     backend::{Backend, OpenError},
     error::Error,
-    tensor::{DataType, Signature, Tensor, Tensors, TensorSpec},
+    tensor::{DataType, Signature, Tensor, TensorSpec, Tensors},
 };
 use ort::{
     session::Session,

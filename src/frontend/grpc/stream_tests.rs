@@ -1,3 +1,5 @@
+//! `ModelStreamInfer` against a made-up stack.
+
 use super::{super::fixture::World, *};
 use crate::frontend::{Phase, Settings, duplex::fixture::Fixture};
 use crate::wire::proto::inference::{InferTensorContents, ModelInferRequest, model_infer_request::InferInputTensor};

@@ -1,3 +1,5 @@
+//! NDJSON streams against a made-up stack, over HTTP/2 and HTTP/1.1.
+
 use super::{codec::Protocol, link::Lines, rules};
 use crate::{
     call::Credentials,

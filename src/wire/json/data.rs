@@ -234,7 +234,15 @@ struct Walk<'a> {
 impl Walk<'_> {
     fn integers<T: Integer>(&self, reader: &mut Reader<'_>, room: usize) -> Result<Bytes, Error> {
         let convert = |number: &Decimal, text: &str| T::try_from(number.integer(text)?).ok();
-        self.fill(reader, Numbers::<T, _> { bytes: Vec::with_capacity(room * size_of::<T>()), convert, null: None, expected: T::EXPECTED })
+        self.fill(
+            reader,
+            Numbers::<T, _> {
+                bytes: Vec::with_capacity(room * size_of::<T>()),
+                convert,
+                null: None,
+                expected: T::EXPECTED,
+            },
+        )
     }
 
     fn numbers<T: Pod + Send>(

@@ -1,6 +1,7 @@
 //! Starts gateways on free ports, with the fake back end, and stops them again.
 
 pub mod client;
+mod ndjson;
 
 use client::{Client, Request};
 use sluicegate::{
