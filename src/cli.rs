@@ -11,7 +11,14 @@ use crate::{
     model::describe::describe,
 };
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use std::{fmt, io, net::SocketAddr, path::{Path, PathBuf}, process::ExitCode, sync::Arc, time::SystemTime};
+use std::{
+    fmt, io,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    process::ExitCode,
+    sync::Arc,
+    time::SystemTime,
+};
 
 /// Exit status for a wrong configuration or model.
 const WRONG: u8 = 2;

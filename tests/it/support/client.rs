@@ -153,7 +153,6 @@ impl Request {
                 })
                 .into_iter()
                 .collect(),
-            ..Default::default()
         }
     }
 }
