@@ -210,7 +210,10 @@ fn check(arguments: &Check) -> ExitCode {
 }
 
 fn explain(config: &Config, runtime: &Runtime) {
-    println!("ONNX Runtime {} from {}", runtime.version(), runtime.library().display());
+    let library = runtime.library();
+    let here = std::env::current_dir().ok();
+    let shown = here.as_deref().and_then(|here| library.strip_prefix(here).ok()).unwrap_or(library);
+    println!("ONNX Runtime {} from {}", runtime.version(), shown.display());
     for listen in &config.listen {
         let surfaces: Vec<_> = crate::call::Surface::ALL
             .into_iter()

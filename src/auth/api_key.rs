@@ -15,6 +15,7 @@ use smallvec::SmallVec;
 use std::{
     collections::HashMap,
     fmt, fs,
+    hash::{BuildHasherDefault, Hasher},
     io::Read,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError},
@@ -41,7 +42,7 @@ pub(super) struct Key {
 pub struct Keyring {
     /// By the first eight bytes of the digest. A stranger cannot steer a digest, so what this look-up betrays of one
     /// is of no use; the rest is compared in constant time.
-    keys: HashMap<u64, SmallVec<[Key; 1]>>,
+    keys: HashMap<u64, SmallVec<[Key; 1]>, BuildHasherDefault<Uniform>>,
 }
 
 /// The file that keys come from, and what it said last.
@@ -62,6 +63,24 @@ pub struct NewKey {
     pub id: String,
     /// What `keys.yaml` keeps of it.
     pub hash: String,
+}
+
+/// Hashes nothing: its keys are pieces of SHA-256 digests, as uniform as any hash of them.
+#[derive(Clone, Copy, Debug, Default)]
+struct Uniform(u64);
+
+impl Hasher for Uniform {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        bytes.iter().for_each(|byte| self.0 = self.0.rotate_left(8) ^ u64::from(*byte));
+    }
+
+    fn write_u64(&mut self, prefix: u64) {
+        self.0 = prefix;
+    }
 }
 
 // === impl Keyring ===

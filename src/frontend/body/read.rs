@@ -130,7 +130,8 @@ where
     });
     let frame = match once.await {
         Some(frame) => frame,
-        None => tokio::time::timeout(stall, poll_fn(|cx| Pin::new(&mut *body).poll_frame(cx)))
+        // Boxed: the timer is over-aligned, and would make every call's future so.
+        None => Box::pin(tokio::time::timeout(stall, poll_fn(|cx| Pin::new(&mut *body).poll_frame(cx))))
             .await
             .map_err(|_| Error::BodyStalled)?,
     };

@@ -167,10 +167,18 @@ fn split(path: &str) -> Result<Segments<'_>, Error> {
 
 /// Percent-decodes one segment, once.
 fn decode(segment: &str) -> Result<Cow<'_, str>, Error> {
-    let decoded = if segment.contains('%') { Cow::Owned(unescape(segment)?) } else { Cow::Borrowed(segment) };
+    // A NUL comes by an escape only: a URI has none.
+    let decoded = if segment.bytes().any(|byte| byte == b'%') {
+        let text = unescape(segment)?;
+        if text.contains('\0') {
+            return Err(Error::invalid("the path has a NUL character"));
+        }
+        Cow::Owned(text)
+    } else {
+        Cow::Borrowed(segment)
+    };
     match &*decoded {
         "." | ".." => Err(Error::invalid("the path has a segment that is `.` or `..`")),
-        text if text.contains('\0') => Err(Error::invalid("the path has a NUL character")),
         _ => Ok(decoded),
     }
 }
