@@ -21,8 +21,11 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// Text that a buffer may hold until it is collected: some 3,000 lines. The writer is woken when it is half full.
+/// Text that a buffer may hold until it is collected: some 3,000 lines.
 const FULL: usize = 1024 * 1024;
+/// Text at which the writer is woken before its rest is over: some 100 lines. A busy lane that let it grow would write
+/// through more memory than its cache holds, which cost it more than making the text.
+const WAKE: usize = 32 * 1024;
 /// Text that a buffer has room for from its first line on, so that lines do not make it grow one by one.
 const ROOM: usize = 64 * 1024;
 /// How long the writer rests between turns while calls come in, so that a busy lane never pays for waking it.
@@ -158,10 +161,10 @@ impl AccessLog {
         }
         let before = text.len();
         entry.write(state.format, end, now, clock.get_or_insert_with(Clock::new), Text(text));
-        let half = before < FULL / 2 && text.len() >= FULL / 2;
+        let enough = before < WAKE && text.len() >= WAKE;
         drop(buffer);
         // A wake-up lost to the race with the writer's own flag costs 250 ms of delay and nothing else.
-        if half || (state.idle.load(Ordering::Relaxed) && state.idle.swap(false, Ordering::Relaxed)) {
+        if enough || (state.idle.load(Ordering::Relaxed) && state.idle.swap(false, Ordering::Relaxed)) {
             self.0.writer.unpark();
         }
     }
