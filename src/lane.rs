@@ -154,7 +154,7 @@ impl Drop for Lanes {
 
 impl Lane {
     fn start(index: usize, seat: turn::Seat) -> io::Result<Self> {
-        let runtime = runtime::Builder::new_current_thread().enable_all().event_interval(std::env::var("SG_EI").ok().and_then(|v| v.parse().ok()).unwrap_or(EVENT_INTERVAL)).build()?;
+        let runtime = runtime::Builder::new_current_thread().enable_all().event_interval(EVENT_INTERVAL).build()?;
         let (dealer, mut deals) = mpsc::channel::<Deal>(DEALT);
         let run = move || {
             let (_guard, turns) = seat.enter();

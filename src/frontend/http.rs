@@ -18,7 +18,7 @@ use futures_util::{
 };
 use http::{
     HeaderMap, HeaderValue, Method, StatusCode, Version,
-    header::{CONNECTION, CONTENT_TYPE, HOST, UPGRADE},
+    header::{CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, HOST, UPGRADE},
 };
 use http_body::Body as _;
 use std::{
@@ -77,6 +77,7 @@ pub(super) fn answer(
     let asked = Asked {
         target: Target::of(&request),
         version: request.version(),
+        head_only: *request.method() == Method::HEAD,
         id: request.headers().get(head::REQUEST_ID).cloned(),
     };
     let mut response = dispatch(connection, asked.target, request);
@@ -87,7 +88,7 @@ pub(super) fn answer(
             let stopping = in_flight.as_ref().is_some_and(|request| request.activity().is_stopping());
             let response = if stopping { asked.stopping() } else { ready!(response.poll_unpin(cx)) };
             let in_flight = in_flight.take().expect("a future is not polled after its end");
-            Poll::Ready(Ok(response.map(|body| Outgoing::new(body, piece, in_flight))))
+            Poll::Ready(Ok(asked.of_method(response).map(|body| Outgoing::new(body, piece, in_flight))))
         }));
     }
     Either::Right(async move {
@@ -102,7 +103,7 @@ pub(super) fn answer(
                 () = stopped.as_mut() => asked.stopping(),
             }
         };
-        Ok(response.map(|body| Outgoing::new(body, piece, in_flight)))
+        Ok(asked.of_method(response).map(|body| Outgoing::new(body, piece, in_flight)))
     })
 }
 
@@ -110,10 +111,22 @@ pub(super) fn answer(
 struct Asked {
     target: Target,
     version: Version,
+    head_only: bool,
     id: Option<HeaderValue>,
 }
 
 impl Asked {
+    /// The answer to a HEAD says how long its body would be and has none. hyper sees to that on HTTP/1.1 only.
+    fn of_method(&self, mut response: Response) -> Response {
+        if self.head_only {
+            let body = std::mem::take(response.body_mut());
+            if let Some(length) = body.size_hint().exact() {
+                response.headers_mut().insert(CONTENT_LENGTH, HeaderValue::from(length));
+            }
+        }
+        response
+    }
+
     /// The answer to what was running, or came, when the process stopped (contract 07 section 5).
     fn stopping(&self) -> Response {
         let id = CallId::from_client(self.id.as_ref().and_then(|id| id.to_str().ok()));

@@ -31,6 +31,23 @@ pub fn encode(error: &Error, id: &CallId, instance: &str) -> Bytes {
     out.into()
 }
 
+/// Encodes problem details of an HTTP `status` that has no code of ours (414, 426, 431), about the path `instance`.
+pub fn plain(status: u16, title: &str, detail: &str, id: &CallId, instance: &str) -> Bytes {
+    let mut out = Vec::with_capacity(192 + detail.len() + instance.len());
+    out.extend_from_slice(b"{\"type\":\"about:blank\",\"title\":");
+    json::write_string(&mut out, title);
+    out.extend_from_slice(b",\"status\":");
+    out.extend_from_slice(itoa::Buffer::new().format(status).as_bytes());
+    out.extend_from_slice(b",\"detail\":");
+    json::write_string(&mut out, detail);
+    out.extend_from_slice(b",\"instance\":");
+    json::write_string(&mut out, instance);
+    out.extend_from_slice(b",\"request_id\":");
+    json::write_string(&mut out, &id.to_string());
+    out.push(b'}');
+    out.into()
+}
+
 /// The HTTP status; it must equal the one of the response line.
 fn status(error: &Error) -> u16 {
     match error {

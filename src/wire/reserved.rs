@@ -115,7 +115,6 @@ fn microseconds(form: Form, value: &Parameter) -> Result<Option<Duration>, Error
     let number = match (value, form) {
         (Parameter::Int(number), _) => u64::try_from(*number).ok(),
         (Parameter::Uint(number), Form::Rest) => Some(*number),
-        (Parameter::String(text), Form::Rest) if text.bytes().all(|byte| byte.is_ascii_digit()) => text.parse().ok(),
         _ => None,
     };
     match number {
@@ -177,7 +176,7 @@ mod tests {
         let timeout = |form, value| take(form, "timeout", value).map(|options| options.timeout).ok();
         let five = Some(Some(Duration::from_millis(5)));
         assert_eq!(timeout(Form::Rest, Parameter::Int(5000)), five);
-        assert_eq!(timeout(Form::Rest, Parameter::String("5000".into())), five);
+        assert_eq!(timeout(Form::Rest, Parameter::String("5000".into())), None, "as on every other surface");
         assert_eq!(timeout(Form::Grpc, Parameter::Int(5000)), five);
         assert_eq!(timeout(Form::Rest, Parameter::Int(0)), Some(None));
         for bad in [Parameter::Int(-1), Parameter::Double(1.0), Parameter::String("1s".into()), Parameter::Bool(true)] {

@@ -11,7 +11,7 @@ mod tests;
 pub(super) use render::{error, id_value, plain};
 
 use super::{
-    Body, Connection, head,
+    Connection, head,
     http::{Request, Response},
 };
 use crate::{
@@ -21,8 +21,8 @@ use crate::{
 };
 use futures_util::future::Either;
 use http::{
-    HeaderMap, HeaderValue, Method, StatusCode, Version,
-    header::{ACCEPT_ENCODING, CONTENT_ENCODING, CONTENT_LENGTH, UPGRADE},
+    HeaderMap, HeaderName, HeaderValue, StatusCode, Version,
+    header::{ACCEPT_ENCODING, CONTENT_ENCODING, UPGRADE},
 };
 use route::{Family, Probe, Route};
 use std::sync::{Arc, OnceLock};
@@ -53,8 +53,8 @@ pub fn serve(connection: Arc<Connection>, request: Request) -> impl Future<Outpu
             let pending = Pending::ready(Operation::Inspect(inspect));
             Either::Right(call(connection, asked, Intent::Inspect, pending, None))
         }
-        Ok(Route::Probe(probe)) => now(answer_probe(probe, &connection, &request, &id)),
-        Ok(Route::WebSocketOnly) => now(upgrade_required(&request, &id)),
+        Ok(Route::Probe(probe)) => now(answer_probe(probe, &connection, &id)),
+        Ok(Route::WebSocketOnly) => now(not_upgraded(&request, &id)),
         Err(miss) => {
             let (version, path) = (request.version(), request.uri().path());
             now(render::family_error(miss.family, &miss.error, &id, version, path))
@@ -62,11 +62,26 @@ pub fn serve(connection: Arc<Connection>, request: Request) -> impl Future<Outpu
     }
 }
 
-fn upgrade_required(request: &Request, id: &CallId) -> Response {
-    let error = Error::invalid("this path speaks WebSocket only, expected a request to upgrade");
-    let mut response = render::family_error(Family::Problem, &error, id, request.version(), request.uri().path());
-    *response.status_mut() = StatusCode::UPGRADE_REQUIRED;
-    response.headers_mut().insert(UPGRADE, HeaderValue::from_static("websocket"));
+fn not_upgraded(request: &Request, id: &CallId) -> Response {
+    if request.version() < Version::HTTP_11 {
+        // Contract 06 A1: HTTP/1.0 has no upgrade that could be asked for.
+        let error = Error::invalid("a WebSocket handshake needs HTTP/1.1");
+        return render::family_error(Family::Problem, &error, id, request.version(), request.uri().path());
+    }
+    let text = "this path speaks WebSocket only, expected a request to upgrade";
+    upgrade_required(request, id, text, (UPGRADE, HeaderValue::from_static("websocket")))
+}
+
+/// 426, which has no code (contract 00 section 2), with the header that says to what.
+pub(super) fn upgrade_required(
+    request: &Request,
+    id: &CallId,
+    text: &str,
+    (name, value): (HeaderName, HeaderValue),
+) -> Response {
+    let status = StatusCode::UPGRADE_REQUIRED;
+    let mut response = render::problem(status, "Upgrade required", text, id, request.uri().path());
+    response.headers_mut().insert(name, value);
     response
 }
 
@@ -108,27 +123,20 @@ async fn call(
 }
 
 /// Probes take no slot and need no credentials (contract 00 section 3); they read one value.
-fn answer_probe(probe: Probe, connection: &Connection, request: &Request, id: &CallId) -> Response {
+fn answer_probe(probe: Probe, connection: &Connection, id: &CallId) -> Response {
     let readiness = &connection.frontend.readiness;
     let (good, body) = match probe {
         Probe::Root => (readiness.is_live(), &br#"{"status":"alive"}"#[..]),
         Probe::Live => (readiness.is_live(), &br#"{"live":true}"#[..]),
         Probe::Ready => (readiness.is_ready(), &br#"{"ready":true}"#[..]),
     };
-    let mut response = if good {
+    if good {
         render::json(StatusCode::OK, bytes::Bytes::from_static(body), id)
     } else {
         let mut response = plain(StatusCode::SERVICE_UNAVAILABLE, readiness.reason(), id);
         render::retry_after(response.headers_mut(), std::time::Duration::from_secs(1), true);
         response
-    };
-    if request.method() == Method::HEAD {
-        // HTTP/2 would send the body; both versions are told its length.
-        if let Body::Full(bytes) = std::mem::take(response.body_mut()) {
-            response.headers_mut().insert(CONTENT_LENGTH, HeaderValue::from(bytes.len()));
-        }
     }
-    response
 }
 
 /// HTTP/1 says when it ends a connection; HTTP/2 has no such header.

@@ -123,6 +123,10 @@ pub(super) fn family_error(family: Family, error: &Error, id: &CallId, version: 
         // The one time-out that is the client's (contract 00 section 2).
         status = StatusCode::REQUEST_TIMEOUT;
     }
+    if matches!(error, Error::Cancelled) {
+        // 499 is for logs only. Who still reads has sent less than it announced.
+        status = StatusCode::BAD_REQUEST;
+    }
     let mut response = response_of(status, kind, Body::Full(body), id);
     let headers = response.headers_mut();
     if let Some(after) = error.retry_after() {
@@ -136,7 +140,7 @@ pub(super) fn family_error(family: Family, error: &Error, id: &CallId, version: 
             headers.insert(ALLOW, HeaderValue::from_static(allow));
         }
         // The rest of the body would have to be read to use the connection again.
-        Error::TooLarge { .. } | Error::BodyStalled if closes(version) => {
+        Error::TooLarge { .. } | Error::BodyStalled | Error::Cancelled if closes(version) => {
             headers.insert(CONNECTION, HeaderValue::from_static("close"));
         }
         _ => {}
@@ -144,13 +148,23 @@ pub(super) fn family_error(family: Family, error: &Error, id: &CallId, version: 
     response
 }
 
-/// A status that has no code: `{"error": text}` and nothing more.
+/// A status that has no code, but for 400: `{"error": text, "request_id": …}`.
 pub(in crate::frontend) fn plain(status: StatusCode, text: &str, id: &CallId) -> Response {
-    let mut body = Vec::with_capacity(text.len() + 16);
+    if status == StatusCode::BAD_REQUEST {
+        return json(status, v2::encode_error(&Error::invalid(text.to_owned()), id), id);
+    }
+    let mut body = Vec::with_capacity(text.len() + 96);
     body.extend_from_slice(b"{\"error\":");
     v2::write_string(&mut body, text);
+    body.extend_from_slice(b",\"request_id\":");
+    v2::write_string(&mut body, &id.to_string());
     body.push(b'}');
     json(status, body.into(), id)
+}
+
+/// Problem details of a status that has no code.
+pub(super) fn problem(status: StatusCode, title: &str, detail: &str, id: &CallId, instance: &str) -> Response {
+    response_of(status, PROBLEM, Body::Full(problem::plain(status.as_u16(), title, detail, id, instance)), id)
 }
 
 /// A JSON response.

@@ -60,6 +60,8 @@ enum Entry {
     Post(Route),
     /// Comes with a later version; the methods it will have.
     Later(&'static str),
+    /// A method of gRPC, asked with another content type.
+    Grpc,
 }
 
 type Segments<'a> = SmallVec<[Cow<'a, str>; 8]>;
@@ -83,6 +85,9 @@ pub(super) fn find(method: &Method, path: &str) -> Result<Route, Miss> {
         Entry::Probe(_) | Entry::Get(_) => Err(not_allowed("GET")),
         Entry::Post(_) => Err(not_allowed("POST")),
         Entry::Later(allow) => Err(not_allowed(allow)),
+        Entry::Grpc => Err(miss(Error::UnsupportedMedia(
+            "this path speaks gRPC, expected `content-type: application/grpc`".into(),
+        ))),
     }
 }
 
@@ -130,6 +135,7 @@ fn entry(path: &[&str]) -> Option<Entry> {
             _ => return None,
         },
         ["metrics" | "docs" | "openapi.json"] => Later("GET"),
+        [service, _] if service.starts_with("inference.") || service.starts_with("grpc.") => Entry::Grpc,
         _ => return None,
     })
 }

@@ -92,10 +92,9 @@ fn check(connection: &Connection, request: &Request) -> Result<Offer, Box<Respon
         return Err(refuse(&Error::MethodNotAllowed { allow: "GET" }));
     }
     if !offer::is_version_13(headers) {
-        let mut response = refuse(&Error::invalid("`sec-websocket-version` is not 13, expected 13"));
-        *response.status_mut() = StatusCode::UPGRADE_REQUIRED;
-        response.headers_mut().insert(SEC_WEBSOCKET_VERSION, HeaderValue::from_static("13"));
-        return Err(response);
+        let (text, version) = ("`sec-websocket-version` is not 13, expected 13", HeaderValue::from_static("13"));
+        let id = head::call_id(headers);
+        return Err(Box::new(rest::upgrade_required(request, &id, text, (SEC_WEBSOCKET_VERSION, version))));
     }
     let Some(accept) = offer::accept(headers) else {
         return Err(refuse(&Error::invalid("`sec-websocket-key` is not one key of 16 bytes in base64")));

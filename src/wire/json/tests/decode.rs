@@ -156,7 +156,7 @@ fn a_depth_bomb_is_refused_at_once() {
 
 #[test]
 fn parameters_are_understood_kept_or_refused() {
-    let request = with(r#""parameters":{"a":"x","b":-1,"c":18446744073709551615,"d":1.0,"e":true,"timeout":"1500"}"#);
+    let request = with(r#""parameters":{"a":"x","b":-1,"c":18446744073709551615,"d":1.0,"e":true,"timeout":1500}"#);
     let request = request.unwrap();
     assert_eq!(request.timeout, Some(Duration::from_micros(1500)));
     let expected = [
