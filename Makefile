@@ -4,7 +4,9 @@ CARGO   ?= cargo
 PYTHON  ?= python3
 # Arguments for `sluicegate serve`: make run ARGS="--listen 127.0.0.1:9000"
 ARGS    ?=
-ORT     := target/onnxruntime/.fetched
+
+# Official builds of ONNX Runtime send usage data unless told not to; the program says so itself, tools may not.
+export ORT_DISABLE_TELEMETRY := 1
 
 .PHONY: help run build test lint bench onnxruntime
 

@@ -1,6 +1,7 @@
 //! What a call asks for, decoded and free of any protocol.
 
 use crate::tensor::Tensor;
+use bytes::Bytes;
 use std::{fmt, sync::Arc, time::Duration};
 
 /// What a call asks for.
@@ -57,6 +58,9 @@ pub struct InferRequest {
     pub client_id: Option<Arc<str>>,
     /// Inputs in the order they came in; names may repeat until the signature is checked.
     pub inputs: Vec<NamedTensor>,
+    /// Instead of inputs: the bytes of the one input that the model has, whose type and shape only the model knows
+    /// (contract 02 section 1.4).
+    pub raw: Option<Bytes>,
     /// Names of the outputs wanted, in order; empty: all, in the model's order.
     pub outputs: Vec<Arc<str>>,
     /// A wish found in the body; `Decode` can only shorten the deadline by it.
@@ -74,6 +78,7 @@ impl InferRequest {
             model,
             client_id: None,
             inputs,
+            raw: None,
             outputs: Vec::new(),
             timeout: None,
             priority: 0,

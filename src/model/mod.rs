@@ -5,6 +5,7 @@
 pub mod describe;
 pub mod loader;
 mod measure;
+mod raw;
 pub mod repository;
 pub mod router;
 mod scan;

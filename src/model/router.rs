@@ -3,7 +3,7 @@
 //! Everything up to the submission happens in `call`; the future only waits for the answer. Dropping
 //! it closes the job's channel, which is all that cancelling takes.
 
-use super::{Model, Repository, signature};
+use super::{Model, Repository, raw, signature};
 use crate::{
     call::{
         Call, Decoded, Head, Identity, InferRequest, InferResponse, Inspect, Operation, Reply, ReplyStream, Report,
@@ -70,7 +70,11 @@ impl Router {
         learn(&head, &model);
         signature::check_outputs(&model.signature, &request.outputs)?;
         let batches = model.scheduler.policy().enabled;
-        let checked = signature::check(&model.signature, batches, request.inputs)?;
+        let inputs = match request.raw {
+            Some(bytes) => vec![raw::input(&model.signature, batches, &bytes)?],
+            None => request.inputs,
+        };
+        let checked = signature::check(&model.signature, batches, inputs)?;
         let client_id = request.client_id.filter(|id| !id.is_empty());
         head.facts.reach(Stage::Queued);
         let job = |reply| Job {

@@ -31,8 +31,8 @@ impl Framed {
 ///
 /// # Errors
 ///
-/// As [`json::decode_request`]; also if `header` is beyond the body. A `header` of 0, a body that is one raw tensor
-/// (contract 02 section 1.4), is [`Error::Unimplemented`].
+/// As [`json::decode_request`]; also if `header` is beyond the body. With a `header` of 0 the body is the one input of
+/// the model, and all outputs come back raw (contract 02 section 1.4).
 pub fn decode_infer(
     body: &Bytes,
     header: usize,
@@ -40,7 +40,8 @@ pub fn decode_infer(
     settings: &Settings,
 ) -> Result<(InferRequest, Wishes), Error> {
     if header == 0 {
-        return Err(Error::Unimplemented("a raw body without a JSON header is not implemented".into()));
+        let request = InferRequest { raw: Some(body.clone()), ..InferRequest::new(model, Vec::new()) };
+        return Ok((request, Wishes { binary: true, outputs: Vec::new() }));
     }
     let Some(json) = body.get(..header) else {
         let length = body.len();
@@ -150,6 +151,14 @@ mod tests {
     }
 
     #[test]
+    fn without_a_header_the_body_is_the_input_and_outputs_come_back_raw() {
+        let body = Bytes::from_static(&[1, 2, 3, 4]);
+        let (request, wishes) = decode_infer(&body, 0, model(), &Settings::default()).unwrap();
+        assert_eq!((request.raw, request.inputs.len()), (Some(body), 0));
+        assert!(wishes.wants_binary("anything"));
+    }
+
+    #[test]
     fn the_header_may_be_the_whole_body_and_no_more() {
         let json = r#"{"inputs":[{"name":"X","shape":[1],"datatype":"FP32","data":[1]}]}"#;
         assert!(decode(json, b"").is_ok());
@@ -158,7 +167,6 @@ mod tests {
         let error = decode(body.len() + 1).to_string();
         assert_eq!(error, format!("the JSON header is to have {} bytes, the body has {}", body.len() + 1, body.len()));
         assert_eq!(decode(usize::MAX).code(), crate::error::Code::InvalidArgument);
-        assert_eq!(decode(0).code(), crate::error::Code::Unimplemented);
         assert!(decode(body.len() - 1).to_string().starts_with("invalid JSON at byte"));
     }
 

@@ -68,6 +68,7 @@ pub fn decode_infer(message: ModelInferRequest, settings: &Settings) -> Result<I
         model: ModelRef { name: message.model_name.into(), version: given(message.model_version) },
         client_id: given(message.id),
         inputs,
+        raw: None,
         outputs,
         timeout: options.timeout,
         priority: options.priority,

@@ -175,3 +175,26 @@ async fn onnx_runtime_opens_no_connection_of_its_own() {
         }
     }
 }
+
+#[tokio::test]
+async fn a_raw_body_is_the_one_input_and_comes_back_raw() {
+    let running = shipped().await;
+    let raw: Vec<u8> = image().iter().flat_map(|value| value.to_le_bytes()).collect();
+    let ask = |body: Vec<u8>| {
+        let mut request = http_request(&running, "POST", "/v2/models/digits/infer", None, body);
+        request.headers_mut().insert("content-type", "application/octet-stream".parse().unwrap());
+        request.headers_mut().insert("inference-header-content-length", 0.into());
+        request
+    };
+    let response = http1(&running, ask(raw.clone())).await;
+    assert_eq!(response.status(), 200, "{:?}", response.body());
+    let length: usize = response.headers()["inference-header-content-length"].to_str().unwrap().parse().unwrap();
+    let outputs: Vec<u32> =
+        response.body()[length..].chunks_exact(4).map(|chunk| u32::from_le_bytes(chunk.try_into().unwrap())).collect();
+    let mut client = Client::connect(Surface::Rest, &running, None).await.unwrap();
+    assert_eq!(outputs, bits(&client.infer(&digit()).await.unwrap()));
+    let response = http1(&running, ask(raw[..255].to_vec())).await;
+    let body: Value = serde_json::from_slice(response.body()).unwrap();
+    assert_eq!(body["code"], "invalid_argument");
+    assert!(body["error"].as_str().unwrap().contains("255 raw bytes, expected 256"), "{body}");
+}

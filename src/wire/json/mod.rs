@@ -70,6 +70,7 @@ impl Request {
             model,
             client_id: self.id,
             inputs: self.inputs,
+            raw: None,
             outputs: self.outputs,
             timeout: self.timeout,
             priority: self.priority,
