@@ -23,14 +23,16 @@ pub use watch::{End, Observer, Watch};
 use crate::error::{Error, Stage};
 use futures_util::future::BoxFuture;
 use std::{
+    cell::Cell,
     fmt,
+    hash::{BuildHasher, Hasher, RandomState},
     pin::Pin,
     sync::{
         Arc, OnceLock,
         atomic::{AtomicU8, Ordering},
     },
     task::{Context, Poll},
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime},
 };
 use uuid::Uuid;
 
@@ -229,9 +231,26 @@ pub enum CallId {
 }
 
 impl CallId {
-    /// A new id.
+    /// A new id: the time in milliseconds, and 74 bits that differ from call to call. Not a secret.
     pub fn make() -> Self {
-        Self::Made(Uuid::now_v7())
+        thread_local! {
+            // Seeded from the operating system, differently for each thread.
+            static STATE: Cell<u64> = Cell::new(RandomState::new().build_hasher().finish());
+        }
+        // SplitMix64: a counter that is mixed until it looks random.
+        let next = || {
+            let state = STATE.get().wrapping_add(0x9E37_79B9_7F4A_7C15);
+            STATE.set(state);
+            let mixed = (state ^ (state >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+            let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+            mixed ^ (mixed >> 31)
+        };
+        let mut random = [0; 10];
+        random[..8].copy_from_slice(&next().to_le_bytes());
+        random[8..].copy_from_slice(&next().to_le_bytes()[..2]);
+        let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        let millis = u64::try_from(since.as_millis()).unwrap_or(u64::MAX);
+        Self::Made(uuid::Builder::from_unix_timestamp_millis(millis, &random).into_uuid())
     }
 
     /// The client's id if it is sane; else a new one.
@@ -273,6 +292,15 @@ mod tests {
         for insane in [None, Some(""), Some("a b"), Some("a\n"), Some("ü"), Some(&*long)] {
             assert!(matches!(CallId::from_client(insane), CallId::Made(_)), "{insane:?}");
         }
+    }
+
+    #[test]
+    fn made_ids_are_version_7_and_never_the_same() {
+        let ids: std::collections::HashSet<_> = (0..10_000).map(|_| CallId::make()).collect();
+        assert_eq!(ids.len(), 10_000);
+        assert!(ids.iter().all(|id| matches!(id, CallId::Made(uuid) if uuid.get_version_num() == 7)));
+        let other = std::thread::spawn(CallId::make).join().unwrap();
+        assert!(!ids.contains(&other));
     }
 
     #[test]

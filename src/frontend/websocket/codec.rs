@@ -122,7 +122,7 @@ impl Protocol {
             max_send_buffer_bytes: websocket.send_buffer,
         };
         // A name for logs, and for people who ask about one.
-        let session = format!("s_{}", uuid::Uuid::now_v7().simple());
+        let session = format!("s_{}", crate::call::CallId::make());
         out.push(Outgoing::Text(message::welcome(&session, &limits, &FEATURES)));
     }
 
