@@ -308,6 +308,57 @@ async fn a_peer_that_does_not_read_is_cut_off() {
 }
 
 #[tokio::test]
+async fn a_reply_that_a_reader_has_not_finished_survives_the_drain() {
+    let (tls, root) = certificate();
+    let clear = Plan::default().start(flood);
+    let secret = Plan { tls: Some(tls), ..Plan::default() }.start(flood);
+    let mut plain = clear.connect().await;
+    half_read(&clear, &mut plain).await;
+    let mut sealed = connect_tls(&secret, &root, &[b"http/1.1"]).await;
+    half_read(&secret, &mut sealed).await;
+}
+
+/// Reads the beginning of a large answer, lets the server drain, and reads the rest.
+async fn half_read(server: &Server, reader: &mut (impl AsyncReadExt + tokio::io::AsyncWrite + Unpin)) {
+    reader.write_all(b"GET /v2/models HTTP/1.1\r\nhost: a\r\n\r\n").await.unwrap();
+    let head = until(reader, "\r\n\r\n").await;
+    let (_, length) = head.split_once("content-length: ").unwrap();
+    let length: usize = length.lines().next().unwrap().parse().unwrap();
+    server.phase.send(Phase::Draining { deadline: StdInstant::now() + Duration::from_secs(20) }).unwrap();
+    // The drain has been heard of once the listener is closed.
+    while tokio::net::TcpStream::connect(server.address).await.is_ok() {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    assert_eq!(rest(reader).await.len(), length);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_reader_that_is_slow_and_steady_is_not_cut_off() {
+    let mut settings = Settings::default();
+    settings.timers.keep_alive = Duration::from_secs(2);
+    settings.timers.write_stall = Duration::from_secs(5);
+    let timers = settings.timers;
+    let server = Plan { settings, ..Plan::default() }.start(flood);
+    let socket = tokio::net::TcpSocket::new_v4().unwrap();
+    // What the kernel has room for is no slowness of the reader.
+    socket.set_recv_buffer_size(64 * 1024).unwrap();
+    let mut slow = socket.connect(server.address).await.unwrap();
+    slow.write_all(b"GET /v2/models HTTP/1.1\r\nhost: a\r\n\r\n").await.unwrap();
+    let head = until(&mut slow, "\r\n\r\n").await;
+    let (_, length) = head.split_once("content-length: ").unwrap();
+    let mut left: usize = length.lines().next().unwrap().parse().unwrap();
+    let start = Instant::now();
+    let mut piece = vec![0; 64 * 1024];
+    while left > 0 {
+        let read = slow.read(&mut piece).await.unwrap();
+        assert!(read > 0, "{left} bytes are missing after {:?}", start.elapsed());
+        left -= read;
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    assert!(start.elapsed() > timers.keep_alive + timers.write_stall, "{:?}", start.elapsed());
+}
+
+#[tokio::test]
 async fn an_upload_refused_early_is_answered_and_not_read() {
     let server = Plan::default().start(nobody);
     let head = "POST /v2/models/m/infer HTTP/1.1\r\nhost: a\r\ncontent-length: 1000000000\r\n";
