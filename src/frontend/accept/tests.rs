@@ -205,6 +205,18 @@ async fn tls_speaks_what_was_agreed() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn who_says_nothing_after_its_handshake_ends_at_the_first_byte_timer() {
+    let (tls, root) = certificate();
+    let server = Plan { tls: Some(tls), ..Plan::default() }.start(echo);
+    for alpn in [&[][..], &[&b"http/1.1"[..]], &[b"h2"]] {
+        let mut stream = connect_tls(&server, &root, alpn).await;
+        let start = Instant::now();
+        assert_eq!(rest(&mut stream).await, "");
+        assert_eq!(start.elapsed().as_secs(), 10, "{alpn:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_stalled_handshake_ends_and_clear_text_on_a_tls_port_too() {
     let (tls, _) = certificate();
     let server = Plan { tls: Some(tls), ..Plan::default() }.start(echo);
