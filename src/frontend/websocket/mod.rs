@@ -12,6 +12,7 @@ mod tests;
 
 use self::{
     codec::{Caller, Protocol},
+    frames::Welcomed,
     link::Socket,
     offer::{PROTOCOL, Protocols},
 };
@@ -175,8 +176,9 @@ where
 {
     let settings = &connection.frontend.settings;
     let rules = rules(settings);
-    let link = Socket::new(socket, settings).await;
-    let codec = Protocol::new(Arc::clone(&connection), caller);
+    let welcomed = Welcomed::default();
+    let link = Socket::new(socket, settings, connection.frontend.memory.for_arrivals(), welcomed.clone()).await;
+    let codec = Protocol::new(Arc::clone(&connection), caller, welcomed);
     Session::new(connection, rules, sender, codec, link).run().await;
 }
 
