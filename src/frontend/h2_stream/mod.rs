@@ -72,7 +72,7 @@ pub async fn serve(connection: Arc<Connection>, request: Request) -> Response {
 }
 
 fn check(connection: &Connection, request: &Request) -> Result<(), Error> {
-    connection.gate().inspect_err(|_| connection.frontend.metrics.refused("address"))?;
+    connection.gate()?;
     if request.method() != Method::POST {
         return Err(Error::MethodNotAllowed { allow: "POST" });
     }

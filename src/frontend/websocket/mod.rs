@@ -86,7 +86,6 @@ fn check(connection: &Connection, request: &Request) -> Result<Offer, Box<Respon
         return Err(refuse(&Error::NoRoute(format!("no WebSocket at `{path}`, expected `{PATH}`").into())));
     }
     if let Err(error) = connection.gate() {
-        connection.frontend.metrics.refused("address");
         return Err(refuse(&error));
     }
     if request.method() != Method::GET {
