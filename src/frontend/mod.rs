@@ -74,13 +74,14 @@ pub struct Connection {
 }
 
 impl Connection {
-    /// Asks the address gate. Called for each HTTP request and handshake, before there is a call.
+    /// Asks the address gate, and counts refusals. Called for each HTTP request and handshake, before there is a call.
     ///
     /// # Errors
     ///
     /// [`Error::RateLimited`] if too many authentications from this address failed.
     pub fn gate(&self) -> Result<(), Error> {
-        self.frontend.addresses.check(self.peer.address.ip())
+        let checked = self.frontend.addresses.check(self.peer.address.ip());
+        checked.inspect_err(|_| self.frontend.metrics.refused("address"))
     }
 
     /// Tells the address gate about an error that is about to be rendered.

@@ -64,15 +64,11 @@ async fn run(accepted: Accepted, frontend: Arc<Frontend>) -> io::Result<()> {
         None => (Stream::Plain(raw), None),
     };
     let mut prefix = Prefix::default();
-    let http = match agreed {
-        Some(http) => http,
-        None => {
-            let Some(http) = sniff(&mut stream, &mut prefix, &frontend.settings).await? else { return Ok(()) };
-            // The first bytes of a head: from here on it has its time.
-            activity.hear();
-            http
-        }
-    };
+    // Also where TLS has agreed on one: the first bytes have their time whoever sends them.
+    let Some(found) = sniff(&mut stream, &mut prefix, &frontend.settings).await? else { return Ok(()) };
+    // They are a head's: from here on it has its time.
+    activity.hear();
+    let http = agreed.unwrap_or(found);
 
     let connection = Arc::new(Connection { frontend: Arc::clone(&frontend), peer, surfaces });
     let io = TokioIo::new(Socket::new(stream, prefix, Arc::clone(&activity), place));

@@ -112,7 +112,7 @@ pub(super) async fn drive<C: Served>(
                 orphaned = changed.is_err();
                 match *phase.borrow_and_update() {
                     Phase::Serving if !orphaned => {}
-                    // Nothing of a request has come: nobody is waiting.
+                    // Nothing of a request has come, and nothing of a reply is left: nobody is waiting.
                     Phase::Draining { .. } if C::HTTP1 && activity.is_quiet() => return,
                     Phase::Draining { .. } if !orphaned => connection.as_mut().close(),
                     Phase::Serving | Phase::Draining { .. } | Phase::Stopping => {
@@ -190,7 +190,8 @@ impl Patience {
         } else {
             self.blocked = None;
         }
-        if activity.in_flight.load(Ordering::Relaxed) > 0 {
+        // hyper lets go of a request once it has its whole reply, of which the peer may have read next to nothing.
+        if activity.in_flight.load(Ordering::Relaxed) > 0 || self.blocked.is_some() {
             (self.idle, self.head) = (None, None);
             return;
         }
@@ -273,8 +274,12 @@ impl Activity {
         self.stop.notify_waiters();
     }
 
+    /// Whether nobody waits for anything. hyper writes until the kernel refuses, also after a write that was taken in
+    /// part: so what is not blocked has been handed over.
     fn is_quiet(&self) -> bool {
-        self.in_flight.load(Ordering::Relaxed) == 0 && !self.heard.load(Ordering::Relaxed)
+        self.in_flight.load(Ordering::Relaxed) == 0
+            && !self.heard.load(Ordering::Relaxed)
+            && !self.blocked.load(Ordering::Relaxed)
     }
 }
 
@@ -339,6 +344,24 @@ mod tests {
         assert!(matches!(patience.verdict(&activity), Verdict::Wait));
         tokio::time::advance(timers().write_stall / 2).await;
         assert!(matches!(patience.verdict(&activity), Verdict::Cut(_)));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_reply_that_still_leaves_is_neither_idle_nor_quiet() {
+        let activity = Arc::new(Activity::default());
+        let mut patience = Patience::new(timers(), true);
+        drop(activity.begin());
+        for _ in 0..100 {
+            activity.wrote();
+            activity.block();
+            let _ = patience.next(&activity);
+            tokio::time::advance(timers().write_stall / 2).await;
+            assert!(matches!(patience.verdict(&activity), Verdict::Wait));
+            assert!(!activity.is_quiet());
+        }
+        activity.wrote();
+        assert!(activity.is_quiet());
+        assert_eq!(patience.next(&activity), Some(Instant::now() + timers().keep_alive));
     }
 
     #[tokio::test(start_paused = true)]

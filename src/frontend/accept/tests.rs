@@ -205,6 +205,18 @@ async fn tls_speaks_what_was_agreed() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn who_says_nothing_after_its_handshake_ends_at_the_first_byte_timer() {
+    let (tls, root) = certificate();
+    let server = Plan { tls: Some(tls), ..Plan::default() }.start(echo);
+    for alpn in [&[][..], &[&b"http/1.1"[..]], &[b"h2"]] {
+        let mut stream = connect_tls(&server, &root, alpn).await;
+        let start = Instant::now();
+        assert_eq!(rest(&mut stream).await, "");
+        assert_eq!(start.elapsed().as_secs(), 10, "{alpn:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_stalled_handshake_ends_and_clear_text_on_a_tls_port_too() {
     let (tls, _) = certificate();
     let server = Plan { tls: Some(tls), ..Plan::default() }.start(echo);
@@ -305,6 +317,57 @@ async fn a_peer_that_does_not_read_is_cut_off() {
     let start = Instant::now();
     server.places.all_open_but_one_closed().await;
     assert!((30..=32).contains(&start.elapsed().as_secs()), "{:?}", start.elapsed());
+}
+
+#[tokio::test]
+async fn a_reply_that_a_reader_has_not_finished_survives_the_drain() {
+    let (tls, root) = certificate();
+    let clear = Plan::default().start(flood);
+    let secret = Plan { tls: Some(tls), ..Plan::default() }.start(flood);
+    let mut plain = clear.connect().await;
+    half_read(&clear, &mut plain).await;
+    let mut sealed = connect_tls(&secret, &root, &[b"http/1.1"]).await;
+    half_read(&secret, &mut sealed).await;
+}
+
+/// Reads the beginning of a large answer, lets the server drain, and reads the rest.
+async fn half_read(server: &Server, reader: &mut (impl AsyncReadExt + tokio::io::AsyncWrite + Unpin)) {
+    reader.write_all(b"GET /v2/models HTTP/1.1\r\nhost: a\r\n\r\n").await.unwrap();
+    let head = until(reader, "\r\n\r\n").await;
+    let (_, length) = head.split_once("content-length: ").unwrap();
+    let length: usize = length.lines().next().unwrap().parse().unwrap();
+    server.phase.send(Phase::Draining { deadline: StdInstant::now() + Duration::from_secs(20) }).unwrap();
+    // The drain has been heard of once the listener is closed.
+    while tokio::net::TcpStream::connect(server.address).await.is_ok() {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    assert_eq!(rest(reader).await.len(), length);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_reader_that_is_slow_and_steady_is_not_cut_off() {
+    let mut settings = Settings::default();
+    settings.timers.keep_alive = Duration::from_secs(2);
+    settings.timers.write_stall = Duration::from_secs(5);
+    let timers = settings.timers;
+    let server = Plan { settings, ..Plan::default() }.start(flood);
+    let socket = tokio::net::TcpSocket::new_v4().unwrap();
+    // What the kernel has room for is no slowness of the reader.
+    socket.set_recv_buffer_size(64 * 1024).unwrap();
+    let mut slow = socket.connect(server.address).await.unwrap();
+    slow.write_all(b"GET /v2/models HTTP/1.1\r\nhost: a\r\n\r\n").await.unwrap();
+    let head = until(&mut slow, "\r\n\r\n").await;
+    let (_, length) = head.split_once("content-length: ").unwrap();
+    let mut left: usize = length.lines().next().unwrap().parse().unwrap();
+    let start = Instant::now();
+    let mut piece = vec![0; 64 * 1024];
+    while left > 0 {
+        let read = slow.read(&mut piece).await.unwrap();
+        assert!(read > 0, "{left} bytes are missing after {:?}", start.elapsed());
+        left -= read;
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    assert!(start.elapsed() > timers.keep_alive + timers.write_stall, "{:?}", start.elapsed());
 }
 
 #[tokio::test]

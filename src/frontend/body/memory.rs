@@ -13,6 +13,12 @@ use std::sync::{
 /// Up to this many bytes are not counted: 4,096 slots hold at most 256 MiB of them, the budget once more.
 pub(super) const FREE: usize = 64 * 1024;
 
+/// What messages may take beyond the budget while they arrive: four of the largest, as `limits.size.message` has it.
+///
+/// A message for which there is no room is refused by its `id` (contract 06 section C6), which is known only once it is
+/// there; without an end to this, its session would have to end instead.
+const OVERDRAFT: usize = 64 << 20;
+
 /// Bytes of bodies and outputs held by all connections. Cloning shares the budget.
 #[derive(Clone, Debug)]
 pub struct Memory {
@@ -24,6 +30,12 @@ impl Memory {
     /// A budget of `limit` bytes.
     pub fn new(limit: usize) -> Self {
         Self { used: Arc::default(), limit }
+    }
+
+    /// The same budget for messages that arrive, which may overdraw it a little to be refused by their `id`.
+    #[must_use]
+    pub fn for_arrivals(&self) -> Self {
+        Self { used: Arc::clone(&self.used), limit: self.limit.saturating_add(OVERDRAFT) }
     }
 
     /// Bytes that are held now.
@@ -59,6 +71,43 @@ impl Memory {
         let reservation = self.reserve(bytes.len())?;
         Ok(reservation.keep(bytes))
     }
+
+    /// Counts `pieces` together for as long as any slice of them lives; uncounted if all of them are small together.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Overloaded`] if the budget does not have them.
+    pub fn hold_all(&self, pieces: &mut [Bytes]) -> Result<(), Error> {
+        let total = pieces.iter().map(Bytes::len).sum();
+        if let Some(reservation) = self.reserve_large(total)? {
+            reservation.keep_all(pieces);
+        }
+        Ok(())
+    }
+
+    /// As [`Memory::reserve`]; `None` for what is too small to be counted.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Overloaded`] if the budget does not have them.
+    pub fn reserve_large(&self, bytes: usize) -> Result<Option<Reservation>, Error> {
+        (bytes > FREE).then(|| self.reserve(bytes)).transpose()
+    }
+
+    /// Makes `reservation` cover `total` bytes of what arrives in pieces, once they are too many to go uncounted.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Overloaded`] if the budget does not have them; what was taken before stays taken.
+    pub fn cover(&self, reservation: &mut Option<Reservation>, total: usize) -> Result<(), Error> {
+        match reservation {
+            Some(reservation) => reservation.grow(total.saturating_sub(reservation.bytes)),
+            None => {
+                *reservation = self.reserve_large(total)?;
+                Ok(())
+            }
+        }
+    }
 }
 
 /// Bytes taken out of the budget. Dropping it gives them back.
@@ -90,6 +139,15 @@ impl Reservation {
     pub fn keep(self, owner: impl AsRef<[u8]> + Send + 'static) -> Bytes {
         Bytes::from_owner(Held { owner, _reservation: self })
     }
+
+    /// Gives the reservation back with the last slice of `pieces`.
+    pub fn keep_all(self, pieces: &mut [Bytes]) {
+        let shared = Arc::new(self);
+        for piece in pieces {
+            let owner = std::mem::take(piece);
+            *piece = Bytes::from_owner(Held { owner, _reservation: Arc::clone(&shared) });
+        }
+    }
 }
 
 impl Drop for Reservation {
@@ -98,12 +156,12 @@ impl Drop for Reservation {
     }
 }
 
-struct Held<T> {
+struct Held<T, R> {
     owner: T,
-    _reservation: Reservation,
+    _reservation: R,
 }
 
-impl<T: AsRef<[u8]>> AsRef<[u8]> for Held<T> {
+impl<T: AsRef<[u8]>, R> AsRef<[u8]> for Held<T, R> {
     fn as_ref(&self) -> &[u8] {
         self.owner.as_ref()
     }
@@ -123,6 +181,36 @@ mod tests {
         assert!(matches!(memory.hold(Bytes::from(vec![1; 2 * FREE])), Err(Error::Overloaded { what: "memory" })));
         assert!(memory.has_room(FREE) && !memory.has_room(FREE + 1));
         drop(slice);
+        assert_eq!(memory.used(), 0);
+    }
+
+    #[test]
+    fn pieces_are_counted_together_until_the_last_one_is_gone() {
+        let memory = Memory::new(3 * FREE);
+        let mut pieces = vec![Bytes::from(vec![1; FREE]), Bytes::from_static(b"ab"), Bytes::new()];
+        memory.hold_all(&mut pieces).unwrap();
+        assert_eq!((memory.used(), &pieces[1][..]), (FREE + 2, &b"ab"[..]));
+        let slice = pieces[1].slice(1..);
+        drop(pieces);
+        assert_eq!(memory.used(), FREE + 2);
+        drop(slice);
+        assert_eq!(memory.used(), 0);
+        memory.hold_all(&mut [Bytes::from(vec![1; FREE])]).unwrap();
+        assert!(memory.hold_all(&mut [Bytes::from(vec![1; 2 * FREE]), Bytes::from(vec![1; 2 * FREE])]).is_err());
+    }
+
+    #[test]
+    fn what_arrives_is_covered_once_it_is_large() {
+        let memory = Memory::new(2 * FREE);
+        let mut reservation = None;
+        memory.cover(&mut reservation, FREE).unwrap();
+        assert!(reservation.is_none());
+        for total in [FREE + 1, FREE + 5, FREE + 2, 2 * FREE] {
+            memory.cover(&mut reservation, total).unwrap();
+        }
+        assert_eq!(memory.used(), 2 * FREE);
+        assert!(memory.cover(&mut reservation, 2 * FREE + 1).is_err());
+        drop(reservation);
         assert_eq!(memory.used(), 0);
     }
 

@@ -18,8 +18,8 @@ pub(in crate::frontend) struct Outbox<F> {
     most: (usize, usize),
     /// Bytes that were ever put in.
     total: u64,
-    /// Frames that left since somebody asked.
-    left: u64,
+    /// Frames that were ever put in.
+    pushed: u64,
     /// The present, as of the session's last turn.
     now: Instant,
 }
@@ -27,7 +27,7 @@ pub(in crate::frontend) struct Outbox<F> {
 impl<F: Weigh> Outbox<F> {
     /// Room for `messages` and `bytes`, and at least for one message.
     pub(super) fn new(messages: usize, bytes: usize) -> Self {
-        Self { frames: VecDeque::new(), bytes: 0, most: (messages, bytes), total: 0, left: 0, now: Instant::now() }
+        Self { frames: VecDeque::new(), bytes: 0, most: (messages, bytes), total: 0, pushed: 0, now: Instant::now() }
     }
 
     /// Puts `frame` at the end. Whoever produces much asks [`Outbox::is_full`] first.
@@ -35,6 +35,7 @@ impl<F: Weigh> Outbox<F> {
         let weight = frame.weight();
         self.bytes += weight;
         self.total += weight as u64;
+        self.pushed += 1;
         self.frames.push_back(frame);
     }
 
@@ -47,7 +48,6 @@ impl<F: Weigh> Outbox<F> {
     pub(in crate::frontend) fn pop(&mut self) -> Option<F> {
         let frame = self.frames.pop_front()?;
         self.bytes -= frame.weight();
-        self.left += 1;
         if self.frames.is_empty() {
             // Idle sessions are many: a burst leaves no memory behind.
             self.frames = VecDeque::new();
@@ -83,9 +83,9 @@ impl<F: Weigh> Outbox<F> {
         self.total
     }
 
-    /// Frames that left since this was last asked.
-    pub(super) fn take_left(&mut self) -> u64 {
-        std::mem::take(&mut self.left)
+    /// Frames that were ever put in.
+    pub(super) fn pushed(&self) -> u64 {
+        self.pushed
     }
 
     /// The present, as of the session's last turn.
@@ -119,6 +119,6 @@ mod tests {
         assert!(!outbox.is_full());
         outbox.push(1);
         assert!(outbox.is_full() && !outbox.is_overfull());
-        assert_eq!((outbox.total(), outbox.take_left(), outbox.take_left()), (102, 1, 0));
+        assert_eq!((outbox.total(), outbox.pushed()), (102, 3));
     }
 }

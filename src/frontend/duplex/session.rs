@@ -182,9 +182,6 @@ where
                 }
                 Sending::Gone => return Poll::Ready(()),
             }
-            for _ in 0..self.outbox.take_left() {
-                self.connection.frontend.metrics.message_sent(self.rules.surface);
-            }
             moved |= waited != (self.outbox.is_full(), self.outbox.is_overfull());
             if self.is_closing() && self.outbox.is_empty() && self.link.poll_shutdown(cx).is_ready() {
                 return Poll::Ready(());
@@ -226,13 +223,10 @@ where
             let Poll::Ready(received) = self.link.poll_receive(cx) else { break };
             moved = true;
             match received {
-                Received::Frame(frame) => {
-                    self.connection.frontend.metrics.message_received(self.rules.surface);
-                    match self.codec.receive(frame, &mut self.outbox) {
-                        Ok(ask) => self.take(ask),
-                        Err(why) => self.fault(why),
-                    }
-                }
+                Received::Frame(frame) => match self.codec.receive(frame, &mut self.outbox) {
+                    Ok(ask) => self.take(ask),
+                    Err(why) => self.fault(why),
+                },
                 Received::Over => {
                     self.input_over = true;
                     self.finish(Why::Done);

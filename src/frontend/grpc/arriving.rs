@@ -20,8 +20,6 @@ use tonic::Status;
 
 /// The prefix of a message: a flag and its length (contract 05 section 1.2).
 pub(super) const PREFIX: usize = 5;
-/// Up to this many bytes are not counted, as in `frontend::body`.
-const UNCOUNTED: usize = 64 * 1024;
 
 /// How the text of an error begins that gRPC itself has a status for (contract 05 sections 1.2 and 1.4); see
 /// [`status`](super::status).
@@ -80,14 +78,8 @@ impl<B> Arriving<B> {
             held = self.framing.held;
             self.reservation = None;
         }
-        match &mut self.reservation {
-            Some(reservation) => reservation.grow(data.len()),
-            None if held > UNCOUNTED => {
-                self.reservation = Some(self.connection.frontend.memory.reserve(held)?);
-                Ok(())
-            }
-            None => Ok(()),
-        }
+        let total = if self.wait == Wait::Throughout { self.received } else { held };
+        self.connection.frontend.memory.cover(&mut self.reservation, total)
     }
 }
 

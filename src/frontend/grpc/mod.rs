@@ -7,6 +7,7 @@
 mod arriving;
 mod head;
 mod health;
+mod input;
 mod leash;
 mod reflection;
 mod status;

@@ -2,7 +2,7 @@
 //!
 //! Knows messages and not their bytes: the method table opens the stream, limits its body and renders a refusal.
 
-use super::{arriving, status};
+use super::{arriving, input::Input, status};
 use crate::{
     call::{Call, CallId, Credentials, Facts, Head, InferResponse, Inspect, Operation, Parameter, Pending, Surface},
     error::{Error, Stage},
@@ -195,9 +195,13 @@ impl Codec for Protocol {
             message.parameters.get(EMPTY_FINAL),
             Some(InferParameter { parameter_choice: Some(ParameterChoice::BoolParam(true)) })
         );
-        let ticket = Ticket::new(Note { id: message.id.clone(), empty_final }, Credit::Unlimited);
+        let note = Note { id: message.id.clone(), empty_final };
         let connection = Arc::clone(&self.connection);
-        let decode = move || proto::decode_infer(message, &connection.frontend.settings.wire).map(Operation::Infer);
+        let input = match Input::hold(&connection, message) {
+            Ok(input) => input,
+            Err(error) => return Ok(Ask::Refuse(self.next, note, error)),
+        };
+        let ticket = Ticket::new(note, Credit::Unlimited);
         Ok(Ask::Call(Opened {
             tag: self.next,
             ticket,
@@ -205,7 +209,7 @@ impl Codec for Protocol {
             credited: false,
             timeout: self.deadline.map(|deadline| deadline.saturating_duration_since(out.now())),
             size: 0,
-            input: Pending::new(async move { decode() }),
+            input: Pending::new(async move { input.decode(&connection.frontend.settings.wire) }),
         }))
     }
 
@@ -224,6 +228,7 @@ impl Codec for Protocol {
             response.parameters.push((FINAL.into(), Parameter::Bool(last)));
         }
         let mut response = proto::encode_infer(response);
+        self.connection.frontend.memory.hold_all(&mut response.raw_output_contents)?;
         if response.id.is_empty() {
             response.id.clone_from(&about.note.id);
         }

@@ -316,6 +316,8 @@ async fn strangers_who_fail_too_often_meet_the_gate() {
     }
     assert_eq!(last, Code::ResourceExhausted);
     assert!(calls.load(Ordering::Relaxed) < 100);
+    let page = world.connection.frontend.metrics.render();
+    assert!(page.contains("rate_limited_total{policy=\"address\"} 1\n"), "{page}");
     // Probes are no calls, and nobody's credentials.
     assert!(client.server_live(pb::ServerLiveRequest {}).await.is_ok());
 }

@@ -4,7 +4,9 @@
 
 use super::{
     arriving::{self, Arriving, PREFIX, Wait},
-    head, name, refuse,
+    head,
+    input::Input,
+    name, refuse,
 };
 use crate::{
     call::{
@@ -19,10 +21,10 @@ use crate::{
     },
     wire::proto::{self, inference as pb},
 };
-use futures_util::stream;
+use futures_util::{StreamExt, stream};
 use http::{HeaderValue, header::CONTENT_TYPE};
 use prost::Message;
-use std::{future::ready, sync::Arc};
+use std::sync::Arc;
 use tonic::codec::{EncodeBody, SingleMessageCompressionOverride, Streaming};
 use tonic_prost::{ProstDecoder, ProstEncoder};
 
@@ -44,7 +46,7 @@ pub(super) enum Probe {
 /// `ModelInfer`.
 pub(super) async fn infer(connection: Arc<Connection>, id: CallId, request: Request) -> Response {
     let settings = Arc::clone(&connection);
-    let decode = move |message| proto::decode_infer(message, &settings.frontend.settings.wire).map(Operation::Infer);
+    let decode = move |message| Input::hold(&settings, message)?.decode(&settings.frontend.settings.wire);
     match call(&connection, &id, Intent::Infer, request, decode).await {
         Ok(Reply::Infer(response)) => answer(&connection, &id, proto::encode_infer(response)),
         Ok(Reply::Stream(stream)) => match only(stream).await {
@@ -178,8 +180,14 @@ fn refused(connection: &Connection, id: &CallId, error: &Error) -> Response {
 
 /// One message and status 0.
 pub(super) fn answer<M: Message + Default + 'static>(connection: &Connection, id: &CallId, message: M) -> Response {
-    connection.frontend.metrics.bytes(Surface::Grpc, 0, (PREFIX + message.encoded_len()) as u64);
-    stream_of(id, stream::once(ready(Ok(message))))
+    let length = PREFIX + message.encoded_len();
+    let reservation = match connection.frontend.memory.reserve_large(length) {
+        Ok(reservation) => reservation,
+        Err(error) => return refused(connection, id, &error),
+    };
+    connection.frontend.metrics.bytes(Surface::Grpc, 0, length as u64);
+    // tonic asks for a second message, and so lets go of this, once the first has been handed over.
+    stream_of(id, stream::iter([Ok(message)]).inspect(move |_| _ = &reservation))
 }
 
 /// Messages as they come, and the status at their end.
@@ -196,4 +204,31 @@ where
     response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
     name(&mut response, id);
     response
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::frontend::{Settings, grpc::fixture::world};
+    use bytes::Bytes;
+    use http_body_util::BodyExt;
+
+    #[tokio::test]
+    async fn an_answer_is_counted_until_it_is_handed_over() {
+        let mut settings = Settings::default();
+        settings.concurrency.memory = 300_000;
+        let connection = world(settings, |_| async { Err(Error::Cancelled) }).connection;
+        let id = CallId::Given("a".into());
+        let large = || pb::ModelInferResponse {
+            raw_output_contents: vec![Bytes::from(vec![1; 200_000])],
+            ..pb::ModelInferResponse::default()
+        };
+        let response = answer(&connection, &id, large());
+        assert!(connection.frontend.memory.used() > 200_000);
+        let refused = answer(&connection, &id, large());
+        assert_eq!(refused.headers()["grpc-status"], "14");
+        let sent = response.into_body().collect().await.unwrap();
+        assert_eq!(sent.trailers().unwrap()["grpc-status"], "0");
+        assert_eq!(connection.frontend.memory.used(), 0);
+    }
 }

@@ -2,7 +2,10 @@
 
 use crate::{
     error::Error,
-    frontend::duplex::{Link, Outbox, Pipe, Received, Sending, Weigh, Why},
+    frontend::{
+        body::{Memory, Reservation},
+        duplex::{Link, Outbox, Pipe, Received, Sending, Weigh, Why},
+    },
 };
 use bytes::{Bytes, BytesMut};
 use http::HeaderMap;
@@ -51,6 +54,9 @@ pub(super) struct Lines<B> {
     rest: Bytes,
     /// The beginning of a line whose end has not come.
     part: BytesMut,
+    /// What `part` takes of the memory budget.
+    reservation: Option<Reservation>,
+    memory: Memory,
     ended: bool,
     limit: usize,
     pipe: Pipe<Frame<Bytes>>,
@@ -61,15 +67,27 @@ where
     B: Body<Data = Bytes> + Unpin,
     B::Error: fmt::Display,
 {
-    /// A stream whose lines have at most `limit` bytes, and where its response comes out.
-    pub(super) fn new(body: B, limit: usize) -> (Self, Receiver<Frame<Bytes>>) {
+    /// A stream whose lines have at most `limit` bytes, counted against `memory` while they arrive, and where its
+    /// response comes out.
+    pub(super) fn new(body: B, limit: usize, memory: Memory) -> (Self, Receiver<Frame<Bytes>>) {
         let (pipe, receiver) = Pipe::new();
-        (Self { body, rest: Bytes::new(), part: BytesMut::new(), ended: false, limit, pipe }, receiver)
+        let (rest, part) = (Bytes::new(), BytesMut::new());
+        (Self { body, rest, part, reservation: None, memory, ended: false, limit, pipe }, receiver)
+    }
+
+    fn fail(&mut self, error: Error) -> Poll<Received<Line>> {
+        (self.rest, self.part, self.reservation) = (Bytes::new(), BytesMut::new(), None);
+        Poll::Ready(Received::Fault(Why::Error(error)))
     }
 
     fn too_large(&mut self) -> Poll<Received<Line>> {
-        (self.rest, self.part) = (Bytes::new(), BytesMut::new());
-        Poll::Ready(Received::Fault(Why::Error(Error::TooLarge { limit: self.limit as u64 })))
+        self.fail(Error::TooLarge { limit: self.limit as u64 })
+    }
+
+    /// The line that began in `part`, whole. Whoever takes it counts it.
+    fn take_part(&mut self) -> Bytes {
+        self.reservation = None;
+        std::mem::take(&mut self.part).freeze()
     }
 
     /// The next line of what was received.
@@ -87,7 +105,7 @@ where
             return Some(line);
         }
         self.part.extend_from_slice(&line);
-        Some(std::mem::take(&mut self.part).freeze())
+        Some(self.take_part())
     }
 }
 
@@ -107,15 +125,17 @@ where
                 }
                 return Poll::Ready(Received::Frame(Line::Whole(line)));
             }
-            // A carriage return before the end may be there too.
-            if self.part.len() > self.limit + 1 {
+            if self.part.len() > self.limit {
                 return self.too_large();
+            }
+            if let Err(error) = self.memory.cover(&mut self.reservation, self.part.len()) {
+                return self.fail(error);
             }
             if self.ended {
                 if self.part.is_empty() {
                     return Poll::Ready(Received::Over);
                 }
-                let last = std::mem::take(&mut self.part).freeze();
+                let last = self.take_part();
                 return Poll::Ready(Received::Frame(Line::Whole(last)));
             }
             match ready!(Pin::new(&mut self.body).poll_frame(cx)) {
@@ -127,7 +147,8 @@ where
                     self.rest = data;
                     if !ends && !self.rest.is_empty() {
                         let _ = self.line();
-                        if self.part.len() <= self.limit + 1 {
+                        let counted = self.memory.cover(&mut self.reservation, self.part.len());
+                        if self.part.len() <= self.limit && counted.is_ok() {
                             return Poll::Ready(Received::Frame(Line::Part));
                         }
                     }
@@ -193,7 +214,7 @@ mod tests {
 
     fn read(pieces: Vec<Vec<u8>>, limit: usize) -> Result<Vec<Bytes>, Error> {
         let frames = pieces.into_iter().map(|piece| Ok::<_, Infallible>(Frame::data(Bytes::from(piece))));
-        let (mut lines, _receiver) = Lines::new(StreamBody::new(stream::iter(frames)), limit);
+        let (mut lines, _receiver) = Lines::new(StreamBody::new(stream::iter(frames)), limit, Memory::new(1 << 20));
         let mut cx = Context::from_waker(futures_util::task::noop_waker_ref());
         let mut all = Vec::new();
         loop {
@@ -213,6 +234,22 @@ mod tests {
         for pieces in [vec![b"12345\n".to_vec()], vec![b"123".to_vec(), b"456".to_vec()], vec![b"123456".to_vec()]] {
             assert!(matches!(read(pieces, 4), Err(Error::TooLarge { limit: 4 })));
         }
+    }
+
+    #[test]
+    fn a_long_line_is_counted_while_it_arrives() {
+        let piece = || Ok::<_, Infallible>(Frame::data(Bytes::from(vec![b'x'; 50_000])));
+        let memory = Memory::new(120_000);
+        let body = StreamBody::new(stream::iter([piece(), piece(), piece()]));
+        let (mut lines, _receiver) = Lines::new(body, 1 << 20, memory.clone());
+        let mut cx = Context::from_waker(futures_util::task::noop_waker_ref());
+        for used in [0, 100_000] {
+            assert!(matches!(lines.poll_receive(&mut cx), Poll::Ready(Received::Frame(Line::Part))));
+            assert_eq!(memory.used(), used);
+        }
+        let refused = lines.poll_receive(&mut cx);
+        assert!(matches!(refused, Poll::Ready(Received::Fault(Why::Error(Error::Overloaded { .. })))), "{refused:?}");
+        assert_eq!(memory.used(), 0);
     }
 
     proptest! {

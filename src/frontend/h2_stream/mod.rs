@@ -55,7 +55,7 @@ pub async fn serve(connection: Arc<Connection>, request: Request) -> Response {
     let version = request.version();
     let rules = rules(&connection.frontend.settings, is_ordered(&request));
     let limit = connection.frontend.settings.size.message;
-    let (link, receiver) = Lines::new(request.into_body(), limit);
+    let (link, receiver) = Lines::new(request.into_body(), limit, connection.frontend.memory.for_arrivals());
     let codec = Protocol::new(Arc::clone(&connection));
     tokio::spawn(Session::new(connection, rules, sender, codec, link).run());
 
@@ -72,7 +72,7 @@ pub async fn serve(connection: Arc<Connection>, request: Request) -> Response {
 }
 
 fn check(connection: &Connection, request: &Request) -> Result<(), Error> {
-    connection.gate().inspect_err(|_| connection.frontend.metrics.refused("address"))?;
+    connection.gate()?;
     if request.method() != Method::POST {
         return Err(Error::MethodNotAllowed { allow: "POST" });
     }

@@ -30,7 +30,9 @@ impl Client {
         let fixture = Fixture::new(settings);
         let (request, body) = mpsc::channel(64);
         let rules = rules(&fixture.connection.frontend.settings, ordered);
-        let (link, response) = Lines::new(Body::Channel(body), fixture.connection.frontend.settings.size.message);
+        let frontend = &fixture.connection.frontend;
+        let (link, response) =
+            Lines::new(Body::Channel(body), frontend.settings.size.message, frontend.memory.for_arrivals());
         let codec = Protocol::new(Arc::clone(&fixture.connection));
         tokio::spawn(Session::new(Arc::clone(&fixture.connection), rules, Credentials::None, codec, link).run());
         Self { fixture, request: Some(request), response, read: String::new() }

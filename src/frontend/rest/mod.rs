@@ -100,7 +100,6 @@ async fn call(
 ) -> Response {
     let Asked { id, version, sender, encoded } = asked;
     if let Err(error) = connection.gate() {
-        connection.frontend.metrics.refused("address");
         return render::error(&error, &id, version);
     }
     let head = Head::new(id.clone(), Surface::Rest, intent, Arc::clone(&connection.peer));

@@ -2,7 +2,7 @@
 //!
 //! Knows messages, close codes and the session's clocks; frames are the link's business, and calls the loop's.
 
-use super::link::Outgoing;
+use super::{frames::Welcomed, link::Outgoing};
 use crate::{
     call::{Credentials, InferResponse},
     error::{Code, Error},
@@ -39,6 +39,8 @@ pub(super) struct Protocol {
     connection: Arc<Connection>,
     caller: Caller,
     greeting: Greeting,
+    /// Tells the link about `greeting`.
+    welcomed: Welcomed,
     want: Want,
     clock: Clock,
     /// Until when credentials have to be renewed.
@@ -66,13 +68,14 @@ struct Clock {
 }
 
 impl Protocol {
-    pub(super) fn new(connection: Arc<Connection>, caller: Caller) -> Self {
+    pub(super) fn new(connection: Arc<Connection>, caller: Caller, welcomed: Welcomed) -> Self {
         let now = Instant::now();
         let hello = now + connection.frontend.settings.websocket.hello;
         Self {
             connection,
             caller,
             greeting: Greeting::Awaited(hello),
+            welcomed,
             want: Want::default(),
             clock: Clock { heard: now, active: now, pinged: false },
             renew: None,
@@ -110,6 +113,7 @@ impl Protocol {
 
     fn welcome(&mut self, out: &mut Outbox<Outgoing>) {
         self.greeting = Greeting::Over;
+        self.welcomed.set();
         let settings = &self.connection.frontend.settings;
         let (websocket, most) = (&settings.websocket, settings.concurrency.per_socket);
         let limits = Limits {

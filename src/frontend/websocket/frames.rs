@@ -1,11 +1,17 @@
-//! What tungstenite does not count: fragments of a message, control frames, and lengths spelled too long.
+//! What tungstenite does not count: fragments of a message, control frames, lengths spelled too long, what strangers
+//! send, and the memory that large messages take while they arrive.
 //!
 //! A look at the headers of frames as they pass by, on their way from the socket to tungstenite, which alone decodes
 //! them. It ends the stream *before* the frame that is too much, so that what came earlier is still heard.
 
+use crate::frontend::body::{Memory, Reservation};
 use std::{
     fmt, io,
     pin::Pin,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     task::{Context, Poll, ready},
     time::Duration,
 };
@@ -18,6 +24,17 @@ use tokio::{
 const HEADER: usize = 14;
 /// What control frames are counted in.
 const SECOND: Duration = Duration::from_secs(1);
+
+/// The longest message before `welcome`, bytes: greetings and credentials are small.
+const STRANGERS: u64 = 64 * 1024;
+/// A request may follow `hello` at once (contract 06 C2): it is too much only if it still is when it is asked for.
+const STRANGE: Violation = Violation { code: 1009, reason: "a message of more than 64 KiB before welcome" };
+/// The codec says it by the `id` of the call, as long as the budget can be overdrawn for that.
+const NO_MEMORY: Violation = Violation { code: 1013, reason: "no memory for the message" };
+
+/// Whether a session was welcomed: its codec says so, and large messages may come.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Welcomed(Arc<AtomicBool>);
 
 /// Frames that may pass.
 #[derive(Clone, Copy, Debug)]
@@ -43,15 +60,28 @@ pub(super) struct Counted<S> {
     socket: S,
     counter: Counter,
     violation: Option<Violation>,
+    /// What came behind a greeting and may not pass before it is answered.
+    behind: Vec<u8>,
+    memory: Memory,
+    /// What the message that arrives takes of `memory`.
+    reservation: Option<Reservation>,
 }
 
 #[derive(Debug)]
 struct Counter {
     allowance: Allowance,
+    welcomed: Welcomed,
     header: [u8; HEADER],
     have: usize,
     /// Bytes of payload before the next header.
     payload: u64,
+    /// The payload is a message's, of which `declared` bytes were announced and `arrived` have come.
+    is_data: bool,
+    is_last: bool,
+    declared: u64,
+    arrived: u64,
+    /// Messages ended since somebody asked.
+    ended: bool,
     fragments: usize,
     controls: usize,
     /// When the present second began.
@@ -59,10 +89,42 @@ struct Counter {
 }
 
 impl<S> Counted<S> {
-    pub(super) fn new(socket: S, allowance: Allowance) -> Self {
-        let counter =
-            Counter { allowance, header: [0; HEADER], have: 0, payload: 0, fragments: 0, controls: 0, since: None };
-        Self { socket, counter, violation: None }
+    pub(super) fn new(socket: S, allowance: Allowance, memory: Memory, welcomed: Welcomed) -> Self {
+        let counter = Counter {
+            allowance,
+            welcomed,
+            header: [0; HEADER],
+            have: 0,
+            payload: 0,
+            is_data: false,
+            is_last: false,
+            declared: 0,
+            arrived: 0,
+            ended: false,
+            fragments: 0,
+            controls: 0,
+            since: None,
+        };
+        Self { socket, counter, violation: None, behind: Vec::new(), memory, reservation: None }
+    }
+
+    /// Counts the message that arrives against the budget. Once it is whole, the codec does.
+    fn cover(&mut self) -> Result<(), Violation> {
+        if std::mem::take(&mut self.counter.ended) {
+            self.reservation = None;
+        }
+        let arrived = usize::try_from(self.counter.arrived).unwrap_or(usize::MAX);
+        self.memory.cover(&mut self.reservation, arrived).map_err(|_| NO_MEMORY)
+    }
+}
+
+impl Welcomed {
+    pub(super) fn set(&self) {
+        self.0.store(true, Ordering::Release);
+    }
+
+    fn get(&self) -> bool {
+        self.0.load(Ordering::Acquire)
     }
 }
 
@@ -74,6 +136,10 @@ impl Counter {
             if self.payload > 0 {
                 let skipped = self.payload.min((bytes.len() - at) as u64);
                 self.payload -= skipped;
+                if self.is_data {
+                    self.arrived += skipped;
+                    self.end();
+                }
                 // Not more than there are bytes.
                 at += skipped as usize;
                 continue;
@@ -86,11 +152,26 @@ impl Counter {
             }
             // The second byte may have told of more.
             if self.have >= 2 && self.have == self.length() {
+                let earlier = self.have - (at - start);
                 self.have = 0;
-                self.frame().map_err(|violation| (start, violation))?;
+                if let Err(violation) = self.frame() {
+                    if violation == STRANGE {
+                        // To be looked at once more.
+                        self.have = earlier;
+                    }
+                    return Err((start, violation));
+                }
             }
         }
         Ok(())
+    }
+
+    /// The message is over, if its last byte was there.
+    fn end(&mut self) {
+        if self.is_last && self.payload == 0 {
+            self.arrived = 0;
+            self.ended = true;
+        }
     }
 
     /// Bytes of the header, as far as is known.
@@ -123,8 +204,13 @@ impl Counter {
         if !minimal {
             return Err(Violation { code: 1002, reason: "a length is not spelled in the shortest way" });
         }
+        self.is_data = first & 0x08 == 0;
+        if self.is_data { self.data(first, length) } else { self.control() }?;
         self.payload = length;
-        if first & 0x08 != 0 { self.control() } else { self.data(first) }
+        if self.is_data {
+            self.end();
+        }
+        Ok(())
     }
 
     fn control(&mut self) -> Result<(), Violation> {
@@ -139,8 +225,15 @@ impl Counter {
         Ok(())
     }
 
-    fn data(&mut self, first: u8) -> Result<(), Violation> {
-        self.fragments = if first & 0x0f == 0 { self.fragments + 1 } else { 1 };
+    fn data(&mut self, first: u8, length: u64) -> Result<(), Violation> {
+        let goes_on = first & 0x0f == 0;
+        let declared = if goes_on { self.declared.saturating_add(length) } else { length };
+        if declared > STRANGERS && !self.welcomed.get() {
+            return Err(STRANGE);
+        }
+        self.declared = declared;
+        self.is_last = first & 0x80 != 0;
+        self.fragments = if goes_on { self.fragments + 1 } else { 1 };
         if self.fragments > self.allowance.fragments {
             return Err(Violation { code: 1009, reason: "a message in too many fragments" });
         }
@@ -151,13 +244,26 @@ impl Counter {
 impl<S: AsyncRead + Unpin> AsyncRead for Counted<S> {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let this = &mut *self;
-        if let Some(violation) = this.violation {
-            return Poll::Ready(Err(io::Error::other(violation)));
+        match this.violation {
+            Some(STRANGE) if this.counter.welcomed.get() => this.violation = None,
+            Some(violation) => return Poll::Ready(Err(io::Error::other(violation))),
+            None => {}
         }
         let before = buffer.filled().len();
-        ready!(Pin::new(&mut this.socket).poll_read(cx, buffer))?;
-        if let Err((passed, violation)) = this.counter.look(&buffer.filled()[before..]) {
+        if this.behind.is_empty() {
+            ready!(Pin::new(&mut this.socket).poll_read(cx, buffer))?;
+        } else {
+            let taken = this.behind.len().min(buffer.remaining());
+            buffer.put_slice(&this.behind[..taken]);
+            this.behind = this.behind.split_off(taken);
+        }
+        let looked = this.counter.look(&buffer.filled()[before..]);
+        let result = looked.and_then(|()| this.cover().map_err(|violation| (0, violation)));
+        if let Err((passed, violation)) = result {
             this.violation = Some(violation);
+            if violation == STRANGE {
+                this.behind.splice(..0, buffer.filled()[before + passed..].iter().copied());
+            }
             buffer.set_filled(before + passed);
             if passed == 0 {
                 return Poll::Ready(Err(io::Error::other(violation)));
@@ -195,7 +301,9 @@ mod tests {
     use proptest::prelude::*;
 
     fn counter(fragments: usize, control_frames: usize) -> Counter {
-        Counted::new((), Allowance { fragments, control_frames }).counter
+        let welcomed = Welcomed::default();
+        welcomed.set();
+        Counted::new((), Allowance { fragments, control_frames }, Memory::new(usize::MAX), welcomed).counter
     }
 
     /// A masked frame.
@@ -252,6 +360,65 @@ mod tests {
         }
         assert_eq!(counter(1, 1).look(&frame(0x82, 65_536)), Ok(()));
         assert_eq!(counter(1, 1).look(&frame(0x82, 126)), Ok(()));
+    }
+
+    #[tokio::test]
+    async fn a_large_message_is_counted_while_it_arrives() {
+        use tokio::io::{AsyncReadExt, AsyncWriteExt};
+        let (mut near, far) = tokio::io::duplex(1 << 20);
+        let (memory, welcomed) = (Memory::new(250_000), Welcomed::default());
+        welcomed.set();
+        let allowance = Allowance { fragments: 9, control_frames: 9 };
+        let mut counted = Counted::new(far, allowance, memory.clone(), welcomed);
+        let message = [frame(0x01, 100_000), frame(0x80, 100_000)].concat();
+        for _ in 0..3 {
+            near.write_all(&message).await.unwrap();
+            let mut read = vec![0; message.len() - 1];
+            counted.read_exact(&mut read).await.unwrap();
+            assert_eq!(memory.used(), 199_999);
+            counted.read_u8().await.unwrap();
+            assert_eq!(memory.used(), 0);
+        }
+        near.write_all(&frame(0x82, 300_000)).await.unwrap();
+        let error = counted.read_to_end(&mut Vec::new()).await.unwrap_err();
+        assert_eq!(error.to_string(), NO_MEMORY.reason);
+    }
+
+    #[tokio::test]
+    async fn what_is_large_passes_once_its_sender_is_welcome() {
+        use tokio::io::{AsyncReadExt, AsyncWriteExt};
+        let (hello, large) = (frame(0x81, 20), frame(0x82, 70_000));
+        for cut in 0..=hello.len() + HEADER {
+            let (mut near, far) = tokio::io::duplex(1 << 20);
+            let welcomed = Welcomed::default();
+            let allowance = Allowance { fragments: 1, control_frames: 0 };
+            let mut counted = Counted::new(far, allowance, Memory::new(usize::MAX), welcomed.clone());
+            let all = [&hello[..], &large].concat();
+            near.write_all(&all[..cut]).await.unwrap();
+            let mut read = vec![0; cut.min(hello.len())];
+            counted.read_exact(&mut read).await.unwrap();
+            near.write_all(&all[cut..]).await.unwrap();
+            let mut more = vec![0; hello.len() - read.len()];
+            counted.read_exact(&mut more).await.unwrap();
+            welcomed.set();
+            drop(near);
+            let mut rest = Vec::new();
+            counted.read_to_end(&mut rest).await.unwrap();
+            assert_eq!([read, more, rest].concat(), all, "{cut}");
+        }
+    }
+
+    #[tokio::test]
+    async fn what_is_large_does_not_pass_before_welcome() {
+        use tokio::io::{AsyncReadExt, AsyncWriteExt};
+        for message in [frame(0x82, 65_537), [frame(0x02, 40_000), frame(0x80, 30_000)].concat()] {
+            let (mut near, far) = tokio::io::duplex(1 << 20);
+            let allowance = Allowance { fragments: 9, control_frames: 0 };
+            let mut counted = Counted::new(far, allowance, Memory::new(usize::MAX), Welcomed::default());
+            near.write_all(&message).await.unwrap();
+            let error = counted.read_to_end(&mut Vec::new()).await.unwrap_err();
+            assert_eq!(error.to_string(), STRANGE.reason);
+        }
     }
 
     proptest! {

@@ -2,9 +2,10 @@
 //!
 //! Framing is tungstenite's. Here are the bounds that it does not have, and what its errors mean as close codes.
 
-use super::frames::{Allowance, Counted, Violation};
+use super::frames::{Allowance, Counted, Violation, Welcomed};
 use crate::frontend::{
     Settings,
+    body::Memory,
     duplex::{Link, Outbox, Received, Sending, Weigh, Why},
 };
 use bytes::Bytes;
@@ -83,7 +84,7 @@ enum Closing {
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin> Socket<S> {
-    pub(super) async fn new(socket: S, settings: &Settings) -> Self {
+    pub(super) async fn new(socket: S, settings: &Settings, memory: Memory, welcomed: Welcomed) -> Self {
         let (size, limits) = (settings.size, &settings.websocket);
         let allowance = Allowance { fragments: size.fragments, control_frames: limits.control_frames };
         let config = WebSocketConfig::default()
@@ -93,12 +94,12 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Socket<S> {
             .write_buffer_size(GATHER)
             // What was gathered, a fragment and a pong: more is never there, because a blocked socket is given nothing.
             .max_write_buffer_size(2 * (GATHER + FRAGMENT));
-        let socket = Counted::new(socket, allowance);
+        let socket = Counted::new(socket, allowance, memory, welcomed);
         let socket = WebSocketStream::from_raw_socket(socket, Role::Server, Some(config)).await;
         Self { socket, sent: (0, 0), large: None, closing: Closing::Flushing }
     }
 
-    /// The next fragment of `message`, and whether it is the last; `None` where there is no payload.
+    /// The next fragment of `message`, and whether it is the last; what is no data is one by itself.
     fn fragment(&mut self, message: &Outgoing) -> (Message, bool) {
         let (pieces, kind) = match message {
             Outgoing::Text(json) => (std::slice::from_ref(json), Data::Text),

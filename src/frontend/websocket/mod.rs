@@ -12,6 +12,7 @@ mod tests;
 
 use self::{
     codec::{Caller, Protocol},
+    frames::Welcomed,
     link::Socket,
     offer::{PROTOCOL, Protocols},
 };
@@ -85,7 +86,6 @@ fn check(connection: &Connection, request: &Request) -> Result<Offer, Box<Respon
         return Err(refuse(&Error::NoRoute(format!("no WebSocket at `{path}`, expected `{PATH}`").into())));
     }
     if let Err(error) = connection.gate() {
-        connection.frontend.metrics.refused("address");
         return Err(refuse(&error));
     }
     if request.method() != Method::GET {
@@ -174,8 +174,9 @@ where
 {
     let settings = &connection.frontend.settings;
     let rules = rules(settings);
-    let link = Socket::new(socket, settings).await;
-    let codec = Protocol::new(Arc::clone(&connection), caller);
+    let welcomed = Welcomed::default();
+    let link = Socket::new(socket, settings, connection.frontend.memory.for_arrivals(), welcomed.clone()).await;
+    let codec = Protocol::new(Arc::clone(&connection), caller, welcomed);
     Session::new(connection, rules, sender, codec, link).run().await;
 }
 

@@ -24,6 +24,10 @@ where
     L: Link<Received = C::Received, Frame = C::Frame>,
 {
     pub(super) fn take(&mut self, ask: Ask<C::Tag, C::Note>) {
+        // What asks for nothing is a frame that keeps the session going.
+        if !matches!(ask, Ask::Nothing) {
+            self.connection.frontend.metrics.message_received(self.rules.surface);
+        }
         match ask {
             Ask::Nothing => {}
             Ask::Call(opened) => self.open(opened),
@@ -44,7 +48,9 @@ where
             Ask::Cancel(tag) => {
                 if let Some(entry) = self.entries.remove(&tag) {
                     self.forget(&entry);
+                    let before = self.outbox.pushed();
                     self.codec.cancelled(&tag, &mut self.outbox);
+                    self.count_sent(before);
                     self.release();
                 }
             }
@@ -81,6 +87,8 @@ where
             return self.refuse(&tag, &ticket.note, &Error::invalid("a request after the client's goodbye"));
         }
         if self.entries.len() >= self.rules.in_flight {
+            // No call yet: nobody else counts it.
+            self.connection.frontend.metrics.overloaded("socket");
             return self.refuse(&tag, &ticket.note, &Error::Overloaded { what: "calls in flight of this session" });
         }
         self.serial += 1;
@@ -115,9 +123,18 @@ where
 
     /// Answers what never became a call.
     fn refuse(&mut self, tag: &C::Tag, note: &C::Note, error: &Error) {
-        let about = About { tag, note, seq: 0, facts: None };
-        if let Err(why) = self.codec.failed(about, error, &mut self.outbox) {
+        let (about, before) = (About { tag, note, seq: 0, facts: None }, self.outbox.pushed());
+        let failed = self.codec.failed(about, error, &mut self.outbox);
+        self.count_sent(before);
+        if let Err(why) = failed {
             self.end(&why);
+        }
+    }
+
+    /// Counts the messages about calls that were put in since there were `before`.
+    fn count_sent(&self, before: u64) {
+        for _ in before..self.outbox.pushed() {
+            self.connection.frontend.metrics.message_sent(self.rules.surface);
         }
     }
 
@@ -153,7 +170,7 @@ where
     }
 
     fn deliver(&mut self, tag: &C::Tag, exchange: Exchange<C>, event: Event) {
-        let before = self.outbox.total();
+        let (before, pushed) = (self.outbox.total(), self.outbox.pushed());
         let Some(entry) = self.entries.get_mut(tag) else { return };
         let about = About { tag, note: &entry.ticket.note, seq: entry.seq, facts: Some(&*entry.facts) };
         let out = &mut self.outbox;
@@ -179,6 +196,7 @@ where
             Event::Dropped => Ok(true),
         };
         entry.sent += self.outbox.total() - before;
+        self.count_sent(pushed);
         match result {
             Ok(false) => self.running.push(exchange),
             Ok(true) => self.close(tag),
@@ -191,7 +209,9 @@ where
         let Some(entry) = self.entries.get(tag) else { return };
         self.connection.observe(error);
         let about = About { tag, note: &entry.ticket.note, seq: entry.seq, facts: Some(&*entry.facts) };
+        let before = self.outbox.pushed();
         let failed = self.codec.failed(about, error, &mut self.outbox);
+        self.count_sent(before);
         self.close(tag);
         if let Err(why) = failed {
             self.end(&why);

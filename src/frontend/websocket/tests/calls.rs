@@ -285,3 +285,25 @@ async fn what_memory_has_no_room_for_is_refused_by_its_id() {
     client.infer("b", "echo", "").await;
     client.output("b").await;
 }
+
+#[tokio::test(start_paused = true)]
+async fn messages_are_counted_and_what_keeps_a_session_going_is_not() {
+    let mut settings = Settings::default();
+    settings.concurrency.per_socket = 1;
+    let mut client = Client::with(settings).await;
+    client.say(r#"{"type":"ping"}"#).await;
+    assert_eq!(client.text().await, r#"{"type":"pong"}"#);
+    client.infer("a", "never", "").await;
+    client.infer("b", "echo", "").await;
+    client.error("b", "overloaded").await;
+    client.say(r#"{"type":"cancel","id":"a"}"#).await;
+    client.text().await;
+    let page = client.fixture.connection.frontend.metrics.render();
+    for line in [
+        r#"stream_messages_total{direction="in",surface="websocket"} 3"#,
+        r#"stream_messages_total{direction="out",surface="websocket"} 2"#,
+        r#"overloaded_total{limit="socket"} 1"#,
+    ] {
+        assert!(page.contains(line), "{line}: {page}");
+    }
+}

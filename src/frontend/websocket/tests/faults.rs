@@ -140,6 +140,20 @@ async fn a_message_beyond_the_limit_is_refused_on_its_declared_length() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn strangers_send_little_and_who_says_hello_at_once_may_send_much() {
+    let large = format!(r#"{{"type":"ping","x":"{}"}}"#, "x".repeat(100_000));
+    let mut client = Client::silent(Settings::default(), Caller::Proven).await;
+    let _ = client.socket.send(Message::text(large.clone())).await;
+    client.closed(1009).await;
+
+    let mut client = Client::silent(Settings::default(), Caller::Proven).await;
+    client.socket.feed(Message::text(r#"{"type":"hello","protocol":1}"#)).await.unwrap();
+    client.say(&large).await;
+    assert!(client.text().await.starts_with(r#"{"type":"welcome""#));
+    assert_eq!(client.text().await, r#"{"type":"pong"}"#);
+}
+
+#[tokio::test(start_paused = true)]
 async fn fragments_and_control_frames_are_bounded() {
     let settings = Settings::default();
     let empty: Vec<u8> = (0..1025).flat_map(|index| frame(if index == 0 { 0x01 } else { 0x00 }, b"")).collect();
