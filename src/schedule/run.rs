@@ -88,9 +88,9 @@ pub(super) fn run(backend: &mut dyn Backend, jobs: &mut Vec<Job>, plan: &Plan) -
 /// One place of the channel is kept for the end: a stream that is cut off must be able to say so
 /// however slow its reader is, or it would look complete.
 pub(super) fn stream(backend: &mut dyn Backend, job: Job, plan: &Plan) -> Ran {
-    let Job { inputs, rows, deadline, queued, reply, facts } = job;
-    let (sender, frame) = match reply {
-        ReplyTo::Stream { sender, frame } => (sender, frame),
+    let Job { inputs, rows, queued, reply, facts, .. } = job;
+    let (sender, frame, until) = match reply {
+        ReplyTo::Stream { sender, frame, until } => (sender, frame, until),
         ReplyTo::Once(sender) => {
             drop(sender.send(Err(Error::internal("a decoupled model was asked for one answer"))));
             return Ran::Sound(Duration::ZERO);
@@ -107,7 +107,7 @@ pub(super) fn stream(backend: &mut dyn Backend, job: Job, plan: &Plan) -> Ran {
         let timing = Timing { queue, compute: started.elapsed() };
         let mut item = Ok(Chunk::Tensors(frame(named(plan, outputs), timing)));
         loop {
-            late = Instant::now() >= deadline;
+            late = Instant::now() >= until;
             if late {
                 return ControlFlow::Break(());
             }
