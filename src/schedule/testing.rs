@@ -213,10 +213,7 @@ pub(crate) fn stream_job(capacity: usize) -> (Job, mpsc::Receiver<Result<Chunk, 
     stream_job_lasting(capacity, Duration::from_secs(60))
 }
 
-pub(crate) fn stream_job_lasting(
-    capacity: usize,
-    lasting: Duration,
-) -> (Job, mpsc::Receiver<Result<Chunk, Error>>) {
+pub(crate) fn stream_job_lasting(capacity: usize, lasting: Duration) -> (Job, mpsc::Receiver<Result<Chunk, Error>>) {
     let (sender, receiver) = mpsc::channel(capacity);
     let frame = Box::new(|outputs, timing| InferResponse {
         model: Arc::new(ModelKey { name: "double".into(), version: "1".into() }),
