@@ -19,6 +19,8 @@ use tokio::net::TcpListener;
 const CONNECTIONS: usize = 64;
 /// Time for a request's head.
 const HEADER: Duration = Duration::from_secs(10);
+/// Time for a whole connection, which is one request: who does not read the answer must not keep a slot.
+const CONNECTION: Duration = Duration::from_secs(30);
 /// The content type of Prometheus text (contract 09 section 1).
 const METRICS: HeaderValue = HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8");
 
@@ -34,7 +36,11 @@ pub struct Admin {
 impl Admin {
     /// Serves until the future is dropped.
     pub async fn serve(self, listener: TcpListener) {
-        let slots = Arc::new(tokio::sync::Semaphore::new(CONNECTIONS));
+        self.serve_at_once(listener, CONNECTIONS).await;
+    }
+
+    async fn serve_at_once(self, listener: TcpListener, connections: usize) {
+        let slots = Arc::new(tokio::sync::Semaphore::new(connections));
         loop {
             let Ok(slot) = Arc::clone(&slots).acquire_owned().await else { return };
             let stream = match listener.accept().await {
@@ -54,9 +60,12 @@ impl Admin {
                 let connection = http1::Builder::new()
                     .timer(TokioTimer::new())
                     .header_read_timeout(HEADER)
+                    .keep_alive(false)
                     .serve_connection(TokioIo::new(stream), service);
-                if let Err(error) = connection.await {
-                    tracing::debug!(%error, "admin connection ended");
+                match tokio::time::timeout(CONNECTION, connection).await {
+                    Ok(Ok(())) => {}
+                    Ok(Err(error)) => tracing::debug!(%error, "admin connection ended"),
+                    Err(_) => tracing::debug!("admin connection took too long"),
                 }
                 drop(slot);
             });
@@ -93,4 +102,57 @@ fn plain(status: StatusCode, text: &'static str) -> Response<Full<Bytes>> {
     response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
     response.headers_mut().insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
     response
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::net::SocketAddr;
+    use tokio::{
+        io::{AsyncReadExt, AsyncWriteExt},
+        net::TcpStream,
+        time::Instant,
+    };
+
+    const PROBE: &[u8] = b"GET /livez HTTP/1.1\r\nhost: x\r\n\r\n";
+
+    async fn admin(metrics: Metrics) -> SocketAddr {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let admin = Admin { readiness: Readiness::default(), metrics: Arc::new(metrics) };
+        tokio::spawn(admin.serve_at_once(listener, 1));
+        address
+    }
+
+    async fn probe(address: SocketAddr) -> String {
+        let mut stream = TcpStream::connect(address).await.unwrap();
+        stream.write_all(PROBE).await.unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.unwrap();
+        answer
+    }
+
+    #[tokio::test]
+    async fn a_connection_is_one_request() {
+        let answer = probe(admin(Metrics::new()).await).await;
+        assert!(answer.starts_with("HTTP/1.1 200") && answer.ends_with("live\n"), "{answer}");
+    }
+
+    #[tokio::test]
+    async fn who_does_not_read_loses_its_slot() {
+        let metrics = Metrics::new();
+        // A page that fits into no socket's buffers.
+        for policy in 0..100_000 {
+            metrics.rate_limited(&format!("a-policy-with-a-name-that-is-long-enough-to-fill-a-page-{policy:0>64}"));
+        }
+        let address = admin(metrics).await;
+        let mut stalled = TcpStream::connect(address).await.unwrap();
+        stalled.write_all(b"GET /metrics HTTP/1.1\r\nhost: x\r\n\r\n").await.unwrap();
+        // The answer has begun, so the one slot is taken.
+        stalled.readable().await.unwrap();
+        tokio::time::pause();
+        let started = Instant::now();
+        assert!(probe(address).await.starts_with("HTTP/1.1 200"));
+        assert!(started.elapsed() <= CONNECTION + Duration::from_secs(1));
+    }
 }

@@ -27,6 +27,7 @@ use crate::{
     telemetry::{self, access_log::AccessLog, metrics::Metrics},
 };
 use std::{
+    convert::Infallible,
     fmt,
     net::SocketAddr,
     sync::Arc,
@@ -207,20 +208,24 @@ pub fn run(config: Config, opener: Arc<dyn Open>, engine: &str) -> Result<(), St
         for warning in config.warnings() {
             tracing::warn!("{warning}");
         }
+        // Before anything is started: whatever it waits for, a signal is a drain and not the system's sudden end.
+        let mut signals = shutdown::Signals::install().map_err(StartError::new)?;
+        tracing::info!(version = env!("CARGO_PKG_VERSION"), engine, "starting");
         let secured = config.auth.has_method();
         let app = start(config, opener).await?;
-        tokio::select! {
-            loaded = app.loaded() => banner::print(&app, &loaded, engine, secured),
-            signal = shutdown::signal() => {
-                signal.map_err(StartError::new)?;
-                return Ok(());
-            }
-        }
-        let signal = shutdown::signal().await.map_err(StartError::new)?;
+        let banner = async {
+            let loaded = app.loaded().await;
+            banner::print(&app, &loaded, engine, secured);
+            std::future::pending::<Infallible>().await
+        };
+        let signal = tokio::select! {
+            signal = signals.next() => signal,
+            never = banner => match never {},
+        };
         tracing::info!(signal, "stopping");
         tokio::select! {
             () = app.drain() => {}
-            _ = shutdown::signal() => tracing::warn!("second signal: stopping at once"),
+            _ = signals.next() => tracing::warn!("second signal: stopping at once"),
         }
         Ok(())
     });

@@ -4,8 +4,12 @@
 //! watch the [`Phase`].
 
 use crate::{call::Readiness, frontend::Phase};
-use std::{pin::pin, time::Duration};
-use tokio::{sync::watch, time::Instant};
+use std::{io, pin::pin, time::Duration};
+use tokio::{
+    signal::unix::{Signal, SignalKind, signal},
+    sync::watch,
+    time::Instant,
+};
 
 /// After [`Phase::Stopping`], how long connections have to write their last words.
 const LAST_WORDS: Duration = Duration::from_millis(500);
@@ -51,19 +55,30 @@ pub async fn drain(
     let _ = tokio::time::timeout(LAST_WORDS, all_closed).await;
 }
 
-/// Waits for SIGTERM or SIGINT.
-///
-/// # Errors
-///
-/// If the handlers cannot be installed.
-pub async fn signal() -> std::io::Result<&'static str> {
-    use tokio::signal::unix::{SignalKind, signal};
-    let mut terminate = signal(SignalKind::terminate())?;
-    let mut interrupt = signal(SignalKind::interrupt())?;
-    Ok(tokio::select! {
-        _ = terminate.recv() => "SIGTERM",
-        _ = interrupt.recv() => "SIGINT",
-    })
+/// SIGTERM and SIGINT, heard from when this is made: one that comes while nobody waits is kept for who waits next.
+#[derive(Debug)]
+pub struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Signals {
+    /// Takes the signals over from the system, which would end the process. Must be called on a tokio runtime.
+    ///
+    /// # Errors
+    ///
+    /// If the handlers cannot be installed.
+    pub fn install() -> io::Result<Self> {
+        Ok(Self { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
+    }
+
+    /// Waits for the next of either, and names it. Dropping the future loses none.
+    pub async fn next(&mut self) -> &'static str {
+        tokio::select! {
+            _ = self.terminate.recv() => "SIGTERM",
+            _ = self.interrupt.recv() => "SIGINT",
+        }
+    }
 }
 
 #[cfg(test)]

@@ -113,6 +113,8 @@ pub struct Head {
     pub timeout: Option<Duration>,
     /// Never absent: until the `Deadline` layer has set it, it is `received` itself.
     pub deadline: Instant,
+    /// Until when a reply that streams may last; set beside `deadline`, which its run must only have begun by.
+    pub stream_deadline: Instant,
     /// What the stack learns on the way down, for those who report on the way up.
     pub facts: Arc<Facts>,
 }
@@ -121,7 +123,8 @@ impl Head {
     /// The head of a call that was received now.
     pub fn new(id: CallId, surface: Surface, intent: Intent, peer: Arc<Peer>) -> Self {
         let received = Instant::now();
-        Self { id, surface, intent, peer, received, timeout: None, deadline: received, facts: Arc::default() }
+        let (deadline, stream_deadline) = (received, received);
+        Self { id, surface, intent, peer, received, timeout: None, deadline, stream_deadline, facts: Arc::default() }
     }
 
     /// The same head with the client's wish for a deadline.

@@ -74,15 +74,19 @@ impl ReplyStream {
             return Poll::Pending;
         }
         let error = Error::DeadlineExceeded { stage: Stage::Streaming };
-        self.finish(End::Failed(error.code()));
+        self.fail(&error);
         Poll::Ready(error)
     }
 
-    fn finish(&mut self, end: End) {
+    fn fail(&mut self, error: &Error) {
+        self.finish(|observer| observer.failed(error));
+    }
+
+    fn finish(&mut self, tell: impl Fn(&mut dyn Observer)) {
         self.over = true;
         self.source.close();
         for mut observer in self.observers.drain(..) {
-            observer.end(end);
+            tell(&mut *observer);
         }
     }
 }
@@ -103,11 +107,11 @@ impl Stream for ReplyStream {
                 Poll::Ready(Some(Ok(chunk)))
             }
             Poll::Ready(Some(Err(error))) => {
-                this.finish(End::Failed(error.code()));
+                this.fail(&error);
                 Poll::Ready(Some(Err(error)))
             }
             Poll::Ready(None) => {
-                this.finish(End::Complete);
+                this.finish(|observer| observer.end(End::Complete));
                 Poll::Ready(None)
             }
             Poll::Pending => {
@@ -116,7 +120,7 @@ impl Stream for ReplyStream {
                     return Poll::Pending;
                 }
                 let error = Error::DeadlineExceeded { stage: Stage::Streaming };
-                this.finish(End::Failed(error.code()));
+                this.fail(&error);
                 Poll::Ready(Some(Err(error)))
             }
         }
@@ -125,7 +129,7 @@ impl Stream for ReplyStream {
 
 impl Drop for ReplyStream {
     fn drop(&mut self) {
-        self.finish(End::Abandoned);
+        self.finish(|observer| observer.end(End::Abandoned));
     }
 }
 

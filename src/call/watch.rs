@@ -1,7 +1,7 @@
 //! How an exchange ended, told exactly once to everyone who cares.
 
 use super::Chunk;
-use crate::error::Code;
+use crate::error::{Code, Error};
 
 /// How an exchange ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -32,6 +32,11 @@ pub trait Observer: Send {
         let _ = chunk;
     }
 
+    /// The exchange failed and is over: called instead of [`Observer::end`], for those who want the cause too.
+    fn failed(&mut self, error: &Error) {
+        self.end(End::Failed(error.code()));
+    }
+
     /// The exchange is over.
     fn end(&mut self, end: End) {
         let _ = end;
@@ -58,6 +63,12 @@ impl<O: Observer> Observer for Watch<O> {
     fn chunk(&mut self, chunk: &Chunk) {
         if let Some(observer) = &mut self.0 {
             observer.chunk(chunk);
+        }
+    }
+
+    fn failed(&mut self, error: &Error) {
+        if let Some(mut observer) = self.0.take() {
+            observer.failed(error);
         }
     }
 
@@ -95,6 +106,15 @@ mod tests {
         watch.end(End::Failed(Code::Internal));
         drop(watch);
         assert_eq!(*heard.lock().unwrap(), [End::Complete]);
+    }
+
+    #[test]
+    fn a_failure_is_the_end_too() {
+        let heard = Arc::new(Mutex::new(Vec::new()));
+        let mut watch = Watch::new(Ears(Arc::clone(&heard)));
+        watch.failed(&Error::Cancelled);
+        drop(watch);
+        assert_eq!(*heard.lock().unwrap(), [End::Failed(Code::Cancelled)]);
     }
 
     #[test]

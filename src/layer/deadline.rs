@@ -5,7 +5,7 @@
 
 use super::alarm::Alarm;
 use crate::{
-    call::{Call, Facts, Reply},
+    call::{Call, Facts, Head, Reply},
     error::{Error, Stage},
 };
 use pin_project_lite::pin_project;
@@ -95,12 +95,13 @@ where
         let wish = call.head.timeout;
         let received = call.head.received;
         call.head.deadline = received + wish.unwrap_or(default).min(max);
-        let deadline = call.head.deadline;
+        call.head.stream_deadline = received + wish.unwrap_or(stream).min(max);
+        let Head { deadline, stream_deadline, .. } = call.head;
         let alarm = Alarm::at(deadline);
         let facts = Arc::clone(&call.head.facts);
         // A wish for no time at all is answered without work: whether the reply would be ready at once is luck.
         let inner = (deadline > received).then(|| self.inner.call(call));
-        Timed { inner, stream_deadline: received + wish.unwrap_or(stream).min(max), facts, alarm }
+        Timed { inner, stream_deadline, facts, alarm }
     }
 }
 
@@ -132,7 +133,7 @@ where
 mod tests {
     use super::*;
     use crate::{
-        call::{Decoded, End, Head, Watch},
+        call::{Decoded, End, Watch},
         error::Code,
         layer::fixture::{Below, Ears, chunk, decoded, infer, stream, streamed, whole},
     };
@@ -148,7 +149,8 @@ mod tests {
         call
     }
 
-    fn deadline_seen(timeout: Option<Duration>) -> Duration {
+    /// For a whole reply, and for one that streams.
+    fn deadlines_seen(timeout: Option<Duration>) -> (Duration, Duration) {
         let seen: Arc<Mutex<Option<Head>>> = Arc::default();
         let keep = Arc::clone(&seen);
         let below = Below::new(move |head| {
@@ -157,14 +159,14 @@ mod tests {
         });
         drop(DeadlineLayer::new(SETTINGS).layer(below).call(call(timeout)));
         let head = seen.lock().unwrap().take().unwrap();
-        head.deadline - head.received
+        (head.deadline - head.received, head.stream_deadline - head.received)
     }
 
     #[test]
     fn the_wish_counts_up_to_the_maximum_and_the_default_where_there_is_none() {
-        assert_eq!(deadline_seen(None), SETTINGS.default);
-        assert_eq!(deadline_seen(Some(Duration::from_secs(90))), Duration::from_secs(90));
-        assert_eq!(deadline_seen(Some(Duration::MAX)), SETTINGS.max);
+        assert_eq!(deadlines_seen(None), (SETTINGS.default, SETTINGS.stream));
+        assert_eq!(deadlines_seen(Some(Duration::from_secs(90))), (Duration::from_secs(90), Duration::from_secs(90)));
+        assert_eq!(deadlines_seen(Some(Duration::MAX)), (SETTINGS.max, SETTINGS.max));
     }
 
     #[tokio::test]

@@ -55,10 +55,12 @@ where
             let Call { mut head, sender, input } = call;
             head.facts.reach(Stage::Reading);
             let operation = input.await?;
-            match shorter_deadline(&head, &operation) {
+            match shorter_limit(&head, &operation) {
                 None => inner.call(Call { head, sender, input: operation }).await,
-                Some(deadline) => {
-                    head.deadline = deadline;
+                Some(wished) => {
+                    head.deadline = head.deadline.min(wished);
+                    head.stream_deadline = head.stream_deadline.min(wished);
+                    let Head { deadline, stream_deadline, .. } = head;
                     let facts = std::sync::Arc::clone(&head.facts);
                     let below = inner.call(Call { head, sender, input: operation });
                     // Boxed: few calls bring such a wish, and a timer would weigh on the future of all.
@@ -66,7 +68,7 @@ where
                         .await
                         .map_err(|_| Error::DeadlineExceeded { stage: facts.stage() })??;
                     if let Reply::Stream(stream) = &mut reply {
-                        stream.set_deadline(deadline);
+                        stream.set_deadline(stream_deadline);
                     }
                     Ok(reply)
                 }
@@ -75,15 +77,15 @@ where
     }
 }
 
-/// The deadline that the body asks for, if it is earlier than the one that holds. Like every wish it counts from the
+/// The deadline that the body asks for, if it is earlier than one of those that hold. Like every wish it counts from the
 /// moment when the head was known, so that the same number means the same in a header and in a body.
-fn shorter_deadline(head: &Head, operation: &Operation) -> Option<Instant> {
+fn shorter_limit(head: &Head, operation: &Operation) -> Option<Instant> {
     let wish: Duration = match operation {
         // Zero counts as not given (contract 02 section 3).
         Operation::Infer(request) => request.timeout.filter(|wish| !wish.is_zero())?,
         Operation::Inspect(_) => return None,
     };
-    head.received.checked_add(wish).filter(|wished| *wished < head.deadline)
+    head.received.checked_add(wish).filter(|wished| *wished < head.deadline.max(head.stream_deadline))
 }
 
 #[cfg(test)]
@@ -101,6 +103,7 @@ mod tests {
     fn call(input: Pending) -> Identified {
         let mut head = head(Intent::Infer);
         head.deadline = head.received + Duration::from_secs(60);
+        head.stream_deadline = head.received + Duration::from_secs(600);
         Call { head, sender: identity("a"), input }
     }
 
@@ -132,6 +135,7 @@ mod tests {
     async fn a_timeout_in_the_body_shortens_the_deadline_with_the_same_error() {
         let below = Below::new(|head: Head| async move {
             assert_eq!(head.deadline - head.received, Duration::from_secs(2));
+            assert_eq!(head.stream_deadline, head.deadline);
             head.facts.reach(Stage::Queued);
             std::future::pending().await
         });
@@ -148,6 +152,16 @@ mod tests {
             });
             assert!(DecodeLayer.layer(below).oneshot(call(with_timeout(wish))).await.is_ok());
         }
+    }
+
+    #[tokio::test]
+    async fn a_timeout_in_the_body_between_the_two_shortens_only_a_stream() {
+        let below = Below::new(|head: Head| async move {
+            assert_eq!(head.deadline - head.received, Duration::from_secs(60));
+            assert_eq!(head.stream_deadline - head.received, Duration::from_secs(120));
+            Ok(whole())
+        });
+        assert!(DecodeLayer.layer(below).oneshot(call(with_timeout(Duration::from_secs(120)))).await.is_ok());
     }
 
     #[tokio::test(start_paused = true)]

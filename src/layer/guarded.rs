@@ -3,7 +3,7 @@
 //! Knows nothing of what is kept: that is the layer's observer.
 
 use crate::{
-    call::{End, Observer, Reply, Watch},
+    call::{Observer, Reply, Watch},
     error::Error,
 };
 use pin_project_lite::pin_project;
@@ -78,7 +78,7 @@ where
     match result {
         Ok(reply) => Ok(reply.watched_by(watch)),
         Err(error) => {
-            watch.end(End::Failed(error.code()));
+            watch.failed(&error);
             Err(error)
         }
     }

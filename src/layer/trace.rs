@@ -38,6 +38,13 @@ pub struct Record {
     _span: Span,
 }
 
+/// Logs why a stream failed: what clients are not told is told here or nowhere.
+#[derive(Debug)]
+struct Causes {
+    id: CallId,
+    surface: Surface,
+}
+
 pin_project! {
     /// The future of [`Trace`].
     #[derive(Debug)]
@@ -106,9 +113,13 @@ where
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let this = self.project();
-        let result = ready!(this.span.in_scope(|| this.inner.poll(cx)));
-        if let Err(Error::Backend(cause) | Error::Internal(cause)) = &result {
-            tracing::error!(call_id = %this.id, surface = this.surface.name(), %cause, "call failed");
+        let mut result = ready!(this.span.in_scope(|| this.inner.poll(cx)));
+        match &mut result {
+            Ok(Reply::Stream(stream)) => {
+                stream.observe(Box::new(Causes { id: this.id.clone(), surface: *this.surface }));
+            }
+            Ok(_) => {}
+            Err(error) => log_cause(this.id, *this.surface, error),
         }
         Poll::Ready(match this.watch.take() {
             Some(watch) => hand_over(result, watch),
@@ -117,7 +128,20 @@ where
     }
 }
 
-// === impl Record ===
+/// One line for a failure whose cause clients do not read; the others are their own explanation.
+fn log_cause(id: &CallId, surface: Surface, error: &Error) {
+    if let Error::Backend(cause) | Error::Internal(cause) = error {
+        tracing::error!(call_id = %id, surface = surface.name(), %cause, "call failed");
+    }
+}
+
+// === impl Causes, Record ===
+
+impl Observer for Causes {
+    fn failed(&mut self, error: &Error) {
+        log_cause(&self.id, self.surface, error);
+    }
+}
 
 impl Observer for Record {
     fn end(&mut self, end: End) {
@@ -183,13 +207,38 @@ mod tests {
         assert!(service.call(decoded("a", infer())).watch.is_none());
     }
 
-    #[tokio::test]
-    async fn the_cause_of_a_failure_is_logged_with_the_call_id() {
+    /// What is logged from now on, on this thread.
+    fn listening() -> (Page, tracing::subscriber::DefaultGuard) {
         let page = Page::default();
         let writer = page.clone();
         let subscriber =
             tracing_subscriber::fmt().json().flatten_event(true).with_writer(move || writer.clone()).finish();
-        let _guard = tracing::subscriber::set_default(subscriber);
+        (page, tracing::subscriber::set_default(subscriber))
+    }
+
+    #[tokio::test]
+    async fn the_cause_that_ends_a_stream_is_logged_once_with_the_call_id() {
+        let (page, _guard) = listening();
+        let (sender, reply) = stream();
+        let reply = Mutex::new(Some(reply));
+        let below = Below::answering(move || Ok(reply.lock().unwrap().take().unwrap()));
+        let (service, log, _) = service(below);
+        let call = decoded("a", infer());
+        let id = call.head.id.to_string();
+        let mut stream = streamed(service.oneshot(call).await.unwrap());
+        sender.send(Err(Error::backend("node 7 failed"))).await.unwrap();
+        assert!(stream.next().await.unwrap().is_err());
+        drop(stream);
+        assert!(log.flush(Duration::from_secs(10)));
+        let text = page.text();
+        let lines: Vec<serde_json::Value> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+        assert_eq!(lines.len(), 1, "{text}");
+        assert_eq!((&lines[0]["call_id"], &lines[0]["cause"]), (&id.into(), &"node 7 failed".into()));
+    }
+
+    #[tokio::test]
+    async fn the_cause_of_a_failure_is_logged_with_the_call_id() {
+        let (page, _guard) = listening();
         let below = Below::answering(|| Err(Error::backend("node 7 failed")));
         let call = decoded("a", infer());
         let id = call.head.id.to_string();

@@ -96,7 +96,7 @@ impl Router {
                 parameters: Vec::new(),
                 timing,
             });
-            model.scheduler.submit(job(ReplyTo::Stream { sender, frame }))?;
+            model.scheduler.submit(job(ReplyTo::Stream { sender, frame, until: head.stream_deadline }))?;
             return Ok(Inner::ready(Reply::Stream(ReplyStream::new(receiver))));
         }
         let (sender, answer) = oneshot::channel();
@@ -217,6 +217,7 @@ mod tests {
         let peer = Arc::new(Peer { address, local: address, tls: false });
         let mut head = Head::new(CallId::make(), Surface::Rest, Intent::Infer, peer);
         head.deadline = Instant::now() + Duration::from_secs(60);
+        head.stream_deadline = head.deadline;
         let sender = Arc::new(Identity::proven("tester", Vec::new(), Scope::Everything));
         Call { head, sender, input: operation }
     }
@@ -283,6 +284,28 @@ mod tests {
             pieces += 1;
         }
         assert_eq!(pieces, 3);
+    }
+
+    #[tokio::test]
+    async fn a_stream_outlasts_the_deadline_of_a_whole_reply_and_ends_at_its_own() {
+        let script = Script::default();
+        script.set(Fault::Stream(usize::MAX));
+        let mut router = router(&script);
+        let mut call = call(Operation::Infer(request(1)));
+        let begun = Instant::now();
+        call.head.deadline = begun + Duration::from_millis(200);
+        call.head.stream_deadline = begun + Duration::from_millis(600);
+        let Ok(Reply::Stream(mut stream)) = router.call(call).await else { panic!() };
+        let mut last = Duration::ZERO;
+        let error = loop {
+            match stream.next().await.expect("an endless stream is cut off, and says so") {
+                Ok(_) => last = begun.elapsed(),
+                Err(error) => break error,
+            }
+        };
+        assert!(last > Duration::from_millis(200), "{last:?}");
+        assert!(matches!(error, Error::DeadlineExceeded { stage: Stage::Streaming }), "{error}");
+        assert!(begun.elapsed() >= Duration::from_millis(600));
     }
 
     #[tokio::test]

@@ -126,8 +126,7 @@ fn a_stream_that_is_cut_off_says_so_even_if_nobody_read_it() {
     let script = Script::default();
     script.set(Fault::Stream(usize::MAX));
     let pool = pool(&script);
-    let (mut job, mut receiver) = testing::stream_job(2);
-    job.deadline = Instant::now() + Duration::from_millis(20);
+    let (job, mut receiver) = testing::stream_job_lasting(2, Duration::from_millis(20));
     pool.submit(job).unwrap();
     pool.close();
     assert!(pool.wait_closed(Instant::now() + Duration::from_secs(10)));

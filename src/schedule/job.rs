@@ -18,7 +18,7 @@ pub struct Job {
     pub inputs: Tensors,
     /// How many rows it brings to a batch; 1 where the model does not batch.
     pub rows: usize,
-    /// When its answer is of no use any more.
+    /// When it must have begun to run: an answer that is whole is of no use after it.
     pub deadline: Instant,
     /// When it was submitted.
     pub queued: Instant,
@@ -51,6 +51,8 @@ pub enum ReplyTo {
         sender: mpsc::Sender<Result<Chunk, Error>>,
         /// Makes a chunk of each step's outputs.
         frame: Frame,
+        /// When the run ends at the latest, however little was sent: streams last longer than [`Job::deadline`].
+        until: Instant,
     },
 }
 
@@ -80,7 +82,7 @@ impl Job {
         match self.reply {
             // A caller that has gone does not want to know; both sends then fail, and that is fine.
             ReplyTo::Once(sender) => drop(sender.send(Ok(Answer { outputs, timing }))),
-            ReplyTo::Stream { sender, frame } => {
+            ReplyTo::Stream { sender, frame, .. } => {
                 let _ = self.facts.timing.set(timing);
                 drop(sender.try_send(Ok(Chunk::Tensors(frame(outputs, timing)))));
             }

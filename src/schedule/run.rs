@@ -7,7 +7,7 @@ use crate::{
     backend::Backend,
     call::{Chunk, NamedTensor, Timing},
     error::{Error, Stage},
-    tensor::{Tensor, Tensors, batch},
+    tensor::{self, Tensor, Tensors},
 };
 use bytes::Bytes;
 use smallvec::SmallVec;
@@ -28,19 +28,34 @@ const STEP: Duration = Duration::from_millis(1);
 /// How a batch went.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Ran {
-    /// All jobs were answered; the instance is sound. The run took this long.
+    /// All jobs were answered; the instance is sound. All runs together took this long.
     Sound(Duration),
+    /// The batch failed, which took this long, and says nothing about its jobs: they are still in the buffer, unanswered,
+    /// and should run one by one. The instance is sound.
+    Undone(Duration),
     /// All jobs were answered; the back end panicked and its instance must not be used again.
     Panicked,
 }
 
-/// Runs `jobs` as one batch and answers each of them. Leaves the buffer empty.
+/// Runs `jobs` as one batch, one by one if that fails, and answers each of them. Leaves the buffer empty.
 pub(super) fn run(backend: &mut dyn Backend, jobs: &mut Vec<Job>, plan: &Plan) -> Ran {
+    match batch(backend, jobs, plan) {
+        Ran::Undone(took) => one_by_one(backend, jobs, plan, took),
+        ran => ran,
+    }
+}
+
+/// Runs `jobs` as one batch, once, and answers each of them. Leaves the buffer empty unless it says [`Ran::Undone`],
+/// which it says only of more than one job.
+pub(super) fn batch(backend: &mut dyn Backend, jobs: &mut Vec<Job>, plan: &Plan) -> Ran {
     let started = Instant::now();
     let mut rows = 0;
     for job in jobs.iter() {
+        // A job whose batch has failed comes a second time, and has waited once.
+        if job.facts.stage() < Stage::Running {
+            plan.metrics.waited(started.saturating_duration_since(job.queued));
+        }
         job.facts.reach(Stage::Running);
-        plan.metrics.waited(started.saturating_duration_since(job.queued));
         rows += job.rows;
     }
     let result = catch_unwind(AssertUnwindSafe(|| match jobs.as_slice() {
@@ -73,12 +88,8 @@ pub(super) fn run(backend: &mut dyn Backend, jobs: &mut Vec<Job>, plan: &Plan) -
             jobs.drain(..).for_each(|job| job.fail(error.clone()));
         }
         // One caller's bad values must not fail the calls that happened to run with it, and outputs
-        // whose rows are not those of the batch cannot be cut apart: each job runs alone.
-        Ok(_) => {
-            if run_alone(backend, jobs, plan) == Ran::Panicked {
-                return Ran::Panicked;
-            }
-        }
+        // whose rows are not those of the batch cannot be cut apart: each job is to run alone.
+        Ok(_) => return Ran::Undone(took),
     }
     Ran::Sound(took)
 }
@@ -88,9 +99,9 @@ pub(super) fn run(backend: &mut dyn Backend, jobs: &mut Vec<Job>, plan: &Plan) -
 /// One place of the channel is kept for the end: a stream that is cut off must be able to say so
 /// however slow its reader is, or it would look complete.
 pub(super) fn stream(backend: &mut dyn Backend, job: Job, plan: &Plan) -> Ran {
-    let Job { inputs, rows, deadline, queued, reply, facts } = job;
-    let (sender, frame) = match reply {
-        ReplyTo::Stream { sender, frame } => (sender, frame),
+    let Job { inputs, rows, queued, reply, facts, .. } = job;
+    let (sender, frame, until) = match reply {
+        ReplyTo::Stream { sender, frame, until } => (sender, frame, until),
         ReplyTo::Once(sender) => {
             drop(sender.send(Err(Error::internal("a decoupled model was asked for one answer"))));
             return Ran::Sound(Duration::ZERO);
@@ -107,7 +118,7 @@ pub(super) fn stream(backend: &mut dyn Backend, job: Job, plan: &Plan) -> Ran {
         let timing = Timing { queue, compute: started.elapsed() };
         let mut item = Ok(Chunk::Tensors(frame(named(plan, outputs), timing)));
         loop {
-            late = Instant::now() >= deadline;
+            late = Instant::now() >= until;
             if late {
                 return ControlFlow::Break(());
             }
@@ -139,18 +150,21 @@ pub(super) fn stream(backend: &mut dyn Backend, job: Job, plan: &Plan) -> Ran {
     ran
 }
 
-fn run_alone(backend: &mut dyn Backend, jobs: &mut Vec<Job>, plan: &Plan) -> Ran {
+fn one_by_one(backend: &mut dyn Backend, jobs: &mut Vec<Job>, plan: &Plan, mut took: Duration) -> Ran {
     let mut waiting = jobs.drain(..);
     let mut one = Vec::with_capacity(1);
     while let Some(job) = waiting.next() {
         one.push(job);
-        if run(backend, &mut one, plan) == Ran::Panicked {
-            let error = Error::internal("the instance panicked on another job of the batch");
-            waiting.for_each(|job| job.fail(error.clone()));
-            return Ran::Panicked;
+        match batch(backend, &mut one, plan) {
+            Ran::Sound(more) | Ran::Undone(more) => took += more,
+            Ran::Panicked => {
+                let error = Error::internal("the instance panicked on another job of the batch");
+                waiting.for_each(|job| job.fail(error.clone()));
+                return Ran::Panicked;
+            }
         }
     }
-    Ran::Sound(Duration::ZERO)
+    Ran::Sound(took)
 }
 
 /// Logs a panic, counts it, and says what its jobs are answered with.
@@ -169,7 +183,7 @@ fn gather(jobs: &[Job], plan: &Plan) -> Result<Tensors, Error> {
                 .iter()
                 .map(|job| job.inputs.get(index).ok_or_else(|| Error::internal("a job without all its inputs")))
                 .collect::<Result<SmallVec<[&Tensor; 64]>, Error>>()?;
-            batch::gather(&parts)
+            tensor::batch::gather(&parts)
         })
         .collect()
 }
@@ -203,7 +217,7 @@ fn answer(jobs: &mut Vec<Job>, outputs: Tensors, plan: &Plan, started: Instant, 
 /// Rows of a batch's output. Small ones are copied: one row that is read slowly would otherwise
 /// pin the whole batch's memory (architecture section 9: smaller than an eighth of it).
 fn cut(output: &Tensor, range: std::ops::Range<usize>) -> Result<Tensor, Error> {
-    let part = batch::rows(output, range)?;
+    let part = tensor::batch::rows(output, range)?;
     let whole = output.data().len();
     if whole < SHARE_BELOW || part.data().len() >= whole / 8 {
         return Ok(part);
@@ -223,7 +237,10 @@ fn named(plan: &Plan, outputs: Tensors) -> Vec<NamedTensor> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::schedule::testing::{self, Fault, Script};
+    use crate::{
+        schedule::testing::{self, Fault, Script},
+        telemetry::metrics::Metrics,
+    };
 
     fn run_jobs(script: &Script, rows: &[usize]) -> (Ran, Vec<testing::Receiver>) {
         let plan = testing::plan();
@@ -264,6 +281,28 @@ mod tests {
         assert!(receivers[0].try_recv().unwrap().is_ok());
         assert!(matches!(receivers[1].try_recv().unwrap(), Err(Error::Backend(_))));
         assert!(receivers[2].try_recv().unwrap().is_ok());
+    }
+
+    #[test]
+    fn the_time_of_a_batch_that_failed_is_that_of_all_its_runs() {
+        let script = Script::default();
+        script.fail_on(2.0);
+        script.take(Duration::from_millis(5));
+        let (ran, _receivers) = run_jobs(&script, &[1, 1, 1]);
+        let Ran::Sound(took) = ran else { panic!("{ran:?}") };
+        assert!(took >= Duration::from_millis(20), "four runs of 5 ms: {took:?}");
+    }
+
+    #[test]
+    fn a_job_waits_once_however_often_it_runs() {
+        let (script, metrics) = (Script::default(), Metrics::new());
+        script.fail_on(2.0);
+        let mut plan = testing::plan();
+        plan.metrics = metrics.model(&plan.key);
+        let (mut jobs, _receivers): (Vec<_>, Vec<_>) = (0..3).map(|_| testing::job(1, 2.0)).unzip();
+        run(&mut *testing::backend(&script), &mut jobs, &plan);
+        let page = metrics.render();
+        assert!(page.contains("sluicegate_queue_wait_seconds_count{model=\"double\"} 3"), "{page}");
     }
 
     #[test]

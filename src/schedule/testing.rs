@@ -210,6 +210,10 @@ pub(crate) fn job_at(rows: usize, mark: f32, now: Instant, patience: Duration) -
 }
 
 pub(crate) fn stream_job(capacity: usize) -> (Job, mpsc::Receiver<Result<Chunk, Error>>) {
+    stream_job_lasting(capacity, Duration::from_secs(60))
+}
+
+pub(crate) fn stream_job_lasting(capacity: usize, lasting: Duration) -> (Job, mpsc::Receiver<Result<Chunk, Error>>) {
     let (sender, receiver) = mpsc::channel(capacity);
     let frame = Box::new(|outputs, timing| InferResponse {
         model: Arc::new(ModelKey { name: "double".into(), version: "1".into() }),
@@ -218,8 +222,9 @@ pub(crate) fn stream_job(capacity: usize) -> (Job, mpsc::Receiver<Result<Chunk, 
         parameters: Vec::new(),
         timing,
     });
-    let reply = ReplyTo::Stream { sender, frame };
-    (job_to(1, 1.0, Instant::now(), Duration::from_secs(60), reply), receiver)
+    let (now, patience) = (Instant::now(), Duration::from_secs(60));
+    let reply = ReplyTo::Stream { sender, frame, until: now + lasting };
+    (job_to(1, 1.0, now, patience, reply), receiver)
 }
 
 fn job_to(rows: usize, mark: f32, now: Instant, patience: Duration, reply: ReplyTo) -> Job {

@@ -8,7 +8,8 @@
 //!
 //! What a lane must not run goes to the model's threads: jobs with more rows than the measured cap,
 //! jobs submitted from a thread that is no lane, jobs that come while this lane's instance is being
-//! rebuilt, and, once batches have been over their budget time after time, every job of the model.
+//! rebuilt, jobs whose batch failed here as a whole, and, once batches have been over their budget
+//! time after time, every job of the model.
 //!
 //! This file knows nothing of connections; the registry is the only state that is bound to a thread.
 
@@ -360,7 +361,11 @@ fn pass() -> Left {
         // The registry is not borrowed during the run: a back end or a waker may do anything.
         let Some((turn, mut instance, mut jobs)) = take(index, &mut left) else { continue };
         let before = Instant::now();
-        let ran = run::run(&mut *instance, &mut jobs, &turn.plan);
+        let ran = run::batch(&mut *instance, &mut jobs, &turn.plan);
+        if let Ran::Undone(_) = ran {
+            // One by one they may take many times a turn: that is for threads.
+            jobs.drain(..).for_each(|job| turn.pool.take_over(job));
+        }
         put_back(index, turn, instance, jobs, ran, &mut left);
         if before.duration_since(started) + before.elapsed() >= BUDGET_OF_PASS && step + 1 < count {
             LANE.with_borrow_mut(|lane| lane.as_mut().map(|lane| lane.cursor = index + 1));
@@ -399,7 +404,7 @@ fn put_back(index: usize, turn: Arc<Turn>, instance: Box<dyn Backend>, jobs: Vec
         let entry = lane.entries.get_mut(index)?;
         entry.queue.recycle(jobs);
         match ran {
-            Ran::Sound(took) => {
+            Ran::Sound(took) | Ran::Undone(took) => {
                 entry.instance = Some(instance);
                 left.more |= !entry.queue.is_empty();
                 entry.overran(took).then(|| turn.move_to_threads());

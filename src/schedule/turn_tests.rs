@@ -105,6 +105,21 @@ fn a_job_beyond_the_cap_runs_on_a_thread() {
 }
 
 #[test]
+fn the_jobs_of_a_failed_batch_run_on_a_thread() {
+    on_a_lane(|lanes| async move {
+        let script = Script::default();
+        let scheduler = scheduler(&script, &lanes, BUDGET).await;
+        script.fail_on(1.0);
+        let calls = std::iter::repeat_with(|| call(&scheduler, 1)).take(3);
+        for answer in futures_util::future::join_all(calls).await {
+            answer.unwrap();
+        }
+        assert_eq!(script.batches(), [3]);
+        assert_eq!(script.spare().batches().iter().sum::<usize>(), 3);
+    });
+}
+
+#[test]
 fn a_thread_that_is_no_lane_uses_the_models_threads() {
     on_a_lane(|lanes| async move {
         let script = Script::default();

@@ -105,6 +105,34 @@ fn sigterm_drains_and_exits_with_0() {
 }
 
 #[test]
+fn sigterm_while_models_load_drains_too() {
+    let folder = tempfile::tempdir().unwrap();
+    let version = folder.path().join("models/endless/1");
+    fs::create_dir_all(&version).unwrap();
+    // Opening it waits for a writer, who never comes: the models never finish loading.
+    assert!(Command::new("mkfifo").arg(version.join("model.onnx")).status().unwrap().success());
+    let config = folder.path().join("c.yaml");
+    fs::write(&config, "version: 1\ndrain: { delay: 100ms, timeout: 2s }\n").unwrap();
+    let mut arguments = vec!["serve", "--config", config.to_str().unwrap(), "--log-format", "json", "--models"];
+    let models = folder.path().join("models");
+    arguments.push(models.to_str().unwrap());
+    arguments.extend(FREE);
+    let mut child = program().args(arguments).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut lines = BufReader::new(child.stderr.take().unwrap());
+    let mut logged = String::new();
+    while !logged.contains("starting") {
+        assert!(lines.read_line(&mut logged).unwrap() > 0, "it ended after\n{logged}");
+    }
+    let mut server = Server { lines: BufReader::new(child.stdout.take().unwrap()), child, printed: String::new() };
+    server.signal("TERM");
+    assert_eq!(server.wait(Duration::from_secs(5)).code(), Some(0));
+    lines.read_to_string(&mut logged).unwrap();
+    assert!(logged.contains("draining"), "{logged}");
+    server.lines.read_line(&mut server.printed).unwrap();
+    assert_eq!(server.printed, "", "no banner before the models are loaded");
+}
+
+#[test]
 fn a_second_signal_stops_at_once() {
     let mut server = Server::start(&FREE, "/v2/stream");
     let started = Instant::now();
