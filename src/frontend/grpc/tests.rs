@@ -322,6 +322,27 @@ async fn strangers_who_fail_too_often_meet_the_gate() {
     assert!(client.server_live(pb::ServerLiveRequest {}).await.is_ok());
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_connection_has_few_watches_and_none_lasts_for_ever() {
+    let world = plain();
+    let mut health = HealthClient::new(world.channel().await);
+    let start = tokio::time::Instant::now();
+    let mut watches = Vec::new();
+    for _ in 0..16 {
+        watches.push(health.watch(check("")).await.unwrap().into_inner());
+    }
+    assert_eq!(health.watch(check("")).await.unwrap_err().code(), Code::ResourceExhausted);
+    let mut last = watches.pop().unwrap();
+    assert!(last.message().await.unwrap().is_some());
+    assert_eq!(last.message().await.unwrap_err().code(), Code::DeadlineExceeded);
+    assert_eq!(start.elapsed().as_secs(), 3600);
+    drop((last, watches));
+    for _ in 0..100 {
+        tokio::task::yield_now().await;
+    }
+    assert!(health.watch(check("")).await.is_ok());
+}
+
 fn check(service: &str) -> HealthCheckRequest {
     HealthCheckRequest { service: service.into() }
 }
