@@ -225,7 +225,6 @@ async fn what_the_head_says_wrong_is_refused_before_there_is_a_call() {
         (("grpc-timeout", "1s"), Code::InvalidArgument),
         (("grpc-encoding", "gzip"), Code::Unimplemented),
         (("content-type", "application/grpc+json"), Code::Unimplemented),
-        (("content-type", "application/grpc-web"), Code::Unimplemented),
     ] {
         let headers = world.raw(INFER, &[header], &body).await;
         assert_eq!(Status::from_header_map(&headers).unwrap().code(), code, "{header:?}");
@@ -250,14 +249,6 @@ async fn unknown_methods_and_those_to_come_are_unimplemented_and_named() {
         let named = path.rsplit('/').next().unwrap();
         assert!(status.message().contains(named), "{status:?}");
     }
-}
-
-#[tokio::test]
-async fn a_listener_without_this_surface_knows_no_method() {
-    let world = plain();
-    let peer = Peer::clone(&world.connection.peer);
-    let closed = world.at(peer, Surfaces::NONE.with(Surface::Rest));
-    assert_eq!(raw_status(&closed, &[], &framed(&request())).await.code(), Code::Unimplemented);
 }
 
 #[tokio::test]
