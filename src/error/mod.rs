@@ -87,6 +87,8 @@ pub enum Error {
     },
     /// The request as a whole is malformed.
     InvalidRequest(Cow<'static, str>),
+    /// What came is no message of its protocol, which may have a status of its own for that (contract 05 section 1.4).
+    MalformedMessage(Cow<'static, str>),
     /// One tensor of the request is wrong.
     InvalidTensor {
         /// Its name.
@@ -147,7 +149,7 @@ impl Error {
             Self::Forbidden { .. } => Code::PermissionDenied,
             Self::ModelNotFound { .. } | Self::NoRoute(_) => Code::NotFound,
             Self::ModelNotReady { .. } | Self::ShuttingDown => Code::NotReady,
-            Self::InvalidRequest(_) | Self::InvalidTensor { .. } => Code::InvalidArgument,
+            Self::InvalidRequest(_) | Self::MalformedMessage(_) | Self::InvalidTensor { .. } => Code::InvalidArgument,
             Self::UnsupportedMedia(_) => Code::UnsupportedMediaType,
             Self::Unimplemented(_) => Code::Unimplemented,
             Self::MethodNotAllowed { .. } => Code::MethodNotAllowed,
@@ -206,6 +208,7 @@ impl fmt::Display for Error {
             Self::ModelNotReady { model, state } => write!(f, "model `{model}` is {state}"),
             Self::NoRoute(text)
             | Self::InvalidRequest(text)
+            | Self::MalformedMessage(text)
             | Self::UnsupportedMedia(text)
             | Self::Unimplemented(text)
             | Self::Conflict(text)

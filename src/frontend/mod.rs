@@ -26,7 +26,7 @@ use crate::{
     limit::address::AddressGate,
     telemetry::metrics::Metrics,
 };
-use std::sync::Arc;
+use std::sync::{Arc, atomic::AtomicUsize};
 use tokio::sync::watch;
 
 /// What all connections of all lanes share.
@@ -71,9 +71,16 @@ pub struct Connection {
     pub peer: Arc<Peer>,
     /// What this listener serves.
     pub surfaces: Surfaces,
+    /// Health watches that are open on it.
+    watches: AtomicUsize,
 }
 
 impl Connection {
+    /// A connection on which nothing was asked yet.
+    pub fn new(frontend: Arc<Frontend>, peer: Arc<Peer>, surfaces: Surfaces) -> Self {
+        Self { frontend, peer, surfaces, watches: AtomicUsize::new(0) }
+    }
+
     /// Asks the address gate, and counts refusals. Called for each HTTP request and handshake, before there is a call.
     ///
     /// # Errors

@@ -70,7 +70,7 @@ async fn run(accepted: Accepted, frontend: Arc<Frontend>) -> io::Result<()> {
     activity.hear();
     let http = agreed.unwrap_or(found);
 
-    let connection = Arc::new(Connection { frontend: Arc::clone(&frontend), peer, surfaces });
+    let connection = Arc::new(Connection::new(Arc::clone(&frontend), peer, surfaces));
     let io = TokioIo::new(Socket::new(stream, prefix, Arc::clone(&activity), place));
     let (timers, phase) = (frontend.settings.timers, frontend.phase.clone());
     match http {

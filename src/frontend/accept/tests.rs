@@ -433,6 +433,17 @@ async fn header_fields_are_counted_on_http2_too() {
     assert_eq!(get2(&mut client, "/").await.0, 200);
 }
 
+#[tokio::test]
+async fn a_listener_without_grpc_knows_none_of_its_methods() {
+    let surfaces = Surfaces::NONE.with(crate::call::Surface::Rest);
+    let server = Plan { surfaces, ..Plan::default() }.start(echo);
+    let mut client = http2(server.connect().await).await;
+    let request = http::Request::post("http://a/inference.GRPCInferenceService/ServerLive");
+    let request = request.header("content-type", "application/grpc").body(Full::<Bytes>::default()).unwrap();
+    let response = client.send_request(request).await.unwrap();
+    assert_eq!((response.status().as_u16(), &response.headers()["grpc-status"]), (200, &http::HeaderValue::from(12)));
+}
+
 #[test]
 fn futures_of_requests_stay_small() {
     fn size<A, B, C, D, F: Future>(_: fn(A, B, C, D) -> F) -> usize {

@@ -70,7 +70,7 @@ impl Fixture {
         };
         let any = ([127, 0, 0, 1], 8080).into();
         let peer = Arc::new(Peer { address: any, local: any, tls: false });
-        let connection = Connection { frontend: Arc::new(frontend), peer, surfaces: Surfaces::ALL };
+        let connection = Connection::new(Arc::new(frontend), peer, Surfaces::ALL);
         Self { connection: Arc::new(connection), stack, phase }
     }
 

@@ -21,10 +21,6 @@ use tonic::Status;
 /// The prefix of a message: a flag and its length (contract 05 section 1.2).
 pub(super) const PREFIX: usize = 5;
 
-/// How the text of an error begins that gRPC itself has a status for (contract 05 sections 1.2 and 1.4); see
-/// [`status`](super::status).
-pub(super) const MALFORMED: &str = "malformed gRPC message: ";
-
 /// While what is awaited `timers.read_stall` runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Wait {
@@ -181,7 +177,9 @@ pub(super) fn error(status: &Status, limit: usize) -> Error {
         (Some(error), _) => error.clone(),
         // tonic says so of nothing else (contract 05 section 1.5).
         (None, tonic::Code::OutOfRange | tonic::Code::ResourceExhausted) => Error::TooLarge { limit: limit as u64 },
-        (None, tonic::Code::Internal) => Error::invalid(format!("{MALFORMED}{}", status.message())),
+        (None, tonic::Code::Internal) => {
+            Error::MalformedMessage(format!("malformed gRPC message: {}", status.message()).into())
+        }
         (None, _) => Error::Cancelled,
     }
 }

@@ -41,7 +41,7 @@ where
         memory,
     };
     let peer = Peer { address: ([127, 0, 0, 1], 50_000).into(), local: ([127, 0, 0, 1], 80).into(), tls: false };
-    let connection = Connection { frontend: Arc::new(frontend), peer: Arc::new(peer), surfaces: Surfaces::ALL };
+    let connection = Connection::new(Arc::new(frontend), Arc::new(peer), Surfaces::ALL);
     World { connection: Arc::new(connection), phase: sender }
 }
 
@@ -49,7 +49,7 @@ impl World {
     /// The same front-end, seen from elsewhere.
     pub(super) fn at(&self, peer: Peer, surfaces: Surfaces) -> Self {
         let frontend = Arc::clone(&self.connection.frontend);
-        let connection = Arc::new(Connection { frontend, peer: Arc::new(peer), surfaces });
+        let connection = Arc::new(Connection::new(frontend, Arc::new(peer), surfaces));
         Self { connection, phase: self.phase.clone() }
     }
 

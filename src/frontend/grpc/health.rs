@@ -19,16 +19,24 @@ use crate::{
 };
 use futures_util::{Stream, stream::unfold};
 use http::HeaderValue;
-use std::{collections::HashMap, sync::Arc, time::Duration};
+use std::{
+    collections::HashMap,
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
 use tonic::Status;
 use tonic_health::pb::{HealthCheckRequest, HealthCheckResponse, health_check_response::ServingStatus};
 
 /// The service's name.
 pub(super) const SERVICE: &str = "grpc.health.v1.Health";
 /// How soon a watcher hears of a change: the readiness value wakes nobody, and reading it is one atomic load.
-const POLL: Duration = Duration::from_millis(250);
+const POLL: Duration = Duration::from_secs(1);
 /// The same for a model, where asking is a call.
 const POLL_MODEL: Duration = Duration::from_secs(5);
+/// Watches of one connection: they ask for no credentials, and each keeps the server busy for as long as it likes.
+const WATCHES: usize = 16;
+/// The longest life of a watch. Clients open another.
+const LIFETIME: Duration = Duration::from_secs(3600);
 
 /// The methods of the service.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -79,8 +87,12 @@ pub(super) async fn serve(connection: Arc<Connection>, id: CallId, method: Metho
         Err(error) => return refuse(&id, &error),
     };
     if method == Method::Watch {
-        let leash = Leash::new(&connection, timeout);
-        return stream_of(&id, watch(connection, id.clone(), subject, leash));
+        if let Err(error) = connection.gate() {
+            return refuse(&id, &error);
+        }
+        let Some(place) = Place::take(&connection) else { return too_many(&id) };
+        let leash = Leash::new(&connection, Some(timeout.map_or(LIFETIME, |timeout| timeout.min(LIFETIME))));
+        return stream_of(&id, watch(place, id.clone(), subject, leash));
     }
     match (subject.status(&connection).await, subject) {
         (ServingStatus::ServiceUnknown, Subject::Unknown(service)) => unknown(&id, &service),
@@ -98,6 +110,34 @@ fn unknown(id: &CallId, service: &str) -> Response {
     response.headers_mut().insert("error-code", HeaderValue::from_static(Code::NotFound.name()));
     name(&mut response, id);
     response
+}
+
+/// gRPC's own word for it: the calls of the connection have room.
+fn too_many(id: &CallId) -> Response {
+    let text = format!("the connection has {WATCHES} watches, expected no more");
+    let mut response = Status::resource_exhausted(text).into_http();
+    response.headers_mut().insert("error-code", HeaderValue::from_static(Code::RateLimited.name()));
+    name(&mut response, id);
+    response
+}
+
+/// One of the watches that a connection may have.
+struct Place(Arc<Connection>);
+
+// === impl Place ===
+
+impl Place {
+    fn take(connection: &Arc<Connection>) -> Option<Self> {
+        // Counted before it is compared: two that come at once cannot both be the last.
+        let place = Self(Arc::clone(connection));
+        (connection.watches.fetch_add(1, Ordering::Relaxed) < WATCHES).then_some(place)
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.0.watches.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 fn response(status: ServingStatus) -> HealthCheckResponse {
@@ -170,7 +210,7 @@ async fn model(connection: &Connection, name: Arc<str>) -> ServingStatus {
 }
 
 struct Watching {
-    connection: Arc<Connection>,
+    place: Place,
     id: CallId,
     subject: Subject,
     leash: Leash,
@@ -182,12 +222,12 @@ struct Watching {
 
 /// The state at once, then only changes (contract 05 section 2), until the server drains.
 fn watch(
-    connection: Arc<Connection>,
+    place: Place,
     id: CallId,
     subject: Subject,
     leash: Leash,
 ) -> impl Stream<Item = Result<HealthCheckResponse, Status>> + Send + 'static {
-    unfold(Watching { connection, id, subject, leash, last: None, end: None, over: false }, |mut watching| async move {
+    unfold(Watching { place, id, subject, leash, last: None, end: None, over: false }, |mut watching| async move {
         let item = watching.next().await?;
         Some((item, watching))
     })
@@ -198,7 +238,7 @@ fn watch(
 impl Watching {
     async fn next(&mut self) -> Option<Result<HealthCheckResponse, Status>> {
         while !self.over {
-            let now = self.subject.status(&self.connection).await;
+            let now = self.subject.status(&self.place.0).await;
             if self.last.replace(now) != Some(now) {
                 return Some(Ok(response(now)));
             }

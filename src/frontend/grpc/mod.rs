@@ -25,7 +25,7 @@ use super::{
     http::{Request, Response},
 };
 use crate::{
-    call::{CallId, Intent, Surface},
+    call::{CallId, Intent},
     error::Error,
 };
 use http::{Method, header::CONTENT_TYPE};
@@ -84,9 +84,6 @@ enum Rpc {
 
 fn route(connection: &Connection, request: &Request) -> Result<Rpc, Error> {
     let path = request.uri().path();
-    if !connection.surfaces.has(Surface::Grpc) {
-        return Err(unknown(path));
-    }
     media_type(request.headers().get(CONTENT_TYPE).map_or(&[], |value| value.as_bytes()))?;
     if request.method() != Method::POST {
         return Err(Error::MethodNotAllowed { allow: "POST" });
@@ -134,15 +131,12 @@ fn unknown(path: &str) -> Error {
     Error::NoRoute(format!("method `{path}` is unknown").into())
 }
 
-/// Protobuf is the only message format; gRPC-Web comes later (contract 05 sections 1.1 and 4).
+/// Protobuf is the only message format (contract 05 section 1.1).
 fn media_type(value: &[u8]) -> Result<(), Error> {
     let end = value.iter().position(|byte| *byte == b';').unwrap_or(value.len());
     match value[..end].trim_ascii() {
         kind if kind.eq_ignore_ascii_case(b"application/grpc") => Ok(()),
         kind if kind.eq_ignore_ascii_case(b"application/grpc+proto") => Ok(()),
-        kind if kind.len() >= 20 && kind[..20].eq_ignore_ascii_case(b"application/grpc-web") => {
-            Err(Error::Unimplemented("gRPC-Web is not part of this version".into()))
-        }
         kind => Err(Error::UnsupportedMedia(
             format!("content type `{}` is not supported, expected `application/grpc`", kind.escape_ascii()).into(),
         )),

@@ -2,7 +2,6 @@
 //!
 //! The numbers come from the one table; the two exceptions, which gRPC itself demands, stand in [`code`].
 
-use super::arriving::MALFORMED;
 use crate::{
     call::CallId,
     error::Error,
@@ -57,7 +56,7 @@ fn code(error: &Error) -> Code {
         // An unknown RPC is not an unknown thing (contract 00 section 2).
         Error::NoRoute(_) => Code::Unimplemented as i32,
         // No message at all, as gRPC's own table says it (contract 05 sections 1.2 and 1.4).
-        Error::InvalidRequest(text) if text.starts_with(MALFORMED) => Code::Internal as i32,
+        Error::MalformedMessage(_) => Code::Internal as i32,
         error => error.code().row().grpc,
     })
 }
@@ -74,7 +73,7 @@ fn details(error: &Error, id: &CallId, message: &str) -> ErrorDetails {
         Error::InvalidTensor { tensor, reason } => {
             details.add_bad_request_violation(cut(tensor), cut(reason));
         }
-        Error::InvalidRequest(_) => {
+        Error::InvalidRequest(_) | Error::MalformedMessage(_) => {
             details.add_bad_request_violation("request", message);
         }
         Error::ModelNotFound { model, version } => {
@@ -146,7 +145,7 @@ mod tests {
     #[test]
     fn grpc_has_numbers_of_its_own_for_unknown_methods_and_for_what_is_no_message() {
         assert_eq!(status(&Error::NoRoute("x".into()), &id()).code(), Code::Unimplemented);
-        let error = Error::invalid(format!("{MALFORMED}truncated"));
+        let error = Error::MalformedMessage("truncated".into());
         assert_eq!(status(&error, &id()).code(), Code::Internal);
     }
 

@@ -225,7 +225,6 @@ async fn what_the_head_says_wrong_is_refused_before_there_is_a_call() {
         (("grpc-timeout", "1s"), Code::InvalidArgument),
         (("grpc-encoding", "gzip"), Code::Unimplemented),
         (("content-type", "application/grpc+json"), Code::Unimplemented),
-        (("content-type", "application/grpc-web"), Code::Unimplemented),
     ] {
         let headers = world.raw(INFER, &[header], &body).await;
         assert_eq!(Status::from_header_map(&headers).unwrap().code(), code, "{header:?}");
@@ -250,14 +249,6 @@ async fn unknown_methods_and_those_to_come_are_unimplemented_and_named() {
         let named = path.rsplit('/').next().unwrap();
         assert!(status.message().contains(named), "{status:?}");
     }
-}
-
-#[tokio::test]
-async fn a_listener_without_this_surface_knows_no_method() {
-    let world = plain();
-    let peer = Peer::clone(&world.connection.peer);
-    let closed = world.at(peer, Surfaces::NONE.with(Surface::Rest));
-    assert_eq!(raw_status(&closed, &[], &framed(&request())).await.code(), Code::Unimplemented);
 }
 
 #[tokio::test]
@@ -320,6 +311,27 @@ async fn strangers_who_fail_too_often_meet_the_gate() {
     assert!(page.contains("rate_limited_total{policy=\"address\"} 1\n"), "{page}");
     // Probes are no calls, and nobody's credentials.
     assert!(client.server_live(pb::ServerLiveRequest {}).await.is_ok());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_connection_has_few_watches_and_none_lasts_for_ever() {
+    let world = plain();
+    let mut health = HealthClient::new(world.channel().await);
+    let start = tokio::time::Instant::now();
+    let mut watches = Vec::new();
+    for _ in 0..16 {
+        watches.push(health.watch(check("")).await.unwrap().into_inner());
+    }
+    assert_eq!(health.watch(check("")).await.unwrap_err().code(), Code::ResourceExhausted);
+    let mut last = watches.pop().unwrap();
+    assert!(last.message().await.unwrap().is_some());
+    assert_eq!(last.message().await.unwrap_err().code(), Code::DeadlineExceeded);
+    assert_eq!(start.elapsed().as_secs(), 3600);
+    drop((last, watches));
+    for _ in 0..100 {
+        tokio::task::yield_now().await;
+    }
+    assert!(health.watch(check("")).await.is_ok());
 }
 
 fn check(service: &str) -> HealthCheckRequest {

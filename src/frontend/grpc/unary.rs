@@ -148,7 +148,7 @@ pub(super) fn messages<M: Message + Default + 'static>(
 /// # Errors
 ///
 /// [`Error::Unimplemented`] if there is none or a second one, as gRPC's status table has it; [`Error::TooLarge`],
-/// [`Error::BodyStalled`], [`Error::Overloaded`], [`Error::Cancelled`], or [`Error::InvalidRequest`] if it is none.
+/// [`Error::BodyStalled`], [`Error::Overloaded`], [`Error::Cancelled`], or [`Error::MalformedMessage`] if it is none.
 async fn one<M>(mut messages: Streaming<M>, limit: usize) -> Result<M, Error> {
     let failed = |status: tonic::Status| arriving::error(&status, limit);
     let count = |found| Error::Unimplemented(format!("the request has {found}, expected exactly one").into());

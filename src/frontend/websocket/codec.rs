@@ -2,7 +2,7 @@
 //!
 //! Knows messages, close codes and the session's clocks; frames are the link's business, and calls the loop's.
 
-use super::{frames::Welcomed, link::Outgoing};
+use super::{close, frames::Welcomed, link::Outgoing};
 use crate::{
     call::{Credentials, InferResponse},
     error::{Code, Error},
@@ -84,11 +84,11 @@ impl Protocol {
 
     fn hello(&mut self, json: &[u8], out: &mut Outbox<Outgoing>) -> Result<Ask<Tag, Note>, Why> {
         if !matches!(self.greeting, Greeting::Awaited(_)) {
-            return Err(fault(4429, "a second hello"));
+            return Err(fault(close::SECOND_HELLO, "a second hello"));
         }
         let hello = message::hello(json).map_err(|error| no_message(&error))?;
         if hello.protocol != 1 {
-            return Err(fault(4400, "a `protocol` that is not 1"));
+            return Err(fault(close::of(Code::InvalidArgument), "a `protocol` that is not 1"));
         }
         self.want = hello.want;
         let accepts = self.connection.frontend.settings.websocket.first_message;
@@ -138,10 +138,10 @@ impl Protocol {
     /// Why a session without a caller ends.
     fn refusal(&self, error: &Error) -> Why {
         match error.code() {
-            Code::Unauthenticated => fault(4401, "not authenticated"),
-            Code::PermissionDenied => fault(4403, "no grant"),
+            Code::Unauthenticated => fault(close::of(Code::Unauthenticated), "not authenticated"),
+            Code::PermissionDenied => fault(close::of(Code::PermissionDenied), "no grant"),
             Code::NotReady => Why::Draining,
-            Code::Overloaded | Code::RateLimited => fault(1013, "no capacity for the session"),
+            Code::Overloaded | Code::RateLimited => fault(close::NO_CAPACITY, "no capacity for the session"),
             _ => Why::Error(error.clone()),
         }
     }
@@ -164,7 +164,9 @@ impl Protocol {
                 return Ok(Ask::Nothing);
             }
             Kind::Pong => return Ok(Ask::Nothing),
-            _ if self.greeting != Greeting::Over => return Err(fault(4401, "a request before hello")),
+            _ if self.greeting != Greeting::Over => {
+                return Err(fault(close::of(Code::Unauthenticated), "a request before hello"));
+            }
             Kind::Auth => {
                 let auth = message::auth(json).map_err(|error| no_message(&error))?;
                 return Ok(Ask::Prove(credentials(auth)));
@@ -172,7 +174,9 @@ impl Protocol {
             Kind::Bye => return Ok(Ask::Finish(Why::Done)),
             Kind::Infer | Kind::Input | Kind::Credit | Kind::Cancel => {}
         }
-        let Some(id) = envelope.id else { return Err(fault(4400, "a message without a valid `id`")) };
+        let Some(id) = envelope.id else {
+            return Err(fault(close::of(Code::InvalidArgument), "a message without a valid `id`"));
+        };
         let tag = Tag::from(id);
         let wrong = envelope.wrong.take();
         match envelope.kind {
@@ -215,7 +219,7 @@ fn fault(code: u16, reason: impl Into<Cow<'static, str>>) -> Why {
 
 /// What came is no message.
 fn no_message(error: &Error) -> Why {
-    fault(4400, error.to_string())
+    fault(close::of(Code::InvalidArgument), error.to_string())
 }
 
 /// A scheme that is not known proves nothing.
@@ -297,7 +301,7 @@ impl Codec for Protocol {
     }
 
     fn duplicate(&mut self, _: &Tag, _: &mut Outbox<Outgoing>) -> Result<(), Why> {
-        Err(fault(4409, "an `id` that is in flight"))
+        Err(fault(close::DUPLICATE, "an `id` that is in flight"))
     }
 
     fn unauthenticated(&mut self, out: &mut Outbox<Outgoing>) -> Result<(), Why> {
@@ -315,12 +319,12 @@ impl Codec for Protocol {
 
     fn farewell(&mut self, why: &Why, out: &mut Outbox<Outgoing>) {
         let (code, reason) = match why {
-            Why::Done => (1000, Cow::Borrowed("")),
-            Why::Idle => (1000, Cow::Borrowed("idle")),
-            Why::Draining => (1012, Cow::Borrowed("draining")),
-            Why::SlowConsumer => (4430, Cow::Borrowed("slow consumer")),
+            Why::Done => (close::NORMAL, Cow::Borrowed("")),
+            Why::Idle => (close::NORMAL, Cow::Borrowed("idle")),
+            Why::Draining => (close::of(Code::NotReady), Cow::Borrowed("draining")),
+            Why::SlowConsumer => (close::SLOW, Cow::Borrowed("slow consumer")),
             Why::Fault(code, reason) => (*code, reason.clone()),
-            Why::Error(error) => (1011, Cow::Owned(error.to_string())),
+            Why::Error(error) => (close::of(error.code()), Cow::Owned(error.to_string())),
             Why::Gone | Why::Lost => return,
         };
         out.push(Outgoing::Close(code, reason));
@@ -349,10 +353,10 @@ impl Codec for Protocol {
         if let Greeting::Awaited(until) = self.greeting
             && passed(until)
         {
-            return Err(fault(4408, "no hello in time"));
+            return Err(fault(close::NO_HELLO, "no hello in time"));
         }
         if self.renew.is_some_and(passed) {
-            return Err(fault(4401, "credentials not renewed in time"));
+            return Err(fault(close::of(Code::Unauthenticated), "credentials not renewed in time"));
         }
         if !state.busy && passed(self.clock.active + limits.idle) {
             return Err(Why::Idle);

@@ -4,6 +4,7 @@
 //! A look at the headers of frames as they pass by, on their way from the socket to tungstenite, which alone decodes
 //! them. It ends the stream *before* the frame that is too much, so that what came earlier is still heard.
 
+use super::close;
 use crate::frontend::body::{Memory, Reservation};
 use std::{
     fmt, io,
@@ -28,9 +29,9 @@ const SECOND: Duration = Duration::from_secs(1);
 /// The longest message before `welcome`, bytes: greetings and credentials are small.
 const STRANGERS: u64 = 64 * 1024;
 /// A request may follow `hello` at once (contract 06 C2): it is too much only if it still is when it is asked for.
-const STRANGE: Violation = Violation { code: 1009, reason: "a message of more than 64 KiB before welcome" };
+const STRANGE: Violation = Violation { code: close::TOO_BIG, reason: "a message of more than 64 KiB before welcome" };
 /// The codec says it by the `id` of the call, as long as the budget can be overdrawn for that.
-const NO_MEMORY: Violation = Violation { code: 1013, reason: "no memory for the message" };
+const NO_MEMORY: Violation = Violation { code: close::NO_CAPACITY, reason: "no memory for the message" };
 
 /// Whether a session was welcomed: its codec says so, and large messages may come.
 #[derive(Clone, Debug, Default)]
@@ -202,7 +203,7 @@ impl Counter {
             _ => true,
         };
         if !minimal {
-            return Err(Violation { code: 1002, reason: "a length is not spelled in the shortest way" });
+            return Err(Violation { code: close::PROTOCOL, reason: "a length is not spelled in the shortest way" });
         }
         self.is_data = first & 0x08 == 0;
         if self.is_data { self.data(first, length) } else { self.control() }?;
@@ -220,7 +221,7 @@ impl Counter {
         }
         self.controls += 1;
         if self.controls > self.allowance.control_frames {
-            return Err(Violation { code: 1008, reason: "too many control frames" });
+            return Err(Violation { code: close::POLICY, reason: "too many control frames" });
         }
         Ok(())
     }
@@ -235,7 +236,7 @@ impl Counter {
         self.is_last = first & 0x80 != 0;
         self.fragments = if goes_on { self.fragments + 1 } else { 1 };
         if self.fragments > self.allowance.fragments {
-            return Err(Violation { code: 1009, reason: "a message in too many fragments" });
+            return Err(Violation { code: close::TOO_BIG, reason: "a message in too many fragments" });
         }
         Ok(())
     }

@@ -2,7 +2,10 @@
 //!
 //! Framing is tungstenite's. Here are the bounds that it does not have, and what its errors mean as close codes.
 
-use super::frames::{Allowance, Counted, Violation, Welcomed};
+use super::{
+    close,
+    frames::{Allowance, Counted, Violation, Welcomed},
+};
 use crate::frontend::{
     Settings,
     body::Memory,
@@ -105,7 +108,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Socket<S> {
             Outgoing::Text(json) => (std::slice::from_ref(json), Data::Text),
             Outgoing::Binary(pieces) => (&pieces[..], Data::Binary),
             Outgoing::Ping => return (Message::Ping(Bytes::new()), true),
-            Outgoing::Close(code, reason) => return (Message::Close(Some(close(*code, reason))), true),
+            Outgoing::Close(code, reason) => return (Message::Close(Some(close_frame(*code, reason))), true),
         };
         let (index, start) = self.sent;
         let first = self.sent == (0, 0);
@@ -118,7 +121,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Socket<S> {
     }
 }
 
-fn close(code: u16, reason: &str) -> CloseFrame {
+fn close_frame(code: u16, reason: &str) -> CloseFrame {
     let mut end = reason.len().min(REASON);
     while !reason.is_char_boundary(end) {
         end -= 1;
@@ -134,12 +137,12 @@ fn fault(error: &Error) -> Received<Message> {
             Some(violation) => fault(violation.code, violation.reason),
             None => Received::Closed,
         },
-        Error::Capacity(CapacityError::MessageTooLong { .. }) => fault(1009, "a message beyond the limit"),
-        Error::Utf8(_) => fault(1007, "a text that is not UTF-8"),
+        Error::Capacity(CapacityError::MessageTooLong { .. }) => fault(close::TOO_BIG, "a message beyond the limit"),
+        Error::Utf8(_) => fault(close::NOT_TEXT, "a text that is not UTF-8"),
         Error::Protocol(ProtocolError::ResetWithoutClosingHandshake)
         | Error::ConnectionClosed
         | Error::AlreadyClosed => Received::Closed,
-        _ => fault(1002, "a fault against RFC 6455"),
+        _ => fault(close::PROTOCOL, "a fault against RFC 6455"),
     }
 }
 

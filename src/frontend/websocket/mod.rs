@@ -3,6 +3,7 @@
 //! The handshake is a call ("who am I?") before it is answered. Everything after `101` is a session of the duplex loop;
 //! nothing here knows what its messages mean.
 
+mod close;
 mod codec;
 mod frames;
 mod link;
