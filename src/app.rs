@@ -26,6 +26,7 @@ use crate::{
     shutdown, stack,
     telemetry::{self, access_log::AccessLog, metrics::Metrics},
 };
+use futures_util::FutureExt;
 use std::{
     convert::Infallible,
     fmt,
@@ -60,10 +61,10 @@ pub struct App {
     repository: Arc<Repository>,
     access_log: Option<AccessLog>,
     loaded: watch::Receiver<Option<Arc<Loaded>>>,
-    /// Acceptors, the admin listener, the loader, sweeps: they end with this.
-    _tasks: JoinSet<()>,
+    /// Acceptors, the admin listener, the loader, sweeps: they end with this. Each says its name if it should not end.
+    tasks: tokio::sync::Mutex<JoinSet<Option<&'static str>>>,
     /// After the tasks, so that nobody deals to lanes that are gone.
-    _lanes: Arc<Lanes>,
+    lanes: Arc<Lanes>,
 }
 
 /// Why a gateway cannot start, in words for operators.
@@ -144,19 +145,21 @@ pub async fn start(config: Config, opener: Arc<dyn Open>) -> Result<App, StartEr
     let bound = listeners.iter().map(Listener::local).collect();
     for listener in listeners {
         let (lanes, frontend) = (Arc::clone(&lanes), Arc::clone(&frontend));
-        tasks.spawn(listener.accept(
+        let accept = listener.accept(
             places.clone(),
             Arc::clone(&addresses),
             Arc::clone(&metrics),
             phase.subscribe(),
             move |accepted| lanes.deal(accepted, &frontend),
-        ));
+        );
+        tasks.spawn(accept.map(|_| Some("a listener")));
     }
     let admin_address = admin.as_ref().and_then(|listener| listener.local_addr().ok());
     if let Some(listener) = admin {
-        tasks.spawn(Admin { readiness: readiness.clone(), metrics: Arc::clone(&metrics) }.serve(listener));
+        let admin = Admin { readiness: readiness.clone(), metrics: Arc::clone(&metrics) };
+        tasks.spawn(admin.serve(listener).map(|()| Some("the admin listener")));
     }
-    tasks.spawn(reload_keys(authenticator, metrics));
+    tasks.spawn(reload_keys(authenticator, metrics).map(|()| Some("the reader of keys")));
     tasks.spawn(async move {
         loop {
             tokio::time::sleep(SWEEP_EVERY).await;
@@ -178,6 +181,7 @@ pub async fn start(config: Config, opener: Arc<dyn Open>) -> Result<App, StartEr
             Some(name) => tracing::error!(model = %name, "not ready: a required model is not loaded"),
         }
         tell.send_replace(Some(Arc::new(loaded)));
+        None
     });
     Ok(App {
         addresses: bound,
@@ -189,8 +193,8 @@ pub async fn start(config: Config, opener: Arc<dyn Open>) -> Result<App, StartEr
         repository,
         access_log,
         loaded,
-        _tasks: tasks,
-        _lanes: lanes,
+        tasks: tokio::sync::Mutex::new(tasks),
+        lanes,
     })
 }
 
@@ -200,7 +204,7 @@ pub async fn start(config: Config, opener: Arc<dyn Open>) -> Result<App, StartEr
 ///
 /// # Errors
 ///
-/// As [`start`].
+/// As [`start`], and, after the drain, if something ended without which the gateway cannot serve.
 pub fn run(config: Config, opener: Arc<dyn Open>, engine: &str) -> Result<(), StartError> {
     telemetry::start_logs(&settings::log(&config.telemetry)).map_err(StartError::new)?;
     let control = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(StartError::new)?;
@@ -218,16 +222,23 @@ pub fn run(config: Config, opener: Arc<dyn Open>, engine: &str) -> Result<(), St
             banner::print(&app, &loaded, engine, secured);
             std::future::pending::<Infallible>().await
         };
-        let signal = tokio::select! {
-            signal = signals.next() => signal,
+        let broken = tokio::select! {
+            signal = signals.next() => {
+                tracing::info!(signal, "stopping");
+                Ok(())
+            }
+            what = app.broken() => {
+                app.readiness().set_broken();
+                tracing::error!(what, "stopping: the gateway is broken");
+                Err(StartError(format!("stopped, because the gateway is broken: {what}")))
+            }
             never = banner => match never {},
         };
-        tracing::info!(signal, "stopping");
         tokio::select! {
             () = app.drain() => {}
             _ = signals.next() => tracing::warn!("second signal: stopping at once"),
         }
-        Ok(())
+        broken
     });
     // What still runs on this runtime has nobody to answer to.
     control.shutdown_background();
@@ -299,6 +310,26 @@ impl App {
             Ok(loaded) => loaded.clone().unwrap_or_default(),
             // The loader's task panicked: nothing was loaded.
             Err(_) => Arc::default(),
+        }
+    }
+
+    /// Waits until something has ended that should not while the gateway serves, and says what. Not for a gateway that
+    /// drains, where listeners do end.
+    pub async fn broken(&self) -> String {
+        let tasks = async {
+            let mut tasks = self.tasks.lock().await;
+            loop {
+                match tasks.join_next().await {
+                    Some(Ok(None)) => {}
+                    Some(Ok(Some(name))) => break format!("{name} ended"),
+                    Some(Err(error)) => break error.to_string(),
+                    None => break "all tasks ended".to_owned(),
+                }
+            }
+        };
+        tokio::select! {
+            what = tasks => what,
+            () = self.lanes.broken() => "a lane cannot run models any more".to_owned(),
         }
     }
 

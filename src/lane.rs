@@ -23,7 +23,7 @@ use std::{
 };
 use tokio::{
     runtime::{self, Runtime},
-    sync::mpsc,
+    sync::{Notify, mpsc},
 };
 
 /// Sockets that wait for one lane. Beyond it the next lane is tried, then the socket is closed.
@@ -62,7 +62,7 @@ pub struct Lanes {
 }
 
 enum Kind {
-    Lanes { lanes: Vec<Lane>, turns: turn::Lanes, next: AtomicUsize },
+    Lanes { lanes: Vec<Lane>, turns: turn::Lanes, next: AtomicUsize, broken: Arc<Notify> },
     WorkStealing(Option<Runtime>),
 }
 
@@ -82,8 +82,9 @@ impl Lanes {
         let kind = match settings {
             Settings::Lanes(count) => {
                 let (turns, seats) = turn::Lanes::new(count.get());
-                let lanes = seats.into_iter().enumerate().map(|(index, seat)| Lane::start(index, seat));
-                Kind::Lanes { lanes: lanes.collect::<io::Result<_>>()?, turns, next: AtomicUsize::new(0) }
+                let broken = Arc::new(Notify::new());
+                let lanes = seats.into_iter().enumerate().map(|(index, seat)| Lane::start(index, seat, &broken));
+                Kind::Lanes { lanes: lanes.collect::<io::Result<_>>()?, turns, next: AtomicUsize::new(0), broken }
             }
             Settings::WorkStealing(threads) => {
                 let runtime = runtime::Builder::new_multi_thread()
@@ -102,6 +103,14 @@ impl Lanes {
         match &self.kind {
             Kind::Lanes { turns, .. } => Some(turns.clone()),
             Kind::WorkStealing(_) => None,
+        }
+    }
+
+    /// Waits until a lane has lost the task that runs its models. It has closed its connections then.
+    pub async fn broken(&self) {
+        match &self.kind {
+            Kind::Lanes { broken, .. } => broken.notified().await,
+            Kind::WorkStealing(_) => std::future::pending().await,
         }
     }
 
@@ -153,20 +162,30 @@ impl Drop for Lanes {
 }
 
 impl Lane {
-    fn start(index: usize, seat: turn::Seat) -> io::Result<Self> {
+    fn start(index: usize, seat: turn::Seat, broken: &Arc<Notify>) -> io::Result<Self> {
         let runtime = runtime::Builder::new_current_thread().enable_all().event_interval(EVENT_INTERVAL).build()?;
         let (dealer, mut deals) = mpsc::channel::<Deal>(DEALT);
+        let broken = Arc::clone(broken);
         let run = move || {
             let (_guard, turns) = seat.enter();
             runtime.block_on(async {
-                tokio::spawn(turns);
+                let turns = tokio::spawn(turns);
                 tokio::spawn(async {
                     loop {
                         tokio::time::sleep(HEARTBEAT).await;
                     }
                 });
-                while let Some(deal) = deals.recv().await {
-                    tokio::spawn(accept::serve(deal.accepted, deal.frontend));
+                let deal = async {
+                    while let Some(deal) = deals.recv().await {
+                        tokio::spawn(accept::serve(deal.accepted, deal.frontend));
+                    }
+                };
+                tokio::select! {
+                    () = deal => {}
+                    ended = turns => {
+                        tracing::error!(lane = index, error = ?ended.err(), "the task that runs models ended");
+                        broken.notify_one();
+                    }
                 }
             });
             // Dropping the runtime here, on its own thread, drops every connection that is left.

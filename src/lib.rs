@@ -77,6 +77,11 @@
 //! # Where this differs from the first design
 //!
 //! - `Signature` lives in [`tensor`], because back ends make it and must not know `model`.
+//! - The calls of a session are futures in the session, not tasks of a `JoinSet`.
+//! - Slots are counters of our own, not a semaphore.
+//! - Deadlines ring from one timer per lane (`layer/alarm.rs`), not from one in each call.
+//! - A model that runs on lanes has a spare instance on a thread, for what a lane must not run.
+//! - There is no `Reserve` layer yet.
 //! - `InferRequest` carries no wish about how outputs are written: that is the front-end's ([`wire::Wishes`]).
 //!
 //! # Tenets, ranked

@@ -199,7 +199,7 @@ impl Intent {
     }
 }
 
-/// What the stack learns on the way down. Three facts and a clock reading, not a map: everything
+/// What the stack learns on the way down, and how far the call has come. Not a map: everything
 /// that may be learnt has a name and a type.
 #[derive(Debug, Default)]
 pub struct Facts {

@@ -155,7 +155,7 @@ impl Repository {
     pub fn close(&self, deadline: Instant) -> bool {
         let models: Vec<_> = self.states().into_iter().filter_map(|(_, _, state)| state.model()).collect();
         models.iter().for_each(|model| model.scheduler.close());
-        // Not `all`: each is asked, so that the log of each is whole.
+        // Not `all`, which stops at the first that has not ended: each thread has until the deadline.
         models.iter().filter(|model| !model.scheduler.wait_closed(deadline)).count() == 0
     }
 

@@ -57,6 +57,25 @@ enum Refusal {
     NotReady(&'static str),
 }
 
+/// A thread that is counted, until it ends in whatever way.
+struct Present<'a>(&'a Shared);
+
+/// An instance that is counted as alive; dropping it, a panic of ours included, takes it off.
+struct Sound<'a>(&'a Shared);
+
+impl Drop for Present<'_> {
+    fn drop(&mut self) {
+        self.0.lock().threads -= 1;
+        self.0.ended.notify_all();
+    }
+}
+
+impl Drop for Sound<'_> {
+    fn drop(&mut self) {
+        self.0.lose();
+    }
+}
+
 // === impl Pool ===
 
 impl Pool {
@@ -85,9 +104,8 @@ impl Pool {
         shared.alive.fetch_add(1, Ordering::AcqRel);
         let name = format!("infer-{}-{number}", shared.plan.key.name);
         let spawned = std::thread::Builder::new().name(name).spawn(move || {
+            let _present = Present(&shared);
             shared.serve(instance);
-            shared.lock().threads -= 1;
-            shared.ended.notify_all();
         });
         spawned.map(drop).map_err(|error| {
             self.shared.lock().threads -= 1;
@@ -177,17 +195,17 @@ impl Shared {
     /// The life of one thread.
     fn serve(&self, instance: Box<dyn Backend>) {
         let mut instance = Some(instance);
+        let mut sound = Some(Sound(self));
         while let Some(backend) = &mut instance {
             let Some(jobs) = self.next_batch() else { break };
             if self.run(&mut **backend, jobs) == Ran::Panicked {
-                self.lose();
+                drop(sound.take());
                 dispose(instance.take());
                 instance = self.reopen();
+                sound = instance.is_some().then(|| Sound(self));
             }
         }
-        if instance.is_some() {
-            self.lose();
-        }
+        drop(sound);
         dispose(instance);
     }
 

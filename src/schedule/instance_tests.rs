@@ -147,3 +147,24 @@ fn a_dropped_stream_stops_its_run() {
     pool.close();
     assert!(pool.wait_closed(Instant::now() + Duration::from_secs(10)));
 }
+
+#[test]
+fn a_thread_that_dies_of_a_panic_of_ours_is_counted_out() {
+    struct Bad;
+    impl std::task::Wake for Bad {
+        fn wake(self: Arc<Self>) {
+            panic!("as the test says");
+        }
+    }
+    let script = Script::default();
+    let pool = pool(&script);
+    let gate = script.close_gate();
+    let (job, mut receiver) = testing::job(1, 1.0);
+    pool.submit(job).unwrap();
+    let waker = Arc::new(Bad).into();
+    // Answering wakes whoever waits, outside of what guards the back end.
+    assert!(std::pin::Pin::new(&mut receiver).poll(&mut std::task::Context::from_waker(&waker)).is_pending());
+    drop(gate);
+    assert!(pool.wait_closed(Instant::now() + Duration::from_secs(10)));
+    assert!(!pool.is_ready());
+}

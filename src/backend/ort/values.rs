@@ -24,12 +24,13 @@ pub(super) const INLINE: usize = 4;
 /// Sets `ORT_DISABLE_TELEMETRY=1` for this process. To be called first thing in `main`.
 ///
 /// Official builds of ONNX Runtime carry a client that sends usage data, and it reads this variable when the
-/// library's environment is made. Returns false, having done nothing, if there are other threads already.
+/// library's environment is made. Returns false, having done nothing, unless it is certain that there is no other thread:
+/// where the system does not say (macOS), the environment's own switch, which [`Runtime`](super::Runtime) sets, has to do.
 #[must_use = "false means that the variable is not set"]
 #[allow(clippy::disallowed_methods, reason = "this is the one place, and it checks that there are no other threads")]
 pub fn disable_telemetry() -> bool {
-    // Where there is no such folder (macOS), the documented condition has to do.
-    if std::fs::read_dir("/proc/self/task").is_ok_and(|threads| threads.count() != 1) {
+    let alone = std::fs::read_dir("/proc/self/task").is_ok_and(|threads| threads.count() == 1);
+    if !alone {
         return false;
     }
     // SAFETY: no other thread reads or writes the environment meanwhile, for there is none.
@@ -311,10 +312,10 @@ pub(super) fn run(
             outputs.as_mut_ptr(),
         )
     };
-    // Owned before anything can fail, so that none is leaked.
-    let outputs = outputs.into_iter().map(Value::own).collect::<Result<_, _>>();
+    // All owned before anything can fail, a null among them included, so that none is leaked.
+    let outputs: SmallVec<[Result<Value<'static>, Error>; INLINE]> = outputs.into_iter().map(Value::own).collect();
     check(status)?;
-    outputs
+    outputs.into_iter().collect()
 }
 
 /// The memory of an output, kept alive for as long as any slice of it.
