@@ -14,7 +14,7 @@ use crate::{
     call::{ModelRef, Readiness},
     config::{Config, Listen},
     frontend::{
-        Frontend, Phase,
+        Frontend, Phase, Surfaces,
         accept::{Listener, Places},
         body,
         tls::Tls,
@@ -52,8 +52,9 @@ const SWEEP_EVERY: Duration = Duration::from_secs(10);
 /// A gateway that serves. Dropping it stops it at once.
 #[derive(Debug)]
 pub struct App {
-    addresses: Vec<SocketAddr>,
+    bound: Vec<Bound>,
     admin: Option<SocketAddr>,
+    metrics: Arc<Metrics>,
     readiness: Readiness,
     phase: watch::Sender<Phase>,
     places: Places,
@@ -65,6 +66,14 @@ pub struct App {
     tasks: tokio::sync::Mutex<JoinSet<Option<&'static str>>>,
     /// After the tasks, so that nobody deals to lanes that are gone.
     lanes: Arc<Lanes>,
+}
+
+/// A listener as it came to be.
+#[derive(Clone, Copy, Debug)]
+struct Bound {
+    address: SocketAddr,
+    tls: bool,
+    surfaces: Surfaces,
 }
 
 /// Why a gateway cannot start, in words for operators.
@@ -142,7 +151,12 @@ pub async fn start(config: Config, opener: Arc<dyn Open>) -> Result<App, StartEr
     });
 
     let mut tasks = JoinSet::new();
-    let bound = listeners.iter().map(Listener::local).collect();
+    let bind = |(listener, listen): (&Listener, &Listen)| Bound {
+        address: listener.local(),
+        tls: listener.is_tls(),
+        surfaces: listen.surfaces,
+    };
+    let bound = listeners.iter().zip(&config.listen).map(bind).collect();
     for listener in listeners {
         let (lanes, frontend) = (Arc::clone(&lanes), Arc::clone(&frontend));
         let accept = listener.accept(
@@ -159,7 +173,7 @@ pub async fn start(config: Config, opener: Arc<dyn Open>) -> Result<App, StartEr
         let admin = Admin { readiness: readiness.clone(), metrics: Arc::clone(&metrics) };
         tasks.spawn(admin.serve(listener).map(|()| Some("the admin listener")));
     }
-    tasks.spawn(reload_keys(authenticator, metrics).map(|()| Some("the reader of keys")));
+    tasks.spawn(reload_keys(authenticator, Arc::clone(&metrics)).map(|()| Some("the reader of keys")));
     tasks.spawn(async move {
         loop {
             tokio::time::sleep(SWEEP_EVERY).await;
@@ -184,8 +198,9 @@ pub async fn start(config: Config, opener: Arc<dyn Open>) -> Result<App, StartEr
         None
     });
     Ok(App {
-        addresses: bound,
+        bound,
         admin: admin_address,
+        metrics,
         readiness,
         phase,
         places,
@@ -205,7 +220,7 @@ pub async fn start(config: Config, opener: Arc<dyn Open>) -> Result<App, StartEr
 /// # Errors
 ///
 /// As [`start`], and, after the drain, if something ended without which the gateway cannot serve.
-pub fn run(config: Config, opener: Arc<dyn Open>, engine: &str) -> Result<(), StartError> {
+pub fn run(config: Config, opener: Arc<dyn Open>, ort_version: &str) -> Result<(), StartError> {
     telemetry::start_logs(&settings::log(&config.telemetry)).map_err(StartError::new)?;
     let control = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(StartError::new)?;
     let result = control.block_on(async {
@@ -214,12 +229,13 @@ pub fn run(config: Config, opener: Arc<dyn Open>, engine: &str) -> Result<(), St
         }
         // Before anything is started: whatever it waits for, a signal is a drain and not the system's sudden end.
         let mut signals = shutdown::Signals::install().map_err(StartError::new)?;
-        tracing::info!(version = env!("CARGO_PKG_VERSION"), engine, "starting");
+        tracing::info!(version = env!("CARGO_PKG_VERSION"), ort_version, "starting");
         let secured = config.auth.has_method();
         let app = start(config, opener).await?;
+        app.metrics.build_info(ort_version);
         let banner = async {
             let loaded = app.loaded().await;
-            banner::print(&app, &loaded, engine, secured);
+            banner::print(&app, &loaded, ort_version, secured);
             std::future::pending::<Infallible>().await
         };
         let broken = tokio::select! {
@@ -245,17 +261,24 @@ pub fn run(config: Config, opener: Arc<dyn Open>, engine: &str) -> Result<(), St
     result
 }
 
+/// The certificate of a listener, read and checked; `None` for clear text.
+///
+/// # Errors
+///
+/// [`StartError`] names the file and what is wrong with it.
+pub fn tls(listen: &Listen) -> Result<Option<Tls>, StartError> {
+    match listen.tls.as_deref() {
+        Some([tls]) => Tls::from_files(&tls.certificate, &tls.key).map(Some).map_err(StartError::new),
+        Some(_) => Err(StartError(format!(
+            "listener `{}` has several certificates, which this version cannot choose from; give it one",
+            listen.address
+        ))),
+        None => Ok(None),
+    }
+}
+
 fn bind(listen: &Listen) -> Result<Listener, StartError> {
-    let tls = match listen.tls.as_deref() {
-        Some([tls]) => Some(Tls::from_files(&tls.certificate, &tls.key).map_err(StartError::new)?),
-        Some(_) => {
-            return Err(StartError(format!(
-                "listener `{}` has several certificates, which this version cannot choose from; give it one",
-                listen.address
-            )));
-        }
-        None => None,
-    };
+    let tls = tls(listen)?;
     Listener::bind(listen.address, listen.surfaces, tls).map_err(StartError::new)
 }
 
@@ -284,8 +307,8 @@ async fn reload_keys(authenticator: Arc<Authenticator>, metrics: Arc<Metrics>) {
 
 impl App {
     /// Where it listens, in the order of the configuration.
-    pub fn addresses(&self) -> &[SocketAddr] {
-        &self.addresses
+    pub fn addresses(&self) -> Vec<SocketAddr> {
+        self.bound.iter().map(|bound| bound.address).collect()
     }
 
     /// Where `/livez`, `/readyz` and `/metrics` are.

@@ -12,7 +12,8 @@ use crate::{
 };
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use std::{
-    fmt, io,
+    fmt::{self, Write as _},
+    io::{self, Write as _},
     net::SocketAddr,
     path::{Path, PathBuf},
     process::ExitCode,
@@ -155,8 +156,8 @@ fn serve(arguments: &Serve) -> ExitCode {
         Ok(runtime) => runtime,
         Err(error) => return failed(&error),
     };
-    let engine = format!("ONNX Runtime {}", runtime.version());
-    match app::run(config, Arc::new(runtime), &engine) {
+    let version = runtime.version().to_owned();
+    match app::run(config, Arc::new(runtime), &version) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => failed(&error),
     }
@@ -177,66 +178,71 @@ fn check(arguments: &Check) -> ExitCode {
         Ok(runtime) => runtime,
         Err(error) => return failed(&error),
     };
-    explain(&config, &runtime);
-    let descriptions = describe(&app::model_settings(&config), &runtime);
-    let mut problems = 0;
-    for description in &descriptions {
-        println!("\n{}", description.what);
-        for line in &description.lines {
-            println!("  {line}");
-        }
-        if let Some(problem) = &description.problem {
-            problems += 1;
-            println!("  problem: {problem}");
-        }
-    }
-    for warning in config.warnings() {
-        println!("\nwarning: {warning}");
-    }
-    match (problems, descriptions.len()) {
-        (0, 0) => {
-            println!("\nno models: expected NAME/VERSION/model.onnx");
-            ExitCode::from(WRONG)
-        }
-        (0, models) => {
-            println!("\n{models} to serve, no problems");
-            ExitCode::SUCCESS
-        }
-        (problems, all) => {
-            println!("\n{problems} of {all} cannot be served; the rest would be");
-            ExitCode::from(WRONG)
-        }
-    }
+    let mut text = String::new();
+    let wrong = explain(&mut text, &config, &runtime).unwrap_or(true);
+    print(&text);
+    if wrong { ExitCode::from(WRONG) } else { ExitCode::SUCCESS }
 }
 
-fn explain(config: &Config, runtime: &Runtime) {
+/// Standard output may be a pipe whose reader has enough: that is no error.
+fn print(text: &str) {
+    let _ = io::stdout().write_all(text.as_bytes());
+}
+
+/// Says in plain words what would be served, and with which problems. True if there are any.
+fn explain(text: &mut String, config: &Config, runtime: &Runtime) -> Result<bool, fmt::Error> {
     let library = runtime.library();
     let here = std::env::current_dir().ok();
     let shown = here.as_deref().and_then(|here| library.strip_prefix(here).ok()).unwrap_or(library);
-    println!("ONNX Runtime {} from {}", runtime.version(), shown.display());
+    writeln!(text, "ONNX Runtime {} from {}", runtime.version(), shown.display())?;
+    let mut problems = 0;
     for listen in &config.listen {
-        let surfaces: Vec<_> = crate::call::Surface::ALL
-            .into_iter()
-            .filter(|surface| listen.surfaces.has(*surface))
-            .map(crate::call::Surface::name)
-            .collect();
         let tls = if listen.tls.is_some() { "TLS" } else { "clear text" };
-        println!("listens on {} ({tls}): {}", listen.address, surfaces.join(", "));
+        writeln!(text, "listens on {} ({tls}): {}", listen.address, listen.surfaces.names().join(", "))?;
+        if let Err(error) = app::tls(listen) {
+            problems += 1;
+            writeln!(text, "  problem: {error}")?;
+        }
     }
     match &config.admin {
-        Some(admin) => println!("metrics and probes on {}", admin.address),
-        None => println!("no admin listener"),
+        Some(admin) => writeln!(text, "metrics and probes on {}", admin.address)?,
+        None => writeln!(text, "no admin listener")?,
     }
     match (config.auth.has_method(), config.grants.len()) {
-        (false, 0) => println!("callers: anonymous ones on loopback may do everything"),
-        (_, grants) => println!("callers: as {grants} grants say"),
+        (false, 0) => writeln!(text, "callers: anonymous ones on loopback may do everything")?,
+        (_, grants) => writeln!(text, "callers: as {grants} grants say")?,
     }
     match config.rates.len() {
-        0 => println!("rates: none"),
-        rates => println!("rates: {rates}"),
+        0 => writeln!(text, "rates: none")?,
+        rates => writeln!(text, "rates: {rates}")?,
     }
     let folders: Vec<_> = config.models.directories.iter().map(|folder| folder.display().to_string()).collect();
-    println!("models from {}", folders.join(", "));
+    writeln!(text, "models from {}", folders.join(", "))?;
+    let descriptions = describe(&app::model_settings(config), runtime);
+    for description in &descriptions {
+        writeln!(text, "\n{}", description.what)?;
+        for line in &description.lines {
+            writeln!(text, "  {line}")?;
+        }
+        if let Some(problem) = &description.problem {
+            problems += 1;
+            writeln!(text, "  problem: {problem}")?;
+        }
+    }
+    for warning in config.warnings() {
+        writeln!(text, "\nwarning: {warning}")?;
+    }
+    let models = descriptions.len();
+    match problems {
+        0 if models == 0 => {
+            writeln!(text, "\nno models: expected NAME/VERSION/model.onnx")?;
+            return Ok(true);
+        }
+        0 => writeln!(text, "\n{models} to serve, no problems")?,
+        1 => writeln!(text, "\n1 problem; what has none would be served")?,
+        problems => writeln!(text, "\n{problems} problems; what has none would be served")?,
+    }
+    Ok(problems > 0)
 }
 
 fn new_key(identity: &str, groups: &[String]) -> ExitCode {

@@ -73,7 +73,7 @@ pub struct Accepted {
 struct Place {
     _connection: OwnedSemaphorePermit,
     _address: AddressSlot,
-    _gauge: Gauge,
+    gauge: Gauge,
 }
 
 // === impl Listener ===
@@ -133,7 +133,7 @@ impl Listener {
                         metrics.refused("connections_per_address");
                         continue;
                     };
-                    let place = Place { _connection: place, _address: slot, _gauge: metrics.connection_opened() };
+                    let place = Place { _connection: place, _address: slot, gauge: metrics.connection_opened() };
                     let tls = self.tls.clone().map(|tls| (tls, Arc::clone(&places.handshakes)));
                     // The address that was connected to, which is not ours if we listen on all.
                     let local = stream.local_addr().unwrap_or(self.local);

@@ -115,6 +115,11 @@ impl Surfaces {
         Self(self.0 | 1 << surface as u8)
     }
 
+    /// Their names, in the order of [`Surface::ALL`].
+    pub fn names(self) -> Vec<&'static str> {
+        Surface::ALL.into_iter().filter(|surface| self.has(*surface)).map(Surface::name).collect()
+    }
+
     /// Whether `surface` is among them.
     pub const fn has(self, surface: Surface) -> bool {
         self.0 & 1 << surface as u8 != 0

@@ -19,6 +19,7 @@ use crate::{
 use std::{
     panic::{AssertUnwindSafe, catch_unwind},
     sync::Arc,
+    time::{Duration, Instant},
 };
 use tokio::sync::mpsc;
 
@@ -52,6 +53,8 @@ struct Prepared {
     plan: Plan,
     place: Place,
     decoupled: bool,
+    /// From the first look at the file to the last warm-up run.
+    took: Duration,
 }
 
 enum Place {
@@ -113,6 +116,7 @@ impl Loader {
                 Event::Scanned(found, problems) => {
                     loaded.failed.extend(problems);
                     for found in found {
+                        self.metrics.model_state(&key(&found), "loading");
                         self.repository.set(&found.name, &found.version, &State::Loading);
                     }
                 }
@@ -124,9 +128,13 @@ impl Loader {
 
     async fn finish(&self, found: &Found, prepared: Result<Box<Prepared>, String>, loaded: &mut Loaded) {
         let placed = match prepared {
-            Ok(prepared) => self.place(found, *prepared).await,
+            Ok(prepared) => {
+                self.metrics.model_loaded(&key(found), prepared.took, Some(found.bytes));
+                self.place(found, *prepared).await
+            }
             Err(reason) => Err(reason),
         };
+        self.metrics.model_state(&key(found), if placed.is_ok() { "ready" } else { "failed" });
         match placed {
             Ok(model) => {
                 tracing::info!(model = %model.key, execution = model.scheduler.execution().name(), "model ready");
@@ -142,7 +150,7 @@ impl Loader {
     }
 
     async fn place(&self, found: &Found, prepared: Prepared) -> Result<Model, String> {
-        let Prepared { plan, place, decoupled } = prepared;
+        let Prepared { plan, place, decoupled, took: _ } = prepared;
         let (key, signature) = (Arc::clone(&plan.key), Arc::clone(&plan.signature));
         let scheduler = match (place, &self.lanes) {
             (Place::Threads(instances), _) => Scheduler::on_threads(plan, instances),
@@ -155,6 +163,10 @@ impl Loader {
         let scheduler = scheduler.map_err(|error| reason(&error))?;
         Ok(Model { key, signature, scheduler, platform: Arc::clone(&found.settings.platform), decoupled })
     }
+}
+
+fn key(found: &Found) -> ModelKey {
+    ModelKey { name: Arc::clone(&found.name), version: Arc::clone(&found.version) }
 }
 
 /// An error in the words that operators read: the cause, which clients never see.
@@ -189,6 +201,7 @@ impl Workshop {
     }
 
     fn prepare(&self, found: &Found, threads: usize) -> Result<Prepared, String> {
+        let began = Instant::now();
         let settings = &found.settings;
         let large = found.bytes > self.settings.turn.weights;
         let wide = SessionSettings { threads: settings.threads.unwrap_or(threads).max(1) };
@@ -233,11 +246,12 @@ impl Workshop {
                 Place::Threads(instances)
             }
         };
-        Ok(Prepared { plan: self.plan(found, signature, session, &decision), place, decoupled })
+        let plan = self.plan(found, signature, session, &decision);
+        Ok(Prepared { plan, place, decoupled, took: began.elapsed() })
     }
 
     fn plan(&self, found: &Found, signature: Arc<Signature>, session: SessionSettings, decision: &Decision) -> Plan {
-        let key = Arc::new(ModelKey { name: Arc::clone(&found.name), version: Arc::clone(&found.version) });
+        let key = Arc::new(key(found));
         let (opener, path) = (Arc::clone(&self.opener), found.path.clone());
         Plan {
             metrics: self.metrics.model(&key),

@@ -210,7 +210,12 @@ impl Versions {
     fn ready(&self, version: Option<&Version>, wanted: &ModelRef) -> Result<Arc<Model>, Error> {
         match version.map(|version| &version.state) {
             Some(State::Ready(model)) => Ok(Arc::clone(model)),
-            Some(state) => Err(Error::ModelNotReady { model: Arc::clone(&wanted.name), state: state.name() }),
+            Some(state) => {
+                // Why it failed may name files: that is for the log, the banner and `check`.
+                let state =
+                    if matches!(state, State::Failed(_)) { "not served: loading it failed" } else { state.name() };
+                Err(Error::ModelNotReady { model: Arc::clone(&wanted.name), state })
+            }
             None => Err(not_found(wanted)),
         }
     }

@@ -48,7 +48,6 @@ struct PerSurface {
     durations: [OnceLock<Histogram>; INTENTS],
     bytes: OnceLock<(Histogram, Histogram)>,
     messages: OnceLock<(IntCounter, IntCounter)>,
-    coding: OnceLock<(Histogram, Histogram)>,
 }
 
 /// Handles of calls about one model. Made when first used, so that a page holds no series that never counted.
@@ -221,16 +220,6 @@ impl Metrics {
         response.observe(sent as f64);
     }
 
-    /// A body was decoded in `took`, waiting for it not included.
-    pub fn decoded(&self, surface: Surface, took: Duration) {
-        self.coding(surface).0.observe(took.as_secs_f64());
-    }
-
-    /// A reply was encoded in `took`.
-    pub fn encoded(&self, surface: Surface, took: Duration) {
-        self.coding(surface).1.observe(took.as_secs_f64());
-    }
-
     /// A model version is in `state` now and no longer in the one before: `loading`, `ready`, `failed`, `unloading`.
     pub fn model_state(&self, model: &ModelKey, state: &'static str) {
         for other in ["loading", "ready", "failed", "unloading"] {
@@ -268,13 +257,6 @@ impl Metrics {
         self.surfaces[surface as usize].messages.get_or_init(|| {
             let count = |direction| self.families.messages.with_label_values(&[surface.name(), direction]);
             (count("in"), count("out"))
-        })
-    }
-
-    fn coding(&self, surface: Surface) -> &(Histogram, Histogram) {
-        self.surfaces[surface as usize].coding.get_or_init(|| {
-            let labels = [surface.name()];
-            (self.families.decode.with_label_values(&labels), self.families.encode.with_label_values(&labels))
         })
     }
 
@@ -334,7 +316,6 @@ impl PerSurface {
             durations: Default::default(),
             bytes: OnceLock::new(),
             messages: OnceLock::new(),
-            coding: OnceLock::new(),
         }
     }
 }

@@ -236,4 +236,14 @@ async fn metrics_count_calls_of_every_surface_with_the_same_codes() {
         }
     }
     assert!(!page.contains("nobody"), "a client's bytes became a label");
+    for series in [
+        "sluicegate_model_state{model=\"double\",state=\"ready\",version=\"1\"} 1",
+        "sluicegate_model_state{model=\"corrupt\",state=\"failed\",version=\"1\"} 1",
+        "sluicegate_model_load_seconds_count{model=\"double\"} 1",
+        "sluicegate_connections{kind=\"http2\"}",
+        "sluicegate_queue_wait_seconds_count{model=\"double\"} 4",
+        "sluicegate_request_bytes_count{surface=\"rest\"}",
+    ] {
+        assert!(page.contains(series), "no {series} in\n{page}");
+    }
 }

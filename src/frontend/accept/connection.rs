@@ -9,6 +9,7 @@ use super::{
 use crate::{
     call::Peer,
     frontend::{Connection, Frontend, Settings, http::answer, tls::Tls},
+    telemetry::metrics::Kind,
 };
 use hyper::{
     Request,
@@ -44,7 +45,7 @@ pub async fn serve(accepted: Accepted, frontend: Arc<Frontend>) {
 }
 
 async fn run(accepted: Accepted, frontend: Arc<Frontend>) -> io::Result<()> {
-    let Accepted { stream, remote, local, surfaces, tls, place } = accepted;
+    let Accepted { stream, remote, local, surfaces, tls, mut place } = accepted;
     let stream = TcpStream::from_std(stream)?;
     stream.set_nodelay(true)?;
     let activity = Arc::new(Activity::default());
@@ -70,6 +71,8 @@ async fn run(accepted: Accepted, frontend: Arc<Frontend>) -> io::Result<()> {
     activity.hear();
     let http = agreed.unwrap_or(found);
 
+    let kind = if http == Http::Two { Kind::Http2 } else { Kind::Http1 };
+    frontend.metrics.connection_is(&mut place.gauge, kind);
     let connection = Arc::new(Connection::new(Arc::clone(&frontend), peer, surfaces));
     let io = TokioIo::new(Socket::new(stream, prefix, Arc::clone(&activity), place));
     let (timers, phase) = (frontend.settings.timers, frontend.phase.clone());

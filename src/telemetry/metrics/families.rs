@@ -23,8 +23,6 @@ pub(super) struct Families {
     pub(super) first_chunk: HistogramVec,
     pub(super) chunks: IntCounterVec,
     pub(super) in_flight: IntGaugeVec,
-    pub(super) decode: HistogramVec,
-    pub(super) encode: HistogramVec,
     pub(super) queue_wait: HistogramVec,
     pub(super) run: HistogramVec,
     pub(super) run_failures: IntCounterVec,
@@ -73,8 +71,6 @@ impl Families {
             ),
             chunks: counter("sluicegate_chunks_total", "Chunks of streaming replies.", &["surface"]),
             in_flight: gauge("sluicegate_calls_in_flight", "Calls whose reply is not over.", &["surface"]),
-            decode: histogram("sluicegate_decode_seconds", "Decoding of a body.", &["surface"], &PART_SECONDS),
-            encode: histogram("sluicegate_encode_seconds", "Encoding of a reply.", &["surface"], &PART_SECONDS),
             queue_wait: histogram(
                 "sluicegate_queue_wait_seconds",
                 "From submission of a job to the start of its run.",

@@ -53,8 +53,6 @@ fn everything(metrics: &Metrics) {
     metrics.overloaded("memory");
     metrics.refused("address");
     metrics.bytes(Surface::Rest, 10, 20);
-    metrics.decoded(Surface::Rest, Duration::ZERO);
-    metrics.encoded(Surface::Rest, Duration::ZERO);
     metrics.message_received(Surface::WebSocket);
     metrics.message_sent(Surface::WebSocket);
     metrics.build_info("1.32.0");
@@ -83,8 +81,6 @@ fn the_page_has_every_family_of_the_contract() {
         "sluicegate_call_duration_seconds",
         "sluicegate_time_to_first_chunk_seconds",
         "sluicegate_calls_in_flight",
-        "sluicegate_decode_seconds",
-        "sluicegate_encode_seconds",
         "sluicegate_queue_wait_seconds",
         "sluicegate_run_seconds",
         "sluicegate_queue_depth",
