@@ -31,7 +31,7 @@
 //!    admit, decode, authorise.
 //! 5. [`model::router`] resolves the model, checks names, types and shapes, and submits a job to the model's scheduler.
 //! 6. [`schedule`] runs the job alone or in a batch: on the lane at the end of its turn ([`schedule::turn`]), or on an
-//!    inference thread ([`schedule::instance`]).
+//!    inference thread (`schedule/instance.rs`).
 //! 7. The reply climbs back; every layer that holds something lets go of it when the reply is *over*, which for a stream
 //!    is not when it starts.
 //!

@@ -1,6 +1,6 @@
 //! Counts every call: refused, failed and abandoned ones too, and streams at their end.
 //!
-//! Does not know names or labels of metrics; [`Metrics`](crate::telemetry::metrics::Metrics) does. Bytes and connections
+//! Does not know names or labels of metrics; [`Metrics`] does. Bytes and connections
 //! are counted by front-ends, batches by schedulers.
 
 use super::guarded::hand_over;

@@ -1,7 +1,7 @@
 //! One session: an instance of a model, and one run of it.
 //!
 //! Names are looked up once, when the model is opened; a run knows only positions. How a value is made or read is not
-//! known here but in [`values`](super::values).
+//! known here but in [`values`].
 
 use super::{
     Runtime,
