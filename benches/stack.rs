@@ -14,6 +14,10 @@ use futures_util::future::join_all;
 use sluicegate::call::Gateway;
 use std::time::{Duration, Instant};
 
+/// As in the program.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 /// Calls in flight on a busy lane.
 const BUSY: u64 = 64;
 
