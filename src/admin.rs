@@ -3,7 +3,11 @@
 //! Outside the stack on purpose (architecture section 3, invariant 3): they read one value or one
 //! page, and must answer when every slot is taken.
 
-use crate::{call::Readiness, telemetry::metrics::Metrics};
+use crate::{
+    call::Readiness,
+    model::{Repository, State},
+    telemetry::metrics::Metrics,
+};
 use bytes::Bytes;
 use http::{
     Method, Request, Response, StatusCode,
@@ -31,6 +35,8 @@ pub struct Admin {
     pub readiness: Readiness,
     /// What `/metrics` renders.
     pub metrics: Arc<Metrics>,
+    /// Whose failures `/readyz` names.
+    pub repository: Arc<Repository>,
 }
 
 impl Admin {
@@ -85,8 +91,8 @@ impl Admin {
         match path {
             "/livez" if self.readiness.is_live() => plain(StatusCode::OK, "live\n"),
             "/livez" => plain(StatusCode::SERVICE_UNAVAILABLE, "broken\n"),
-            "/readyz" if self.readiness.is_ready() => plain(StatusCode::OK, "ready\n"),
-            "/readyz" => plain(StatusCode::SERVICE_UNAVAILABLE, self.readiness.reason()),
+            "/readyz" if self.readiness.is_ready() => plain(StatusCode::OK, self.with_failures("ready")),
+            "/readyz" => plain(StatusCode::SERVICE_UNAVAILABLE, self.with_failures(self.readiness.reason())),
             _ => {
                 let mut response = Response::new(Full::from(self.metrics.render()));
                 response.headers_mut().insert(CONTENT_TYPE, METRICS);
@@ -94,10 +100,21 @@ impl Admin {
             }
         }
     }
+
+    /// The word, and a line for each model that is not served. This listener is for operators: they read why.
+    fn with_failures(&self, word: &str) -> String {
+        let mut text = format!("{word}\n");
+        for (name, version, state) in self.repository.states() {
+            if let State::Failed(reason) = state {
+                text.push_str(&format!("not served: {name}/{version}: {reason}\n"));
+            }
+        }
+        text
+    }
 }
 
-fn plain(status: StatusCode, text: &'static str) -> Response<Full<Bytes>> {
-    let mut response = Response::new(Full::from(text));
+fn plain(status: StatusCode, text: impl Into<Bytes>) -> Response<Full<Bytes>> {
+    let mut response = Response::new(Full::new(text.into()));
     *response.status_mut() = status;
     response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
     response.headers_mut().insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
@@ -119,7 +136,8 @@ mod tests {
     async fn admin(metrics: Metrics) -> SocketAddr {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
-        let admin = Admin { readiness: Readiness::default(), metrics: Arc::new(metrics) };
+        let repository = Arc::default();
+        let admin = Admin { readiness: Readiness::default(), metrics: Arc::new(metrics), repository };
         tokio::spawn(admin.serve_at_once(listener, 1));
         address
     }

@@ -170,7 +170,8 @@ pub async fn start(config: Config, opener: Arc<dyn Open>) -> Result<App, StartEr
     }
     let admin_address = admin.as_ref().and_then(|listener| listener.local_addr().ok());
     if let Some(listener) = admin {
-        let admin = Admin { readiness: readiness.clone(), metrics: Arc::clone(&metrics) };
+        let admin =
+            Admin { readiness: readiness.clone(), metrics: Arc::clone(&metrics), repository: Arc::clone(&repository) };
         tasks.spawn(admin.serve(listener).map(|()| Some("the admin listener")));
     }
     tasks.spawn(reload_keys(authenticator, Arc::clone(&metrics)).map(|()| Some("the reader of keys")));

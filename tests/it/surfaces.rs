@@ -247,3 +247,12 @@ async fn metrics_count_calls_of_every_surface_with_the_same_codes() {
         assert!(page.contains(series), "no {series} in\n{page}");
     }
 }
+
+#[tokio::test]
+async fn readiness_names_the_models_that_are_not_served_and_why() {
+    let running = Setup::new().start().await;
+    let admin = running.at_admin();
+    let response = http1(&admin, http_request(&admin, "GET", "/readyz", None, "")).await;
+    assert_eq!(response.status(), 200);
+    assert_eq!(&response.body()[..], b"ready\nnot served: corrupt/1: not a model\n");
+}

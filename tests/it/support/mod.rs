@@ -204,9 +204,14 @@ impl Running {
         Holder { control, call }
     }
 
+    /// The same gateway, asked on its admin listener.
+    pub fn at_admin(&self) -> Self {
+        Self { address: self.admin, ..self.clone() }
+    }
+
     /// The metrics page.
     pub async fn metrics(&self) -> String {
-        let running = Self { address: self.admin, ..self.clone() };
+        let running = self.at_admin();
         let request = client::http_request(&running, "GET", "/metrics", None, "");
         let response = client::http1(&running, request).await;
         assert_eq!(response.status(), 200);
