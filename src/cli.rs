@@ -137,6 +137,13 @@ fn version(library: Option<&Path>) -> ExitCode {
     ExitCode::SUCCESS
 }
 
+/// The configuration and the ONNX Runtime that it names; what is wrong with either is printed.
+fn load(file: Option<&Path>, overrides: Overrides) -> Result<(Config, Runtime), ExitCode> {
+    let config = Config::load(file, overrides).map_err(|problems| wrong(&problems))?;
+    let runtime = Runtime::load(config.runtime.onnxruntime.as_deref()).map_err(|error| failed(&error))?;
+    Ok((config, runtime))
+}
+
 fn serve(arguments: &Serve) -> ExitCode {
     let overrides = Overrides {
         listen: arguments.listen.clone(),
@@ -148,13 +155,9 @@ fn serve(arguments: &Serve) -> ExitCode {
             LogFormat::Json => config::LogFormat::Json,
         }),
     };
-    let config = match Config::load(arguments.config.as_deref(), overrides) {
-        Ok(config) => config,
-        Err(problems) => return wrong(&problems),
-    };
-    let runtime = match Runtime::load(config.runtime.onnxruntime.as_deref()) {
-        Ok(runtime) => runtime,
-        Err(error) => return failed(&error),
+    let (config, runtime) = match load(arguments.config.as_deref(), overrides) {
+        Ok(loaded) => loaded,
+        Err(status) => return status,
     };
     let version = runtime.version().to_owned();
     match app::run(config, Arc::new(runtime), &version) {
@@ -170,13 +173,9 @@ fn check(arguments: &Check) -> ExitCode {
         onnxruntime: arguments.onnxruntime.clone(),
         ..Overrides::default()
     };
-    let config = match Config::load(arguments.config.as_deref(), overrides) {
-        Ok(config) => config,
-        Err(problems) => return wrong(&problems),
-    };
-    let runtime = match Runtime::load(config.runtime.onnxruntime.as_deref()) {
-        Ok(runtime) => runtime,
-        Err(error) => return failed(&error),
+    let (config, runtime) = match load(arguments.config.as_deref(), overrides) {
+        Ok(loaded) => loaded,
+        Err(status) => return status,
     };
     let mut text = String::new();
     let wrong = explain(&mut text, &config, &runtime).unwrap_or(true);

@@ -9,11 +9,14 @@ use crate::{
     frontend::{Connection, body::offload},
     wire::{
         Wishes,
-        message::{self, Encoded, Envelope, Frame},
+        message::{self, Encoded, Envelope, Frame, Kind},
     },
 };
 use bytes::Bytes;
-use std::sync::{Arc, OnceLock};
+use std::{
+    borrow::Cow,
+    sync::{Arc, OnceLock},
+};
 
 /// The `id` of a request.
 pub(in crate::frontend) type Tag = Arc<str>;
@@ -60,8 +63,44 @@ impl Body {
     }
 }
 
+/// What a message about the request `tag` asks for: one of the kinds that need an `id`. `room` says whether the memory
+/// budget took the message, `credit` is the session's first one, if it has one.
+pub(in crate::frontend) fn ask(
+    connection: &Arc<Connection>,
+    tag: Tag,
+    envelope: &mut Envelope<'_>,
+    body: Body,
+    room: Result<(), Error>,
+    credit: Option<u32>,
+    binary: Binary,
+) -> Ask<Tag, Note> {
+    let later = |what| Error::Unimplemented(Cow::Borrowed(what));
+    match (envelope.kind, envelope.wrong.take()) {
+        (Kind::Cancel, _) => Ask::Cancel(tag),
+        (Kind::Credit, None) => Ask::Credit(tag, envelope.add),
+        (Kind::Credit, Some(error)) => Ask::Fail(tag, Note::new(), error),
+        (Kind::Infer, _) if envelope.input_stream => {
+            Ask::Refuse(tag, Note::new(), later("`input_stream` is not part of this version"))
+        }
+        (Kind::Infer, wrong) => match wrong.map_or(room, Err) {
+            Err(error) => Ask::Refuse(tag, Note::new(), error),
+            Ok(()) => open(connection, tag, envelope, body, credit, binary),
+        },
+        (_, _) => Ask::Fail(tag, Note::new(), later("`input` is not part of this version")),
+    }
+}
+
+/// Counts `payload` against the memory budget for as long as it lives. What finds no room is kept uncounted: its
+/// refusal needs its `id`.
+pub(in crate::frontend) fn hold(connection: &Connection, payload: Bytes) -> (Bytes, Result<(), Error>) {
+    match connection.frontend.memory.hold(payload.clone()) {
+        Ok(held) => (held, Ok(())),
+        Err(error) => (payload, Err(error)),
+    }
+}
+
 /// Makes a call of an `infer` message whose envelope is sound. `credit` is the session's first one, if it has one.
-pub(in crate::frontend) fn open(
+fn open(
     connection: &Arc<Connection>,
     tag: Tag,
     envelope: &Envelope<'_>,

@@ -1,5 +1,6 @@
 //! The way to a response body that hyper reads: one frame waits there, the others in the session.
 
+use super::{Outbox, Sending, Weigh};
 use futures_util::future::BoxFuture;
 use std::task::{Context, Poll};
 use tokio::sync::mpsc::{Receiver, Sender, channel, error::TrySendError};
@@ -18,7 +19,7 @@ pub(in crate::frontend) struct Pipe<T> {
 
 /// Nobody reads the body any more.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(in crate::frontend) struct Gone;
+struct Gone;
 
 impl<T: Send + 'static> Pipe<T> {
     /// A pipe, and where its frames come out.
@@ -28,11 +29,7 @@ impl<T: Send + 'static> Pipe<T> {
     }
 
     /// Sends what `frame` makes if there is room.
-    pub(in crate::frontend) fn poll_send(
-        &mut self,
-        cx: &mut Context<'_>,
-        frame: impl FnOnce() -> Option<T>,
-    ) -> Poll<Result<(), Gone>> {
+    fn poll_send(&mut self, cx: &mut Context<'_>, frame: impl FnOnce() -> Option<T>) -> Poll<Result<(), Gone>> {
         let Some(sender) = &self.sender else { return Poll::Ready(Err(Gone)) };
         loop {
             if let Some(room) = &mut self.room {
@@ -59,8 +56,31 @@ impl<T: Send + 'static> Pipe<T> {
         }
     }
 
+    /// Sends what `take` makes of `outbox`, until that is empty or hyper takes no more.
+    pub(in crate::frontend) fn poll_drain<F: Weigh>(
+        &mut self,
+        cx: &mut Context<'_>,
+        outbox: &mut Outbox<F>,
+        take: impl Fn(&mut Outbox<F>) -> Option<T>,
+    ) -> Sending {
+        let mut blocked = Sending::Blocked;
+        loop {
+            if self.poll_gone(cx).is_ready() {
+                return Sending::Gone;
+            }
+            if outbox.is_empty() {
+                return Sending::Done;
+            }
+            match self.poll_send(cx, || take(outbox)) {
+                Poll::Pending => return blocked,
+                Poll::Ready(Err(_)) => return Sending::Gone,
+                Poll::Ready(Ok(())) => blocked = Sending::Some,
+            }
+        }
+    }
+
     /// Ready once nobody reads the body any more.
-    pub(in crate::frontend) fn poll_gone(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+    fn poll_gone(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         let Some(sender) = &self.sender else { return Poll::Ready(()) };
         let gone = self.gone.get_or_insert_with(|| {
             let sender = sender.clone();

@@ -126,20 +126,7 @@ impl Link for Messages {
     }
 
     fn poll_send(&mut self, cx: &mut Context<'_>, outbox: &mut Outbox<Answer>) -> Sending {
-        let mut blocked = Sending::Blocked;
-        loop {
-            if self.pipe.poll_gone(cx).is_ready() {
-                return Sending::Gone;
-            }
-            if outbox.is_empty() {
-                return Sending::Done;
-            }
-            match self.pipe.poll_send(cx, || outbox.pop()) {
-                Poll::Pending => return blocked,
-                Poll::Ready(Err(_)) => return Sending::Gone,
-                Poll::Ready(Ok(())) => blocked = Sending::Some,
-            }
-        }
+        self.pipe.poll_drain(cx, outbox, Outbox::pop)
     }
 
     fn poll_shutdown(&mut self, _: &mut Context<'_>) -> Poll<()> {

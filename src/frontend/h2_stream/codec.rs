@@ -73,10 +73,7 @@ impl Protocol {
     }
 
     fn message(&mut self, line: Bytes, out: &mut Outbox<Outgoing>) -> Result<Ask<Tag, Note>, Why> {
-        let (line, room) = match self.connection.frontend.memory.hold(line.clone()) {
-            Ok(held) => (held, None),
-            Err(error) => (line, Some(error)),
-        };
+        let (line, room) = messages::hold(&self.connection, line);
         let body = Body::Text(line);
         let shared = body.clone();
         let mut envelope = match Envelope::peek(body.json()) {
@@ -92,21 +89,7 @@ impl Protocol {
             self.complain(&Error::invalid("the message has no valid `id`"), out);
             return Ok(Ask::Nothing);
         };
-        let tag = Tag::from(id);
-        let wrong = envelope.wrong.take();
-        Ok(match (envelope.kind, wrong) {
-            (Kind::Cancel, _) => Ask::Cancel(tag),
-            (Kind::Credit, None) => Ask::Credit(tag, envelope.add),
-            (Kind::Credit, Some(error)) => Ask::Fail(tag, Note::new(), error),
-            (Kind::Infer, _) if envelope.input_stream => {
-                Ask::Refuse(tag, Note::new(), Error::Unimplemented("`input_stream` is not part of this version".into()))
-            }
-            (Kind::Infer, wrong) => match wrong.or(room) {
-                Some(error) => Ask::Refuse(tag, Note::new(), error),
-                None => messages::open(&self.connection, tag, &envelope, shared, None, Binary::Never),
-            },
-            (_, _) => Ask::Fail(tag, Note::new(), Error::Unimplemented("`input` is not part of this version".into())),
-        })
+        Ok(messages::ask(&self.connection, Tag::from(id), &mut envelope, shared, room, None, Binary::Never))
     }
 }
 

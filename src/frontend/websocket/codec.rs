@@ -15,7 +15,6 @@ use crate::{
     },
     wire::message::{self, Auth, Encoded, Envelope, Frame, Kind, Limits, Want},
 };
-use bytes::Bytes;
 use std::{borrow::Cow, sync::Arc, time::Duration};
 use tokio::time::Instant;
 use tokio_tungstenite::tungstenite::Message;
@@ -177,39 +176,11 @@ impl Protocol {
         let Some(id) = envelope.id else {
             return Err(fault(close::of(Code::InvalidArgument), "a message without a valid `id`"));
         };
-        let tag = Tag::from(id);
-        let wrong = envelope.wrong.take();
-        match envelope.kind {
-            Kind::Cancel => Ok(Ask::Cancel(tag)),
-            Kind::Credit => Ok(match wrong {
-                None => Ask::Credit(tag, envelope.add),
-                Some(error) => Ask::Fail(tag, Note::new(), error),
-            }),
-            Kind::Infer if envelope.input_stream => Ok(Ask::Refuse(
-                tag,
-                Note::new(),
-                Error::Unimplemented("`input_stream` is not part of this version".into()),
-            )),
-            Kind::Infer => match wrong.map_or(room, Err) {
-                Err(error) => Ok(Ask::Refuse(tag, Note::new(), error)),
-                Ok(()) => {
-                    let binary = if self.want.binary_outputs { Binary::Wanted } else { Binary::IfSaid };
-                    let credit = Some(self.credit());
-                    // The envelope borrows the message: its bytes are shared, not copied.
-                    let shared = body.clone();
-                    Ok(messages::open(&self.connection, tag, &envelope, shared, credit, binary))
-                }
-            },
-            _ => Ok(Ask::Fail(tag, Note::new(), Error::Unimplemented("`input` is not part of this version".into()))),
-        }
-    }
-
-    /// Counts `payload` against the memory budget for as long as it lives.
-    fn hold(&self, payload: Bytes) -> (Bytes, Result<(), Error>) {
-        match self.connection.frontend.memory.hold(payload.clone()) {
-            Ok(held) => (held, Ok(())),
-            Err(error) => (payload, Err(error)),
-        }
+        let binary = if self.want.binary_outputs { Binary::Wanted } else { Binary::IfSaid };
+        let credit = Some(self.credit());
+        // The envelope borrows the message: its bytes are shared, not copied.
+        let shared = body.clone();
+        Ok(messages::ask(&self.connection, Tag::from(id), &mut envelope, shared, room, credit, binary))
     }
 }
 
@@ -242,11 +213,11 @@ impl Codec for Protocol {
         self.clock.pinged = false;
         let (body, room) = match frame {
             Message::Text(text) => {
-                let (json, room) = self.hold(text.into());
+                let (json, room) = messages::hold(&self.connection, text.into());
                 (Body::Text(json), room)
             }
             Message::Binary(payload) => {
-                let (payload, room) = self.hold(payload);
+                let (payload, room) = messages::hold(&self.connection, payload);
                 (Body::Binary(Frame::cut(&payload).map_err(|error| no_message(&error))?), room)
             }
             Message::Ping(_) | Message::Pong(_) | Message::Close(_) | Message::Frame(_) => return Ok(Ask::Nothing),
