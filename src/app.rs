@@ -12,7 +12,7 @@ use crate::{
     auth::{Authenticator, grants::Grants},
     backend::Open,
     call::{ModelRef, Readiness},
-    config::{Config, Listen},
+    config::{self, Config, Listen},
     frontend::{
         Frontend, Phase, Surfaces,
         accept::{Listener, Places},
@@ -22,9 +22,9 @@ use crate::{
     lane::Lanes,
     layer::admit::Slots,
     limit::{RateLimiter, address::AddressGate},
-    model::{Loaded, Loader, Repository, Router},
+    model::{Loaded, Loader, Repository, Router, control::Control},
     shutdown, stack,
-    telemetry::{self, access_log::AccessLog, metrics::Metrics},
+    telemetry::{self, access_log::AccessLog, metrics::Metrics, switches::Switches},
 };
 use futures_util::FutureExt;
 use std::{
@@ -101,6 +101,10 @@ impl StartError {
 ///
 /// [`StartError`] for a port in use, an unreadable file of keys or certificates, or a system that gives no thread.
 pub async fn start(config: Config, opener: Arc<dyn Open>) -> Result<App, StartError> {
+    start_with(config, opener, Switches::default()).await
+}
+
+async fn start_with(config: Config, opener: Arc<dyn Open>, switches: Switches) -> Result<App, StartError> {
     let readiness = Readiness::default();
     let metrics = Arc::new(Metrics::new());
     let phase = watch::Sender::new(Phase::Serving);
@@ -128,8 +132,20 @@ pub async fn start(config: Config, opener: Arc<dyn Open>) -> Result<App, StartEr
     body::start_decoders(config.runtime.decode_threads);
     let lanes = Arc::new(Lanes::start(settings::lanes(&config.runtime)).map_err(StartError::new)?);
     let repository = Arc::new(Repository::default());
-    let loader =
-        Loader::new(settings::models(&config), opener, Arc::clone(&repository), Arc::clone(&metrics), lanes.turns());
+    let loader = Arc::new(Loader::new(
+        settings::models(&config),
+        opener,
+        Arc::clone(&repository),
+        Arc::clone(&metrics),
+        lanes.turns(),
+    ));
+    let (control, orders) = match config.models.control {
+        config::Control::Explicit => {
+            let (control, orders) = Control::new();
+            (Some(control), Some(orders))
+        }
+        config::Control::Fixed => (None, None),
+    };
     let gateway = stack::build(stack::Parts {
         access_log: access_log.clone(),
         metrics: Arc::clone(&metrics),
@@ -138,7 +154,7 @@ pub async fn start(config: Config, opener: Arc<dyn Open>) -> Result<App, StartEr
         limiter: Arc::clone(&limiter),
         slots: Arc::new(Slots::new(slots.calls, slots.inspect, slots.per_identity)),
         grants: Arc::new(Grants::new(config.grants.clone())),
-        router: Router::new(Arc::clone(&repository)),
+        router: Router::managed(Arc::clone(&repository), control, switches),
     });
     let frontend = Arc::new(Frontend {
         gateway,
@@ -182,6 +198,11 @@ pub async fn start(config: Config, opener: Arc<dyn Open>) -> Result<App, StartEr
             addresses.sweep();
         }
     });
+    if let Some(orders) = orders {
+        // Ends with the stack, whose router holds the other end.
+        let obeying = orders.obey(Arc::clone(&loader), Arc::clone(&repository));
+        tasks.spawn(obeying.map(|()| Some("the loader")));
+    }
     let (tell, loaded) = watch::channel(None);
     let (required, ready, models) = (config.models.required, readiness.clone(), Arc::clone(&repository));
     tasks.spawn(async move {
@@ -222,7 +243,7 @@ pub async fn start(config: Config, opener: Arc<dyn Open>) -> Result<App, StartEr
 ///
 /// As [`start`], and, after the drain, if something ended without which the gateway cannot serve.
 pub fn run(config: Config, opener: Arc<dyn Open>, ort_version: &str) -> Result<(), StartError> {
-    telemetry::start_logs(&settings::log(&config.telemetry)).map_err(StartError::new)?;
+    let set_level = telemetry::start_logs(&settings::log(&config.telemetry)).map_err(StartError::new)?;
     let control = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(StartError::new)?;
     let result = control.block_on(async {
         for warning in config.warnings() {
@@ -232,7 +253,7 @@ pub fn run(config: Config, opener: Arc<dyn Open>, ort_version: &str) -> Result<(
         let mut signals = shutdown::Signals::install().map_err(StartError::new)?;
         tracing::info!(version = env!("CARGO_PKG_VERSION"), ort_version, "starting");
         let secured = config.auth.has_method();
-        let app = start(config, opener).await?;
+        let app = start_with(config, opener, Switches::new(set_level)).await?;
         app.metrics.build_info(ort_version);
         let banner = async {
             let loaded = app.loaded().await;

@@ -62,9 +62,16 @@ pub fn models(config: &Config) -> model::Settings {
             weights: config.runtime.turn.weights as u64,
         },
         inference_cores: amount(config.runtime.inference_cores).unwrap_or(cores().get()),
-        reader: Some(model::Reader::new(move |path, _| {
-            let read = config::load_model_yaml(path, &defaults).map_err(|problems| problems.to_string())?;
-            Ok(model_settings(&read.defaults))
+        reader: Some(model::Reader::new(move |source, _| {
+            let read = config::load_model(source.folder, source.config, &defaults);
+            let read = read.map_err(|problems| problems.to_string())?;
+            Ok(model::ModelSettings {
+                labels: read.class_labels.into_iter().collect(),
+                declared: read.declared,
+                parameters: read.parameters,
+                warnings: read.warnings,
+                ..model_settings(&read.defaults)
+            })
         })),
     }
 }

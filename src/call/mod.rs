@@ -6,17 +6,28 @@
 
 mod gateway;
 mod identity;
+mod inputs;
+mod manage;
 mod operation;
 mod readiness;
 mod reply;
+mod report;
 mod stream;
 mod watch;
 
 pub use gateway::Gateway;
 pub use identity::{Credentials, Identity, Peer, Scope};
-pub use operation::{InferRequest, Inspect, ModelKey, ModelRef, NamedTensor, Operation, Parameter, Parameters};
+pub use inputs::{Expected, Inputs, Untyped};
+pub use manage::{LoadRequest, LoggingChange, Manage, TraceChange};
+pub use operation::{
+    InferRequest, Inspect, ModelKey, ModelRef, NamedTensor, Operation, Parameter, Parameters, RequestedOutput,
+};
 pub use readiness::Readiness;
-pub use reply::{Chunk, InferResponse, ModelReport, Reply, Report, ServerReport, Timing};
+pub use reply::{Chunk, InferResponse, Reply, Timing};
+pub use report::{
+    BatchReport, ConfigReport, IndexEntry, Logging, ModelReport, Report, ServedVersions, ServerReport,
+    StatisticsReport, Tally, VersionState, VersionsReport,
+};
 pub use stream::ReplyStream;
 pub use watch::{End, Observer, Watch};
 

@@ -1,17 +1,19 @@
 //! What a call asks for, decoded and free of any protocol.
 
+use super::{Inputs, Manage};
 use crate::tensor::Tensor;
-use bytes::Bytes;
-use std::{fmt, sync::Arc, time::Duration};
+use std::{fmt, num::NonZeroUsize, sync::Arc, time::Duration};
 
 /// What a call asks for.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 #[non_exhaustive]
 pub enum Operation {
     /// Run a model.
     Infer(InferRequest),
     /// Look at something.
     Inspect(Inspect),
+    /// Change something.
+    Manage(Manage),
 }
 
 impl Operation {
@@ -19,8 +21,8 @@ impl Operation {
     pub fn model(&self) -> Option<&ModelRef> {
         match self {
             Self::Infer(request) => Some(&request.model),
-            Self::Inspect(Inspect::Model(model) | Inspect::Ready(model)) => Some(model),
-            Self::Inspect(Inspect::Caller | Inspect::Server | Inspect::Models) => None,
+            Self::Inspect(question) => question.model(),
+            Self::Manage(change) => change.model(),
         }
     }
 }
@@ -50,19 +52,16 @@ impl fmt::Display for ModelKey {
 }
 
 /// A request to run a model once.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct InferRequest {
     /// Which model.
     pub model: ModelRef,
     /// The client's own id, echoed. An empty one counts as absent (contract 01 section 2.3).
     pub client_id: Option<Arc<str>>,
-    /// Inputs in the order they came in; names may repeat until the signature is checked.
-    pub inputs: Vec<NamedTensor>,
-    /// Instead of inputs: the bytes of the one input that the model has, whose type and shape only the model knows
-    /// (contract 02 section 1.4).
-    pub raw: Option<Bytes>,
-    /// Names of the outputs wanted, in order; empty: all, in the model's order.
-    pub outputs: Vec<Arc<str>>,
+    /// What it is run on.
+    pub inputs: Inputs,
+    /// The outputs wanted, in order; empty: all, in the model's order.
+    pub outputs: Vec<RequestedOutput>,
     /// A wish found in the body; `Decode` can only shorten the deadline by it.
     pub timeout: Option<Duration>,
     /// 0: the model's default; 1: highest (contract 02).
@@ -73,17 +72,32 @@ pub struct InferRequest {
 
 impl InferRequest {
     /// A request for all outputs with no wishes.
-    pub fn new(model: ModelRef, inputs: Vec<NamedTensor>) -> Self {
+    pub fn new(model: ModelRef, inputs: impl Into<Inputs>) -> Self {
         Self {
             model,
             client_id: None,
-            inputs,
-            raw: None,
+            inputs: inputs.into(),
             outputs: Vec::new(),
             timeout: None,
             priority: 0,
             parameters: Parameters::new(),
         }
+    }
+}
+
+/// An output that a request names.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RequestedOutput {
+    /// Its name.
+    pub name: Arc<str>,
+    /// Instead of its numbers: the best so many classes of each row, as text (contract 02 section 8).
+    pub classes: Option<NonZeroUsize>,
+}
+
+impl<N: Into<Arc<str>>> From<N> for RequestedOutput {
+    /// The output of this name, as numbers.
+    fn from(name: N) -> Self {
+        Self { name: name.into(), classes: None }
     }
 }
 
@@ -127,4 +141,30 @@ pub enum Inspect {
     Model(ModelRef),
     /// Whether a model can run now.
     Ready(ModelRef),
+    /// What has become of each version of a model.
+    Versions(ModelRef),
+    /// How a model is configured.
+    Config(ModelRef),
+    /// What a model has done; absent: all of them.
+    Statistics(Option<ModelRef>),
+    /// Models and their versions, served or not.
+    Index {
+        /// Only those that are ready.
+        ready: bool,
+    },
+    /// Trace settings of a model; absent: of the server.
+    Trace(Option<ModelRef>),
+    /// What is logged.
+    Logging,
+}
+
+impl Inspect {
+    /// The model it is about, if it is about one.
+    pub fn model(&self) -> Option<&ModelRef> {
+        match self {
+            Self::Model(model) | Self::Ready(model) | Self::Versions(model) | Self::Config(model) => Some(model),
+            Self::Statistics(model) | Self::Trace(model) => model.as_ref(),
+            Self::Caller | Self::Server | Self::Models | Self::Index { .. } | Self::Logging => None,
+        }
+    }
 }

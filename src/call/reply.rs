@@ -1,11 +1,10 @@
 //! What a call comes to: a whole answer, or a stream of chunks.
 
 use super::{
-    Identity, ModelKey, NamedTensor, Observer, Parameters,
+    ModelKey, NamedTensor, Observer, Parameters, Report,
     stream::ReplyStream,
     watch::{End, Watch},
 };
-use crate::tensor::Signature;
 use std::{sync::Arc, time::Duration};
 
 /// What a call comes to.
@@ -65,48 +64,4 @@ pub struct Timing {
 pub enum Chunk {
     /// Outputs of one step.
     Tensors(InferResponse),
-}
-
-/// The answer to an [`Inspect`](super::Inspect).
-#[derive(Clone, Debug)]
-pub enum Report {
-    /// Who the caller is.
-    Caller(Arc<Identity>),
-    /// What the server is.
-    Server(ServerReport),
-    /// Names of the models the caller may know of, sorted.
-    Models(Vec<Arc<str>>),
-    /// Inputs and outputs of a model.
-    Model(ModelReport),
-    /// Whether a model can run now.
-    Ready {
-        /// Its name.
-        model: Arc<str>,
-        /// The answer.
-        ready: bool,
-    },
-}
-
-/// What the server is (contract 01 section 2.1).
-#[derive(Clone, Copy, Debug)]
-pub struct ServerReport {
-    /// The product's name.
-    pub name: &'static str,
-    /// Its version.
-    pub version: &'static str,
-    /// Names of the V2 extensions that are implemented, and of no others.
-    pub extensions: &'static [&'static str],
-}
-
-/// What a model is (contract 01 section 2.2).
-#[derive(Clone, Debug)]
-pub struct ModelReport {
-    /// Its name.
-    pub name: Arc<str>,
-    /// Versions that may be requested now; only the one asked for, if one was.
-    pub versions: Vec<Arc<str>>,
-    /// `onnxruntime_onnx` unless configured otherwise.
-    pub platform: Arc<str>,
-    /// Its inputs and outputs.
-    pub signature: Arc<Signature>,
 }

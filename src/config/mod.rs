@@ -20,6 +20,7 @@ use crate::{
     auth::{self, grants},
     frontend::{self, Surfaces},
     limit::{self, address},
+    tensor::Signature,
 };
 use serde::{Deserialize, Serialize};
 use std::{
@@ -119,12 +120,24 @@ pub struct Deadline {
 pub struct Models {
     /// Folders of models.
     pub directories: Vec<PathBuf>,
+    /// When models may change.
+    pub control: Control,
     /// What is loaded at start.
     pub load: Load,
     /// What readiness waits for.
     pub required: Vec<Arc<str>>,
     /// What each model may say for itself.
     pub defaults: ModelDefaults,
+}
+
+/// When models may change (`models.control`).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Control {
+    /// Never, while the server runs.
+    #[default]
+    Fixed,
+    /// When a call says so.
+    Explicit,
 }
 
 /// How a model is served (`models.defaults`, `model.yaml`).
@@ -156,12 +169,18 @@ pub struct Batching {
 }
 
 /// One model's own configuration.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ModelConfig {
     /// The defaults, with what its file says instead.
     pub defaults: ModelDefaults,
     /// Files with the names of classes, by output.
     pub class_labels: BTreeMap<Arc<str>, PathBuf>,
+    /// What its `config.pbtxt` says of inputs and outputs, rows included.
+    pub declared: Option<Signature>,
+    /// What its `config.pbtxt` says that only clients read, by name.
+    pub parameters: Vec<(Arc<str>, Arc<str>)>,
+    /// What was said and does not apply here, a sentence each.
+    pub warnings: Vec<String>,
 }
 
 /// Threads and ONNX Runtime (`runtime`).
@@ -320,15 +339,25 @@ impl Default for Config {
     }
 }
 
-/// Reads `NAME/model.yaml`: the keys of `models.defaults`, which win over `defaults`, and those of the model alone.
+/// Reads what a model says of itself in its `folder`: `model.yaml`, with the keys of `models.defaults`, which win over
+/// `defaults`, and those of the model alone. `config` is a configuration as JSON that a load call brought.
 ///
 /// # Errors
 ///
-/// Every problem of the file.
-pub fn load_model_yaml(path: &Path, defaults: &ModelDefaults) -> Result<ModelConfig, Problems> {
+/// Every problem of what was read.
+pub fn load_model(folder: &Path, config: Option<&str>, defaults: &ModelDefaults) -> Result<ModelConfig, Problems> {
+    if config.is_some() {
+        let mut problems = Problems::new("the configuration of the call");
+        problems.push("", "is not read by this version");
+        return Err(problems);
+    }
+    let path = folder.join("model.yaml");
+    if !path.exists() {
+        return Ok(ModelConfig { defaults: defaults.clone(), ..ModelConfig::default() });
+    }
     let source = path.display().to_string();
-    let text = read(path, &source)?;
-    parse_model_yaml(&text, &source, path.parent().unwrap_or(Path::new("")), defaults)
+    let text = read(&path, &source)?;
+    parse_model_yaml(&text, &source, folder, defaults)
 }
 
 fn parse_model_yaml(

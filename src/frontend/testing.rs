@@ -171,7 +171,7 @@ pub(super) async fn echo(call: Inbound) -> Result<Reply, Error> {
         Operation::Infer(request) => Ok(Reply::Infer(InferResponse {
             model: Arc::new(ModelKey { name: request.model.name, version: "1".into() }),
             client_id: request.client_id,
-            outputs: request.inputs,
+            outputs: request.inputs.tensors().unwrap_or_default().to_vec(),
             parameters: Vec::new(),
             timing: Timing::default(),
         })),
@@ -179,7 +179,7 @@ pub(super) async fn echo(call: Inbound) -> Result<Reply, Error> {
             let ready = &*model.name == "m";
             Ok(Reply::Report(Report::Ready { model: model.name, ready }))
         }
-        Operation::Inspect(_) => Ok(Reply::Report(Report::Models(vec!["m".into()]))),
+        Operation::Inspect(_) | Operation::Manage(_) => Ok(Reply::Report(Report::Models(vec!["m".into()]))),
     }
 }
 

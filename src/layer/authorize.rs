@@ -104,19 +104,20 @@ impl<S: Clone, G> Clone for Authorize<S, G> {
 
 impl<S, G: Permit> Authorize<S, G> {
     fn check(&self, identity: &Identity, operation: &Operation) -> Result<(), Error> {
+        let (intent, model) = match operation {
+            Operation::Infer(request) => (Intent::Infer, Some(&request.model)),
+            Operation::Inspect(question) => (Intent::Inspect, question.model()),
+            Operation::Manage(change) => (Intent::Manage, change.model()),
+        };
         match operation {
-            Operation::Infer(request) => self.grants.check(identity, Intent::Infer, Some(&request.model)),
-            Operation::Inspect(Inspect::Model(model) | Inspect::Ready(model)) => {
-                self.grants.check(identity, Intent::Inspect, Some(model))
+            // Nothing of these is private to anyone who may do something here; lists of models are cut below.
+            Operation::Inspect(Inspect::Caller | Inspect::Server | Inspect::Models) if self.grants.any(identity) => {
+                Ok(())
             }
-            // Nothing of these is private to anyone who may do something here.
             Operation::Inspect(Inspect::Caller | Inspect::Server | Inspect::Models) => {
-                if self.grants.any(identity) {
-                    Ok(())
-                } else {
-                    Err(Error::Forbidden { action: "use this server" })
-                }
+                Err(Error::Forbidden { action: "use this server" })
             }
+            _ => self.grants.check(identity, intent, model),
         }
     }
 }
@@ -138,8 +139,11 @@ where
         if let Err(error) = self.check(&call.sender, &call.input) {
             return Authorized { state: State::Refused { error: Some(error) } };
         }
-        let reader = matches!(call.input, Operation::Inspect(Inspect::Models))
-            .then(|| (Arc::clone(&self.grants), Arc::clone(&call.sender)));
+        let lists = matches!(
+            call.input,
+            Operation::Inspect(Inspect::Models | Inspect::Index { .. } | Inspect::Statistics(None))
+        );
+        let reader = lists.then(|| (Arc::clone(&self.grants), Arc::clone(&call.sender)));
         Authorized { state: State::Below { inner: self.inner.call(call), reader } }
     }
 }
@@ -158,8 +162,16 @@ where
             Projected::Refused { error } => Poll::Ready(Err(error.take().unwrap_or(Error::Cancelled))),
             Projected::Below { inner, reader } => {
                 let mut result = ready!(inner.poll(cx));
-                if let (Ok(Reply::Report(Report::Models(names))), Some((grants, identity))) = (&mut result, reader) {
-                    names.retain(|name| grants.may_see(identity, name));
+                if let (Ok(Reply::Report(report)), Some((grants, identity))) = (&mut result, reader) {
+                    // What a model has done is more than that there is one.
+                    let looks_inside = matches!(report, Report::Statistics(_));
+                    report.retain_models(|name| match looks_inside {
+                        true => {
+                            let model = ModelRef { name: name.into(), version: None };
+                            grants.check(identity, Intent::Inspect, Some(&model)).is_ok()
+                        }
+                        false => grants.may_see(identity, name),
+                    });
                 }
                 Poll::Ready(result)
             }

@@ -83,7 +83,7 @@ fn shorter_limit(head: &Head, operation: &Operation) -> Option<Instant> {
     let wish: Duration = match operation {
         // Zero counts as not given (contract 02 section 3).
         Operation::Infer(request) => request.timeout.filter(|wish| !wish.is_zero())?,
-        Operation::Inspect(_) => return None,
+        Operation::Inspect(_) | Operation::Manage(_) => return None,
     };
     head.received.checked_add(wish).filter(|wished| *wished < head.deadline.max(head.stream_deadline))
 }

@@ -2,7 +2,7 @@
 //!
 //! Opens every model once and runs none.
 
-use super::{Settings, loader::may_batch, scan::scan};
+use super::{Settings, declared, labels, loader::may_batch, scan::scan};
 use crate::{
     backend::{Open, SessionSettings},
     tensor::TensorSpec,
@@ -32,11 +32,23 @@ pub fn describe(settings: &Settings, opener: &dyn Open) -> Vec<Description> {
         let open = AssertUnwindSafe(|| opener.open(&found.path, &SessionSettings::default()));
         let problem = match catch_unwind(open) {
             Ok(Ok(backend)) => {
-                let signature = backend.signature();
+                let (signature, settings) = (backend.signature(), &found.settings);
+                let declared =
+                    settings.declared.as_ref().map_or(Ok(()), |declared| declared::check(declared, signature));
+                let labels = match declared.and_then(|()| labels::read(settings, &found.folder, signature)) {
+                    Ok(labels) => labels,
+                    Err(reason) => return Description { what, lines: Vec::new(), problem: Some(reason) },
+                };
                 let inputs = signature.inputs.iter().map(|spec| line("input", spec));
                 let outputs = signature.outputs.iter().map(|spec| line("output", spec));
                 let mut lines: Vec<_> = inputs.chain(outputs).collect();
-                lines.push(together(may_batch(&found.settings, signature), backend.is_decoupled()).to_owned());
+                lines.push(together(may_batch(settings, signature), backend.is_decoupled()).to_owned());
+                let labelled = signature.outputs.iter().zip(&labels).filter_map(|(spec, labels)| {
+                    let count = labels.as_ref()?.len();
+                    Some(format!("classes of `{}` have {count} labels", spec.name))
+                });
+                lines.extend(labelled);
+                lines.extend(settings.warnings.iter().cloned());
                 return Description { what, lines, problem: None };
             }
             Ok(Err(error)) => error.to_string(),

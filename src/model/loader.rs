@@ -6,12 +6,14 @@
 
 use super::{
     Model, ModelSettings, Repository, Settings, State,
+    classify::Labels,
+    declared, labels,
     measure::{Measured, measure},
-    scan::{Found, Problem, scan},
+    scan::{self, Found, Problem},
 };
 use crate::{
     backend::{Backend, Open, SessionSettings},
-    call::ModelKey,
+    call::{LoadRequest, ModelKey},
     schedule::{Execution, Plan, Scheduler, turn::Lanes},
     telemetry::metrics::Metrics,
     tensor::Signature,
@@ -19,9 +21,9 @@ use crate::{
 use std::{
     panic::{AssertUnwindSafe, catch_unwind},
     sync::Arc,
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime},
 };
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 
 /// Loads the models of a directory into a repository.
 #[derive(Debug)]
@@ -33,11 +35,22 @@ pub struct Loader {
     lanes: Option<Lanes>,
 }
 
+/// What is to be loaded.
+#[derive(Debug)]
+enum Wanted {
+    /// What is configured to be loaded at start.
+    Configured,
+    /// What a load call asks for.
+    One(LoadRequest),
+}
+
 /// What came of loading.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Loaded {
     /// Versions of models that are ready.
     pub ok: usize,
+    /// The same by name, in the order they became ready.
+    pub versions: Vec<Arc<str>>,
     /// What was not loaded, as `NAME/VERSION` or a path, and why, in plain words.
     pub failed: Vec<(String, String)>,
 }
@@ -53,6 +66,7 @@ struct Prepared {
     plan: Plan,
     place: Place,
     decoupled: bool,
+    labels: Vec<Option<Labels>>,
     /// From the first look at the file to the last warm-up run.
     took: Duration,
 }
@@ -93,11 +107,21 @@ impl Loader {
         Self { settings: Arc::new(settings), opener, repository, metrics, lanes }
     }
 
-    /// Loads every model that is found and configured. To be called on the control runtime, when
-    /// the lanes run: they accept instances between two turns.
+    /// Loads every model that is found and configured. To be called on the control runtime, when the lanes run: they
+    /// accept instances between two turns.
     ///
-    /// The versions that are found are `loading` in the repository before the first is opened.
+    /// The versions that are found are `loading` in the repository before the first is opened, unless they take calls:
+    /// then they do so until they are replaced, and a failure changes nothing.
     pub async fn load(&self) -> Loaded {
+        self.carry_out(Wanted::Configured).await
+    }
+
+    /// Loads the versions of one model, as [`Loader::load`] does.
+    pub async fn load_one(&self, request: LoadRequest) -> Loaded {
+        self.carry_out(Wanted::One(request)).await
+    }
+
+    async fn carry_out(&self, wanted: Wanted) -> Loaded {
         let workshop = Workshop {
             settings: Arc::clone(&self.settings),
             opener: Arc::clone(&self.opener),
@@ -106,7 +130,8 @@ impl Loader {
         };
         let (sender, mut events) = mpsc::channel(1);
         let mut loaded = Loaded::default();
-        let thread = std::thread::Builder::new().name("loader".to_owned()).spawn(move || workshop.work(&sender));
+        let work = move || workshop.work(&wanted, &sender);
+        let thread = std::thread::Builder::new().name("loader".to_owned()).spawn(work);
         if let Err(error) = thread {
             loaded.failed.push(("loader".to_owned(), format!("no thread to load models: {error}")));
         }
@@ -116,14 +141,33 @@ impl Loader {
                 Event::Scanned(found, problems) => {
                     loaded.failed.extend(problems);
                     for found in found {
-                        self.metrics.model_state(&key(&found), "loading");
-                        self.repository.set(&found.name, &found.version, &State::Loading);
+                        if !self.repository.is_serving(&found.name, &found.version) {
+                            self.says(&found.name, &found.version, "loading");
+                        }
+                        self.repository.begin(&found.name, &found.version);
                     }
                 }
                 Event::Prepared(found, prepared) => self.finish(&found, prepared, &mut loaded).await,
             }
         }
         loaded
+    }
+
+    /// Names of the models that could be loaded, sorted.
+    pub async fn names(&self) -> Vec<Arc<str>> {
+        let (settings, (done, names)) = (Arc::clone(&self.settings), oneshot::channel());
+        let work = move || drop(done.send(scan::names(&settings)));
+        let thread = std::thread::Builder::new().name("loader".to_owned()).spawn(work);
+        if let Err(error) = thread {
+            tracing::error!(%error, "no thread to look for models");
+        }
+        names.await.unwrap_or_default()
+    }
+
+    /// Says in metrics that a version is in `state` now.
+    pub(super) fn says(&self, name: &Arc<str>, version: &Arc<str>, state: &'static str) {
+        let key = ModelKey { name: Arc::clone(name), version: Arc::clone(version) };
+        self.metrics.model_state(&key, state);
     }
 
     async fn finish(&self, found: &Found, prepared: Result<Box<Prepared>, String>, loaded: &mut Loaded) {
@@ -134,24 +178,43 @@ impl Loader {
             }
             Err(reason) => Err(reason),
         };
-        self.metrics.model_state(&key(found), if placed.is_ok() { "ready" } else { "failed" });
         match placed {
             Ok(model) => {
                 tracing::info!(model = %model.key, execution = model.scheduler.execution().name(), "model ready");
                 self.repository.set(&found.name, &found.version, &State::Ready(Arc::new(model)));
+                self.says(&found.name, &found.version, "ready");
                 loaded.ok += 1;
+                loaded.versions.push(Arc::clone(&found.version));
             }
             Err(reason) => {
+                let reason = self.without_folders(&reason);
                 tracing::error!(model = %found.name, version = %found.version, reason, "model not loaded");
-                self.repository.set(&found.name, &found.version, &State::Failed(reason.as_str().into()));
+                self.repository.failed(&found.name, &found.version, &reason);
+                if !self.repository.is_serving(&found.name, &found.version) {
+                    self.says(&found.name, &found.version, "failed");
+                }
                 loaded.failed.push((format!("{}/{}", found.name, found.version), reason));
             }
         }
     }
 
+    /// Paths in a reason begin at the models' folder: callers read them too (contract 00 section 2, rule 3).
+    fn without_folders(&self, reason: &str) -> String {
+        let temporary = std::env::temp_dir();
+        let folders = self.settings.directories.iter().chain([&temporary]);
+        folders.fold(reason.to_owned(), |text, folder| match folder.to_str() {
+            Some(folder) if !folder.is_empty() => text.replace(&format!("{}/", folder.trim_end_matches('/')), ""),
+            _ => text,
+        })
+    }
+
     async fn place(&self, found: &Found, prepared: Prepared) -> Result<Model, String> {
-        let Prepared { plan, place, decoupled, took: _ } = prepared;
+        let Prepared { plan, place, decoupled, labels, took: _ } = prepared;
         let (key, signature) = (Arc::clone(&plan.key), Arc::clone(&plan.signature));
+        let instances = match &place {
+            Place::Threads(instances) => instances.len(),
+            Place::Lanes { instances, .. } => instances.len(),
+        };
         let scheduler = match (place, &self.lanes) {
             (Place::Threads(instances), _) => Scheduler::on_threads(plan, instances),
             (Place::Lanes { max_rows, instances, spare }, Some(lanes)) => {
@@ -161,7 +224,17 @@ impl Loader {
             (Place::Lanes { .. }, None) => return Err("there are no lanes to run on".to_owned()),
         };
         let scheduler = scheduler.map_err(|error| reason(&error))?;
-        Ok(Model { key, signature, scheduler, platform: Arc::clone(&found.settings.platform), decoupled })
+        Ok(Model {
+            key,
+            signature,
+            scheduler,
+            decoupled,
+            settings: Arc::new(found.settings.clone()),
+            instances,
+            labels,
+            since: SystemTime::now(),
+            files: found.files.clone(),
+        })
     }
 }
 
@@ -177,8 +250,11 @@ fn reason(error: &crate::error::Error) -> String {
 // === impl Workshop ===
 
 impl Workshop {
-    fn work(&self, events: &mpsc::Sender<Event>) {
-        let (found, problems) = scan(&self.settings);
+    fn work(&self, wanted: &Wanted, events: &mpsc::Sender<Event>) {
+        let (found, problems) = match wanted {
+            Wanted::Configured => scan::scan(&self.settings),
+            Wanted::One(request) => scan::one(&self.settings, request),
+        };
         let threads = self.threads(&found);
         // A send fails only if nobody wants the models any more.
         if events.blocking_send(Event::Scanned(found.clone(), problems)).is_err() {
@@ -210,6 +286,13 @@ impl Workshop {
         let try_lanes = self.lanes > 0 && !large && settings.execution != Execution::Thread;
         let mut session = if try_lanes { narrow } else { wide.clone() };
         let mut first = self.open(found, &session)?;
+        if let Some(declared) = &settings.declared {
+            declared::check(declared, first.signature())?;
+        }
+        for warning in &settings.warnings {
+            tracing::warn!(model = %found.name, "{warning}");
+        }
+        let labels = labels::read(settings, &found.folder, first.signature())?;
         let decoupled = first.is_decoupled();
         let measured = if settings.warmup && !decoupled {
             let rows = if may_batch(settings, first.signature()) { settings.batching.max_rows } else { 1 };
@@ -247,18 +330,22 @@ impl Workshop {
             }
         };
         let plan = self.plan(found, signature, session, &decision);
-        Ok(Prepared { plan, place, decoupled, took: began.elapsed() })
+        Ok(Prepared { plan, place, decoupled, labels, took: began.elapsed() })
     }
 
     fn plan(&self, found: &Found, signature: Arc<Signature>, session: SessionSettings, decision: &Decision) -> Plan {
         let key = Arc::new(key(found));
-        let (opener, path) = (Arc::clone(&self.opener), found.path.clone());
+        let (opener, path, files) = (Arc::clone(&self.opener), found.path.clone(), found.files.clone());
         Plan {
             metrics: self.metrics.model(&key),
             key,
             signature,
             policy: found.settings.batching.policy(decision.batches),
-            reopen: Arc::new(move || opener.open(&path, &session)),
+            reopen: Arc::new(move || {
+                // Held for as long as this may be called.
+                let _files = &files;
+                opener.open(&path, &session)
+            }),
         }
     }
 

@@ -2,10 +2,13 @@
 //!
 //! Knows calls and schedulers; knows neither who calls nor over which wire.
 
+pub mod classify;
+pub mod control;
+mod declared;
 pub mod describe;
+mod labels;
 pub mod loader;
 mod measure;
-mod raw;
 pub mod repository;
 pub mod router;
 mod scan;
@@ -17,10 +20,16 @@ mod testing;
 pub use loader::{Loaded, Loader};
 pub use repository::{Repository, State};
 pub use router::Router;
-pub use spec::{Batching, Load, ModelSettings, Reader, Settings, VersionPolicy};
+pub use spec::{Batching, Load, ModelSettings, Reader, Settings, Source, VersionPolicy};
 
-use crate::{call::ModelKey, schedule::Scheduler, tensor::Signature};
-use std::sync::Arc;
+use crate::{
+    call::{ConfigReport, ModelKey, ServedVersions, StatisticsReport},
+    schedule::Scheduler,
+    tensor::Signature,
+};
+use classify::Labels;
+use std::{sync::Arc, time::SystemTime};
+use tempfile::TempDir;
 
 /// One version of a model that runs. Never changed in place: another version is another model.
 ///
@@ -33,8 +42,56 @@ pub struct Model {
     pub signature: Arc<Signature>,
     /// Takes its jobs.
     pub scheduler: Scheduler,
-    /// What metadata calls its kind.
-    pub platform: Arc<str>,
     /// True if one call yields any number of answers.
     pub decoupled: bool,
+    /// How it was to run.
+    pub settings: Arc<ModelSettings>,
+    /// Instances that run it.
+    pub instances: usize,
+    /// The labels of each output's classes, in the signature's order.
+    pub labels: Vec<Option<Labels>>,
+    /// When it came into service.
+    pub since: SystemTime,
+    /// Files that a load call brought; they are there for as long as the model may be opened again.
+    pub files: Option<Arc<TempDir>>,
+}
+
+impl Model {
+    /// Whether rows of several calls run together.
+    pub fn batches(&self) -> bool {
+        self.scheduler.policy().enabled
+    }
+
+    /// The labels of the classes of the output `name`.
+    pub fn labels_of(&self, name: &str) -> Option<&Labels> {
+        let place = self.signature.outputs.iter().position(|spec| *spec.name == *name)?;
+        self.labels.get(place)?.as_ref()
+    }
+
+    /// What it has done so far.
+    pub fn statistics(&self) -> StatisticsReport {
+        self.scheduler.statistics().report(&self.key)
+    }
+
+    /// How it is configured (contract 02 section 10).
+    pub fn config(&self) -> ConfigReport {
+        let policy = self.scheduler.policy();
+        let file = |path: &std::path::Path| path.file_name().unwrap_or_default().to_string_lossy().into();
+        ConfigReport {
+            name: Arc::clone(&self.key.name),
+            platform: Arc::clone(&self.settings.platform),
+            max_rows: policy.enabled.then_some(policy.max_rows),
+            signature: Arc::clone(&self.signature),
+            decoupled: self.decoupled,
+            instances: self.instances,
+            max_delay: policy.max_delay,
+            versions: match &self.settings.versions {
+                VersionPolicy::Latest(count) => ServedVersions::Latest(*count),
+                VersionPolicy::All => ServedVersions::All,
+                VersionPolicy::Only(versions) => ServedVersions::Only(versions.clone()),
+            },
+            labels: self.settings.labels.iter().map(|(output, path)| (Arc::clone(output), file(path))).collect(),
+            parameters: self.settings.parameters.clone(),
+        }
+    }
 }

@@ -5,11 +5,16 @@
 
 use super::Model;
 use crate::{
-    call::{ModelRef, ModelReport},
+    call::{IndexEntry, ModelRef, ModelReport, Report, VersionState, VersionsReport},
     error::Error,
 };
 use arc_swap::ArcSwap;
-use std::{cmp::Reverse, collections::HashMap, sync::Arc, time::Instant};
+use std::{
+    cmp::Reverse,
+    collections::HashMap,
+    sync::Arc,
+    time::{Instant, SystemTime},
+};
 
 /// What can be said of one version of a model.
 #[derive(Clone, Debug)]
@@ -22,7 +27,12 @@ pub enum State {
     Failed(Arc<str>),
     /// It takes no new calls.
     Unloading,
+    /// It was served and is no longer: known by name only.
+    Unloaded,
 }
+
+/// What clients read of a model that could not be loaded.
+const FAILED: &str = "not served: loading it failed";
 
 /// All models of the process.
 #[derive(Debug, Default)]
@@ -50,6 +60,19 @@ impl State {
             Self::Ready(_) => "ready",
             Self::Failed(_) => "failed",
             Self::Unloading => "unloading",
+            Self::Unloaded => "unloaded",
+        }
+    }
+
+    /// The same in the vocabulary of reports, and why it is not served, which operators and clients read.
+    fn told(&self) -> (VersionState, Arc<str>) {
+        match self {
+            Self::Loading => (VersionState::Loading, "loading".into()),
+            Self::Ready(_) => (VersionState::Ready, "".into()),
+            // Why it failed may name files: that is for the log, the banner and `check`.
+            Self::Failed(_) => (VersionState::Failed, FAILED.into()),
+            Self::Unloading => (VersionState::Unloading, "unloading".into()),
+            Self::Unloaded => (VersionState::Unloaded, "unloaded".into()),
         }
     }
 }
@@ -89,8 +112,9 @@ impl Repository {
         };
         let report = ModelReport {
             name: Arc::clone(&model.key.name),
+            version: Arc::clone(&model.key.version),
             versions,
-            platform: Arc::clone(&model.platform),
+            platform: Arc::clone(&model.settings.platform),
             signature: Arc::clone(&model.signature),
         };
         Ok((model, report))
@@ -107,6 +131,72 @@ impl Repository {
             Err(Error::ModelNotReady { .. }) => Ok(false),
             Err(error) => Err(error),
         }
+    }
+
+    /// Each version of a model, or the one that is named, with what has become of it.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::ModelNotFound`] if there is none of that name or version.
+    pub fn versions(&self, wanted: &ModelRef) -> Result<VersionsReport, Error> {
+        let models = self.models.load();
+        let versions = find(&models, wanted)?;
+        let named = |version: &&Version| wanted.version.as_ref().is_none_or(|name| version.name == *name);
+        let entries: Vec<_> = versions.0.iter().filter(named).collect();
+        if entries.is_empty() {
+            return Err(not_found(wanted));
+        }
+        let newest = entries.iter().find_map(|version| version.state.model());
+        let since = newest.as_ref().map_or(SystemTime::UNIX_EPOCH, |model| model.since);
+        Ok(VersionsReport {
+            name: Arc::clone(&wanted.name),
+            ready: newest.is_some_and(|model| model.scheduler.is_ready()),
+            since: since.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs(),
+            versions: entries
+                .into_iter()
+                .map(|version| {
+                    let (state, reason) = version.state.told();
+                    (Arc::clone(&version.name), state, reason)
+                })
+                .collect(),
+        })
+    }
+
+    /// Models that take calls: all of them, all versions of one, or one version.
+    ///
+    /// # Errors
+    ///
+    /// As [`Repository::resolve`], if one was named.
+    pub fn ready(&self, wanted: Option<&ModelRef>) -> Result<Vec<Arc<Model>>, Error> {
+        let Some(wanted) = wanted else {
+            return Ok(self.states().into_iter().filter_map(|(_, _, state)| state.model()).collect());
+        };
+        let chosen = self.resolve(wanted)?;
+        if wanted.version.is_some() {
+            return Ok(vec![chosen]);
+        }
+        let models = self.models.load();
+        let versions = find(&models, wanted)?;
+        Ok(versions.0.iter().filter_map(|version| version.state.model()).collect())
+    }
+
+    /// Every version of every model with its state, and the models of `others` that were never loaded. With `ready`,
+    /// only what takes calls.
+    pub fn index(&self, others: Vec<Arc<str>>, ready: bool) -> Report {
+        let states = self.states();
+        let unknown = others.into_iter().filter(|name| !ready && !states.iter().any(|(known, ..)| known == name));
+        let unknown: Vec<_> = unknown.map(|name| IndexEntry { name, version: None, reason: "".into() }).collect();
+        let known = states.into_iter().filter(|(.., state)| !ready || matches!(state, State::Ready(_)));
+        let mut entries: Vec<_> = known
+            .map(|(name, version, state)| {
+                let (state, reason) = state.told();
+                IndexEntry { name, version: Some((version, state)), reason }
+            })
+            .chain(unknown)
+            .collect();
+        // Stable, so the versions of a model stay in their order.
+        entries.sort_by(|a, b| a.name.cmp(&b.name));
+        Report::Index(entries)
     }
 
     /// Names of all models, whatever their state, sorted.
@@ -143,6 +233,50 @@ impl Repository {
             }
             versions.0.sort_by_cached_key(|version| Reverse(order(&version.name)));
         });
+    }
+
+    /// Says that a version is being loaded. One that takes calls goes on taking them until it is replaced.
+    pub fn begin(&self, name: &Arc<str>, version: &Arc<str>) {
+        if !self.is_serving(name, version) {
+            self.set(name, version, &State::Loading);
+        }
+    }
+
+    /// Says that a version could not be loaded, for `reason`. One that takes calls goes on taking them.
+    pub fn failed(&self, name: &Arc<str>, version: &Arc<str>, reason: &str) {
+        if !self.is_serving(name, version) {
+            self.set(name, version, &State::Failed(reason.into()));
+        }
+    }
+
+    /// Takes a version out of service: the model that was, if it was one. The calls that it has are its holder's to wait
+    /// for.
+    pub fn retire(&self, name: &Arc<str>, version: &Arc<str>) -> Option<Arc<Model>> {
+        let model = self.models.load().get(name)?.get(version)?.state.model()?;
+        self.set(name, version, &State::Unloading);
+        Some(model)
+    }
+
+    /// Says that a version that was retired is gone; false if it has come back meanwhile.
+    pub fn retired(&self, name: &Arc<str>, version: &Arc<str>) -> bool {
+        let state = self.models.load().get(name).and_then(|versions| Some(versions.get(version)?.state.clone()));
+        let gone = matches!(state, Some(State::Unloading));
+        if gone {
+            self.set(name, version, &State::Unloaded);
+        }
+        gone
+    }
+
+    /// Versions of a model that take calls, the highest first.
+    pub fn serving(&self, name: &str) -> Vec<Arc<str>> {
+        self.ready_versions(name).into_iter().rev().collect()
+    }
+
+    /// Whether a version takes calls.
+    pub fn is_serving(&self, name: &str, version: &str) -> bool {
+        let models = self.models.load();
+        let version = models.get(name).and_then(|versions| versions.get(version));
+        version.is_some_and(|version| matches!(version.state, State::Ready(_)))
     }
 
     /// Forgets a version.
@@ -182,10 +316,10 @@ impl Repository {
 }
 
 impl State {
-    fn model(self) -> Option<Arc<Model>> {
+    fn model(&self) -> Option<Arc<Model>> {
         match self {
-            Self::Ready(model) => Some(model),
-            Self::Loading | Self::Failed(_) | Self::Unloading => None,
+            Self::Ready(model) => Some(Arc::clone(model)),
+            Self::Loading | Self::Failed(_) | Self::Unloading | Self::Unloaded => None,
         }
     }
 }
@@ -204,19 +338,19 @@ impl Versions {
             State::Loading => 1,
             State::Unloading => 2,
             State::Failed(_) => 3,
+            State::Unloaded => 4,
         })
     }
 
     fn ready(&self, version: Option<&Version>, wanted: &ModelRef) -> Result<Arc<Model>, Error> {
         match version.map(|version| &version.state) {
             Some(State::Ready(model)) => Ok(Arc::clone(model)),
+            Some(State::Unloaded) | None => Err(not_found(wanted)),
             Some(state) => {
                 // Why it failed may name files: that is for the log, the banner and `check`.
-                let state =
-                    if matches!(state, State::Failed(_)) { "not served: loading it failed" } else { state.name() };
+                let state = if matches!(state, State::Failed(_)) { FAILED } else { state.name() };
                 Err(Error::ModelNotReady { model: Arc::clone(&wanted.name), state })
             }
-            None => Err(not_found(wanted)),
         }
     }
 }

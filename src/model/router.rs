@@ -3,16 +3,19 @@
 //! Everything up to the submission happens in `call`; the future only waits for the answer. Dropping
 //! it closes the job's channel, which is all that cancelling takes.
 
-use super::{Model, Repository, raw, signature};
+use super::{Model, Repository, classify::classify, control::Control, signature};
 use crate::{
     call::{
-        Call, Decoded, Head, Identity, InferRequest, InferResponse, Inspect, Operation, Reply, ReplyStream, Report,
-        ServerReport,
+        Call, Chunk, Decoded, Expected, Head, Identity, InferRequest, InferResponse, Inputs, Inspect, Manage,
+        NamedTensor, Operation, Reply, ReplyStream, Report, RequestedOutput, ServerReport, Timing,
     },
     error::{Error, Stage},
     schedule::{Answer, Job, ReplyTo},
+    telemetry::switches::Switches,
 };
+use futures_util::future::BoxFuture;
 use std::{
+    fmt,
     pin::Pin,
     sync::Arc,
     task::{Context, Poll, ready},
@@ -24,37 +27,62 @@ use tower::Service;
 /// Chunks that a stream's run may be ahead of its reader, and one place for its end.
 const AHEAD: usize = 16;
 
-/// What the server says of itself (contract 01 section 2.1): only what there is.
-const SERVER: ServerReport = ServerReport {
-    name: "sluicegate",
-    version: env!("CARGO_PKG_VERSION"),
-    extensions: &["binary_tensor_data", "parameters"],
-};
+/// Names of the V2 extensions (contract 02): only those that there are.
+const EXTENSIONS: &[&str] = &[
+    "binary_tensor_data",
+    "classification",
+    "parameters",
+    "model_configuration",
+    "model_repository",
+    "model_repository(unload_dependents)",
+    "schedule_policy",
+    "statistics",
+    "trace",
+    "logging",
+];
+
+/// What the server says of itself (contract 01 section 2.1).
+const SERVER: ServerReport =
+    ServerReport { name: "sluicegate", version: env!("CARGO_PKG_VERSION"), extensions: EXTENSIONS };
 
 /// Sends calls to their models. Cloning it is cloning an `Arc`.
 #[derive(Clone, Debug)]
-pub struct Router {
+pub struct Router(Arc<Parts>);
+
+#[derive(Debug)]
+struct Parts {
     repository: Arc<Repository>,
+    /// Absent where models cannot be changed by calls.
+    control: Option<Control>,
+    switches: Switches,
 }
 
 /// The answer of a model, or one that was there at once.
 #[derive(Debug)]
 pub struct Routed(Inner);
 
-#[derive(Debug)]
 enum Inner {
     Ready(Option<Result<Reply, Error>>),
+    /// Inputs that the signature makes tensors of.
+    Typing(BoxFuture<'static, Result<Vec<NamedTensor>, Error>>, Option<Box<Asked>>),
     Waiting(Waiting),
+    /// Something that takes its time elsewhere: the loader's.
+    Elsewhere(BoxFuture<'static, Result<Report, Error>>),
+}
+
+/// An inference whose model is known.
+#[derive(Debug)]
+struct Asked {
+    head: Head,
+    model: Arc<Model>,
+    client_id: Option<Arc<str>>,
+    outputs: Vec<RequestedOutput>,
 }
 
 #[derive(Debug)]
 struct Waiting {
     answer: oneshot::Receiver<Result<Answer, Error>>,
-    /// Held until the answer is there: a model that is being replaced finishes what it has.
-    model: Arc<Model>,
-    client_id: Option<Arc<str>>,
-    wanted: Vec<Arc<str>>,
-    head: Head,
+    asked: Asked,
 }
 
 // === impl Router ===
@@ -62,62 +90,12 @@ struct Waiting {
 impl Router {
     /// A router over the models of `repository`.
     pub fn new(repository: Arc<Repository>) -> Self {
-        Self { repository }
+        Self(Arc::new(Parts { repository, control: None, switches: Switches::default() }))
     }
 
-    fn infer(&self, head: Head, request: InferRequest) -> Result<Inner, Error> {
-        let model = self.repository.resolve(&request.model)?;
-        learn(&head, &model);
-        signature::check_outputs(&model.signature, &request.outputs)?;
-        let batches = model.scheduler.policy().enabled;
-        let inputs = match request.raw {
-            Some(bytes) => vec![raw::input(&model.signature, batches, &bytes)?],
-            None => request.inputs,
-        };
-        let checked = signature::check(&model.signature, batches, inputs)?;
-        let client_id = request.client_id.filter(|id| !id.is_empty());
-        head.facts.reach(Stage::Queued);
-        let job = |reply| Job {
-            inputs: checked.inputs,
-            rows: checked.rows,
-            deadline: head.deadline,
-            queued: Instant::now(),
-            reply,
-            facts: Arc::clone(&head.facts),
-        };
-        if model.decoupled {
-            let (sender, receiver) = mpsc::channel(AHEAD);
-            let key = Arc::clone(&model.key);
-            let wanted = request.outputs;
-            let frame = Box::new(move |outputs, timing| InferResponse {
-                model: Arc::clone(&key),
-                client_id: client_id.clone(),
-                outputs: signature::select(outputs, &wanted),
-                parameters: Vec::new(),
-                timing,
-            });
-            model.scheduler.submit(job(ReplyTo::Stream { sender, frame, until: head.stream_deadline }))?;
-            return Ok(Inner::ready(Reply::Stream(ReplyStream::new(receiver))));
-        }
-        let (sender, answer) = oneshot::channel();
-        model.scheduler.submit(job(ReplyTo::Once(sender)))?;
-        Ok(Inner::Waiting(Waiting { answer, model, client_id, wanted: request.outputs, head }))
-    }
-
-    fn inspect(&self, head: &Head, sender: Arc<Identity>, question: &Inspect) -> Result<Report, Error> {
-        Ok(match question {
-            Inspect::Caller => Report::Caller(sender),
-            Inspect::Server => Report::Server(SERVER),
-            Inspect::Models => Report::Models(self.repository.names()),
-            Inspect::Model(wanted) => {
-                let (model, report) = self.repository.report(wanted)?;
-                learn(head, &model);
-                Report::Model(report)
-            }
-            Inspect::Ready(wanted) => {
-                Report::Ready { model: Arc::clone(&wanted.name), ready: self.repository.is_ready(wanted)? }
-            }
-        })
+    /// A router that also lets operators change models, through `control`, and the process's `switches`.
+    pub fn managed(repository: Arc<Repository>, control: Option<Control>, switches: Switches) -> Self {
+        Self(Arc::new(Parts { repository, control, switches }))
     }
 }
 
@@ -133,12 +111,99 @@ impl Service<Decoded> for Router {
     fn call(&mut self, call: Decoded) -> Routed {
         let Call { head, sender, input } = call;
         let inner = match input {
-            Operation::Infer(request) => self.infer(head, request),
-            Operation::Inspect(question) => {
-                self.inspect(&head, sender, &question).map(|report| Inner::ready(Reply::Report(report)))
-            }
+            Operation::Infer(request) => self.0.infer(head, request),
+            Operation::Inspect(question) => self.0.inspect(&head, sender, question),
+            Operation::Manage(change) => self.0.manage(change),
         };
         Routed(inner.unwrap_or_else(|error| Inner::Ready(Some(Err(error)))))
+    }
+}
+
+// === impl Parts ===
+
+impl Parts {
+    fn infer(&self, head: Head, request: InferRequest) -> Result<Inner, Error> {
+        let model = self.repository.resolve(&request.model)?;
+        learn(&head, &model);
+        signature::check_outputs(&model.signature, &request.outputs)?;
+        let client_id = request.client_id.filter(|id| !id.is_empty());
+        let asked = Asked { head, model, client_id, outputs: request.outputs };
+        match request.inputs {
+            Inputs::Tensors(inputs) => asked.submit(inputs),
+            Inputs::Untyped(inputs) => {
+                let (signature, batches) = (Arc::clone(&asked.model.signature), asked.model.batches());
+                let typing = inputs.read(Expected { signature, batches });
+                Ok(Inner::Typing(typing, Some(Box::new(asked))))
+            }
+        }
+    }
+
+    fn inspect(&self, head: &Head, sender: Arc<Identity>, question: Inspect) -> Result<Inner, Error> {
+        let repository = &self.repository;
+        Ok(Inner::report(match question {
+            Inspect::Caller => Report::Caller(sender),
+            Inspect::Server => Report::Server(SERVER),
+            Inspect::Models => Report::Models(repository.names()),
+            Inspect::Model(wanted) => {
+                let (model, report) = repository.report(&wanted)?;
+                learn(head, &model);
+                Report::Model(report)
+            }
+            Inspect::Ready(wanted) => {
+                let ready = repository.is_ready(&wanted)?;
+                Report::Ready { model: wanted.name, ready }
+            }
+            Inspect::Versions(wanted) => Report::Versions(repository.versions(&wanted)?),
+            Inspect::Config(wanted) => {
+                let model = repository.resolve(&wanted)?;
+                learn(head, &model);
+                Report::Config(Box::new(model.config()))
+            }
+            Inspect::Statistics(wanted) => {
+                let models = repository.ready(wanted.as_ref())?;
+                Report::Statistics(models.iter().map(|model| model.statistics()).collect())
+            }
+            Inspect::Index { ready } => match &self.control {
+                // What was never loaded is on disk only, and whoever reads disks is elsewhere.
+                Some(control) if !ready => {
+                    let (repository, names) = (Arc::clone(repository), control.names());
+                    return Ok(Inner::Elsewhere(Box::pin(async move { Ok(repository.index(names.await?, false)) })));
+                }
+                _ => repository.index(Vec::new(), ready),
+            },
+            Inspect::Trace(model) => {
+                if let Some(model) = &model {
+                    repository.resolve(model)?;
+                }
+                Report::Trace(self.switches.trace(model.as_ref().map(|model| &*model.name)))
+            }
+            Inspect::Logging => Report::Logging(self.switches.logging()),
+        }))
+    }
+
+    fn manage(&self, change: Manage) -> Result<Inner, Error> {
+        let Some(control) = &self.control else {
+            return Err(Error::Unimplemented(
+                "models cannot be changed here: `models.control` is not `explicit`".into(),
+            ));
+        };
+        Ok(match change {
+            Manage::Load(request) => {
+                let (name, loading) = (Arc::clone(&request.model.name), control.load(request));
+                Inner::Elsewhere(Box::pin(async move { loading.await.map(|()| Report::Loaded(name)) }))
+            }
+            Manage::Unload(model) => {
+                let (name, unloading) = (Arc::clone(&model.name), control.unload(model));
+                Inner::Elsewhere(Box::pin(async move { unloading.await.map(|()| Report::Unloaded(name)) }))
+            }
+            Manage::Trace(change) => {
+                if let Some(model) = &change.model {
+                    self.repository.resolve(model)?;
+                }
+                Inner::report(Report::Trace(self.switches.change_trace(&change)?))
+            }
+            Manage::Logging(change) => Inner::report(Report::Logging(self.switches.change_logging(&change)?)),
+        })
     }
 }
 
@@ -147,31 +212,90 @@ fn learn(head: &Head, model: &Model) {
     let _ = head.facts.model.set(Arc::clone(&model.key));
 }
 
+// === impl Asked ===
+
+impl Asked {
+    /// Checks the inputs and hands them to the model's scheduler.
+    fn submit(self, inputs: Vec<NamedTensor>) -> Result<Inner, Error> {
+        let Self { head, model, .. } = &self;
+        let checked = signature::check(&model.signature, model.batches(), inputs)?;
+        head.facts.reach(Stage::Queued);
+        let job = |reply| Job {
+            inputs: checked.inputs,
+            rows: checked.rows,
+            deadline: head.deadline,
+            queued: Instant::now(),
+            reply,
+            facts: Arc::clone(&head.facts),
+        };
+        if model.decoupled {
+            let (sender, receiver) = mpsc::channel::<Result<Chunk, Error>>(AHEAD);
+            let (about, client_id, wanted) = (Arc::clone(model), self.client_id.clone(), self.outputs.clone());
+            let frame = Box::new(move |found, timing| respond(&about, client_id.clone(), &wanted, found, timing));
+            model.scheduler.submit(job(ReplyTo::Stream { sender, frame, until: head.stream_deadline }))?;
+            return Ok(Inner::reply(Reply::Stream(ReplyStream::new(receiver))));
+        }
+        let (sender, answer) = oneshot::channel();
+        model.scheduler.submit(job(ReplyTo::Once(sender)))?;
+        Ok(Inner::Waiting(Waiting { answer, asked: self }))
+    }
+}
+
+/// The outputs that were wanted, in the form that was wanted.
+fn respond(
+    model: &Model,
+    client_id: Option<Arc<str>>,
+    wanted: &[RequestedOutput],
+    found: Vec<NamedTensor>,
+    timing: Timing,
+) -> Result<InferResponse, Error> {
+    let mut outputs = signature::select(found, wanted);
+    // Without wishes nothing is to be classified: the two lists run side by side.
+    for (output, wish) in outputs.iter_mut().zip(wanted) {
+        if let Some(classes) = wish.classes {
+            let labels = model.labels_of(&output.name);
+            output.tensor = classify(&output.name, &output.tensor, classes, model.batches(), labels)?;
+        }
+    }
+    Ok(InferResponse { model: Arc::clone(&model.key), client_id, outputs, parameters: Vec::new(), timing })
+}
+
 // === impl Routed ===
 
 impl Inner {
-    fn ready(reply: Reply) -> Self {
+    fn reply(reply: Reply) -> Self {
         Self::Ready(Some(Ok(reply)))
+    }
+
+    fn report(report: Report) -> Self {
+        Self::reply(Reply::Report(report))
+    }
+}
+
+impl fmt::Debug for Inner {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Ready(_) => "Ready",
+            Self::Typing(..) => "Typing",
+            Self::Waiting(_) => "Waiting",
+            Self::Elsewhere(_) => "Elsewhere",
+        })
     }
 }
 
 impl Waiting {
     fn reply(&mut self, answer: Result<Result<Answer, Error>, oneshot::error::RecvError>) -> Result<Reply, Error> {
         let Answer { outputs, timing } = answer.unwrap_or_else(|_| Err(self.unanswered()))?;
-        let _ = self.head.facts.timing.set(timing);
-        Ok(Reply::Infer(InferResponse {
-            model: Arc::clone(&self.model.key),
-            client_id: self.client_id.take(),
-            outputs: signature::select(outputs, &self.wanted),
-            parameters: Vec::new(),
-            timing,
-        }))
+        let Asked { head, model, client_id, outputs: wanted } = &mut self.asked;
+        let _ = head.facts.timing.set(timing);
+        respond(model, client_id.take(), wanted, outputs, timing).map(Reply::Infer)
     }
 
     /// A job that was dropped without an answer is late, or a bug.
     fn unanswered(&self) -> Error {
-        if Instant::now() >= self.head.deadline {
-            return Error::DeadlineExceeded { stage: self.head.facts.stage() };
+        let head = &self.asked.head;
+        if Instant::now() >= head.deadline {
+            return Error::DeadlineExceeded { stage: head.facts.stage() };
         }
         Error::internal("a job was dropped without an answer")
     }
@@ -181,17 +305,31 @@ impl Future for Routed {
     type Output = Result<Reply, Error>;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        match &mut self.0 {
-            Inner::Ready(reply) => {
-                let again = || Err(Error::internal("a finished call was polled again"));
-                Poll::Ready(reply.take().unwrap_or_else(again))
-            }
-            Inner::Waiting(waiting) => {
-                let answer = ready!(Pin::new(&mut waiting.answer).poll(cx));
-                let reply = waiting.reply(answer);
-                self.0 = Inner::Ready(None);
-                Poll::Ready(reply)
-            }
+        loop {
+            let result = match &mut self.0 {
+                Inner::Ready(reply) => {
+                    let again = || Err(Error::internal("a finished call was polled again"));
+                    return Poll::Ready(reply.take().unwrap_or_else(again));
+                }
+                Inner::Typing(typing, asked) => {
+                    let inputs = ready!(typing.as_mut().poll(cx));
+                    let asked = asked.take().ok_or_else(|| Error::internal("a call was typed twice"));
+                    match inputs.and_then(|inputs| asked?.submit(inputs)) {
+                        Ok(inner) => {
+                            self.0 = inner;
+                            continue;
+                        }
+                        Err(error) => Err(error),
+                    }
+                }
+                Inner::Waiting(waiting) => {
+                    let answer = ready!(Pin::new(&mut waiting.answer).poll(cx));
+                    waiting.reply(answer)
+                }
+                Inner::Elsewhere(work) => ready!(work.as_mut().poll(cx)).map(Reply::Report),
+            };
+            self.0 = Inner::Ready(None);
+            return Poll::Ready(result);
         }
     }
 }
@@ -248,7 +386,8 @@ mod tests {
         let script = Script::default();
         let mut router = router(&script);
         let mut bad = request(1);
-        bad.inputs[0].name = "z".into();
+        let Inputs::Tensors(inputs) = &mut bad.inputs else { panic!() };
+        inputs[0].name = "z".into();
         let error = router.call(call(Operation::Infer(bad))).await.unwrap_err();
         assert_eq!(error.to_string(), "input `z` is unknown, expected `x`");
         let mut bad = request(1);

@@ -2,19 +2,26 @@
 //!
 //! Looks at names and sizes only; what is in the files is for the opener.
 
-use super::{ModelSettings, Settings, VersionPolicy};
+use super::{ModelSettings, Settings, Source, VersionPolicy};
+use crate::call::LoadRequest;
+use bytes::Bytes;
 use std::{
     collections::HashSet,
     fs, io,
     path::{Path, PathBuf},
     sync::Arc,
 };
+use tempfile::TempDir;
 
 /// The file of a version.
 const FILE: &str = "model.onnx";
 
-/// A model's own settings.
-const SPEC: &str = "model.yaml";
+/// What a model says of itself: ours, and Triton's.
+const SPECS: [&str; 2] = ["model.yaml", "config.pbtxt"];
+
+/// Most files that a load call may bring, and the longest name of one.
+const FILES: usize = 256;
+const NAME: usize = 128;
 
 /// One version of a model that is to be served.
 #[derive(Clone, Debug)]
@@ -25,6 +32,10 @@ pub(super) struct Found {
     /// Size of the file; weights kept outside it do not count.
     pub(super) bytes: u64,
     pub(super) settings: ModelSettings,
+    /// The model's folder.
+    pub(super) folder: PathBuf,
+    /// The folder itself, if a load call brought it.
+    pub(super) files: Option<Arc<TempDir>>,
 }
 
 /// A folder or file that should have been a model, and why it is none.
@@ -43,7 +54,7 @@ pub(super) fn scan(settings: &Settings) -> (Vec<Found>, Vec<Problem>) {
                     if !settings.load.includes(&name) {
                         continue;
                     }
-                    let result = model(&name, &path, settings, &mut problems);
+                    let result = model(&name, Place::folder(&path), settings, &mut problems);
                     match result {
                         Ok(versions) if versions.is_empty() => {}
                         Ok(_) if !names.insert(name.clone()) => {
@@ -60,8 +71,96 @@ pub(super) fn scan(settings: &Settings) -> (Vec<Found>, Vec<Problem>) {
     (found, problems)
 }
 
-/// The versions of the model in the folder `path`; none if it is no model at all.
-fn model(name: &str, path: &Path, settings: &Settings, problems: &mut Vec<Problem>) -> Result<Vec<Found>, String> {
+/// Names of everything in the directories of `settings` that looks like a model, whether it is to be loaded or not.
+pub(super) fn names(settings: &Settings) -> Vec<Arc<str>> {
+    let folders = settings.directories.iter().flat_map(|directory| children(directory).unwrap_or_default());
+    let is_model = |(name, path): &(String, PathBuf)| {
+        let versions = children(path).unwrap_or_default();
+        check_name(name).is_ok() && versions.iter().any(|(name, path)| number(name).is_some() && path.is_dir())
+    };
+    let mut names: Vec<Arc<str>> = folders.filter(is_model).map(|(name, _)| name.into()).collect();
+    names.sort_unstable();
+    names.dedup();
+    names
+}
+
+/// The versions that a load call means: those of its model's folder, or of the files that it brought.
+///
+/// None if there is no such model or version.
+pub(super) fn one(settings: &Settings, request: &LoadRequest) -> (Vec<Found>, Vec<Problem>) {
+    let (name, mut problems) = (&request.model.name, Vec::new());
+    let found = check_name(name).and_then(|()| {
+        let files = match request.files.as_slice() {
+            [] => None,
+            _ if request.config.is_none() => return Err("files without a `config` to go with them".to_owned()),
+            files => Some(Arc::new(write(files)?)),
+        };
+        let brought = files.as_ref().map(|files| files.path().to_owned());
+        let folders = settings.directories.iter().map(|directory| directory.join(&**name));
+        let Some(path) = brought.or_else(|| folders.into_iter().find(|path| path.is_dir())) else {
+            return Ok(Vec::new());
+        };
+        // One version alone is loaded whatever the policy says of the others.
+        let only = request.model.version.as_deref().and_then(number);
+        if request.model.version.is_some() && only.is_none() {
+            return Ok(Vec::new());
+        }
+        let place = Place { path: &path, config: request.config.as_deref(), only, files };
+        model(name, place, settings, &mut problems)
+    });
+    match found {
+        Ok(found) => (found, problems),
+        Err(reason) => {
+            problems.push((name.as_ref().into(), reason));
+            (Vec::new(), problems)
+        }
+    }
+}
+
+/// Puts the files of a load call, `VERSION/NAME` each, where they can be opened.
+fn write(files: &[(Arc<str>, Bytes)]) -> Result<TempDir, String> {
+    if files.len() > FILES {
+        return Err(format!("{} files, expected at most {FILES}", files.len()));
+    }
+    let failed = |error: io::Error| format!("its files cannot be written: {error}");
+    let folder = tempfile::tempdir().map_err(failed)?;
+    for (path, data) in files {
+        let parts = path.split_once('/').filter(|(version, name)| number(version).is_some() && is_file_name(name));
+        let Some((version, name)) = parts else {
+            let path: String = path.chars().take(NAME).collect();
+            return Err(format!("file `{path}` has no place, expected `file:VERSION/NAME`"));
+        };
+        let version = folder.path().join(version);
+        fs::create_dir_all(&version).map_err(failed)?;
+        fs::write(version.join(name), data).map_err(failed)?;
+    }
+    Ok(folder)
+}
+
+/// A plain name: no path, nothing hidden, nothing that a shell or a log would read otherwise (attack M1).
+fn is_file_name(name: &str) -> bool {
+    let sane = |byte: u8| byte.is_ascii_alphanumeric() || b"._-".contains(&byte);
+    (1..=NAME).contains(&name.len()) && !name.starts_with('.') && name.bytes().all(sane)
+}
+
+/// Where a model is, and what is asked of it.
+struct Place<'a> {
+    path: &'a Path,
+    config: Option<&'a str>,
+    /// The only version that is wanted.
+    only: Option<u64>,
+    files: Option<Arc<TempDir>>,
+}
+
+impl<'a> Place<'a> {
+    fn folder(path: &'a Path) -> Self {
+        Self { path, config: None, only: None, files: None }
+    }
+}
+
+/// The versions of the model in a folder; none if it is no model at all.
+fn model(name: &str, place: Place<'_>, settings: &Settings, problems: &mut Vec<Problem>) -> Result<Vec<Found>, String> {
+    let Place { path, config, only, files } = place;
     let children = children(path).map_err(|error| format!("cannot be read: {error}"))?;
     let misplaced = children.iter().any(|(_, path)| path.extension().is_some_and(|extension| extension == "onnx"));
     let folders = || children.iter().filter(|(_, path)| path.is_dir());
@@ -78,30 +177,37 @@ fn model(name: &str, path: &Path, settings: &Settings, problems: &mut Vec<Proble
         return if misplaced { Err(hint) } else { Ok(Vec::new()) };
     }
     check_name(name)?;
-    let spec = path.join(SPEC);
-    let settings = match (&settings.reader, spec.exists()) {
+    let says_something = config.is_some() || SPECS.iter().any(|spec| path.join(spec).exists());
+    let settings = match (&settings.reader, says_something) {
         (_, false) => settings.defaults.clone(),
-        (Some(reader), true) => reader.read(&spec, &settings.defaults)?,
-        (None, true) => return Err(format!("has a `{SPEC}`, and nothing here reads it")),
+        (Some(reader), true) => reader.read(Source { folder: path, config }, &settings.defaults)?,
+        (None, true) => return Err("has settings of its own, and nothing here reads them".to_owned()),
     };
-    if let VersionPolicy::Only(wanted) = &settings.versions {
-        for version in wanted.iter().filter(|version| !numbered.contains(version)) {
-            problems.push((format!("{name}/{version}"), "is configured and not there".to_owned()));
+    let chosen = match only {
+        Some(version) => numbered.into_iter().filter(|found| *found == version).collect(),
+        None => {
+            if let VersionPolicy::Only(wanted) = &settings.versions {
+                for version in wanted.iter().filter(|version| !numbered.contains(version)) {
+                    problems.push((format!("{name}/{version}"), "is configured and not there".to_owned()));
+                }
+            }
+            settings.versions.choose(numbered)
         }
-    }
+    };
     let name: Arc<str> = name.into();
-    let chosen = settings.versions.choose(numbered);
     Ok(chosen
         .into_iter()
         .map(|version| {
-            let path = path.join(version.to_string()).join(FILE);
-            let bytes = fs::metadata(&path).map_or(0, |data| data.len());
+            let file = path.join(version.to_string()).join(FILE);
+            let bytes = fs::metadata(&file).map_or(0, |data| data.len());
             Found {
                 name: Arc::clone(&name),
                 version: version.to_string().into(),
-                path,
+                path: file,
                 bytes,
                 settings: settings.clone(),
+                folder: path.to_owned(),
+                files: files.clone(),
             }
         })
         .collect())
@@ -134,8 +240,8 @@ fn check_name(name: &str) -> Result<(), String> {
         return Err("the name `stats` is taken by a route".to_owned());
     }
     let sane = |byte: u8| byte.is_ascii_alphanumeric() || b"._-".contains(&byte);
-    if name.len() > 128 || !name.bytes().all(sane) {
-        return Err("a model's name has 1 to 128 letters, digits, `.`, `_` or `-`".to_owned());
+    if !(1..=NAME).contains(&name.len()) || name.starts_with('.') || !name.bytes().all(sane) {
+        return Err("a model's name has 1 to 128 letters, digits, `.`, `_` or `-`, and no `.` at first".to_owned());
     }
     Ok(())
 }

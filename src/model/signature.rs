@@ -3,8 +3,9 @@
 //! After [`check`] nothing below looks a name up again: the inputs are in the signature's order.
 //! The happy path formats and allocates nothing but the list of tensors.
 
+use super::classify;
 use crate::{
-    call::NamedTensor,
+    call::{NamedTensor, RequestedOutput},
     error::Error,
     tensor::{Signature, Tensor, TensorSpec, Tensors},
 };
@@ -49,18 +50,22 @@ pub fn check(signature: &Signature, batches: bool, mut inputs: Vec<NamedTensor>)
     Ok(Checked { inputs: inputs.into_iter().map(|input| input.tensor).collect(), rows })
 }
 
-/// Checks the names of the outputs that a request wants; none means all.
+/// Checks the outputs that a request wants; none means all.
 ///
 /// # Errors
 ///
-/// [`Error::InvalidRequest`] names an output that the model has not, or that was asked for twice.
-pub fn check_outputs(signature: &Signature, wanted: &[Arc<str>]) -> Result<(), Error> {
-    for (place, name) in wanted.iter().enumerate() {
-        if !signature.outputs.iter().any(|spec| spec.name == *name) {
+/// [`Error::InvalidRequest`] names an output that the model has not, or that was asked for twice;
+/// [`Error::InvalidTensor`] one whose classes are wanted and that has none.
+pub fn check_outputs(signature: &Signature, wanted: &[RequestedOutput]) -> Result<(), Error> {
+    for (place, RequestedOutput { name, classes }) in wanted.iter().enumerate() {
+        let Some(spec) = signature.outputs.iter().find(|spec| spec.name == *name) else {
             return Err(unknown("output", name, &signature.outputs));
-        }
-        if wanted[..place].contains(name) {
+        };
+        if wanted[..place].iter().any(|other| other.name == *name) {
             return Err(Error::invalid(format!("output `{name}` is requested twice")));
+        }
+        if classes.is_some() {
+            classify::check(spec)?;
         }
     }
     Ok(())
@@ -68,11 +73,11 @@ pub fn check_outputs(signature: &Signature, wanted: &[Arc<str>]) -> Result<(), E
 
 /// Those of `outputs` that are wanted, in the order of `wanted`, which [`check_outputs`] has
 /// accepted; all if it is empty.
-pub fn select(mut outputs: Vec<NamedTensor>, wanted: &[Arc<str>]) -> Vec<NamedTensor> {
+pub fn select(mut outputs: Vec<NamedTensor>, wanted: &[RequestedOutput]) -> Vec<NamedTensor> {
     if wanted.is_empty() {
         return outputs;
     }
-    for (place, name) in wanted.iter().enumerate() {
+    for (place, RequestedOutput { name, .. }) in wanted.iter().enumerate() {
         if let Some(further) = outputs.iter().skip(place).position(|output| output.name == *name) {
             outputs.swap(place, place + further);
         }
@@ -240,7 +245,7 @@ mod tests {
     fn outputs_are_those_requested_in_that_order() {
         let all = || vec![input("label", 1, 1), input("scores", 1, 10)];
         let names = |wanted: &[&str]| {
-            let wanted: Vec<Arc<str>> = wanted.iter().map(|name| (*name).into()).collect();
+            let wanted: Vec<RequestedOutput> = wanted.iter().map(|name| (*name).into()).collect();
             check_outputs(&signature(), &wanted).unwrap();
             select(all(), &wanted).iter().map(|output| output.name.to_string()).collect::<Vec<_>>()
         };
@@ -252,7 +257,7 @@ mod tests {
     #[test]
     fn outputs_must_exist_and_be_named_once() {
         let refusal = |wanted: &[&str]| {
-            let wanted: Vec<Arc<str>> = wanted.iter().map(|name| (*name).into()).collect();
+            let wanted: Vec<RequestedOutput> = wanted.iter().map(|name| (*name).into()).collect();
             check_outputs(&signature(), &wanted).unwrap_err().to_string()
         };
         assert_eq!(refusal(&["logits"]), "output `logits` is unknown, expected `label`, `scores`");

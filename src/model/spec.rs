@@ -3,7 +3,10 @@
 //! Plain data: how it is written in a file is known to `config` alone, which also supplies the
 //! reader of `model.yaml`.
 
-use crate::schedule::{BatchPolicy, Execution, TurnSettings};
+use crate::{
+    schedule::{BatchPolicy, Execution, TurnSettings},
+    tensor::Signature,
+};
 use std::{collections::HashSet, fmt, path::Path, path::PathBuf, sync::Arc, time::Duration};
 
 /// Which models there are, and how they run.
@@ -19,16 +22,25 @@ pub struct Settings {
     pub turn: TurnSettings,
     /// Cores for inference threads: the sum of instances × threads stays within it where both are `auto`.
     pub inference_cores: usize,
-    /// Reads `model.yaml`; a model that has one fails to load without a reader, because serving it
-    /// with other settings than its own would be wrong.
+    /// Reads what a model says of itself; a model that says something fails to load without a reader, because serving
+    /// it with other settings than its own would be wrong.
     pub reader: Option<Reader>,
 }
 
-/// Reads a model's own file over the defaults. The error is for operators, in plain words.
+/// Reads what a model says of itself over the defaults. The error is for operators, in plain words.
 #[derive(Clone)]
 pub struct Reader(Arc<ReadSettings>);
 
-type ReadSettings = dyn Fn(&Path, &ModelSettings) -> Result<ModelSettings, String> + Send + Sync;
+type ReadSettings = dyn Fn(Source<'_>, &ModelSettings) -> Result<ModelSettings, String> + Send + Sync;
+
+/// Where a model says how it is to run.
+#[derive(Clone, Copy, Debug)]
+pub struct Source<'a> {
+    /// Its folder, with `model.yaml` or `config.pbtxt` or neither in it.
+    pub folder: &'a Path,
+    /// A model configuration as JSON that a load call brought instead of the one in the folder.
+    pub config: Option<&'a str>,
+}
 
 /// Which models are loaded at start (`models.load`).
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -59,6 +71,15 @@ pub struct ModelSettings {
     pub warmup: bool,
     /// What metadata calls its kind.
     pub platform: Arc<str>,
+    /// Files with the labels of an output's classes, by output. Without any, `labels.txt` in the model's folder serves a
+    /// model with one output (contract 02 section 8).
+    pub labels: Vec<(Arc<str>, PathBuf)>,
+    /// What its `config.pbtxt` says of inputs and outputs, rows included; it must not contradict the model.
+    pub declared: Option<Signature>,
+    /// What its `config.pbtxt` says that only clients read, by name.
+    pub parameters: Vec<(Arc<str>, Arc<str>)>,
+    /// What was said and does not apply here, a sentence each.
+    pub warnings: Vec<String>,
 }
 
 /// How calls become batches (`batching`).
@@ -103,18 +124,20 @@ impl Default for Settings {
 // === impl Reader ===
 
 impl Reader {
-    /// A reader of `model.yaml`.
-    pub fn new(read: impl Fn(&Path, &ModelSettings) -> Result<ModelSettings, String> + Send + Sync + 'static) -> Self {
+    /// A reader of `model.yaml` and what else there may be.
+    pub fn new(
+        read: impl Fn(Source<'_>, &ModelSettings) -> Result<ModelSettings, String> + Send + Sync + 'static,
+    ) -> Self {
         Self(Arc::new(read))
     }
 
-    /// The settings in the file at `path`, over `defaults`.
+    /// What `source` says, over `defaults`.
     ///
     /// # Errors
     ///
-    /// What is wrong with the file, in plain words.
-    pub fn read(&self, path: &Path, defaults: &ModelSettings) -> Result<ModelSettings, String> {
-        (self.0)(path, defaults)
+    /// What is wrong with it, in plain words.
+    pub fn read(&self, source: Source<'_>, defaults: &ModelSettings) -> Result<ModelSettings, String> {
+        (self.0)(source, defaults)
     }
 }
 
@@ -150,6 +173,10 @@ impl Default for ModelSettings {
             warmup: true,
             // Contract 01 section 2.2: what Triton reports.
             platform: "onnxruntime_onnx".into(),
+            labels: Vec::new(),
+            declared: None,
+            parameters: Vec::new(),
+            warnings: Vec::new(),
         }
     }
 }

@@ -3,7 +3,7 @@
 //!
 //! A file's text says what becomes of it: `ok`, `slow`, `corrupt`, `panic`, `stream`, `extra`, `fails`.
 
-use super::Model;
+use super::{Model, ModelSettings};
 use crate::{
     backend::{Backend, Open, OpenError, SessionSettings},
     schedule::{
@@ -17,7 +17,7 @@ use std::{
         Arc,
         atomic::{AtomicUsize, Ordering},
     },
-    time::Duration,
+    time::{Duration, SystemTime},
 };
 
 pub(super) fn model(name: &str, version: &str) -> Arc<Model> {
@@ -35,8 +35,12 @@ fn finish(plan: crate::schedule::Plan, script: &Script) -> Arc<Model> {
     Arc::new(Model {
         key: Arc::clone(&plan.key),
         signature: Arc::clone(&plan.signature),
-        platform: "test".into(),
         decoupled: backend.is_decoupled(),
+        settings: Arc::new(ModelSettings { platform: "test".into(), ..ModelSettings::default() }),
+        instances: 1,
+        labels: vec![None],
+        since: SystemTime::now(),
+        files: None,
         scheduler: Scheduler::on_threads(plan, vec![backend]).unwrap(),
     })
 }

@@ -37,8 +37,8 @@ pub struct Answer {
     pub timing: Timing,
 }
 
-/// Makes a response of the outputs of one step of a stream.
-pub type Frame = Box<dyn Fn(Vec<NamedTensor>, Timing) -> InferResponse + Send>;
+/// Makes a response of the outputs of one step of a stream, or says why they make none.
+pub type Frame = Box<dyn Fn(Vec<NamedTensor>, Timing) -> Result<InferResponse, Error> + Send>;
 
 /// Where the answer of a job goes.
 pub enum ReplyTo {
@@ -84,7 +84,7 @@ impl Job {
             ReplyTo::Once(sender) => drop(sender.send(Ok(Answer { outputs, timing }))),
             ReplyTo::Stream { sender, frame, .. } => {
                 let _ = self.facts.timing.set(timing);
-                drop(sender.try_send(Ok(Chunk::Tensors(frame(outputs, timing)))));
+                drop(sender.try_send(frame(outputs, timing).map(Chunk::Tensors)));
             }
         }
     }

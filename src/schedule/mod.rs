@@ -21,7 +21,7 @@ use crate::{
     backend::{Backend, OpenError},
     call::ModelKey,
     error::Error,
-    telemetry::metrics::ModelMetrics,
+    telemetry::{metrics::ModelMetrics, statistics::Statistics},
     tensor::Signature,
 };
 use instance::Pool;
@@ -188,6 +188,11 @@ impl Scheduler {
     /// How jobs become batches.
     pub fn policy(&self) -> &BatchPolicy {
         &self.plan.policy
+    }
+
+    /// What this version of the model has done.
+    pub fn statistics(&self) -> &Statistics {
+        self.plan.metrics.statistics()
     }
 
     /// Takes no more jobs; what is queued still runs.

@@ -7,6 +7,7 @@ use crate::{
     backend::Backend,
     call::{Chunk, NamedTensor, Timing},
     error::{Error, Stage},
+    telemetry::statistics::Spent,
     tensor::{self, Tensor, Tensors},
 };
 use bytes::Bytes;
@@ -50,17 +51,25 @@ pub(super) fn run(backend: &mut dyn Backend, jobs: &mut Vec<Job>, plan: &Plan) -
 pub(super) fn batch(backend: &mut dyn Backend, jobs: &mut Vec<Job>, plan: &Plan) -> Ran {
     let started = Instant::now();
     let mut rows = 0;
+    let mut queued = Duration::ZERO;
     for job in jobs.iter() {
         // A job whose batch has failed comes a second time, and has waited once.
         if job.facts.stage() < Stage::Running {
-            plan.metrics.waited(started.saturating_duration_since(job.queued));
+            let waited = started.saturating_duration_since(job.queued);
+            plan.metrics.waited(waited);
+            queued += waited;
         }
         job.facts.reach(Stage::Running);
         rows += job.rows;
     }
+    let mut input = Duration::ZERO;
     let result = catch_unwind(AssertUnwindSafe(|| match jobs.as_slice() {
         [only] => backend.run(&only.inputs),
-        many => gather(many, plan).and_then(|inputs| backend.run(&inputs)),
+        many => {
+            let inputs = gather(many, plan)?;
+            input = started.elapsed();
+            backend.run(&inputs)
+        }
     }));
     let took = started.elapsed();
     let fits = |outputs: &[Tensor]| jobs.len() == 1 || outputs.iter().all(|output| output.rows() == rows);
@@ -80,8 +89,11 @@ pub(super) fn batch(backend: &mut dyn Backend, jobs: &mut Vec<Job>, plan: &Plan)
             jobs.drain(..).for_each(|job| job.fail(error.clone()));
         }
         Ok(Ok(outputs)) if fits(&outputs) => {
-            plan.metrics.ran(jobs.len(), rows, took);
-            answer(jobs, outputs, plan, started, took);
+            let parts = apart(jobs, outputs, plan);
+            let spent = Spent { input, infer: took - input, output: started.elapsed() - took };
+            // Counted before anyone hears of it: who was answered finds itself in the statistics.
+            plan.metrics.ran(jobs.len(), rows, queued, spent);
+            answer(jobs, parts, started, took);
         }
         Ok(Err(error)) if jobs.len() == 1 => {
             plan.metrics.failed();
@@ -113,10 +125,17 @@ pub(super) fn stream(backend: &mut dyn Backend, job: Job, plan: &Plan) -> Ran {
     facts.reach(Stage::Running);
     plan.metrics.waited(queue);
     let mut late = false;
+    let mut unframed = None;
     let mut emit = |outputs: Tensors| {
         facts.reach(Stage::Streaming);
         let timing = Timing { queue, compute: started.elapsed() };
-        let mut item = Ok(Chunk::Tensors(frame(named(plan, outputs), timing)));
+        let mut item = match frame(named(plan, outputs), timing) {
+            Ok(response) => Ok(Chunk::Tensors(response)),
+            Err(error) => {
+                unframed = Some(error);
+                return ControlFlow::Break(());
+            }
+        };
         loop {
             late = Instant::now() >= until;
             if late {
@@ -140,11 +159,11 @@ pub(super) fn stream(backend: &mut dyn Backend, job: Job, plan: &Plan) -> Ran {
             (Ran::Sound(took), Some(error))
         }
         Ok(Ok(())) => {
-            plan.metrics.ran(1, rows, took);
+            plan.metrics.ran(1, rows, queue, Spent { infer: took, ..Spent::default() });
             (Ran::Sound(took), late.then_some(Error::DeadlineExceeded { stage: Stage::Streaming }))
         }
     };
-    if let Some(error) = error {
+    if let Some(error) = error.or(unframed) {
         last.send(Err(error));
     }
     ran
@@ -188,25 +207,28 @@ fn gather(jobs: &[Job], plan: &Plan) -> Result<Tensors, Error> {
         .collect()
 }
 
-fn answer(jobs: &mut Vec<Job>, outputs: Tensors, plan: &Plan, started: Instant, took: Duration) {
-    let timing = |job: &Job| Timing { queue: started.saturating_duration_since(job.queued), compute: took };
+/// What each job of a batch is answered with, in their order. A batch of one keeps its outputs whole.
+type Parts = SmallVec<[Result<Vec<NamedTensor>, Error>; 1]>;
+
+fn apart(jobs: &[Job], outputs: Tensors, plan: &Plan) -> Parts {
     if jobs.len() == 1 {
-        if let Some(job) = jobs.pop() {
-            let timing = timing(&job);
-            job.succeed(named(plan, outputs), timing);
-        }
-        return;
+        return SmallVec::from_iter([Ok(named(plan, outputs))]);
     }
     let mut from = 0;
-    for job in jobs.drain(..) {
+    let part = |job: &Job| {
         let range = from..from + job.rows;
         from = range.end;
-        let part = outputs
-            .iter()
-            .zip(&plan.signature.outputs)
+        let parts = outputs.iter().zip(&plan.signature.outputs);
+        parts
             .map(|(output, spec)| Ok(NamedTensor { name: spec.name.clone(), tensor: cut(output, range.clone())? }))
-            .collect::<Result<Vec<_>, Error>>();
-        let timing = timing(&job);
+            .collect()
+    };
+    jobs.iter().map(part).collect()
+}
+
+fn answer(jobs: &mut Vec<Job>, parts: Parts, started: Instant, took: Duration) {
+    for (job, part) in jobs.drain(..).zip(parts) {
+        let timing = Timing { queue: started.saturating_duration_since(job.queued), compute: took };
         match part {
             Ok(part) => job.succeed(part, timing),
             Err(error) => job.fail(error),

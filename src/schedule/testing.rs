@@ -179,12 +179,12 @@ pub(crate) fn plan() -> Plan {
 }
 
 pub(crate) fn plan_of(script: &Script) -> Plan {
-    let key = ModelKey { name: "double".into(), version: "1".into() };
+    let key = Arc::new(ModelKey { name: "double".into(), version: "1".into() });
     let decoupled = matches!(script.acts().fault, Fault::Stream(_));
     let script = script.clone();
     Plan {
         metrics: Metrics::new().model(&key),
-        key: Arc::new(key),
+        key,
         signature: signature(),
         policy: BatchPolicy { enabled: !decoupled, max_queue: MAX_QUEUE, ..BatchPolicy::default() },
         reopen: Arc::new(move || Ok(backend(&script))),
@@ -215,12 +215,14 @@ pub(crate) fn stream_job(capacity: usize) -> (Job, mpsc::Receiver<Result<Chunk, 
 
 pub(crate) fn stream_job_lasting(capacity: usize, lasting: Duration) -> (Job, mpsc::Receiver<Result<Chunk, Error>>) {
     let (sender, receiver) = mpsc::channel(capacity);
-    let frame = Box::new(|outputs, timing| InferResponse {
-        model: Arc::new(ModelKey { name: "double".into(), version: "1".into() }),
-        client_id: None,
-        outputs,
-        parameters: Vec::new(),
-        timing,
+    let frame = Box::new(|outputs, timing| {
+        Ok(InferResponse {
+            model: Arc::new(ModelKey { name: "double".into(), version: "1".into() }),
+            client_id: None,
+            outputs,
+            parameters: Vec::new(),
+            timing,
+        })
     });
     let (now, patience) = (Instant::now(), Duration::from_secs(60));
     let reply = ReplyTo::Stream { sender, frame, until: now + lasting };

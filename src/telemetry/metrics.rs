@@ -9,6 +9,7 @@ mod process;
 
 pub use model::ModelMetrics;
 
+use super::statistics::Statistics;
 use crate::{
     call::{End, Intent, ModelKey, Surface},
     error::{Code, Error, Stage},
@@ -54,6 +55,7 @@ struct PerSurface {
 #[derive(Debug)]
 struct PerModel {
     key: Option<Arc<ModelKey>>,
+    statistics: Arc<Statistics>,
     calls: Box<[OnceLock<IntCounter>]>,
     first_chunk: [OnceLock<Histogram>; SURFACES],
 }
@@ -130,6 +132,10 @@ impl Metrics {
                     self.families.calls.with_label_values(&labels)
                 })
                 .inc();
+            // Questions about a model are no work of its own.
+            if matches!(intent, Intent::Infer | Intent::Generate) {
+                about.statistics.call_ended(end == End::Complete, took);
+            }
         });
     }
 
@@ -153,9 +159,11 @@ impl Metrics {
         });
     }
 
-    /// Handles for one model version, to be kept by its scheduler. Versions of a model share their series.
-    pub fn model(&self, model: &ModelKey) -> ModelMetrics {
-        ModelMetrics::new(&self.families, &model.name)
+    /// Handles for one model version, to be kept by its scheduler. Versions of a model share their series; each has
+    /// statistics of its own, which begin at zero here. `model` is the key that its calls will bring.
+    pub fn model(&self, model: &Arc<ModelKey>) -> ModelMetrics {
+        let about = self.enrol(model);
+        ModelMetrics::new(&self.families, &model.name, Arc::clone(&about.statistics))
     }
 
     /// A connection was accepted; the guard closes it when dropped. [`Metrics::connection_is`] says what it speaks.
@@ -220,9 +228,10 @@ impl Metrics {
         response.observe(sent as f64);
     }
 
-    /// A model version is in `state` now and no longer in the one before: `loading`, `ready`, `failed`, `unloading`.
+    /// A model version is in `state` now and no longer in the one before: `loading`, `ready`, `failed`,
+    /// `unloading`, `unloaded`.
     pub fn model_state(&self, model: &ModelKey, state: &'static str) {
-        for other in ["loading", "ready", "failed", "unloading"] {
+        for other in ["loading", "ready", "failed", "unloading", "unloaded"] {
             let labels = [&*model.name, &*model.version, other];
             if other == state {
                 self.families.model_state.with_label_values(&labels).set(1);
@@ -267,16 +276,21 @@ impl Metrics {
         if let Some(about) = self.models.load().get(&address) {
             return count(about);
         }
+        count(&self.enrol(key));
+    }
+
+    /// Makes the handles of calls about `key`.
+    fn enrol(&self, key: &Arc<ModelKey>) -> Arc<PerModel> {
         let about = Arc::new(PerModel::new(Some(Arc::clone(key))));
         self.models.rcu(|models| {
             // A key that nobody else holds belongs to a model that is gone: this is the only place where it is kept.
             let used =
                 models.iter().filter(|(_, about)| about.key.as_ref().is_some_and(|key| Arc::strong_count(key) > 1));
             let mut models: HashMap<_, _> = used.map(|(address, about)| (*address, Arc::clone(about))).collect();
-            models.insert(address, Arc::clone(&about));
+            models.insert(Arc::as_ptr(key) as usize, Arc::clone(&about));
             models
         });
-        count(&about);
+        about
     }
 }
 
@@ -323,7 +337,7 @@ impl PerSurface {
 impl PerModel {
     fn new(key: Option<Arc<ModelKey>>) -> Self {
         let calls = std::iter::repeat_with(OnceLock::new).take(SURFACES * INTENTS * ENDS).collect();
-        Self { key, calls, first_chunk: Default::default() }
+        Self { key, statistics: Arc::default(), calls, first_chunk: Default::default() }
     }
 
     fn name(&self) -> &str {

@@ -4,9 +4,11 @@
 
 pub mod access_log;
 pub mod metrics;
+pub mod statistics;
+pub mod switches;
 
-use std::{fmt, io::IsTerminal};
-use tracing_subscriber::EnvFilter;
+use std::io::IsTerminal;
+use tracing_subscriber::{EnvFilter, Layer, fmt, layer::SubscriberExt, reload, util::SubscriberInitExt};
 
 /// How log lines look (`telemetry.log.format`).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -51,8 +53,8 @@ impl Default for LogSettings {
 #[derive(Debug)]
 pub struct LogError(String);
 
-impl fmt::Display for LogError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+impl std::fmt::Display for LogError {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(&self.0)
     }
 }
@@ -72,19 +74,27 @@ pub fn parse_level(level: &str) -> Result<EnvFilter, LogError> {
 
 /// Sends everything that is logged from now on to standard error. Once per process.
 ///
-/// Standard output stays free for the banner and the access log.
+/// Standard output stays free for the banner and the access log. What is returned changes the level while the process
+/// runs, to one that [`parse_level`] accepts; others change nothing.
 ///
 /// # Errors
 ///
 /// If the level is malformed, or logs were started before.
-pub fn start_logs(settings: &LogSettings) -> Result<(), LogError> {
-    let filter = parse_level(&settings.level)?;
-    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
-    let started = match settings.format.for_output(&std::io::stderr()) {
-        Format::Json => builder.json().flatten_event(true).with_current_span(true).with_span_list(false).try_init(),
-        Format::Auto | Format::Pretty => builder.with_ansi(std::io::stderr().is_terminal()).try_init(),
+pub fn start_logs(settings: &LogSettings) -> Result<impl Fn(&str) + Send + Sync + use<>, LogError> {
+    let (filter, handle) = reload::Layer::new(parse_level(&settings.level)?);
+    let log = fmt::layer().with_writer(std::io::stderr);
+    let log = match settings.format.for_output(&std::io::stderr()) {
+        Format::Json => log.json().flatten_event(true).with_current_span(true).with_span_list(false).boxed(),
+        Format::Auto | Format::Pretty => log.with_ansi(std::io::stderr().is_terminal()).boxed(),
     };
-    started.map_err(|error| LogError(format!("logs cannot be started: {error}")))
+    let started = tracing_subscriber::registry().with(filter).with(log).try_init();
+    started.map_err(|error| LogError(format!("logs cannot be started: {error}")))?;
+    Ok(move |level: &str| {
+        if let Ok(filter) = parse_level(level) {
+            // Fails only if the subscriber is gone, and with it the log.
+            drop(handle.reload(filter));
+        }
+    })
 }
 
 #[cfg(test)]

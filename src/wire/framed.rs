@@ -2,9 +2,9 @@
 //!
 //! The length of the header arrives in an HTTP header that this module never sees.
 
-use super::{Settings, Wishes, json};
+use super::{Settings, Wishes, json, raw};
 use crate::{
-    call::{CallId, InferRequest, InferResponse, ModelRef},
+    call::{CallId, InferRequest, InferResponse, Inputs, ModelRef, Untyped},
     error::Error,
 };
 use bytes::Bytes;
@@ -40,8 +40,9 @@ pub fn decode_infer(
     settings: &Settings,
 ) -> Result<(InferRequest, Wishes), Error> {
     if header == 0 {
-        let request = InferRequest { raw: Some(body.clone()), ..InferRequest::new(model, Vec::new()) };
-        return Ok((request, Wishes { binary: true, outputs: Vec::new() }));
+        let body = body.clone();
+        let inputs = Untyped::new(move |expected| raw::input(&expected, &body).map(|input| vec![input]));
+        return Ok((InferRequest::new(model, Inputs::Untyped(inputs)), Wishes { binary: true, outputs: Vec::new() }));
     }
     let Some(json) = body.get(..header) else {
         let length = body.len();
@@ -114,7 +115,7 @@ mod tests {
         let body = body(HEADER, &TAIL);
         let (request, wishes) = decode_infer(&body, 253, model(), &Settings::default()).unwrap();
         assert_eq!(request.client_id.as_deref(), Some("r1"));
-        let [ids, text] = &request.inputs[..] else { panic!("{request:?}") };
+        let [ids, text] = request.inputs.tensors().unwrap() else { panic!("{request:?}") };
         assert_eq!(ids.tensor.shape().dims(), [1, 3]);
         assert_eq!(ids.tensor.data().as_ptr(), body[253..].as_ptr(), "shared, not copied");
         assert_eq!(&ids.tensor.data()[..], &TAIL[..24]);
@@ -154,7 +155,7 @@ mod tests {
     fn without_a_header_the_body_is_the_input_and_outputs_come_back_raw() {
         let body = Bytes::from_static(&[1, 2, 3, 4]);
         let (request, wishes) = decode_infer(&body, 0, model(), &Settings::default()).unwrap();
-        assert_eq!((request.raw, request.inputs.len()), (Some(body), 0));
+        assert!(matches!(request.inputs, Inputs::Untyped(_)), "only the model knows its type");
         assert!(wishes.wants_binary("anything"));
     }
 
@@ -190,7 +191,7 @@ mod tests {
             r#"{"name":"D","shape":[1],"datatype":"BOOL","parameters":{"binary_data_size":1}}]}"#
         );
         let (request, _) = decode(json, &[1, 4]).unwrap();
-        let data: Vec<&[u8]> = request.inputs.iter().map(|input| &input.tensor.data()[..]).collect();
+        let data: Vec<&[u8]> = request.inputs.tensors().unwrap().iter().map(|input| &input.tensor.data()[..]).collect();
         assert_eq!(data, [&[1][..], &[2], &[], &[1]], "true is 1");
     }
 
@@ -211,8 +212,8 @@ mod tests {
                 r#"{{"inputs":[{{"name":"A","shape":[1],"datatype":"{dtype}","parameters":{{"binary_data_size":2}}}}]}}"#
             );
             let (request, _) = decode(&json, &bytes).unwrap();
-            assert_eq!(request.inputs[0].tensor.dtype().name(), dtype);
-            assert_eq!(&request.inputs[0].tensor.data()[..], bytes);
+            assert_eq!(request.inputs.tensors().unwrap()[0].tensor.dtype().name(), dtype);
+            assert_eq!(&request.inputs.tensors().unwrap()[0].tensor.data()[..], bytes);
         }
     }
 

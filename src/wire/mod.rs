@@ -9,6 +9,7 @@ pub mod json;
 pub mod message;
 pub mod problem;
 pub mod proto;
+mod raw;
 mod reserved;
 
 use crate::{
@@ -81,7 +82,7 @@ impl Wishes {
 /// # Errors
 ///
 /// [`Error::InvalidTensor`] if type, shape and bytes do not agree.
-fn raw(name: Arc<str>, dtype: DataType, shape: Shape, data: Bytes) -> Result<NamedTensor, Error> {
+fn shared(name: Arc<str>, dtype: DataType, shape: Shape, data: Bytes) -> Result<NamedTensor, Error> {
     let data = match dtype {
         DataType::Bool if data.iter().any(|byte| *byte > 1) => data.iter().map(|byte| u8::from(*byte != 0)).collect(),
         _ => data,
@@ -99,11 +100,11 @@ mod tests {
     #[test]
     fn raw_bytes_are_shared_and_bools_normalised() {
         let data = Bytes::from_static(&[0, 1, 2, 255]);
-        let bools = raw("b".into(), DataType::Bool, [4].into(), data.clone()).unwrap();
+        let bools = shared("b".into(), DataType::Bool, [4].into(), data.clone()).unwrap();
         assert_eq!(&bools.tensor.data()[..], [0, 1, 1, 1]);
-        let bytes = raw("u".into(), DataType::Uint8, [4].into(), data.clone()).unwrap();
+        let bytes = shared("u".into(), DataType::Uint8, [4].into(), data.clone()).unwrap();
         assert_eq!(bytes.tensor.data().as_ptr(), data.as_ptr());
-        let error = raw("x".into(), DataType::Fp32, [2].into(), data).unwrap_err();
+        let error = shared("x".into(), DataType::Fp32, [2].into(), data).unwrap_err();
         assert_eq!(error.to_string(), "tensor `x` has 4 bytes, expected 8");
     }
 

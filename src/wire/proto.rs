@@ -4,11 +4,15 @@
 //! a message, and which method it came with, is the front-end's business.
 
 use super::{
-    Settings, json, raw,
+    Settings, json,
     reserved::{self, Form, Options},
+    shared,
 };
 use crate::{
-    call::{InferRequest, InferResponse, ModelRef, ModelReport, NamedTensor, Parameter, Parameters, ServerReport},
+    call::{
+        InferRequest, InferResponse, ModelRef, ModelReport, NamedTensor, Parameter, Parameters, RequestedOutput,
+        ServerReport,
+    },
     error::Error,
     tensor::{DataType, Shape, Tensor, TensorError, TensorSpec},
 };
@@ -20,8 +24,17 @@ use inference::{
 };
 use std::{collections::HashMap, sync::Arc};
 
+mod config;
+mod manage;
 #[cfg(test)]
 mod tests;
+
+pub use config::{ConfigError, encode_config, encode_config_json, parse_config_json, parse_config_text};
+pub(super) use manage::index_state;
+pub use manage::{
+    decode_load, decode_logging, decode_trace, decode_unload, encode_index, encode_logging, encode_statistics,
+    encode_trace,
+};
 
 /// The generated types of `proto/open_inference.proto`.
 #[allow(missing_docs, unreachable_pub, clippy::all, missing_debug_implementations)]
@@ -36,8 +49,7 @@ pub const DESCRIPTOR: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/inferenc
 ///
 /// # Errors
 ///
-/// [`Error::InvalidRequest`] or [`Error::InvalidTensor`], naming what was found and what was expected;
-/// [`Error::Unimplemented`] for `classification` and `sequence_id`.
+/// [`Error::InvalidRequest`] or [`Error::InvalidTensor`], naming what was found and what was expected.
 pub fn decode_infer(message: ModelInferRequest, settings: &Settings) -> Result<InferRequest, Error> {
     if message.inputs.len() > settings.tensors || message.outputs.len() > settings.tensors {
         let most = settings.tensors;
@@ -56,19 +68,21 @@ pub fn decode_infer(message: ModelInferRequest, settings: &Settings) -> Result<I
     }
     options.check()?;
     let inputs = inputs(message.inputs, message.raw_input_contents, settings)?;
-    let mut outputs: Vec<Arc<str>> = Vec::with_capacity(message.outputs.len());
-    for output in message.outputs {
+    let mut outputs: Vec<RequestedOutput> = Vec::with_capacity(message.outputs.len());
+    for mut output in message.outputs {
         check_tensor_parameters(&output.parameters)?;
-        if outputs.iter().any(|other| **other == *output.name) {
+        if outputs.iter().any(|other| *other.name == *output.name) {
             return Err(Error::tensor(output.name, "is requested twice, expected once"));
         }
-        outputs.push(output.name.into());
+        let classes = output.parameters.remove(reserved::CLASSIFICATION);
+        let classes =
+            classes.map(|value| reserved::classes(&parameter(reserved::CLASSIFICATION, value)?)).transpose()?;
+        outputs.push(RequestedOutput { name: output.name.into(), classes });
     }
     Ok(InferRequest {
         model: ModelRef { name: message.model_name.into(), version: given(message.model_version) },
         client_id: given(message.id),
-        inputs,
-        raw: None,
+        inputs: inputs.into(),
         outputs,
         timeout: options.timeout,
         priority: options.priority,
@@ -145,7 +159,7 @@ fn input(tensor: InferInputTensor, contents: Option<Bytes>, settings: &Settings)
     let shape = Shape::new(tensor.shape.iter().map(|dim| usize::try_from(*dim).unwrap_or_default()));
     match (contents, tensor.contents) {
         (Some(_), Some(_)) => Err(wrong("has both raw and typed contents, expected one".to_owned())),
-        (Some(data), None) => raw(name, dtype, shape, data),
+        (Some(data), None) => shared(name, dtype, shape, data),
         (None, typed) => {
             let tensor = typed_tensor(dtype, shape, typed.unwrap_or_default()).map_err(wrong)?;
             Ok(NamedTensor { name, tensor })

@@ -7,7 +7,7 @@ use crate::{
     call::{Parameter, Parameters},
     error::Error,
 };
-use std::time::Duration;
+use std::{num::NonZeroUsize, time::Duration};
 
 /// The way a request came in; a few names differ.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -33,6 +33,8 @@ pub(super) struct Options {
     pub(super) parameters: Parameters,
     /// `sequence_start` or `sequence_end`, if one was true.
     sequence: Option<&'static str>,
+    /// Whether there was a `sequence_id`. Models without a state have no use for it (contract 02 section 9).
+    in_sequence: bool,
 }
 
 impl Options {
@@ -40,8 +42,7 @@ impl Options {
     ///
     /// # Errors
     ///
-    /// [`Error::InvalidRequest`] if a reserved name has a value of the wrong type, [`Error::Unimplemented`] if what it
-    /// asks for is not there yet.
+    /// [`Error::InvalidRequest`] if a reserved name has a value of the wrong type.
     pub(super) fn take(&mut self, form: Form, name: &str, value: Parameter) -> Result<(), Error> {
         match (name, form) {
             ("timeout", Form::Message) => return Err(elsewhere(name, "timeout_ms")),
@@ -50,7 +51,7 @@ impl Options {
             ("timeout", _) => self.timeout = microseconds(form, &value)?,
             ("priority", _) => self.priority = priority(&value)?,
             ("binary_data_output", _) => self.binary = Some(boolean(name, &value)?),
-            ("sequence_id", _) => no_sequence(&value)?,
+            ("sequence_id", _) => self.in_sequence = is_sequence(&value)?,
             ("sequence_start", _) if boolean(name, &value)? => self.sequence = Some("sequence_start"),
             ("sequence_end", _) if boolean(name, &value)? => self.sequence = Some("sequence_end"),
             ("sequence_start" | "sequence_end", _) => {}
@@ -60,8 +61,7 @@ impl Options {
                 self.keep(name, value)?;
             }
             _ if name.starts_with("triton_") => {
-                let name: String = name.chars().take(64).collect();
-                return Err(Error::invalid(format!("parameter `{name}` is reserved")));
+                return Err(Error::invalid(format!("parameter `{}` is reserved", shown(name))));
             }
             _ => self.keep(name, value)?,
         }
@@ -71,8 +71,8 @@ impl Options {
     /// Checks what only all parameters together tell.
     pub(super) fn check(&self) -> Result<(), Error> {
         match self.sequence {
-            Some(flag) => Err(Error::invalid(format!("parameter `{flag}` needs a `sequence_id`"))),
-            None => Ok(()),
+            Some(flag) if !self.in_sequence => Err(Error::invalid(format!("parameter `{flag}` needs a `sequence_id`"))),
+            _ => Ok(()),
         }
     }
 
@@ -85,15 +85,32 @@ impl Options {
     }
 }
 
+/// The parameter of an output that asks for its best classes instead of its numbers (contract 02 section 8).
+pub(super) const CLASSIFICATION: &str = "classification";
+
+/// How many classes a `classification` asks for.
+///
+/// # Errors
+///
+/// [`Error::InvalidRequest`] if it is no integer above 0.
+pub(super) fn classes(value: &Parameter) -> Result<NonZeroUsize, Error> {
+    let number = match value {
+        Parameter::Int(number) => u64::try_from(*number).ok(),
+        Parameter::Uint(number) => Some(*number),
+        Parameter::Bool(_) | Parameter::Double(_) | Parameter::String(_) => None,
+    };
+    // More than there are means all.
+    let number = number.map(|number| usize::try_from(number).unwrap_or(usize::MAX));
+    number.and_then(NonZeroUsize::new).ok_or_else(|| wrong(CLASSIFICATION, value, "an integer of at least 1"))
+}
+
 /// Refuses parameters of a single input or output that ask for what is not there.
 ///
 /// # Errors
 ///
-/// [`Error::Unimplemented`] for `classification`; [`Error::InvalidRequest`] for shared memory, which is for one
-/// host only and not offered (contract 02 section 12).
+/// [`Error::InvalidRequest`] for shared memory, which is for one host only and not offered (contract 02 section 12).
 pub(super) fn check_tensor_parameter(name: &str) -> Result<(), Error> {
     match name {
-        "classification" => Err(Error::Unimplemented("`classification` is not implemented".into())),
         "shared_memory_region" | "shared_memory_offset" | "shared_memory_byte_size" => {
             Err(Error::invalid(format!("`{name}` is set, expected no shared memory: this server has none")))
         }
@@ -131,15 +148,42 @@ fn boolean(name: &str, value: &Parameter) -> Result<bool, Error> {
     }
 }
 
-fn no_sequence(value: &Parameter) -> Result<(), Error> {
+/// Whether the value names a sequence; 0 and the empty string do not.
+fn is_sequence(value: &Parameter) -> Result<bool, Error> {
     match value {
-        Parameter::Int(0) | Parameter::Uint(0) => Ok(()),
-        Parameter::String(id) if id.is_empty() => Ok(()),
-        Parameter::Int(_) | Parameter::Uint(_) | Parameter::String(_) => {
-            Err(Error::Unimplemented("`sequence_id` is not implemented".into()))
-        }
+        Parameter::Int(id) => Ok(*id != 0),
+        Parameter::Uint(id) => Ok(*id != 0),
+        Parameter::String(id) => Ok(!id.is_empty()),
         Parameter::Bool(_) | Parameter::Double(_) => Err(wrong("sequence_id", value, "an integer or a string")),
     }
+}
+
+/// The parameter of a load or unload that names one version: ours, because Triton has none.
+pub(super) const VERSION: &str = "version";
+/// What the names of the files of a load begin with.
+pub(super) const FILE: &str = "file:";
+
+/// The error of a parameter that a load or unload does not know (contract 02 section 5).
+#[cold]
+pub(super) fn unknown_load_parameter(name: &str) -> Error {
+    let name = shown(name);
+    Error::invalid(format!(
+        "parameter `{name}` is unknown, expected `config`, `file:VERSION/NAME`, `version` or `unload_dependents`"
+    ))
+}
+
+/// The error of a log setting that a call may not change, or that does not exist (contract 02 section 11).
+#[cold]
+pub(super) fn unknown_log_setting(name: &str) -> Error {
+    match name {
+        "log_file" => Error::invalid("`log_file` cannot be changed by a call"),
+        _ => Error::invalid(format!("log setting `{}` is unknown", shown(name))),
+    }
+}
+
+/// A client's text, short enough to be quoted.
+pub(super) fn shown(text: &str) -> &str {
+    &text[..text.floor_char_boundary(64)]
 }
 
 #[cold]
@@ -196,12 +240,10 @@ mod tests {
     }
 
     #[test]
-    fn sequences_are_refused_and_their_absence_is_not() {
+    fn a_flag_of_a_sequence_needs_its_name() {
         let code = |name, value| take(Form::Rest, name, value).err().map(|error| error.code());
-        assert_eq!(code("sequence_id", Parameter::Int(7)), Some(Code::Unimplemented));
-        assert_eq!(code("sequence_id", Parameter::String("s".into())), Some(Code::Unimplemented));
-        assert_eq!(code("sequence_id", Parameter::Int(0)), None);
-        assert_eq!(code("sequence_id", Parameter::String("".into())), None);
+        assert_eq!(code("sequence_id", Parameter::Int(7)), None);
+        assert_eq!(code("sequence_id", Parameter::String("s".into())), None);
         assert_eq!(code("sequence_id", Parameter::Bool(true)), Some(Code::InvalidArgument));
         assert_eq!(code("sequence_start", Parameter::Bool(true)), Some(Code::InvalidArgument));
         assert_eq!(code("sequence_end", Parameter::Bool(false)), None);
@@ -220,7 +262,7 @@ mod tests {
 
     #[test]
     fn what_single_tensors_may_not_ask_for() {
-        assert_eq!(check_tensor_parameter("classification").unwrap_err().code(), Code::Unimplemented);
+        assert!(check_tensor_parameter(CLASSIFICATION).is_ok());
         assert_eq!(check_tensor_parameter("shared_memory_region").unwrap_err().code(), Code::InvalidArgument);
         assert!(check_tensor_parameter("content_type").is_ok());
     }

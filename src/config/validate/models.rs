@@ -1,7 +1,7 @@
 //! `models`, `models.defaults` and `model.yaml`.
 
 use crate::config::{
-    Batching, Kind, ModelConfig, ModelDefaults, Models, Problems,
+    Batching, Control, Kind, ModelConfig, ModelDefaults, Models, Problems,
     raw::{self, Execution, Load, Provider, Versions},
     units::{Delay, Number},
 };
@@ -11,12 +11,8 @@ pub(super) fn models(raw: &raw::Models, folder: &Path, problems: &mut Problems) 
     if raw.directory.0.is_empty() {
         problems.push("models.directory", "the list is empty, expected one folder at least");
     }
-    match raw.control {
-        raw::Control::Fixed => {}
-        raw::Control::Watch => problems.push("models.control", "`watch` is not available in this version; write fixed"),
-        raw::Control::Explicit => {
-            problems.push("models.control", "`explicit` is not available in this version; write fixed");
-        }
+    if raw.control == raw::Control::Watch {
+        problems.push("models.control", "`watch` is not available in this version; write fixed or explicit");
     }
     if let Load::Named(names) = &raw.load {
         names.iter().enumerate().for_each(|(at, name)| check_name(&format!("models.load[{at}]"), name, problems));
@@ -36,6 +32,10 @@ pub(super) fn models(raw: &raw::Models, folder: &Path, problems: &mut Problems) 
     check_defaults("models.defaults.", &raw.defaults.versions, &raw.defaults.providers, problems);
     Models {
         directories: raw.directory.0.iter().map(|path| folder.join(path)).collect(),
+        control: match raw.control {
+            raw::Control::Explicit => Control::Explicit,
+            raw::Control::Fixed | raw::Control::Watch => Control::Fixed,
+        },
         load: raw.load.clone(),
         required: raw.required.iter().map(|name| name.as_str().into()).collect(),
         defaults: model_defaults(&raw.defaults),
@@ -96,6 +96,7 @@ pub(in crate::config) fn model(raw: &raw::ModelFile, folder: &Path, problems: &m
             batching: batching(&raw.batching),
         },
         class_labels: raw.class_labels.iter().map(|(name, file)| (name.as_str().into(), folder.join(file))).collect(),
+        ..ModelConfig::default()
     }
 }
 

@@ -107,7 +107,7 @@ async fn answer(stack: Arc<Stack>, call: Inbound) -> Result<Reply, Error> {
             Ok(Reply::Report(Report::Caller(Arc::new(Identity::proven("t", Vec::new(), Scope::Granted)))))
         }
         Operation::Infer(request) => infer(stack, request).await,
-        Operation::Inspect(_) => Err(Error::internal("nobody asked that")),
+        Operation::Inspect(_) | Operation::Manage(_) => Err(Error::internal("nobody asked that")),
     }
 }
 
@@ -129,12 +129,13 @@ async fn infer(stack: Arc<Stack>, request: InferRequest) -> Result<Reply, Error>
         "broken" => Err(Error::backend("broken")),
         "steps" => {
             let (sender, receiver) = mpsc::channel(1);
+            let response = response(request);
             tokio::spawn(async move {
                 let _in_flight = in_flight;
                 for _ in 0..steps {
                     let Ok(permit) = sender.reserve().await else { return };
                     stack.produced.fetch_add(1, Ordering::SeqCst);
-                    permit.send(Ok(Chunk::Tensors(response(request.clone()))));
+                    permit.send(Ok(Chunk::Tensors(response.clone())));
                 }
             });
             Ok(Reply::Stream(ReplyStream::new(receiver)))
@@ -147,7 +148,7 @@ fn response(request: InferRequest) -> InferResponse {
     InferResponse {
         model: Arc::new(ModelKey { name: request.model.name, version: "1".into() }),
         client_id: request.client_id,
-        outputs: request.inputs,
+        outputs: request.inputs.tensors().unwrap_or_default().to_vec(),
         parameters: Vec::new(),
         timing: Timing::default(),
     }

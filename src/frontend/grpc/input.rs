@@ -3,7 +3,7 @@
 //! What counted it on its way in ends with its stream; from there on the request waits, in a queue or for a run.
 
 use crate::{
-    call::{InferRequest, Operation},
+    call::{InferRequest, Inputs, Operation},
     error::Error,
     frontend::{Connection, body::Reservation},
     tensor::Tensor,
@@ -58,9 +58,10 @@ impl Input {
 
 /// Typed contents become bytes only when they are decoded.
 fn keep(reservation: Reservation, request: &mut InferRequest) -> Result<(), Error> {
-    let mut data: Vec<Bytes> = request.inputs.iter().map(|input| input.tensor.data().clone()).collect();
+    let Inputs::Tensors(inputs) = &mut request.inputs else { return Ok(()) };
+    let mut data: Vec<Bytes> = inputs.iter().map(|input| input.tensor.data().clone()).collect();
     reservation.keep_all(&mut data);
-    for (input, data) in request.inputs.iter_mut().zip(data) {
+    for (input, data) in inputs.iter_mut().zip(data) {
         let held = Tensor::new(input.tensor.dtype(), input.tensor.shape().clone(), data);
         input.tensor = held.map_err(|error| Error::tensor(&*input.name, error.to_string()))?;
     }
@@ -104,7 +105,7 @@ mod tests {
             assert!(frontend.memory.used() >= LARGE);
             let Operation::Infer(request) = input.decode(&frontend.settings.wire).unwrap() else { panic!("asked") };
             assert!(frontend.memory.used() >= LARGE);
-            assert_eq!(request.inputs[0].tensor.data(), &vec![7; LARGE]);
+            assert_eq!(request.inputs.tensors().unwrap()[0].tensor.data(), &vec![7; LARGE]);
             drop(request);
             assert_eq!(frontend.memory.used(), 0);
         }

@@ -10,6 +10,7 @@ mod health;
 mod input;
 mod leash;
 mod reflection;
+mod report;
 mod status;
 mod stream;
 mod unary;
@@ -34,23 +35,6 @@ use std::sync::Arc;
 /// The inference service (contract 01 section 4).
 const INFERENCE: &str = "inference.GRPCInferenceService";
 
-/// Methods of the inference service that are known and not part of this version (contract 02).
-const NOT_YET: [&str; 13] = [
-    "ModelConfig",
-    "ModelStatistics",
-    "RepositoryIndex",
-    "RepositoryModelLoad",
-    "RepositoryModelUnload",
-    "SystemSharedMemoryStatus",
-    "SystemSharedMemoryRegister",
-    "SystemSharedMemoryUnregister",
-    "CudaSharedMemoryStatus",
-    "CudaSharedMemoryRegister",
-    "CudaSharedMemoryUnregister",
-    "TraceSetting",
-    "LogSettings",
-];
-
 /// Answers one request of this surface: a request whose `content-type` begins with `application/grpc`, over HTTP/2.
 ///
 /// Never fails as HTTP: every refusal is status 200 with `grpc-status` (contract 05 section 1.3).
@@ -62,8 +46,8 @@ pub async fn serve(connection: Arc<Connection>, request: Request) -> Response {
     };
     match method {
         Rpc::Infer => unary::infer(connection, id, request).await,
-        Rpc::Inspect(question) => unary::inspect(connection, id, question, request).await,
         // Long or rare, and their futures need not make that of every call larger.
+        Rpc::Report(question) => Box::pin(report::serve(connection, id, question, request)).await,
         Rpc::Stream => Box::pin(open_stream(connection, id, request)).await,
         Rpc::Probe(probe) => Box::pin(unary::probe(connection, id, probe, request)).await,
         Rpc::Health(method) => Box::pin(health::serve(connection, id, method, request)).await,
@@ -76,7 +60,7 @@ pub async fn serve(connection: Arc<Connection>, request: Request) -> Response {
 enum Rpc {
     Infer,
     Stream,
-    Inspect(unary::Question),
+    Report(report::Question),
     Probe(unary::Probe),
     Health(health::Method),
     Reflection,
@@ -94,12 +78,7 @@ fn route(connection: &Connection, request: &Request) -> Result<Rpc, Error> {
         (INFERENCE, "ModelStreamInfer") => Some(Rpc::Stream),
         (INFERENCE, "ServerLive") => Some(Rpc::Probe(unary::Probe::Live)),
         (INFERENCE, "ServerReady") => Some(Rpc::Probe(unary::Probe::Ready)),
-        (INFERENCE, "ModelReady") => Some(Rpc::Inspect(unary::Question::ModelReady)),
-        (INFERENCE, "ServerMetadata") => Some(Rpc::Inspect(unary::Question::Server)),
-        (INFERENCE, "ModelMetadata") => Some(Rpc::Inspect(unary::Question::Model)),
-        (INFERENCE, method) if NOT_YET.contains(&method) => {
-            return Err(Error::Unimplemented(format!("method `{method}` is not part of this version").into()));
-        }
+        (INFERENCE, method) => report::Question::parse(method).map(Rpc::Report),
         (health::SERVICE, method) => health::Method::parse(method).map(Rpc::Health),
         (reflection::V1 | reflection::V1ALPHA, "ServerReflectionInfo") if reflection::is_open(connection) => {
             Some(Rpc::Reflection)

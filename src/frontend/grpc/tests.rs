@@ -61,6 +61,7 @@ async fn server(call: Inbound) -> Result<Reply, Error> {
             Ok(Reply::Report(Report::Server(report)))
         }
         Operation::Inspect(question) => Err(Error::invalid(format!("{question:?}"))),
+        Operation::Manage(change) => Err(Error::invalid(format!("{change:?}"))),
     }
 }
 
@@ -234,10 +235,9 @@ async fn what_the_head_says_wrong_is_refused_before_there_is_a_call() {
 }
 
 #[tokio::test]
-async fn unknown_methods_and_those_to_come_are_unimplemented_and_named() {
+async fn unknown_methods_are_unimplemented_and_named() {
     let world = plain();
     for (path, code) in [
-        ("/inference.GRPCInferenceService/RepositoryIndex", "unimplemented"),
         ("/inference.GRPCInferenceService/Nothing", "not_found"),
         ("/nothing.Nothing/Nothing", "not_found"),
         ("/grpc.health.v1.Health/Nothing", "not_found"),

@@ -9,10 +9,7 @@ use super::{
     name, refuse,
 };
 use crate::{
-    call::{
-        Call, CallId, Chunk, InferResponse, Inspect, Intent, ModelRef, Operation, Pending, Reply, ReplyStream, Report,
-        Surface,
-    },
+    call::{Call, CallId, Chunk, InferResponse, Intent, Operation, Pending, Reply, ReplyStream, Surface},
     error::Error,
     frontend::{
         Connection,
@@ -27,14 +24,6 @@ use prost::Message;
 use std::sync::Arc;
 use tonic::codec::{EncodeBody, SingleMessageCompressionOverride, Streaming};
 use tonic_prost::{ProstDecoder, ProstEncoder};
-
-/// Questions that are calls of intent `inspect`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Question {
-    ModelReady,
-    Server,
-    Model,
-}
 
 /// Questions that are answered beside the stack, from the readiness value (contract 05 section 2).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -58,35 +47,6 @@ pub(super) async fn infer(connection: Arc<Connection>, id: CallId, request: Requ
     }
 }
 
-/// `ModelReady`, `ServerMetadata` and `ModelMetadata`.
-pub(super) async fn inspect(connection: Arc<Connection>, id: CallId, question: Question, request: Request) -> Response {
-    let reply = match question {
-        Question::Server => {
-            let decode = |_: pb::ServerMetadataRequest| Ok(Operation::Inspect(Inspect::Server));
-            call(&connection, &id, Intent::Inspect, request, decode).await
-        }
-        Question::ModelReady => {
-            let decode = |message: pb::ModelReadyRequest| {
-                model(message.name, message.version).map(|model| Operation::Inspect(Inspect::Ready(model)))
-            };
-            call(&connection, &id, Intent::Inspect, request, decode).await
-        }
-        Question::Model => {
-            let decode = |message: pb::ModelMetadataRequest| {
-                model(message.name, message.version).map(|model| Operation::Inspect(Inspect::Model(model)))
-            };
-            call(&connection, &id, Intent::Inspect, request, decode).await
-        }
-    };
-    match reply {
-        Ok(Reply::Report(Report::Ready { ready, .. })) => answer(&connection, &id, pb::ModelReadyResponse { ready }),
-        Ok(Reply::Report(Report::Server(report))) => answer(&connection, &id, proto::encode_server(&report)),
-        Ok(Reply::Report(Report::Model(report))) => answer(&connection, &id, proto::encode_model(&report)),
-        Ok(_) => refused(&connection, &id, &Error::internal("another question was answered")),
-        Err(error) => refused(&connection, &id, &error),
-    }
-}
-
 /// `ServerLive` and `ServerReady`: without credentials, not counted as calls.
 pub(super) async fn probe(connection: Arc<Connection>, id: CallId, probe: Probe, request: Request) -> Response {
     // Both requests are empty messages; what is in one is nothing that we know.
@@ -101,7 +61,7 @@ pub(super) async fn probe(connection: Arc<Connection>, id: CallId, probe: Probe,
 }
 
 /// Sends a call through the stack. `decode` is not run before the stack asks for the message.
-async fn call<M, D>(
+pub(super) async fn call<M, D>(
     connection: &Arc<Connection>,
     id: &CallId,
     intent: Intent,
@@ -164,13 +124,6 @@ async fn only(mut stream: ReplyStream) -> Result<InferResponse, Error> {
     let decoupled = || Error::Unimplemented("this model does not answer once; use `ModelStreamInfer`".into());
     let Chunk::Tensors(response) = stream.next().await.ok_or_else(decoupled)??;
     if stream.has_more().await? { Err(decoupled()) } else { Ok(response) }
-}
-
-fn model(name: String, version: String) -> Result<ModelRef, Error> {
-    if name.is_empty() {
-        return Err(Error::invalid("`name` is empty, expected a model's name"));
-    }
-    Ok(ModelRef { name: name.into(), version: (!version.is_empty()).then(|| version.into()) })
 }
 
 fn refused(connection: &Connection, id: &CallId, error: &Error) -> Response {

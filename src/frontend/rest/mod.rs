@@ -4,6 +4,7 @@
 
 mod infer;
 mod render;
+mod repository;
 mod route;
 #[cfg(test)]
 mod tests;
@@ -24,7 +25,7 @@ use http::{
     HeaderMap, HeaderName, HeaderValue, StatusCode, Version,
     header::{ACCEPT_ENCODING, CONTENT_ENCODING, UPGRADE},
 };
-use route::{Family, Probe, Route};
+use route::{Family, Probe, Route, SharedMemory};
 use std::sync::{Arc, OnceLock};
 
 /// What is kept of a request's head while its call runs; the head itself is freed before.
@@ -34,6 +35,8 @@ struct Asked {
     sender: Credentials,
     /// Whether it named a content encoding.
     encoded: bool,
+    /// What is answered instead of the report, to whoever may have that.
+    instead: Option<SharedMemory>,
 }
 
 /// Answers one request of this surface.
@@ -51,6 +54,17 @@ pub fn serve(connection: Arc<Connection>, request: Request) -> impl Future<Outpu
         Ok(Route::Inspect(inspect)) => {
             let asked = Asked::of(id, request.version(), request.headers());
             let pending = Pending::ready(Operation::Inspect(inspect));
+            Either::Right(call(connection, asked, Intent::Inspect, pending, None))
+        }
+        Ok(Route::Change(change)) => {
+            let asked = Asked::of(id, request.version(), request.headers());
+            let intent = change.intent();
+            let pending = repository::pending(&connection, request.into_body(), change);
+            Either::Right(call(connection, asked, intent, pending, None))
+        }
+        Ok(Route::SharedMemory(question)) => {
+            let asked = Asked { instead: Some(question), ..Asked::of(id, request.version(), request.headers()) };
+            let pending = Pending::ready(Operation::Inspect(Inspect::Server));
             Either::Right(call(connection, asked, Intent::Inspect, pending, None))
         }
         Ok(Route::Probe(probe)) => now(answer_probe(probe, &connection, &id)),
@@ -98,18 +112,21 @@ async fn call(
     input: Pending,
     wishes: Option<Arc<OnceLock<Wishes>>>,
 ) -> Response {
-    let Asked { id, version, sender, encoded } = asked;
+    let Asked { id, version, sender, encoded, instead } = asked;
     if let Err(error) = connection.gate() {
         return render::error(&error, &id, version);
     }
     let head = Head::new(id.clone(), Surface::Rest, intent, Arc::clone(&connection.peer));
     let reply = connection.frontend.gateway.call(Call { head, sender, input }).await;
-    let rendered = match reply {
-        Ok(reply) => {
+    let rendered = match (reply, instead) {
+        (Ok(_), Some(question)) => {
+            question.answer().map(|body| render::json(StatusCode::OK, bytes::Bytes::from_static(body), &id))
+        }
+        (Ok(reply), None) => {
             let wishes = wishes.as_ref().and_then(|wishes| wishes.get());
             render::reply(reply, &id, wishes, &connection.frontend).await
         }
-        Err(error) => Err(error),
+        (Err(error), _) => Err(error),
     };
     rendered.unwrap_or_else(|error| {
         connection.observe(&error);
@@ -146,12 +163,6 @@ fn closes(version: Version) -> bool {
 impl Asked {
     fn of(id: CallId, version: Version, headers: &HeaderMap) -> Self {
         let (sender, encoded) = (head::credentials(headers), headers.contains_key(CONTENT_ENCODING));
-        Self { id, version, sender, encoded }
-    }
-}
-
-impl From<Inspect> for Route {
-    fn from(inspect: Inspect) -> Self {
-        Self::Inspect(inspect)
+        Self { id, version, sender, encoded, instead: None }
     }
 }

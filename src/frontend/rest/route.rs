@@ -20,8 +20,35 @@ pub(super) enum Route {
     Inspect(Inspect),
     /// A run; the body is still to be read.
     Infer(ModelRef),
+    /// A call that its body completes.
+    Change(Change),
+    /// What clients ask of memory that there is not.
+    SharedMemory(SharedMemory),
     /// A path that speaks WebSocket, asked without an upgrade.
     WebSocketOnly,
+}
+
+/// What a body is about (contract 02 sections 5 and 11).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Change {
+    /// `POST /v2/repository/index`
+    Index,
+    /// `POST /v2/repository/models/M/load`
+    Load(ModelRef),
+    /// `POST /v2/repository/models/M/unload`
+    Unload(ModelRef),
+    /// `POST /v2[/models/M]/trace/setting`
+    Trace(Option<ModelRef>),
+    /// `POST /v2/logging`
+    Logging,
+}
+
+/// What is asked of shared memory (contract 02 section 12).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum SharedMemory {
+    Status,
+    Register,
+    Unregister,
 }
 
 /// What a probe asks for.
@@ -58,6 +85,8 @@ enum Entry {
     Get(Route),
     Probe(Probe),
     Post(Route),
+    /// One to look, one to change.
+    Both(Route, Route),
     /// Comes with a later version; the methods it will have.
     Later(&'static str),
     /// A method of gRPC, asked with another content type.
@@ -79,11 +108,14 @@ pub(super) fn find(method: &Method, path: &str) -> Result<Route, Miss> {
         Entry::Probe(probe) if *method == Method::GET || *method == Method::HEAD => Ok(Route::Probe(probe)),
         Entry::Get(route) if *method == Method::GET => Ok(route),
         Entry::Post(route) if *method == Method::POST => Ok(route),
+        Entry::Both(get, _) if *method == Method::GET => Ok(get),
+        Entry::Both(_, post) if *method == Method::POST => Ok(post),
         Entry::Later(allow) if allow.split(", ").any(|one| one == method.as_str()) => {
             Err(miss(Error::Unimplemented("this route is not part of this version".into())))
         }
         Entry::Probe(_) | Entry::Get(_) => Err(not_allowed("GET")),
         Entry::Post(_) => Err(not_allowed("POST")),
+        Entry::Both(..) => Err(not_allowed("GET, POST")),
         Entry::Later(allow) => Err(not_allowed(allow)),
         Entry::Grpc => Err(miss(Error::UnsupportedMedia(
             "this path speaks gRPC, expected `content-type: application/grpc`".into(),
@@ -93,7 +125,7 @@ pub(super) fn find(method: &Method, path: &str) -> Result<Route, Miss> {
 
 /// Hot routes first: a `match` over slices is tried from the top.
 fn entry(path: &[&str]) -> Option<Entry> {
-    use Entry::{Get, Later, Post, Probe as AProbe};
+    use Entry::{Both, Get, Later, Post, Probe as AProbe};
     Some(match path {
         ["v2", "models", model, "infer"] => Post(Route::Infer(named(model, None))),
         ["v2", "models", model, "versions", version, "infer"] => Post(Route::Infer(named(model, Some(version)))),
@@ -102,8 +134,8 @@ fn entry(path: &[&str]) -> Option<Entry> {
         ["v2", "health", "ready"] => AProbe(Probe::Ready),
         ["v2"] | ["v2", ""] => Get(Inspect::Server.into()),
         ["v2", "models"] => Get(Inspect::Models.into()),
-        // Reserved: it means the statistics of all models (contract 02 section 6).
-        ["v2", "models", "stats"] => Later("GET"),
+        // No model has this name (contract 02 section 6).
+        ["v2", "models", "stats"] => Get(Inspect::Statistics(None).into()),
         ["v2", "models", model] if !model.is_empty() => Get(Inspect::Model(named(model, None)).into()),
         ["v2", "models", model, "ready"] => Get(Inspect::Ready(named(model, None)).into()),
         ["v2", "models", model, "versions", version] if !version.is_empty() => {
@@ -112,17 +144,15 @@ fn entry(path: &[&str]) -> Option<Entry> {
         ["v2", "models", model, "versions", version, "ready"] => {
             Get(Inspect::Ready(named(model, Some(version))).into())
         }
-        ["v2", "models", _, rest @ ..] | ["v2", "models", _, "versions", _, rest @ ..] if later(rest).is_some() => {
-            later(rest)?
-        }
-        ["v2", "logging"] | ["v2", "trace", "setting"] => Later("GET, POST"),
-        ["v2", "repository", "index"]
-        | ["v2", "repository", _, "index"]
-        | ["v2", "repository", "models", _, "load" | "unload"]
-        | ["v2", "repository", _, "models", _, "load" | "unload"] => Later("POST"),
+        ["v2", "models", model, "versions", version, rest @ ..] => about(&named(model, Some(version)), rest)?,
+        ["v2", "models", model, rest @ ..] => about(&named(model, None), rest)?,
+        ["v2", "logging"] => Both(Inspect::Logging.into(), Change::Logging.into()),
+        ["v2", "trace", "setting"] => Both(Inspect::Trace(None).into(), Change::Trace(None).into()),
+        ["v2", "repository", rest @ ..] => repository(rest)?,
         ["v2", "systemsharedmemory" | "cudasharedmemory", rest @ ..] => match rest {
-            ["status"] | ["region", _, "status"] => Later("GET"),
-            ["register" | "unregister"] | ["region", _, "register" | "unregister"] => Later("POST"),
+            ["status"] | ["region", _, "status"] => Get(Route::SharedMemory(SharedMemory::Status)),
+            ["region", _, "register"] => Post(Route::SharedMemory(SharedMemory::Register)),
+            ["unregister"] | ["region", _, "unregister"] => Post(Route::SharedMemory(SharedMemory::Unregister)),
             _ => return None,
         },
         ["v1", "ws"] => Get(Route::WebSocketOnly),
@@ -140,11 +170,31 @@ fn entry(path: &[&str]) -> Option<Entry> {
     })
 }
 
-fn later(rest: &[&str]) -> Option<Entry> {
+/// What is below a model, beside what is asked of every model.
+fn about(model: &ModelRef, rest: &[&str]) -> Option<Entry> {
+    let model = || model.clone();
     match rest {
-        ["config" | "stats"] => Some(Entry::Later("GET")),
+        ["config"] => Some(Entry::Get(Inspect::Config(model()).into())),
+        ["stats"] => Some(Entry::Get(Inspect::Statistics(Some(model())).into())),
+        ["trace", "setting"] => {
+            Some(Entry::Both(Inspect::Trace(Some(model())).into(), Change::Trace(Some(model())).into()))
+        }
         ["generate" | "generate_stream" | "infer_stream"] => Some(Entry::Later("POST")),
-        ["trace", "setting"] => Some(Entry::Later("GET, POST")),
+        _ => None,
+    }
+}
+
+/// What is below the repository. It has one name, which is none: others are told so.
+fn repository(rest: &[&str]) -> Option<Entry> {
+    let change = |model: &str, version: Option<&str>, verb: &str| {
+        let model = named(model, version);
+        Entry::Post(if verb == "load" { Change::Load(model).into() } else { Change::Unload(model).into() })
+    };
+    match rest {
+        ["index"] => Some(Entry::Post(Change::Index.into())),
+        ["models", model, verb @ ("load" | "unload")] => Some(change(model, None, verb)),
+        ["models", model, "versions", version, verb @ ("load" | "unload")] => Some(change(model, Some(version), verb)),
+        [_, "index"] | [_, "models", _, "load" | "unload"] => Some(Entry::Later("POST")),
         _ => None,
     }
 }
@@ -209,7 +259,19 @@ fn digit(byte: u8) -> Option<u8> {
     char::from(byte).to_digit(16).and_then(|digit| u8::try_from(digit).ok())
 }
 
-// === impl Family ===
+// === impl Route, Family ===
+
+impl From<Inspect> for Route {
+    fn from(inspect: Inspect) -> Self {
+        Self::Inspect(inspect)
+    }
+}
+
+impl From<Change> for Route {
+    fn from(change: Change) -> Self {
+        Self::Change(change)
+    }
+}
 
 impl Family {
     /// By prefix (contract 00 section 3).
@@ -265,21 +327,32 @@ mod tests {
 
     #[test]
     fn what_comes_later_says_so_and_knows_its_methods() {
-        let post = ["/v2/repository/index", "/v1/models/m:predict", "/v1/models/m%3Apredict", "/v1/chat/completions"];
+        let post = ["/v2/repository/r/index", "/v1/models/m:predict", "/v1/models/m%3Apredict", "/v1/chat/completions"];
         for path in post {
             assert_eq!(code(&Method::POST, path), Code::Unimplemented, "{path}");
             assert_eq!(code(&Method::GET, path), Code::MethodNotAllowed, "{path}");
         }
-        let get = [
-            "/v2/models/m/config",
-            "/v2/models/stats",
-            "/v2/models/m/versions/1/stats",
-            "/openai/v1/models",
-            "/metrics",
-        ];
+        let get = ["/openai/v1/models", "/metrics"];
         for path in get {
             assert_eq!(code(&Method::GET, path), Code::Unimplemented, "{path}");
         }
+    }
+
+    #[test]
+    fn one_path_may_look_and_change() {
+        let found = |method: &Method, path: &str| find(method, path).unwrap();
+        assert_eq!(found(&Method::GET, "/v2/models/stats"), Inspect::Statistics(None).into());
+        let one = named("m", Some("1"));
+        assert_eq!(found(&Method::GET, "/v2/models/m/versions/1/stats"), Inspect::Statistics(Some(one.clone())).into());
+        assert_eq!(found(&Method::GET, "/v2/models/m/config"), Inspect::Config(named("m", None)).into());
+        assert_eq!(found(&Method::GET, "/v2/logging"), Inspect::Logging.into());
+        assert_eq!(found(&Method::POST, "/v2/logging"), Change::Logging.into());
+        assert_eq!(found(&Method::POST, "/v2/models/m/trace/setting"), Change::Trace(Some(named("m", None))).into());
+        assert_eq!(found(&Method::POST, "/v2/repository/index"), Change::Index.into());
+        assert_eq!(found(&Method::POST, "/v2/repository/models/m/load"), Change::Load(named("m", None)).into());
+        assert_eq!(found(&Method::POST, "/v2/repository/models/m/versions/1/unload"), Change::Unload(one).into());
+        assert_eq!(code(&Method::GET, "/v2/repository/index"), Code::MethodNotAllowed);
+        assert_eq!(code(&Method::DELETE, "/v2/logging"), Code::MethodNotAllowed);
     }
 
     #[test]

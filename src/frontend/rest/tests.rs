@@ -72,7 +72,7 @@ async fn unknown_paths_wrong_methods_and_later_routes_have_their_own_status() {
     assert!(body(&unknown).contains(r#""code":"not_found""#), "{unknown}");
     let wrong = server.ask("DELETE", "/v2/models/m/infer").await;
     assert_eq!((status(&wrong), header(&wrong, "allow")), (405, Some("POST")));
-    let later = server.ask("GET", "/v2/models/m/config").await;
+    let later = server.post("/v2/repository/other/index", "", "{}").await;
     assert_eq!(status(&later), 501);
     let open_ai = server.post("/v1/chat/completions", "", "{}").await;
     assert_eq!(status(&open_ai), 501);

@@ -1,8 +1,9 @@
 //! What schedulers report of one model.
 
 use super::families::Families;
+use crate::telemetry::statistics::{Spent, Statistics};
 use prometheus::{Histogram, IntCounter, IntGauge};
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 /// Handles of one model version. Its series exist, at zero, from the moment the handles are made.
 #[derive(Clone, Debug)]
@@ -12,10 +13,11 @@ pub struct ModelMetrics {
     run: Histogram,
     run_failures: IntCounter,
     batch_size: Histogram,
+    statistics: Arc<Statistics>,
 }
 
 impl ModelMetrics {
-    pub(super) fn new(families: &Families, name: &str) -> Self {
+    pub(super) fn new(families: &Families, name: &str, statistics: Arc<Statistics>) -> Self {
         let labels = [name];
         Self {
             queue_wait: families.queue_wait.with_label_values(&labels),
@@ -23,13 +25,20 @@ impl ModelMetrics {
             run: families.run.with_label_values(&labels),
             run_failures: families.run_failures.with_label_values(&labels),
             batch_size: families.batch_size.with_label_values(&labels),
+            statistics,
         }
     }
 
-    /// A batch ran: `rows` of `jobs` jobs in `took`.
-    pub fn ran(&self, _jobs: usize, rows: usize, took: Duration) {
+    /// A batch ran: `rows` of `jobs` jobs, which had waited `queued` together.
+    pub fn ran(&self, jobs: usize, rows: usize, queued: Duration, spent: Spent) {
         self.batch_size.observe(rows as f64);
-        self.run.observe(took.as_secs_f64());
+        self.run.observe((spent.input + spent.infer).as_secs_f64());
+        self.statistics.ran(jobs, rows, queued, spent);
+    }
+
+    /// What this version has done so far.
+    pub fn statistics(&self) -> &Statistics {
+        &self.statistics
     }
 
     /// A job waited this long before its run began.

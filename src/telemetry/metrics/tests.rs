@@ -1,10 +1,15 @@
 //! What the page says, and what it must never say.
 
 use super::*;
+use crate::telemetry::statistics::Spent;
 use std::collections::HashSet;
 
 fn key(name: &str) -> Arc<ModelKey> {
     Arc::new(ModelKey { name: name.into(), version: "1".into() })
+}
+
+fn spent(micros: u64) -> Spent {
+    Spent { infer: Duration::from_micros(micros), ..Spent::default() }
 }
 
 fn served(metrics: &Metrics, model: Option<&Arc<ModelKey>>) {
@@ -60,7 +65,7 @@ fn everything(metrics: &Metrics) {
     metrics.model_loaded(&digits, Duration::from_secs(1), Some(4096));
     drop(metrics.session_opened(Surface::H2Stream));
     drop(metrics.connection_opened());
-    metrics.model(&digits).ran(2, 8, Duration::from_micros(40));
+    metrics.model(&digits).ran(2, 8, Duration::ZERO, spent(40));
 }
 
 #[test]
@@ -193,7 +198,7 @@ fn what_schedulers_report_stands_under_their_model() {
     model.queue_changed(3);
     model.queue_changed(-1);
     model.waited(Duration::from_micros(20));
-    model.ran(2, 8, Duration::from_micros(40));
+    model.ran(2, 8, Duration::ZERO, spent(40));
     model.failed();
     assert_line(&metrics, r#"sluicegate_queue_depth{model="digits"} 2"#);
     assert_line(&metrics, r#"sluicegate_queue_wait_seconds_bucket{model="digits",le="0.000025"} 1"#);

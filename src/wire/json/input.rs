@@ -11,7 +11,7 @@ use crate::{
     call::NamedTensor,
     error::Error,
     tensor::{DataType, Shape},
-    wire::{Settings, raw, reserved},
+    wire::{Settings, reserved, shared},
 };
 use bytes::Bytes;
 use smallvec::SmallVec;
@@ -279,7 +279,7 @@ impl Input {
                             None if length == 0 => Bytes::new(),
                             None => return Err(Error::tensor(name, "announces binary data, none follows the JSON")),
                         };
-                        raw(name, dtype, shape, data)
+                        shared(name, dtype, shape, data)
                     }
                     _ => Err(self.wrong(index, "has no data, expected `data` or binary data")),
                 }

@@ -7,14 +7,17 @@
 mod data;
 mod half;
 mod input;
+mod manage;
 mod numbers;
 mod reader;
 mod report;
+mod repository;
 mod request;
 mod response;
 #[cfg(test)]
 mod tests;
 
+pub use manage::{decode_index, decode_load, decode_logging, decode_trace, decode_unload};
 pub use report::{encode_error, encode_report};
 pub use request::decode_request;
 pub use response::{encode_infer, write_outputs, write_parameters, write_string};
@@ -25,7 +28,7 @@ pub(super) use response::write_response;
 
 use super::{Settings, Wishes};
 use crate::{
-    call::{InferRequest, ModelRef, NamedTensor, Parameters},
+    call::{InferRequest, ModelRef, NamedTensor, Parameters, RequestedOutput},
     error::Error,
 };
 use std::{sync::Arc, time::Duration};
@@ -51,8 +54,8 @@ pub struct Request {
     pub id: Option<Arc<str>>,
     /// Inputs in wire order.
     pub inputs: Vec<NamedTensor>,
-    /// Names of requested outputs.
-    pub outputs: Vec<Arc<str>>,
+    /// Requested outputs.
+    pub outputs: Vec<RequestedOutput>,
     /// How outputs are to be written.
     pub wishes: Wishes,
     /// A wish for a deadline.
@@ -69,8 +72,7 @@ impl Request {
         let request = InferRequest {
             model,
             client_id: self.id,
-            inputs: self.inputs,
-            raw: None,
+            inputs: self.inputs.into(),
             outputs: self.outputs,
             timeout: self.timeout,
             priority: self.priority,

@@ -1,44 +1,74 @@
 //! Answers to questions, and errors, as V2 REST writes them.
 
-use super::response::{write_integer, write_list, write_string};
+use super::{
+    repository::{write_index, write_logging, write_statistics, write_trace},
+    response::{write_integer, write_list, write_string},
+};
 use crate::{
     call::{CallId, ModelReport, Report},
     error::Error,
     tensor::TensorSpec,
+    wire::proto,
 };
 use bytes::Bytes;
 
-/// Encodes the answer to a question as V2 REST does (contract 01 sections 1 and 2).
+/// Encodes the answer to a question as V2 REST does (contract 01 sections 1 and 2, contract 02).
 pub fn encode_report(report: &Report) -> Bytes {
     let mut out = Vec::with_capacity(256);
     match report {
+        Report::Index(entries) => write_index(&mut out, entries),
+        Report::Statistics(reports) => write_statistics(&mut out, reports),
+        Report::Trace(settings) => write_trace(&mut out, settings),
+        Report::Logging(logging) => write_logging(&mut out, logging),
+        Report::Config(config) => return proto::encode_config_json(config),
+        report => write_object(&mut out, report),
+    }
+    out.into()
+}
+
+fn write_object(out: &mut Vec<u8>, report: &Report) {
+    match report {
         Report::Caller(identity) => {
             out.extend_from_slice(b"{\"identity\":");
-            write_string(&mut out, identity.id());
+            write_string(out, identity.id());
             out.extend_from_slice(b",\"groups\":");
-            write_list(&mut out, identity.groups(), |out, group| write_string(out, group));
+            write_list(out, identity.groups(), |out, group| write_string(out, group));
         }
         Report::Server(server) => {
             out.extend_from_slice(b"{\"name\":");
-            write_string(&mut out, server.name);
+            write_string(out, server.name);
             out.extend_from_slice(b",\"version\":");
-            write_string(&mut out, server.version);
+            write_string(out, server.version);
             out.extend_from_slice(b",\"extensions\":");
-            write_list(&mut out, server.extensions, |out, extension| write_string(out, extension));
+            write_list(out, server.extensions, |out, extension| write_string(out, extension));
         }
         Report::Models(models) => {
             out.extend_from_slice(b"{\"models\":");
-            write_list(&mut out, models, |out, model| write_string(out, model));
+            write_list(out, models, |out, model| write_string(out, model));
         }
-        Report::Model(model) => write_model(&mut out, model),
+        Report::Model(model) => write_model(out, model),
         Report::Ready { model, ready } => {
             out.extend_from_slice(b"{\"name\":");
-            write_string(&mut out, model);
+            write_string(out, model);
             out.extend_from_slice(if *ready { b",\"ready\":true" } else { b",\"ready\":false" });
         }
+        Report::Versions(report) => {
+            out.extend_from_slice(b"{\"name\":");
+            write_string(out, &report.name);
+            out.extend_from_slice(if report.ready { b",\"ready\":true" } else { b",\"ready\":false" });
+        }
+        // As KServe answers; Triton's clients do not read it (contract 02 section 5).
+        Report::Loaded(name) => write_done(out, name, b",\"load\":true"),
+        Report::Unloaded(name) => write_done(out, name, b",\"unload\":true"),
+        Report::Index(_) | Report::Statistics(_) | Report::Trace(_) | Report::Logging(_) | Report::Config(_) => return,
     }
     out.push(b'}');
-    out.into()
+}
+
+fn write_done(out: &mut Vec<u8>, name: &str, done: &[u8]) {
+    out.extend_from_slice(b"{\"name\":");
+    write_string(out, name);
+    out.extend_from_slice(done);
 }
 
 fn write_model(out: &mut Vec<u8>, model: &ModelReport) {

@@ -7,7 +7,7 @@ use super::{
     reader::{Reader, twice},
 };
 use crate::{
-    call::Parameter,
+    call::{Parameter, RequestedOutput},
     error::Error,
     wire::{
         Settings, Wishes,
@@ -24,8 +24,7 @@ use std::{borrow::Cow, sync::Arc, time::Duration};
 ///
 /// # Errors
 ///
-/// [`Error::InvalidRequest`] or [`Error::InvalidTensor`], naming what was found and what was expected;
-/// [`Error::Unimplemented`] for `classification` and `sequence_id`.
+/// [`Error::InvalidRequest`] or [`Error::InvalidTensor`], naming what was found and what was expected.
 pub fn decode_request(
     json: &[u8],
     dialect: Dialect,
@@ -101,7 +100,7 @@ struct Partial {
     version: Option<Arc<str>>,
     id: Option<Arc<str>>,
     inputs: Vec<crate::call::NamedTensor>,
-    outputs: Vec<Arc<str>>,
+    outputs: Vec<RequestedOutput>,
     /// What single outputs said, in the order of `outputs`: `None` takes the default.
     binary: SmallVec<[Option<bool>; 8]>,
     all_binary: bool,
@@ -160,12 +159,11 @@ impl Partial {
             if self.outputs.len() == settings.tensors {
                 return Err(too_many("outputs", settings.tensors));
             }
-            let (name, binary) = output(reader, dialect)?;
-            let name = name.ok_or_else(|| Error::invalid(format!("output {} has no `name`", self.outputs.len())))?;
-            if self.outputs.contains(&name) {
-                return Err(Error::tensor(name, "is requested twice, expected once"));
+            let (output, binary) = output(reader, dialect, self.outputs.len())?;
+            if self.outputs.iter().any(|other| other.name == output.name) {
+                return Err(Error::tensor(output.name, "is requested twice, expected once"));
             }
-            self.outputs.push(name);
+            self.outputs.push(output);
             self.binary.push(binary);
         }
         Ok(())
@@ -197,7 +195,7 @@ impl Partial {
         // known here.
         let kept = |wish: &bool| *wish != binary || dialect == Dialect::Message;
         let single = self.outputs.iter().zip(&self.binary);
-        let single = single.filter_map(|(name, wish)| wish.filter(kept).map(|wish| (name, wish)));
+        let single = single.filter_map(|(output, wish)| wish.filter(kept).map(|wish| (&output.name, wish)));
         let wishes = Wishes { binary, outputs: single.map(|(name, wish)| (Arc::clone(name), wish)).collect() };
         Ok(Request {
             model: self.model,
@@ -213,23 +211,23 @@ impl Partial {
     }
 }
 
-/// Reads one entry of `outputs`: its name, and whether it said how it wants to be written.
-fn output(reader: &mut Reader<'_>, dialect: Dialect) -> Result<(Option<Arc<str>>, Option<bool>), Error> {
-    let (mut name, mut binary) = (None, None);
+/// Reads entry `place` of `outputs`, and whether it said how it wants to be written.
+fn output(reader: &mut Reader<'_>, dialect: Dialect, place: usize) -> Result<(RequestedOutput, Option<bool>), Error> {
+    let (mut name, mut classes, mut binary) = (None, None, None);
     let mut members = reader.object()?;
     while let Some(member) = reader.member(&mut members)? {
         match (&*member, dialect) {
             ("name", _) => name = Some(input::name(reader)?),
             ("binary", Dialect::Message) => binary = Some(reader.boolean()?),
-            ("classification", Dialect::Message) => reserved::check_tensor_parameter(&member)?,
+            ("classification", Dialect::Message) => classes = Some(reserved::classes(&parameter(reader, &member)?)?),
             ("parameters", Dialect::V2) if !reader.take("null") => {
                 let mut members = reader.object()?;
                 while let Some(member) = reader.member(&mut members)? {
                     reserved::check_tensor_parameter(&member)?;
-                    if member == "binary_data" {
-                        binary = Some(reader.boolean()?);
-                    } else {
-                        reader.skip()?;
+                    match &*member {
+                        "binary_data" => binary = Some(reader.boolean()?),
+                        reserved::CLASSIFICATION => classes = Some(reserved::classes(&parameter(reader, &member)?)?),
+                        _ => reader.skip()?,
                     }
                     reader.note(&members, member)?;
                 }
@@ -239,7 +237,8 @@ fn output(reader: &mut Reader<'_>, dialect: Dialect) -> Result<(Option<Arc<str>>
         }
         reader.note(&members, member)?;
     }
-    Ok((name, binary))
+    let name = name.ok_or_else(|| Error::invalid(format!("output {place} has no `name`")))?;
+    Ok((RequestedOutput { name, classes }, binary))
 }
 
 /// Reads a string of which an empty one counts as absent.

@@ -46,7 +46,7 @@ fn decode(message: ModelInferRequest) -> Result<InferRequest, Error> {
 
 fn typed(datatype: &str, shape: &[i64], contents: InferTensorContents) -> Result<Bytes, String> {
     let request = decode(request(vec![input(datatype, shape, Some(contents))], &[]));
-    request.map(|request| request.inputs[0].tensor.data().clone()).map_err(|error| error.to_string())
+    request.map(|request| request.inputs.tensors().unwrap()[0].tensor.data().clone()).map_err(|error| error.to_string())
 }
 
 fn refused(message: ModelInferRequest) -> String {
@@ -66,7 +66,7 @@ fn the_request_of_the_contract() {
     assert_eq!(request.timeout, Some(Duration::from_millis(5)));
     assert_eq!(request.outputs, ["Y".into()]);
     assert!(request.parameters.is_empty());
-    let tensor = &request.inputs[0].tensor;
+    let tensor = &request.inputs.tensors().unwrap()[0].tensor;
     assert_eq!((tensor.dtype(), tensor.shape().dims()), (DataType::Fp32, &[1, 2][..]));
     assert_eq!(tensor.data().as_ptr(), bytes[45..].as_ptr(), "shared, not copied");
     assert_eq!(&tensor.data()[..], &REQUEST[45..]);
@@ -119,7 +119,10 @@ fn there_is_one_raw_entry_per_input() {
     assert_eq!(error, "tensor `X` has 3 bytes, expected 4");
     let error = refused(request(vec![input("BYTES", &[2], None)], &[&[1, 0, 0, 0, b'a']]));
     assert_eq!(error, "tensor `X` has 1 whole strings, expected 2");
-    assert!(decode(request(vec![input("BOOL", &[1], None)], &[&[7]])).unwrap().inputs[0].tensor.data()[..] == [1]);
+    assert!(
+        decode(request(vec![input("BOOL", &[1], None)], &[&[7]])).unwrap().inputs.tensors().unwrap()[0].tensor.data()[..]
+            == [1]
+    );
 }
 
 #[test]
@@ -205,14 +208,21 @@ fn parameters_have_the_types_of_the_contract() {
 }
 
 #[test]
-fn classification_is_not_there_yet() {
-    let mut message = request(Vec::new(), &[]);
-    let parameter = InferParameter { parameter_choice: Some(ParameterChoice::Int64Param(3)) };
-    message.outputs.push(InferRequestedOutputTensor {
-        name: "Y".into(),
-        parameters: [("classification".to_owned(), parameter)].into(),
-    });
-    assert_eq!(decode(message).unwrap_err().code(), Code::Unimplemented);
+fn an_output_may_be_wanted_as_its_best_classes() {
+    let with = |choice| {
+        let mut message = request(Vec::new(), &[]);
+        let parameter = InferParameter { parameter_choice: choice };
+        message.outputs.push(InferRequestedOutputTensor {
+            name: "Y".into(),
+            parameters: [("classification".to_owned(), parameter)].into(),
+        });
+        decode(message)
+    };
+    let request = with(Some(ParameterChoice::Int64Param(3))).unwrap();
+    assert_eq!(request.outputs[0].classes.map(usize::from), Some(3));
+    for bad in [Some(ParameterChoice::Int64Param(0)), Some(ParameterChoice::BoolParam(true)), None] {
+        assert_eq!(with(bad).unwrap_err().code(), Code::InvalidArgument);
+    }
 }
 
 #[test]
@@ -245,6 +255,7 @@ fn metadata_is_converted() {
     let spec = TensorSpec { name: "x".into(), dtype: None, dims: vec![None, Some(3)] };
     let model = encode_model(&ModelReport {
         name: "m".into(),
+        version: "1".into(),
         versions: vec!["1".into()],
         platform: "onnxruntime_onnx".into(),
         signature: Arc::new(crate::tensor::Signature { inputs: vec![spec], outputs: Vec::new() }),
@@ -275,7 +286,7 @@ proptest! {
         let raw: Vec<u8> = values.iter().flat_map(|value| value.to_le_bytes()).collect();
         let mut message = request(vec![input("FP32", &shape, None)], &[]);
         message.raw_input_contents.push(raw.into());
-        let raw = decode(message).unwrap().inputs[0].tensor.data().clone();
+        let raw = decode(message).unwrap().inputs.tensors().unwrap()[0].tensor.data().clone();
         let contents = InferTensorContents { fp32_contents: values, ..Default::default() };
         prop_assert_eq!(typed("FP32", &shape, contents).unwrap(), raw);
     }

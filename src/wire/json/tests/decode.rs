@@ -173,10 +173,30 @@ fn parameters_are_understood_kept_or_refused() {
 }
 
 #[test]
-fn what_is_not_there_yet_says_so() {
+fn an_output_may_be_wanted_as_its_best_classes() {
+    let request = with(r#""outputs":[{"name":"Y","parameters":{"classification":3}},{"name":"Z"}]"#).unwrap();
+    let classes: Vec<_> = request.outputs.iter().map(|output| output.classes.map(usize::from)).collect();
+    assert_eq!(classes, [Some(3), None]);
+    for bad in ["0", "-1", "1.5", "true", "\"3\"", "null"] {
+        let refused = with(&format!(r#""outputs":[{{"name":"Y","parameters":{{"classification":{bad}}}}}]"#));
+        assert!(refused.unwrap_err().to_string().contains("`classification`"), "{bad}");
+    }
+}
+
+#[test]
+fn a_sequence_means_nothing_to_a_model_without_a_state_and_must_be_whole() {
+    for id in ["7", "\"s-1\"", "0", "\"\"", "18446744073709551615"] {
+        with(&format!(r#""parameters":{{"sequence_id":{id}}}"#)).unwrap();
+    }
+    with(r#""parameters":{"sequence_start":true,"sequence_id":7,"sequence_end":true}"#).unwrap();
+    for bad in [r#"{"sequence_start":true}"#, r#"{"sequence_end":true,"sequence_id":0}"#, r#"{"sequence_id":true}"#] {
+        assert_eq!(with(&format!(r#""parameters":{bad}"#)).unwrap_err().code(), Code::InvalidArgument, "{bad}");
+    }
+}
+
+#[test]
+fn shared_memory_is_refused_by_name() {
     let code = |members: &str| with(members).unwrap_err().code();
-    assert_eq!(code(r#""parameters":{"sequence_id":7}"#), Code::Unimplemented);
-    assert_eq!(code(r#""outputs":[{"name":"Y","parameters":{"classification":3}}]"#), Code::Unimplemented);
     assert_eq!(code(r#""outputs":[{"name":"Y","parameters":{"shared_memory_region":"r"}}]"#), Code::InvalidArgument);
     let shared = one(r#""shape":[1],"datatype":"FP32","parameters":{"shared_memory_region":"r"}"#);
     assert!(text(v2(&shared)).contains("`shared_memory_region`"));
@@ -235,7 +255,7 @@ fn the_body_becomes_an_operation_on_the_model_of_the_path() {
     )
     .unwrap();
     assert_eq!(request.model, model);
-    assert_eq!(request.inputs.len(), 1);
+    assert_eq!(request.inputs.tensors().unwrap().len(), 1);
 }
 
 proptest! {

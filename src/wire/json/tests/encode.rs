@@ -199,6 +199,7 @@ fn model_metadata_is_the_contract_s() {
     };
     let report = ModelReport {
         name: "resnet50".into(),
+        version: "1".into(),
         versions: vec!["1".into(), "3".into()],
         platform: "onnxruntime_onnx".into(),
         signature: Arc::new(signature),

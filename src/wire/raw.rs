@@ -1,19 +1,20 @@
 //! A body that is the one input's bytes and nothing more (contract 02 section 1.4): its shape follows from the model.
 
 use crate::{
-    call::NamedTensor,
+    call::{Expected, NamedTensor},
     error::Error,
-    tensor::{Shape, Signature, Tensor, push_string},
+    tensor::{Shape, Tensor, push_string},
 };
 use bytes::Bytes;
 
-/// The one input of a model out of `bytes`. `batches`: the first dimension counts rows, and a raw body is one row.
+/// The one input of a model out of `bytes`. Where the first dimension counts rows, a raw body is one row.
 ///
 /// # Errors
 ///
 /// [`Error::InvalidRequest`] if the model has more inputs, or more than one dimension is free; [`Error::InvalidTensor`] if
 /// the bytes do not fill its shape; [`Error::Unimplemented`] for a type that V2 cannot name.
-pub(super) fn input(signature: &Signature, batches: bool, bytes: &Bytes) -> Result<NamedTensor, Error> {
+pub(super) fn input(expected: &Expected, bytes: &Bytes) -> Result<NamedTensor, Error> {
+    let Expected { signature, batches } = expected;
     let [spec] = signature.inputs.as_slice() else {
         let inputs = signature.inputs.len();
         return Err(Error::invalid(format!("a raw body for a model with {inputs} inputs, expected a JSON header")));
@@ -23,7 +24,7 @@ pub(super) fn input(signature: &Signature, batches: bool, bytes: &Bytes) -> Resu
         return Err(Error::Unimplemented(text.into()));
     };
     let mut dims = spec.dims.clone();
-    if let (true, Some(rows)) = (batches, dims.first_mut()) {
+    if let (true, Some(rows)) = (*batches, dims.first_mut()) {
         *rows = Some(1);
     }
     let name = || spec.name.clone();
@@ -55,15 +56,16 @@ pub(super) fn input(signature: &Signature, batches: bool, bytes: &Bytes) -> Resu
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::tensor::{DataType, TensorSpec};
+    use crate::tensor::{DataType, Signature, TensorSpec};
+    use std::sync::Arc;
 
-    fn signature(dtype: DataType, dims: &[Option<usize>]) -> Signature {
+    fn expected(dtype: DataType, dims: &[Option<usize>], inputs: usize, batches: bool) -> Expected {
         let spec = TensorSpec { name: "x".into(), dtype: Some(dtype), dims: dims.to_vec() };
-        Signature { inputs: vec![spec], outputs: Vec::new() }
+        Expected { signature: Arc::new(Signature { inputs: vec![spec; inputs], outputs: Vec::new() }), batches }
     }
 
     fn shape(dtype: DataType, dims: &[Option<usize>], batches: bool, bytes: &'static [u8]) -> Option<Vec<usize>> {
-        let input = input(&signature(dtype, dims), batches, &Bytes::from_static(bytes)).ok()?;
+        let input = input(&expected(dtype, dims, 1, batches), &Bytes::from_static(bytes)).ok()?;
         Some(input.tensor.shape().dims().to_vec())
     }
 
@@ -84,15 +86,14 @@ mod tests {
 
     #[test]
     fn a_string_is_the_body_itself() {
-        let input = input(&signature(DataType::Bytes, &[None]), true, &Bytes::from_static(b"abc")).unwrap();
+        let input = input(&expected(DataType::Bytes, &[None], 1, true), &Bytes::from_static(b"abc")).unwrap();
         assert_eq!(input.tensor.iter_strings().collect::<Vec<_>>(), [b"abc"]);
         assert_eq!(shape(DataType::Bytes, &[Some(2)], false, b"abc"), None);
     }
 
     #[test]
     fn several_inputs_need_a_header() {
-        let mut two = signature(DataType::Fp32, &[Some(1)]);
-        two.inputs.push(two.inputs[0].clone());
-        assert!(input(&two, false, &Bytes::from_static(&[0; 4])).is_err());
+        let two = expected(DataType::Fp32, &[Some(1)], 2, false);
+        assert!(input(&two, &Bytes::from_static(&[0; 4])).is_err());
     }
 }

@@ -1,0 +1,216 @@
+//! Loading and unloading while the server runs, by calls of intent `manage` (contract 02 section 5).
+//!
+//! A [`Control`] is what the router holds: it hands orders to the loader, which runs on the control runtime, and waits for
+//! what comes of them. One thing at a time is done with a model; a second order for it is a conflict. What a load is made
+//! of is the loader's; who may order one was decided above.
+
+use super::{Loader, Repository, State};
+use crate::{
+    call::{LoadRequest, ModelRef, VersionState},
+    error::Error,
+};
+use std::{
+    collections::HashSet,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+use tokio::{
+    sync::{mpsc, oneshot},
+    task::JoinSet,
+};
+
+/// Orders that wait for the loader; beyond it they are refused.
+const WAITING: usize = 64;
+/// Orders that are carried out at once: each may read gigabytes.
+const AT_ONCE: usize = 4;
+/// How often a model that is being unloaded is looked at: its calls are answered one by one, and nobody tells.
+const LOOK: Duration = Duration::from_millis(20);
+
+/// Hands orders to the loader. Cloning it is cloning a handle.
+#[derive(Clone, Debug)]
+pub struct Control {
+    orders: mpsc::Sender<Order>,
+}
+
+/// Where the loader takes orders from.
+#[derive(Debug)]
+pub struct Orders(mpsc::Receiver<Order>);
+
+#[derive(Debug)]
+struct Order {
+    what: What,
+    done: oneshot::Sender<Result<Vec<Arc<str>>, Error>>,
+}
+
+#[derive(Debug)]
+enum What {
+    Load(LoadRequest),
+    Unload(ModelRef),
+    Names,
+}
+
+/// Models that something is being done with.
+#[derive(Debug, Default)]
+struct Busy(Mutex<HashSet<Arc<str>>>);
+
+/// One of them. Dropping it lets the next order in.
+struct Turn(Arc<Busy>, Arc<str>);
+
+// === impl Control ===
+
+impl Control {
+    /// A handle, and what the loader reads: see [`Orders::obey`].
+    pub fn new() -> (Self, Orders) {
+        let (orders, receiver) = mpsc::channel(WAITING);
+        (Self { orders }, Orders(receiver))
+    }
+
+    /// Loads a model, or loads it again; over when it takes calls.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::ModelNotFound`], [`Error::Conflict`], [`Error::Overloaded`], or [`Error::InvalidRequest`] with what is
+    /// wrong with the model.
+    pub fn load(&self, request: LoadRequest) -> impl Future<Output = Result<(), Error>> + Send + use<> {
+        let order = self.order(What::Load(request));
+        async { order.await.map(drop) }
+    }
+
+    /// Takes a model, or one version of it, out of service; over when it takes no more calls.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::ModelNotFound`], [`Error::Conflict`] or [`Error::Overloaded`].
+    pub fn unload(&self, model: ModelRef) -> impl Future<Output = Result<(), Error>> + Send + use<> {
+        let order = self.order(What::Unload(model));
+        async { order.await.map(drop) }
+    }
+
+    /// Names of the models that could be loaded.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Overloaded`].
+    pub fn names(&self) -> impl Future<Output = Result<Vec<Arc<str>>, Error>> + Send + use<> {
+        self.order(What::Names)
+    }
+
+    fn order(&self, what: What) -> impl Future<Output = Result<Vec<Arc<str>>, Error>> + Send + use<> {
+        let (done, answer) = oneshot::channel();
+        let sent = self.orders.try_send(Order { what, done });
+        async move {
+            sent.map_err(|_| Error::Overloaded { what: "orders to the loader" })?;
+            // An order that began is carried out, whoever still waits for it.
+            answer.await.unwrap_or(Err(Error::ShuttingDown))
+        }
+    }
+}
+
+// === impl Orders ===
+
+impl Orders {
+    /// Carries out orders until no handle is left. To be run on the control runtime.
+    pub async fn obey(mut self, loader: Arc<Loader>, repository: Arc<Repository>) {
+        let busy = Arc::new(Busy::default());
+        let mut working = JoinSet::new();
+        while let Some(Order { what, done }) = self.0.recv().await {
+            while working.len() >= AT_ONCE {
+                // A panic in one order is its own: its caller finds its channel closed.
+                drop(working.join_next().await);
+            }
+            let (loader, repository, busy) = (Arc::clone(&loader), Arc::clone(&repository), Arc::clone(&busy));
+            working.spawn(async move {
+                let result = match what {
+                    What::Load(request) => load(&loader, &repository, &busy, request).await,
+                    What::Unload(model) => unload(&loader, &repository, &busy, &model),
+                    What::Names => Ok(loader.names().await),
+                };
+                // A caller that has gone does not want to know.
+                let _ = done.send(result);
+            });
+            while working.try_join_next().is_some() {}
+        }
+    }
+}
+
+async fn load(
+    loader: &Arc<Loader>,
+    repository: &Arc<Repository>,
+    busy: &Arc<Busy>,
+    request: LoadRequest,
+) -> Result<Vec<Arc<str>>, Error> {
+    let name = Arc::clone(&request.model.name);
+    let version = request.model.version.clone();
+    let _turn = busy.take(&name)?;
+    let loaded = loader.load_one(request).await;
+    if let Some((_, reason)) = loaded.failed.first() {
+        return Err(Error::invalid(format!("model `{name}` cannot be loaded: {reason}")));
+    }
+    if loaded.versions.is_empty() {
+        return Err(Error::ModelNotFound { model: name, version });
+    }
+    if version.is_none() {
+        // A load by name says what is served from now on.
+        let gone = repository.serving(&name).into_iter().filter(|version| !loaded.versions.contains(version));
+        gone.for_each(|version| retire(loader, repository, &name, &version));
+    }
+    Ok(Vec::new())
+}
+
+fn unload(
+    loader: &Arc<Loader>,
+    repository: &Arc<Repository>,
+    busy: &Arc<Busy>,
+    model: &ModelRef,
+) -> Result<Vec<Arc<str>>, Error> {
+    let _turn = busy.take(&model.name)?;
+    for (version, state, _) in repository.versions(model)?.versions {
+        match state {
+            VersionState::Ready => retire(loader, repository, &model.name, &version),
+            // It is out of service already; from now on because that is wanted.
+            VersionState::Failed => repository.set(&model.name, &version, &State::Unloaded),
+            VersionState::Loading | VersionState::Unloading | VersionState::Unloaded => {}
+        }
+    }
+    Ok(Vec::new())
+}
+
+/// Takes a version out of service now; its instances go when its last call is answered.
+fn retire(loader: &Arc<Loader>, repository: &Arc<Repository>, name: &Arc<str>, version: &Arc<str>) {
+    let Some(model) = repository.retire(name, version) else { return };
+    loader.says(name, version, "unloading");
+    let (loader, repository) = (Arc::clone(loader), Arc::clone(repository));
+    let (name, version) = (Arc::clone(name), Arc::clone(version));
+    // Calls hold the model until they are answered, and each has a deadline.
+    tokio::spawn(async move {
+        while Arc::strong_count(&model) > 1 {
+            tokio::time::sleep(LOOK).await;
+        }
+        drop(model);
+        if repository.retired(&name, &version) {
+            loader.says(&name, &version, "unloaded");
+            tracing::info!(model = %name, %version, "model unloaded");
+        }
+    });
+}
+
+// === impl Busy ===
+
+impl Busy {
+    fn take(self: &Arc<Self>, name: &Arc<str>) -> Result<Turn, Error> {
+        if self.0.lock().unwrap_or_else(PoisonError::into_inner).insert(Arc::clone(name)) {
+            return Ok(Turn(Arc::clone(self), Arc::clone(name)));
+        }
+        Err(Error::Conflict(format!("model `{name}` is being loaded or unloaded already").into()))
+    }
+}
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        self.0.0.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.1);
+    }
+}
+
+#[cfg(test)]
+#[path = "control_tests.rs"]
+mod tests;

@@ -1,0 +1,208 @@
+//! Loading and unloading while calls come, over scripted models on disk.
+
+use super::*;
+use crate::{
+    call::{IndexEntry, Report},
+    model::{
+        Load, ModelSettings, Reader, Settings, VersionPolicy,
+        testing::{Opener, directory},
+    },
+    telemetry::metrics::Metrics,
+};
+use std::{fs, path::Path};
+use tempfile::TempDir;
+
+struct World {
+    control: Control,
+    repository: Arc<Repository>,
+    metrics: Arc<Metrics>,
+    directory: TempDir,
+}
+
+/// Nothing is loaded at first.
+fn world(files: &[(&str, &str)]) -> World {
+    let directory = directory(files);
+    let settings = Settings {
+        directories: vec![directory.path().to_owned()],
+        load: Load::None,
+        // What a call brings says how many versions it wants.
+        reader: Some(Reader::new(|source, defaults| {
+            let latest = source.config.map_or(Ok(1), str::parse).map_err(|_| "no number".to_owned())?;
+            Ok(ModelSettings { versions: VersionPolicy::Latest(latest), ..defaults.clone() })
+        })),
+        ..Settings::default()
+    };
+    let (repository, metrics) = (Arc::new(Repository::default()), Arc::new(Metrics::new()));
+    let opener = Arc::new(Opener::default());
+    let loader = Loader::new(settings, opener, Arc::clone(&repository), Arc::clone(&metrics), None);
+    let (control, orders) = Control::new();
+    tokio::spawn(orders.obey(Arc::new(loader), Arc::clone(&repository)));
+    World { control, repository, metrics, directory }
+}
+
+impl World {
+    async fn load(&self, model: &str, config: Option<&str>, files: &[(&str, &str)]) -> Result<(), Error> {
+        let files = files.iter().map(|(path, text)| ((*path).into(), text.to_string().into())).collect();
+        self.control.load(LoadRequest { model: reference(model), config: config.map(Into::into), files }).await
+    }
+
+    async fn unload(&self, model: &str) -> Result<(), Error> {
+        self.control.unload(reference(model)).await
+    }
+
+    fn write(&self, path: &str, content: &str) {
+        let path = self.directory.path().join(path);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(path, content).unwrap();
+    }
+
+    fn state(&self, name: &str) -> Vec<(String, VersionState)> {
+        let Ok(report) = self.repository.versions(&reference(name)) else { return Vec::new() };
+        report.versions.iter().map(|(version, state, _)| (version.to_string(), *state)).collect()
+    }
+}
+
+/// `NAME` or `NAME/VERSION`.
+fn reference(text: &str) -> ModelRef {
+    match text.split_once('/') {
+        Some((name, version)) => ModelRef { name: name.into(), version: Some(version.into()) },
+        None => ModelRef { name: text.into(), version: None },
+    }
+}
+
+#[tokio::test]
+async fn a_model_is_loaded_when_a_call_says_so() {
+    let world = world(&[("a/1/model.onnx", "ok"), ("b/1/model.onnx", "ok")]);
+    assert_eq!(world.state("a"), []);
+    world.load("a", None, &[]).await.unwrap();
+    assert_eq!(world.state("a"), [("1".to_owned(), VersionState::Ready)]);
+    assert_eq!(world.state("b"), []);
+}
+
+#[tokio::test]
+async fn the_index_has_what_was_never_loaded_by_name_only() {
+    let world = world(&[("a/1/model.onnx", "ok"), ("b/1/model.onnx", "ok"), ("notes/x", "")]);
+    world.load("a", None, &[]).await.unwrap();
+    let Report::Index(entries) = world.repository.index(world.control.names().await.unwrap(), false) else { panic!() };
+    let loaded = Some(("1".into(), VersionState::Ready));
+    let expected = [
+        IndexEntry { name: "a".into(), version: loaded.clone(), reason: "".into() },
+        IndexEntry { name: "b".into(), version: None, reason: "".into() },
+    ];
+    assert_eq!(entries, expected);
+    let Report::Index(ready) = world.repository.index(Vec::new(), true) else { panic!() };
+    assert_eq!(ready, expected[..1]);
+}
+
+#[tokio::test]
+async fn a_bad_model_is_refused_with_its_reason_and_nothing_else_changes() {
+    let world = world(&[("a/1/model.onnx", "ok")]);
+    world.load("a", None, &[]).await.unwrap();
+    let before = world.repository.resolve(&reference("a")).unwrap();
+    world.write("a/1/model.onnx", "broken");
+    let refused = world.load("a", None, &[]).await.unwrap_err();
+    assert_eq!(refused.to_string(), "model `a` cannot be loaded: not a model: broken");
+    let after = world.repository.resolve(&reference("a")).unwrap();
+    assert!(Arc::ptr_eq(&before, &after), "the old one answers all the while");
+    world.write("new/1/model.onnx", "broken");
+    assert!(world.load("new", None, &[]).await.is_err());
+    assert_eq!(world.state("new"), [("1".to_owned(), VersionState::Failed)]);
+}
+
+#[tokio::test]
+async fn what_is_not_there_is_not_found() {
+    let world = world(&[("a/1/model.onnx", "ok")]);
+    for name in ["nobody", "a/2", "a/x", "../a", ".."] {
+        let error = world.load(name, None, &[]).await.unwrap_err();
+        let expected = if name.contains("..") { "a model's name has" } else { "unknown" };
+        assert!(error.to_string().contains(expected), "{name}: {error}");
+    }
+    assert!(matches!(world.unload("a").await, Err(Error::ModelNotFound { .. })), "it was never loaded");
+}
+
+#[tokio::test]
+async fn a_new_version_takes_over_and_the_old_one_goes() {
+    let world = world(&[("a/1/model.onnx", "ok")]);
+    world.load("a", None, &[]).await.unwrap();
+    world.write("a/2/model.onnx", "ok");
+    world.load("a", None, &[]).await.unwrap();
+    assert_eq!(&*world.repository.resolve(&reference("a")).unwrap().key.version, "2");
+    wait(|| world.state("a")[1].1 == VersionState::Unloaded).await;
+    assert!(matches!(world.repository.resolve(&reference("a/1")), Err(Error::ModelNotFound { .. })));
+}
+
+#[tokio::test]
+async fn one_version_alone_is_loaded_and_unloaded() {
+    let world = world(&[("a/1/model.onnx", "ok"), ("a/2/model.onnx", "ok")]);
+    world.load("a/1", None, &[]).await.unwrap();
+    assert_eq!(world.state("a"), [("1".to_owned(), VersionState::Ready)]);
+    world.load("a/2", None, &[]).await.unwrap();
+    assert_eq!(world.repository.serving("a"), ["2".into(), "1".into()]);
+    world.unload("a/2").await.unwrap();
+    assert_eq!(world.repository.serving("a"), ["1".into()]);
+}
+
+#[tokio::test]
+async fn a_model_that_is_unloaded_finishes_its_calls_first() {
+    let world = world(&[("a/1/model.onnx", "ok")]);
+    world.load("a", None, &[]).await.unwrap();
+    let call = world.repository.resolve(&reference("a")).unwrap();
+    world.unload("a").await.unwrap();
+    assert_eq!(world.state("a"), [("1".to_owned(), VersionState::Unloading)]);
+    assert!(matches!(world.repository.resolve(&reference("a")), Err(Error::ModelNotReady { .. })));
+    assert!(call.scheduler.is_ready());
+    drop(call);
+    wait(|| world.state("a") == [("1".to_owned(), VersionState::Unloaded)]).await;
+    assert!(matches!(world.repository.resolve(&reference("a")), Err(Error::ModelNotFound { .. })));
+    world.unload("a").await.unwrap();
+    world.load("a", None, &[]).await.unwrap();
+    assert!(world.metrics.render().contains(r#"sluicegate_model_state{model="a",state="ready",version="1"} 1"#));
+}
+
+#[tokio::test]
+async fn a_call_may_bring_the_configuration() {
+    let world = world(&[("a/1/model.onnx", "ok"), ("a/2/model.onnx", "ok"), ("a/3/model.onnx", "ok")]);
+    world.load("a", Some("2"), &[]).await.unwrap();
+    assert_eq!(world.repository.serving("a"), ["3".into(), "2".into()]);
+    let error = world.load("a", Some("many"), &[]).await.unwrap_err();
+    assert!(error.to_string().contains("no number"), "{error}");
+    assert_eq!(world.repository.serving("a"), ["3".into(), "2".into()]);
+}
+
+#[tokio::test]
+async fn a_call_may_bring_the_files_and_they_stay_inside() {
+    let world = world(&[("a/1/model.onnx", "corrupt")]);
+    world.load("a", Some("1"), &[("7/model.onnx", "ok")]).await.unwrap();
+    assert_eq!(world.repository.serving("a"), ["7".into()]);
+    world.load("new", Some("1"), &[("1/model.onnx", "ok")]).await.unwrap();
+    let folder = world.repository.resolve(&reference("new")).unwrap().files.as_ref().unwrap().path().to_owned();
+    assert!(folder.join("1/model.onnx").exists());
+    for path in ["model.onnx", "../1/model.onnx", "1/../x", "1/.hidden", "0/model.onnx", "1/a/b", "x/model.onnx", "1/"]
+    {
+        let error = world.load("b", Some("1"), &[(path, "ok")]).await.unwrap_err();
+        assert!(error.to_string().contains("file"), "{path}: {error}");
+    }
+    let error = world.load("b", None, &[("1/model.onnx", "ok")]).await.unwrap_err();
+    assert!(error.to_string().contains("`config`"), "{error}");
+    world.unload("new").await.unwrap();
+    wait(|| !Path::new(&folder).exists()).await;
+}
+
+#[tokio::test]
+async fn a_second_order_for_the_same_model_is_a_conflict() {
+    let busy = Arc::new(Busy::default());
+    let turn = busy.take(&"a".into()).unwrap();
+    assert!(matches!(busy.take(&"a".into()), Err(Error::Conflict(_))));
+    assert!(busy.take(&"b".into()).is_ok());
+    drop(turn);
+    assert!(busy.take(&"a".into()).is_ok());
+}
+
+/// Waits for something that happens elsewhere soon.
+async fn wait(done: impl Fn() -> bool) {
+    let until = std::time::Instant::now() + Duration::from_secs(10);
+    while !done() {
+        assert!(std::time::Instant::now() < until, "it does not happen");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}

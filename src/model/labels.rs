@@ -1,0 +1,99 @@
+//! The names of classes, from the files in a model's folder (contract 02 section 8).
+//!
+//! Reads text; which output a file is for is the model's own to say.
+
+use super::{ModelSettings, classify::Labels};
+use crate::tensor::Signature;
+use std::{
+    fs::File,
+    io::{ErrorKind, Read},
+    path::Path,
+    sync::Arc,
+};
+
+/// The file that serves a model with one output, if nothing else is said.
+const FILE: &str = "labels.txt";
+/// Largest such file, bytes: a million classes with long names.
+const LARGEST: u64 = 64 << 20;
+
+/// The labels of each output of `signature`. `folder` is the model's.
+///
+/// # Errors
+///
+/// For operators, in plain words: an output that the model has not, or a file that cannot be read or is no UTF-8.
+pub(super) fn read(
+    settings: &ModelSettings,
+    folder: &Path,
+    signature: &Signature,
+) -> Result<Vec<Option<Labels>>, String> {
+    let mut labels = vec![None; signature.outputs.len()];
+    for (output, path) in &settings.labels {
+        let place = signature.outputs.iter().position(|spec| spec.name == *output);
+        let place = place.ok_or_else(|| format!("has labels for `{output}`, which is no output of the model"))?;
+        let found = file(path)?.ok_or_else(|| format!("has labels in `{}`, which is not there", name(path)))?;
+        labels[place] = Some(found);
+    }
+    if let ([only], true) = (labels.as_mut_slice(), settings.labels.is_empty()) {
+        *only = file(&folder.join(FILE))?;
+    }
+    Ok(labels)
+}
+
+/// The lines of a file; `None` if there is no such file.
+fn file(path: &Path) -> Result<Option<Labels>, String> {
+    let unreadable = |error: std::io::Error| format!("`{}` cannot be read: {error}", name(path));
+    let file = match File::open(path) {
+        Ok(file) => file,
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(unreadable(error)),
+    };
+    if !file.metadata().map_err(unreadable)?.is_file() {
+        return Err(format!("`{}` is not a file", name(path)));
+    }
+    let mut text = String::new();
+    file.take(LARGEST + 1).read_to_string(&mut text).map_err(unreadable)?;
+    if text.len() as u64 > LARGEST {
+        return Err(format!("`{}` is larger than {} MiB", name(path), LARGEST >> 20));
+    }
+    Ok(Some(text.lines().map(|line| Arc::from(line.trim_end())).collect()))
+}
+
+fn name(path: &Path) -> std::borrow::Cow<'_, str> {
+    path.file_name().unwrap_or_default().to_string_lossy()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::tensor::TensorSpec;
+
+    fn signature(outputs: &[&str]) -> Signature {
+        let spec = |name: &&str| TensorSpec { name: (*name).into(), dtype: None, dims: Vec::new() };
+        Signature { inputs: Vec::new(), outputs: outputs.iter().map(spec).collect() }
+    }
+
+    #[test]
+    fn one_output_has_the_file_of_that_name_and_two_have_none() {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::write(folder.path().join(FILE), "cat\r\ndog\n").unwrap();
+        let settings = ModelSettings::default();
+        let found = read(&settings, folder.path(), &signature(&["y"])).unwrap();
+        assert_eq!(found[0].as_deref(), Some(&["cat".into(), "dog".into()][..]));
+        assert_eq!(read(&settings, folder.path(), &signature(&["y", "z"])).unwrap(), [None, None]);
+    }
+
+    #[test]
+    fn what_is_named_must_be_there_and_readable() {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::write(folder.path().join("raw"), [0xFF]).unwrap();
+        let named = |output: &str, file: &str| {
+            let labels = vec![(output.into(), folder.path().join(file))];
+            let settings = ModelSettings { labels, ..ModelSettings::default() };
+            read(&settings, folder.path(), &signature(&["y"])).unwrap_err()
+        };
+        assert_eq!(named("z", "raw"), "has labels for `z`, which is no output of the model");
+        assert_eq!(named("y", "absent"), "has labels in `absent`, which is not there");
+        assert!(named("y", "raw").contains("UTF-8"));
+        assert!(named("y", ".").ends_with("is not a file"));
+    }
+}

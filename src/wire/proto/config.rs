@@ -1,0 +1,311 @@
+//! Triton's model configuration: written from a report, read from text and JSON (contract 02 section 10).
+//!
+//! One schema, `proto/open_inference.proto`, serves all forms; `prost-reflect` knows protobuf's text and JSON. What a
+//! configuration means for a model is not known here.
+
+use super::{DESCRIPTOR, inference as pb};
+use crate::{
+    call::{ConfigReport, ServedVersions},
+    tensor::{DataType, TensorSpec},
+};
+use bytes::Bytes;
+use pb::{model_config::SchedulingChoice, model_instance_group::Kind, model_version_policy as policy};
+use prost::Message;
+use prost_reflect::{DescriptorPool, DynamicMessage, MessageDescriptor, SerializeOptions};
+use std::{collections::HashMap, fmt, sync::LazyLock};
+
+/// Why a text is no model configuration.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ConfigError(String);
+
+impl fmt::Display for ConfigError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for ConfigError {}
+
+/// The schema. Made when first asked for: most servers never are.
+static SCHEMA: LazyLock<MessageDescriptor> = LazyLock::new(|| {
+    let pool = DescriptorPool::decode(DESCRIPTOR).expect("the build script wrote it; a test reads it");
+    pool.get_message_by_name("inference.ModelConfig").expect("the schema has it; a test asks for it")
+});
+
+/// Reads protobuf text: a `config.pbtxt`.
+///
+/// # Errors
+///
+/// [`ConfigError`] says where it is malformed, or which field is unknown.
+pub fn parse_config_text(text: &str) -> Result<pb::ModelConfig, ConfigError> {
+    // The parser recurses once per level, and no configuration is this deep.
+    check_depth(text)?;
+    let message = DynamicMessage::parse_text_format(SCHEMA.clone(), &with_colons(text));
+    typed(&message.map_err(|error| ConfigError(error.to_string()))?)
+}
+
+/// Reads JSON: the configuration that a load call brings. Names are taken in both spellings, as protobuf's JSON has it.
+///
+/// # Errors
+///
+/// [`ConfigError`] says where it is malformed, or which field is unknown.
+pub fn parse_config_json(text: &str) -> Result<pb::ModelConfig, ConfigError> {
+    let error = |error: serde_json::Error| ConfigError(error.to_string());
+    let mut reader = serde_json::Deserializer::from_str(text);
+    let message = DynamicMessage::deserialize(SCHEMA.clone(), &mut reader).map_err(error)?;
+    reader.end().map_err(error)?;
+    typed(&message)
+}
+
+/// Deepest nesting of messages in a text.
+const DEPTH: usize = 64;
+
+fn check_depth(text: &str) -> Result<(), ConfigError> {
+    let mut depth = 0_usize;
+    for byte in text.bytes() {
+        // Brackets in strings and comments count too: they would have to be many to do harm.
+        match byte {
+            b'{' | b'<' | b'[' => depth += 1,
+            b'}' | b'>' | b']' => depth = depth.saturating_sub(1),
+            _ => {}
+        }
+        if depth > DEPTH {
+            return Err(ConfigError(format!("nested deeper than {DEPTH} levels")));
+        }
+    }
+    Ok(())
+}
+
+/// The same text with a colon between each name and the list behind it: `input [ … ]` is how everybody writes lists of
+/// messages, and the one form that the parser does not know.
+fn with_colons(text: &str) -> String {
+    let mut out = String::with_capacity(text.len() + 64);
+    // The last character that is neither space nor comment, and the quote of the string that is open.
+    let (mut last, mut quote, mut comment, mut escaped) = (' ', None, false, false);
+    for c in text.chars() {
+        match (quote, comment) {
+            (Some(open), _) => {
+                if c == open && !escaped {
+                    quote = None;
+                }
+                escaped = c == '\\' && !escaped;
+            }
+            (None, true) => comment = c != '\n',
+            (None, false) => match c {
+                '"' | '\'' => quote = Some(c),
+                '#' => comment = true,
+                '[' if last.is_ascii_alphanumeric() || last == '_' => out.push(':'),
+                _ => {}
+            },
+        }
+        if !comment && !c.is_whitespace() {
+            last = c;
+        }
+        out.push(c);
+    }
+    out
+}
+
+fn typed(message: &DynamicMessage) -> Result<pb::ModelConfig, ConfigError> {
+    pb::ModelConfig::decode(message.encode_to_vec().as_slice()).map_err(|error| ConfigError(error.to_string()))
+}
+
+/// Writes a model's configuration as JSON: names as in the schema, 64-bit integers as numbers, every plain field.
+pub fn encode_config_json(report: &ConfigReport) -> Bytes {
+    let config = encode_config(report);
+    let bytes = config.encode_to_vec();
+    let options = SerializeOptions::new()
+        .use_proto_field_name(true)
+        .stringify_64_bit_integers(false)
+        // Messages that are not set stay away; what is within those that are is all there.
+        .skip_default_fields(false);
+    let mut out = Vec::with_capacity(1024);
+    let written = DynamicMessage::decode(SCHEMA.clone(), bytes.as_slice())
+        .ok()
+        .and_then(|message| message.serialize_with_options(&mut serde_json::Serializer::new(&mut out), &options).ok());
+    debug_assert!(written.is_some(), "what was encoded by one schema is decoded by the same");
+    out.into()
+}
+
+/// Converts a model's configuration.
+pub fn encode_config(report: &ConfigReport) -> pb::ModelConfig {
+    let batches = report.max_rows.is_some();
+    let max_rows = report.max_rows.map_or(0, |rows| i32::try_from(rows).unwrap_or(i32::MAX));
+    let delay = u64::try_from(report.max_delay.as_micros()).unwrap_or(u64::MAX);
+    let label = |spec: &TensorSpec| {
+        let file = report.labels.iter().find(|(output, _)| *output == spec.name);
+        file.map_or_else(String::new, |(_, file)| file.as_ref().into())
+    };
+    pb::ModelConfig {
+        name: report.name.as_ref().into(),
+        platform: report.platform.as_ref().into(),
+        backend: "onnxruntime".into(),
+        version_policy: Some(pb::ModelVersionPolicy { policy_choice: Some(versions(&report.versions)) }),
+        max_batch_size: max_rows,
+        input: report
+            .signature
+            .inputs
+            .iter()
+            .map(|spec| pb::ModelInput {
+                name: spec.name.as_ref().into(),
+                data_type: data_type(spec.dtype).into(),
+                dims: dims(spec, batches),
+                ..pb::ModelInput::default()
+            })
+            .collect(),
+        output: report
+            .signature
+            .outputs
+            .iter()
+            .map(|spec| pb::ModelOutput {
+                name: spec.name.as_ref().into(),
+                data_type: data_type(spec.dtype).into(),
+                dims: dims(spec, batches),
+                label_filename: label(spec),
+                ..pb::ModelOutput::default()
+            })
+            .collect(),
+        instance_group: vec![pb::ModelInstanceGroup {
+            name: report.name.as_ref().into(),
+            kind: Kind::Cpu.into(),
+            count: i32::try_from(report.instances).unwrap_or(i32::MAX),
+            ..pb::ModelInstanceGroup::default()
+        }],
+        default_model_filename: "model.onnx".into(),
+        parameters: parameters(report),
+        model_transaction_policy: Some(pb::ModelTransactionPolicy { decoupled: report.decoupled }),
+        scheduling_choice: batches.then(|| {
+            SchedulingChoice::DynamicBatching(pb::ModelDynamicBatching {
+                preferred_batch_size: vec![max_rows],
+                max_queue_delay_microseconds: delay,
+                ..pb::ModelDynamicBatching::default()
+            })
+        }),
+        ..pb::ModelConfig::default()
+    }
+}
+
+fn parameters(report: &ConfigReport) -> HashMap<String, pb::ModelParameter> {
+    let value = |text: &str| pb::ModelParameter { string_value: text.into() };
+    report.parameters.iter().map(|(name, text)| (name.as_ref().into(), value(text))).collect()
+}
+
+fn versions(served: &ServedVersions) -> policy::PolicyChoice {
+    match served {
+        ServedVersions::Latest(count) => {
+            let num_versions = u32::try_from(*count).unwrap_or(u32::MAX);
+            policy::PolicyChoice::Latest(policy::Latest { num_versions })
+        }
+        ServedVersions::All => policy::PolicyChoice::All(policy::All {}),
+        ServedVersions::Only(versions) => {
+            let versions = versions.iter().filter_map(|version| i64::try_from(*version).ok()).collect();
+            policy::PolicyChoice::Specific(policy::Specific { versions })
+        }
+    }
+}
+
+/// The dimensions of one row where rows are batched, all of them elsewhere (contract 01 section 2.2).
+fn dims(spec: &TensorSpec, batches: bool) -> Vec<i64> {
+    spec.wire_dims().skip(usize::from(batches)).collect()
+}
+
+fn data_type(dtype: Option<DataType>) -> pb::DataType {
+    match dtype {
+        None => pb::DataType::TypeInvalid,
+        Some(DataType::Bool) => pb::DataType::TypeBool,
+        Some(DataType::Uint8) => pb::DataType::TypeUint8,
+        Some(DataType::Uint16) => pb::DataType::TypeUint16,
+        Some(DataType::Uint32) => pb::DataType::TypeUint32,
+        Some(DataType::Uint64) => pb::DataType::TypeUint64,
+        Some(DataType::Int8) => pb::DataType::TypeInt8,
+        Some(DataType::Int16) => pb::DataType::TypeInt16,
+        Some(DataType::Int32) => pb::DataType::TypeInt32,
+        Some(DataType::Int64) => pb::DataType::TypeInt64,
+        Some(DataType::Fp16) => pb::DataType::TypeFp16,
+        Some(DataType::Bf16) => pb::DataType::TypeBf16,
+        Some(DataType::Fp32) => pb::DataType::TypeFp32,
+        Some(DataType::Fp64) => pb::DataType::TypeFp64,
+        Some(DataType::Bytes) => pb::DataType::TypeString,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::tensor::Signature;
+    use std::{sync::Arc, time::Duration};
+
+    fn report() -> ConfigReport {
+        let spec =
+            |name: &str| TensorSpec { name: name.into(), dtype: Some(DataType::Fp32), dims: vec![None, Some(4)] };
+        ConfigReport {
+            name: "m".into(),
+            platform: "onnxruntime_onnx".into(),
+            max_rows: Some(64),
+            signature: Arc::new(Signature { inputs: vec![spec("x")], outputs: vec![spec("y")] }),
+            decoupled: false,
+            instances: 2,
+            max_delay: Duration::from_micros(500),
+            versions: ServedVersions::Latest(1),
+            labels: vec![("y".into(), "labels.txt".into())],
+            parameters: vec![("team".into(), "vision".into())],
+        }
+    }
+
+    #[test]
+    fn json_has_numbers_names_and_every_plain_field() {
+        let json: serde_json::Value = serde_json::from_slice(&encode_config_json(&report())).unwrap();
+        assert_eq!(json["max_batch_size"], 64);
+        assert_eq!(json["input"][0]["dims"], serde_json::json!([4]));
+        assert_eq!(json["input"][0]["data_type"], "TYPE_FP32");
+        assert_eq!(json["input"][0]["format"], "FORMAT_NONE");
+        assert_eq!(json["input"][0]["optional"], false);
+        assert_eq!(json["output"][0]["label_filename"], "labels.txt");
+        assert_eq!(json["instance_group"][0]["count"], 2);
+        assert_eq!(json["instance_group"][0]["gpus"], serde_json::json!([]));
+        assert_eq!(json["dynamic_batching"]["max_queue_delay_microseconds"], 500);
+        assert_eq!(json["model_transaction_policy"]["decoupled"], false);
+        assert_eq!(json["version_policy"]["latest"]["num_versions"], 1);
+        assert_eq!(json["parameters"]["team"]["string_value"], "vision");
+        assert!(json.get("ensemble_scheduling").is_none() && json.get("optimization").is_none());
+    }
+
+    #[test]
+    fn without_batches_dims_are_whole() {
+        let config = encode_config(&ConfigReport { max_rows: None, ..report() });
+        assert_eq!((config.max_batch_size, config.input[0].dims.as_slice()), (0, &[-1, 4][..]));
+        assert!(config.scheduling_choice.is_none());
+    }
+
+    #[test]
+    fn text_and_json_are_read_alike() {
+        let text = r#"
+            name: "m"  # a comment
+            max_batch_size: 8
+            input [ { name: "x" data_type: TYPE_FP32 dims: [ 4 ] } ]
+            dynamic_batching { preferred_batch_size: [ 4, 8 ] max_queue_delay_microseconds: 100 }
+            parameters { key: "a" value: { string_value: "b" } }
+        "#;
+        let json = r#"{"name":"m","max_batch_size":8,"input":[{"name":"x","data_type":"TYPE_FP32","dims":["4"]}],
+            "dynamic_batching":{"preferred_batch_size":[4,8],"maxQueueDelayMicroseconds":"100"},
+            "parameters":{"a":{"string_value":"b"}}}"#;
+        assert_eq!(parse_config_text(text).unwrap(), parse_config_json(json).unwrap());
+    }
+
+    #[test]
+    fn a_list_needs_no_colon_and_strings_and_comments_are_left_alone() {
+        assert_eq!(
+            with_colons("dims [1] a: [2] # b [\n c [\"d [\\\" [\"]"),
+            "dims :[1] a: [2] # b [\n c :[\"d [\\\" [\"]"
+        );
+    }
+
+    #[test]
+    fn what_is_malformed_is_named() {
+        assert!(parse_config_text("colour: 1").unwrap_err().to_string().contains("colour"));
+        assert!(parse_config_text("name: ").is_err());
+        assert!(parse_config_text(&"a{".repeat(100_000)).unwrap_err().to_string().contains("deeper"));
+        assert!(parse_config_json(r#"{"colour":1}"#).unwrap_err().to_string().contains("colour"));
+        assert!(parse_config_json("{} {}").is_err());
+    }
+}
