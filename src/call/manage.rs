@@ -28,14 +28,17 @@ pub struct LoadRequest {
     pub files: Vec<(Arc<str>, Bytes)>,
 }
 
-/// Trace settings to change: each name with its new values, or none to go back to the server's.
+/// Trace settings to change.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct TraceChange {
     /// The model whose settings these are; absent: the server's.
     pub model: Option<ModelRef>,
     /// What to change.
-    pub settings: Vec<(Arc<str>, Option<Vec<Arc<str>>>)>,
+    pub settings: Vec<(Arc<str>, NewValues)>,
 }
+
+/// New values of a trace setting; none to go back to the server's.
+pub type NewValues = Option<Vec<Arc<str>>>;
 
 /// Parts of [`Logging`](super::Logging) to change.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

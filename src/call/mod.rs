@@ -18,7 +18,7 @@ mod watch;
 pub use gateway::Gateway;
 pub use identity::{Credentials, Identity, Peer, Scope};
 pub use inputs::{Expected, Inputs, Untyped};
-pub use manage::{LoadRequest, LoggingChange, Manage, TraceChange};
+pub use manage::{LoadRequest, LoggingChange, Manage, NewValues, TraceChange};
 pub use operation::{
     InferRequest, Inspect, ModelKey, ModelRef, NamedTensor, Operation, Parameter, Parameters, RequestedOutput,
 };

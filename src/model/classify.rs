@@ -108,7 +108,7 @@ fn best<T>(
     write: impl Fn(&mut String, &T) -> std::fmt::Result,
     labels: Option<&Labels>,
 ) -> Vec<String> {
-    let mut strings = Vec::with_capacity(if width == 0 { 0 } else { values.len() / width * k });
+    let mut strings = Vec::with_capacity(values.len().checked_div(width).unwrap_or(0) * k);
     let mut indices: Vec<usize> = Vec::with_capacity(width);
     for row in values.chunks(width.max(1)).filter(|_| k > 0) {
         indices.clear();

@@ -58,7 +58,7 @@ pub struct Loaded {
 /// What the loader's thread tells.
 enum Event {
     Scanned(Vec<Found>, Vec<Problem>),
-    Prepared(Found, Result<Box<Prepared>, String>),
+    Prepared(Box<Found>, Result<Box<Prepared>, String>),
 }
 
 /// A model whose instances are open and wait for their place.
@@ -263,7 +263,7 @@ impl Workshop {
         for found in found {
             let prepare = AssertUnwindSafe(|| self.prepare(&found, threads).map(Box::new));
             let prepared = catch_unwind(prepare).unwrap_or_else(|_| Err("panicked while it was loaded".to_owned()));
-            if events.blocking_send(Event::Prepared(found, prepared)).is_err() {
+            if events.blocking_send(Event::Prepared(Box::new(found), prepared)).is_err() {
                 return;
             }
         }

@@ -4,7 +4,7 @@
 //! time stamps) is not what this server's traces are, so they change nothing else.
 
 use crate::{
-    call::{Logging, LoggingChange, TraceChange},
+    call::{Logging, LoggingChange, NewValues, TraceChange},
     error::Error,
 };
 use std::{
@@ -139,9 +139,9 @@ impl State {
     }
 }
 
-type Checked = (&'static str, Option<Vec<Arc<str>>>);
+type Checked = (&'static str, NewValues);
 
-fn check((name, values): &(Arc<str>, Option<Vec<Arc<str>>>)) -> Result<Checked, Error> {
+fn check((name, values): &(Arc<str>, NewValues)) -> Result<Checked, Error> {
     let Some((known, _)) = TRACE.iter().find(|(known, _)| *known == &**name) else {
         let name: String = name.chars().take(64).collect();
         let known: Vec<_> = TRACE.iter().map(|(known, _)| format!("`{known}`")).collect();

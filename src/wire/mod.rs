@@ -68,6 +68,11 @@ impl Wishes {
         self.outputs.iter().find(|(output, _)| &**output == name).map_or(self.binary, |(_, binary)| *binary)
     }
 
+    /// Whether any output at all may be wanted as raw bytes.
+    pub fn any(&self) -> bool {
+        self.binary || self.outputs.iter().any(|(_, binary)| *binary)
+    }
+
     /// Whether any of `names` is wanted as raw bytes.
     pub fn any_binary<'a>(&self, mut names: impl Iterator<Item = &'a str>) -> bool {
         (self.binary || !self.outputs.is_empty()) && names.any(|name| self.wants_binary(name))

@@ -126,8 +126,7 @@ fn open(
             let wanted = (binary == Binary::Wanted).then_some(true);
             let (request, wishes) = message::decode_infer(&json, tail, wanted, settings)?;
             if wishes != PLAIN {
-                let any = wishes.binary || wishes.outputs.iter().any(|(_, binary)| *binary);
-                if any && binary == Binary::Never {
+                if wishes.any() && binary == Binary::Never {
                     return Err(Error::invalid("the request wants binary outputs, which a line cannot carry"));
                 }
                 // The first and only time: a body is decoded once.

@@ -49,6 +49,29 @@ pub(super) fn pending(
     })
 }
 
+/// The same for a reply of events, which are text.
+pub(super) fn pending_of_events(
+    connection: &Arc<Connection>,
+    headers: &HeaderMap,
+    body: Incoming,
+    model: ModelRef,
+) -> Pending {
+    let wishes = Arc::new(OnceLock::new());
+    let pending = pending(connection, headers, body, model, Arc::clone(&wishes));
+    Pending::new(async move {
+        let operation = pending.await?;
+        match wishes.get().is_some_and(Wishes::any) {
+            true => Err(Error::invalid("the request wants binary outputs, which an event cannot carry")),
+            false => Ok(operation),
+        }
+    })
+}
+
+/// Refuses what is no body of V2.
+pub(super) fn check_type(headers: &HeaderMap) -> Result<(), Error> {
+    form(headers).map(drop)
+}
+
 /// The length of the JSON part, if the client names one.
 fn form(headers: &HeaderMap) -> Result<Option<usize>, Error> {
     if let Some(kind) = headers.get(CONTENT_TYPE) {

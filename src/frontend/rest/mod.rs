@@ -2,10 +2,12 @@
 //!
 //! Routes are matched by `route`, bodies are `infer`'s, responses `render`'s.
 
+mod generate;
 mod infer;
 mod render;
 mod repository;
 mod route;
+mod sse;
 #[cfg(test)]
 mod tests;
 
@@ -20,13 +22,16 @@ use crate::{
     error::Error,
     wire::Wishes,
 };
-use futures_util::future::Either;
+use futures_util::future::{BoxFuture, Either};
 use http::{
     HeaderMap, HeaderName, HeaderValue, StatusCode, Version,
     header::{ACCEPT_ENCODING, CONTENT_ENCODING, UPGRADE},
 };
 use route::{Family, Probe, Route, SharedMemory};
-use std::sync::{Arc, OnceLock};
+use std::{
+    future::Ready,
+    sync::{Arc, OnceLock},
+};
 
 /// What is kept of a request's head while its call runs; the head itself is freed before.
 struct Asked {
@@ -35,13 +40,25 @@ struct Asked {
     sender: Credentials,
     /// Whether it named a content encoding.
     encoded: bool,
-    /// What is answered instead of the report, to whoever may have that.
-    instead: Option<SharedMemory>,
+    form: Form,
+}
+
+/// How a reply is written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Form {
+    /// As V2 does.
+    V2,
+    /// As a plain object.
+    Generate,
+    /// As an answer about memory that there is not, to whoever may ask.
+    SharedMemory(SharedMemory),
 }
 
 /// Answers one request of this surface.
 pub fn serve(connection: Arc<Connection>, request: Request) -> impl Future<Output = Response> + Send + use<> {
-    let now = |response| Either::Left(std::future::ready(response));
+    // Long streams are rare: their future is boxed, and that of every call stays small.
+    type Rare = Either<Ready<Response>, BoxFuture<'static, Response>>;
+    let now = |response| Either::Left(Rare::Left(std::future::ready(response)));
     let id = head::call_id(request.headers());
     match route::find(request.method(), request.uri().path()) {
         Ok(Route::Infer(model)) => {
@@ -56,6 +73,22 @@ pub fn serve(connection: Arc<Connection>, request: Request) -> impl Future<Outpu
             let pending = Pending::ready(Operation::Inspect(inspect));
             Either::Right(call(connection, asked, Intent::Inspect, pending, None))
         }
+        Ok(Route::InferStream(model)) => {
+            let (parts, body) = request.into_parts();
+            let pending = infer::pending_of_events(&connection, &parts.headers, body, model);
+            let asked = Asked::of(id, parts.version, &parts.headers);
+            Either::Left(Rare::Right(Box::pin(sse::serve(connection, asked, pending, sse::Dialect::Infer))))
+        }
+        Ok(Route::Generate(model, streams)) => {
+            let (parts, body) = request.into_parts();
+            let pending = generate::pending(&connection, &parts.headers, body, model);
+            let asked = Asked { form: Form::Generate, ..Asked::of(id, parts.version, &parts.headers) };
+            if streams {
+                Either::Left(Rare::Right(Box::pin(sse::serve(connection, asked, pending, sse::Dialect::Generate))))
+            } else {
+                Either::Right(call(connection, asked, Intent::Infer, pending, None))
+            }
+        }
         Ok(Route::Change(change)) => {
             let asked = Asked::of(id, request.version(), request.headers());
             let intent = change.intent();
@@ -63,7 +96,8 @@ pub fn serve(connection: Arc<Connection>, request: Request) -> impl Future<Outpu
             Either::Right(call(connection, asked, intent, pending, None))
         }
         Ok(Route::SharedMemory(question)) => {
-            let asked = Asked { instead: Some(question), ..Asked::of(id, request.version(), request.headers()) };
+            let form = Form::SharedMemory(question);
+            let asked = Asked { form, ..Asked::of(id, request.version(), request.headers()) };
             let pending = Pending::ready(Operation::Inspect(Inspect::Server));
             Either::Right(call(connection, asked, Intent::Inspect, pending, None))
         }
@@ -112,17 +146,18 @@ async fn call(
     input: Pending,
     wishes: Option<Arc<OnceLock<Wishes>>>,
 ) -> Response {
-    let Asked { id, version, sender, encoded, instead } = asked;
+    let Asked { id, version, sender, encoded, form } = asked;
     if let Err(error) = connection.gate() {
         return render::error(&error, &id, version);
     }
     let head = Head::new(id.clone(), Surface::Rest, intent, Arc::clone(&connection.peer));
     let reply = connection.frontend.gateway.call(Call { head, sender, input }).await;
-    let rendered = match (reply, instead) {
-        (Ok(_), Some(question)) => {
+    let rendered = match (reply, form) {
+        (Ok(_), Form::SharedMemory(question)) => {
             question.answer().map(|body| render::json(StatusCode::OK, bytes::Bytes::from_static(body), &id))
         }
-        (Ok(reply), None) => {
+        (Ok(reply), Form::Generate) => Box::pin(generate::reply(reply, &id, &connection)).await,
+        (Ok(reply), Form::V2) => {
             let wishes = wishes.as_ref().and_then(|wishes| wishes.get());
             render::reply(reply, &id, wishes, &connection.frontend).await
         }
@@ -163,6 +198,6 @@ fn closes(version: Version) -> bool {
 impl Asked {
     fn of(id: CallId, version: Version, headers: &HeaderMap) -> Self {
         let (sender, encoded) = (head::credentials(headers), headers.contains_key(CONTENT_ENCODING));
-        Self { id, version, sender, encoded, instead: None }
+        Self { id, version, sender, encoded, form: Form::V2 }
     }
 }

@@ -56,6 +56,19 @@ pub(super) async fn reply(
     }
 }
 
+/// The one response of an inference, whether it came whole or as a stream.
+///
+/// # Errors
+///
+/// [`Error::Unimplemented`] for none or several.
+pub(super) async fn whole(reply: Reply) -> Result<InferResponse, Error> {
+    match reply {
+        Reply::Infer(response) => Ok(response),
+        Reply::Stream(stream) => Box::pin(only_chunk(stream)).await,
+        Reply::Report(_) => Err(Error::internal("a report answers an inference")),
+    }
+}
+
 async fn only_chunk(mut stream: ReplyStream) -> Result<InferResponse, Error> {
     let streams = || Error::Unimplemented("this model streams, use a surface that does (contract 02 section 4)".into());
     let Some(first) = stream.next().await else { return Err(streams()) };
@@ -170,6 +183,11 @@ pub(super) fn problem(status: StatusCode, title: &str, detail: &str, id: &CallId
 /// A JSON response.
 pub(super) fn json(status: StatusCode, body: Bytes, id: &CallId) -> Response {
     response_of(status, JSON, Body::Full(body), id)
+}
+
+/// The head of a response whose body comes in pieces.
+pub(super) fn stream_response(kind: HeaderValue, body: Body, id: &CallId) -> Response {
+    response_of(StatusCode::OK, kind, body, id)
 }
 
 fn response_of(status: StatusCode, kind: HeaderValue, body: Body, id: &CallId) -> Response {

@@ -20,6 +20,10 @@ pub(super) enum Route {
     Inspect(Inspect),
     /// A run; the body is still to be read.
     Infer(ModelRef),
+    /// A run whose reply is a stream of events.
+    InferStream(ModelRef),
+    /// A run in plain objects; as a stream of events or not.
+    Generate(ModelRef, bool),
     /// A call that its body completes.
     Change(Change),
     /// What clients ask of memory that there is not.
@@ -179,7 +183,9 @@ fn about(model: &ModelRef, rest: &[&str]) -> Option<Entry> {
         ["trace", "setting"] => {
             Some(Entry::Both(Inspect::Trace(Some(model())).into(), Change::Trace(Some(model())).into()))
         }
-        ["generate" | "generate_stream" | "infer_stream"] => Some(Entry::Later("POST")),
+        ["generate"] => Some(Entry::Post(Route::Generate(model(), false))),
+        ["generate_stream"] => Some(Entry::Post(Route::Generate(model(), true))),
+        ["infer_stream"] => Some(Entry::Post(Route::InferStream(model()))),
         _ => None,
     }
 }

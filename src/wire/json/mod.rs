@@ -5,6 +5,8 @@
 //! `sluicegate.v1` messages, which differ in a few names ([`Dialect`]).
 
 mod data;
+mod event;
+mod generate;
 mod half;
 mod input;
 mod manage;
@@ -17,6 +19,8 @@ mod response;
 #[cfg(test)]
 mod tests;
 
+pub use event::{KEEP_ALIVE, encode_done_event, encode_error_event, encode_output_event, event};
+pub use generate::{decode_generate, encode_generate};
 pub use manage::{decode_index, decode_load, decode_logging, decode_trace, decode_unload};
 pub use report::{encode_error, encode_report};
 pub use request::decode_request;

@@ -252,7 +252,7 @@ fn text(reader: &mut Reader<'_>) -> Result<Option<Arc<str>>, Error> {
 }
 
 /// Reads a string, a number or a boolean; what else there is, is no parameter (contract 01 section 2.3).
-fn parameter(reader: &mut Reader<'_>, name: &str) -> Result<Parameter, Error> {
+pub(super) fn parameter(reader: &mut Reader<'_>, name: &str) -> Result<Parameter, Error> {
     match reader.peek() {
         Some(b'"') => Ok(Parameter::String(reader.string()?.into())),
         Some(b't' | b'f') => reader.boolean().map(Parameter::Bool),

@@ -117,7 +117,7 @@ pub fn write_outputs(
     Ok(tensors)
 }
 
-fn write_data(
+pub(super) fn write_data(
     out: &mut Vec<u8>,
     name: &Arc<str>,
     tensor: &Tensor,
@@ -245,6 +245,12 @@ pub fn write_string(out: &mut Vec<u8>, text: &str) {
 /// Appends parameters as a JSON object.
 pub fn write_parameters(out: &mut Vec<u8>, parameters: &Parameters) {
     out.push(b'{');
+    write_members(out, parameters);
+    out.push(b'}');
+}
+
+/// Appends parameters as members of an object that is open.
+pub(super) fn write_members(out: &mut Vec<u8>, parameters: &Parameters) {
     for (index, (name, value)) in parameters.iter().enumerate() {
         if index > 0 {
             out.push(b',');
@@ -262,5 +268,4 @@ pub fn write_parameters(out: &mut Vec<u8>, parameters: &Parameters) {
             Parameter::String(text) => write_string(out, text),
         }
     }
-    out.push(b'}');
 }

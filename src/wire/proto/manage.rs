@@ -3,8 +3,8 @@
 use super::{given, inference as pb};
 use crate::{
     call::{
-        BatchReport, IndexEntry, LoadRequest, Logging, LoggingChange, ModelRef, StatisticsReport, Tally, TraceChange,
-        VersionState,
+        BatchReport, IndexEntry, LoadRequest, Logging, LoggingChange, ModelRef, NewValues, StatisticsReport, Tally,
+        TraceChange, VersionState,
     },
     error::Error,
     wire::reserved,
@@ -77,7 +77,7 @@ pub fn decode_trace(message: pb::TraceSettingRequest) -> (Option<ModelRef>, Opti
     if message.settings.is_empty() {
         return (model, None);
     }
-    let mut settings: Vec<(Arc<str>, Option<Vec<Arc<str>>>)> = message
+    let mut settings: Vec<(Arc<str>, NewValues)> = message
         .settings
         .into_iter()
         .map(|(name, value)| {

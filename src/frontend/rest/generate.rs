@@ -1,0 +1,39 @@
+//! `generate`: one plain object in, one plain object out (contract 02 section 7).
+
+use super::{infer, render};
+use crate::{
+    call::{CallId, ModelRef, Operation, Pending, Reply, Surface},
+    error::Error,
+    frontend::{Connection, body, http::Response},
+    wire::json,
+};
+use http::{HeaderMap, StatusCode};
+use hyper::body::Incoming;
+use std::sync::Arc;
+
+/// A body that will be read and decoded when the stack has decided that it may be, and its inputs when the model is known.
+pub(super) fn pending(connection: &Arc<Connection>, headers: &HeaderMap, body: Incoming, model: ModelRef) -> Pending {
+    let kind = infer::check_type(headers);
+    let connection = Arc::clone(connection);
+    Pending::new(async move {
+        kind?;
+        let bytes = body::read(body, 0, Arc::clone(&connection)).await?;
+        connection.frontend.metrics.bytes(Surface::Rest, bytes.len() as u64, 0);
+        let length = bytes.len();
+        let decode = move || json::decode_generate(&bytes, model, &connection.frontend.settings.wire);
+        body::offload(length, decode).await.map(Operation::Infer)
+    })
+}
+
+/// Exactly one response.
+///
+/// # Errors
+///
+/// [`Error::Unimplemented`] for a model that streams; what has no JSON form.
+pub(super) async fn reply(reply: Reply, id: &CallId, connection: &Connection) -> Result<Response, Error> {
+    let response = render::whole(reply).await?;
+    let frontend = &connection.frontend;
+    let body = frontend.memory.hold(json::encode_generate(&response, &frontend.settings.wire)?)?;
+    frontend.metrics.bytes(Surface::Rest, 0, body.len() as u64);
+    Ok(render::json(StatusCode::OK, body, id))
+}
