@@ -110,6 +110,13 @@ pub enum Error {
         /// The limit, in bytes.
         limit: u64,
     },
+    /// A body that inflates to far more than it is.
+    InflatesTooMuch {
+        /// The most that one byte may become.
+        ratio: usize,
+    },
+    /// A body that is compressed more than once.
+    StackedCodings,
     /// The same thing is being done already.
     Conflict(Cow<'static, str>),
     /// The request contradicts an earlier one under the same key.
@@ -153,7 +160,7 @@ impl Error {
             Self::UnsupportedMedia(_) => Code::UnsupportedMediaType,
             Self::Unimplemented(_) => Code::Unimplemented,
             Self::MethodNotAllowed { .. } => Code::MethodNotAllowed,
-            Self::TooLarge { .. } => Code::PayloadTooLarge,
+            Self::TooLarge { .. } | Self::InflatesTooMuch { .. } | Self::StackedCodings => Code::PayloadTooLarge,
             Self::Conflict(_) => Code::Conflict,
             Self::Unprocessable(_) => Code::Unprocessable,
             Self::RateLimited { .. } => Code::RateLimited,
@@ -216,6 +223,8 @@ impl fmt::Display for Error {
             Self::InvalidTensor { tensor, reason } => write!(f, "tensor `{tensor}` {reason}"),
             Self::MethodNotAllowed { allow } => write!(f, "method not allowed, expected {allow}"),
             Self::TooLarge { limit } => write!(f, "larger than the limit of {limit} bytes"),
+            Self::InflatesTooMuch { ratio } => write!(f, "inflates to more than {ratio} times its size"),
+            Self::StackedCodings => f.write_str("compressed more than once, expected one `content-encoding`"),
             Self::RateLimited { .. } => f.write_str("rate limit reached"),
             Self::Overloaded { what } => write!(f, "no room: {what}"),
             Self::DeadlineExceeded { stage } => write!(f, "deadline exceeded while {}", stage.name()),

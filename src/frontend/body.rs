@@ -2,10 +2,12 @@
 //!
 //! Knows frames and bytes, and nothing of what they mean: codecs do.
 
+mod coding;
 mod memory;
 mod offload;
 mod read;
 
+pub use coding::{ACCEPTED, Coding, compress, read_coded};
 pub use memory::{Memory, Reservation};
 pub use offload::{is_small, offload, start_decoders};
 pub use read::read;

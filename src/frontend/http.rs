@@ -3,9 +3,13 @@
 //! Looks at heads only and in the order of contract 00 section 4. What makes an HTTP request unsound whatever it asks
 //! for (its size, its authority) is refused here, before any surface sees it.
 
+mod compression;
+mod cors;
+
 use super::{
     Body, Connection,
     accept::{InFlight, Outgoing},
+    body::Coding,
     grpc, h2_stream, head, rest, websocket,
 };
 use crate::{
@@ -151,8 +155,30 @@ fn dispatch(
     if !connection.surfaces.has(target.surface()) {
         return now(not_served(target, &request));
     }
+    if matches!(target, Target::Rest | Target::GrpcWeb) && cors::concerns(&connection.frontend.settings.cors, &request)
+    {
+        let frontend = Arc::clone(&connection.frontend);
+        return Either::Right(Box::pin(async move {
+            cors::answer(&frontend.settings.cors, request, move |request| serve(connection, target, request)).await
+        }));
+    }
+    serve(connection, target, request)
+}
+
+fn serve(
+    connection: Arc<Connection>,
+    target: Target,
+    request: Request,
+) -> Either<Ready<Response>, BoxFuture<'static, Response>> {
+    let now = |response| Either::Left(std::future::ready(response));
     match target {
-        Target::Rest => Either::Right(Box::pin(rest::serve(connection, request))),
+        Target::Rest => match (connection.frontend.settings.rest.compress_above, Coding::accepted(request.headers())) {
+            (Some(above), Some(coding)) => {
+                let response = rest::serve(connection, request);
+                Either::Right(Box::pin(async move { compression::compressed(response.await, coding, above).await }))
+            }
+            _ => Either::Right(Box::pin(rest::serve(connection, request))),
+        },
         // Comes with a later issue (05); until then it says so in HTTP, where every client of it can see it.
         Target::GrpcWeb => {
             let error = Error::Unimplemented("grpc-web is not part of this version, use grpc over HTTP/2".into());

@@ -3,6 +3,7 @@
 //! Every default of a dependency that differs per surface is set from here (architecture section 11).
 
 use crate::wire;
+use http::{HeaderName, HeaderValue};
 use std::time::Duration;
 
 /// Limits and choices of all front-ends.
@@ -24,6 +25,10 @@ pub struct Settings {
     pub wire: wire::Settings,
     /// gRPC (`grpc`).
     pub grpc: Grpc,
+    /// REST (`rest`).
+    pub rest: Rest,
+    /// Which pages may call (`cors`).
+    pub cors: Cors,
 }
 
 /// Sizes, in bytes unless said otherwise (`limits.size`).
@@ -45,6 +50,8 @@ pub struct Size {
     pub header_fields: usize,
     /// Trailer fields (a number).
     pub trailer_fields: usize,
+    /// Bytes that one compressed byte may become (a number).
+    pub inflate_ratio: usize,
 }
 
 /// Connections, as numbers (`limits.connections`).
@@ -140,11 +147,67 @@ pub struct WebSocket {
     pub origins: Vec<String>,
 }
 
+/// REST (`rest`).
+#[derive(Clone, Copy, Debug)]
+pub struct Rest {
+    /// Responses of more bytes are compressed for clients that take it; absent: none are.
+    pub compress_above: Option<usize>,
+}
+
+impl Default for Rest {
+    fn default() -> Self {
+        Self { compress_above: Some(KIB) }
+    }
+}
+
+/// Which pages may call over REST and gRPC-Web (`cors`).
+#[derive(Clone, Debug)]
+pub struct Cors {
+    /// Where they come from.
+    pub origins: Origins,
+    /// Request headers that they may send besides those that every client of ours sends.
+    pub headers: Vec<HeaderName>,
+    /// Whether browsers may send what they keep for us.
+    pub credentials: bool,
+    /// How long a browser may remember the answer.
+    pub max_age: Duration,
+}
+
+/// Where pages come from.
+#[derive(Clone, Debug)]
+pub enum Origins {
+    /// Anywhere.
+    Any,
+    /// Only there. None: pages of other origins may not call.
+    Listed(Vec<HeaderValue>),
+}
+
+impl Default for Cors {
+    fn default() -> Self {
+        Self {
+            origins: Origins::Listed(Vec::new()),
+            headers: Vec::new(),
+            credentials: false,
+            max_age: Duration::from_secs(600),
+        }
+    }
+}
+
 /// gRPC (`grpc`).
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug)]
 pub struct Grpc {
     /// Where reflection is served.
     pub reflection: Reflection,
+    /// Whether outputs come back typed where inputs came typed; else always raw.
+    pub mirror: bool,
+    /// Whether gRPC-Web is served.
+    pub web: bool,
+}
+
+impl Default for Grpc {
+    fn default() -> Self {
+        Self { reflection: Reflection::default(), mirror: false, web: true }
+    }
 }
 
 /// Where reflection is served (`grpc.reflection`).
@@ -173,6 +236,7 @@ impl Default for Size {
             headers: 16 * KIB,
             header_fields: 100,
             trailer_fields: 32,
+            inflate_ratio: 100,
         }
     }
 }

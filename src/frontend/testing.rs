@@ -1,13 +1,13 @@
 //! A server on a free port over a stack that a test makes up, and clients that say exactly what they are told.
 
 use super::{
-    Frontend, Phase, Settings, Surfaces,
+    Connection, Frontend, Phase, Settings, Surfaces,
     accept::{Listener, Places, serve},
     body::Memory,
     tls::Tls,
 };
 use crate::{
-    call::{Gateway, Inbound, InferResponse, Inspect, ModelKey, Operation, Readiness, Reply, Report, Timing},
+    call::{Gateway, Inbound, InferResponse, Inspect, ModelKey, Operation, Peer, Readiness, Reply, Report, Timing},
     error::Error,
     limit::address::{self, AddressGate},
 };
@@ -163,6 +163,23 @@ pub(super) async fn get2(
     let request = http::Request::get(format!("http://a{path}")).body(Full::default()).unwrap();
     let response = client.send_request(request).await.unwrap();
     (response.status(), response.into_body().collect().await.unwrap().to_bytes())
+}
+
+/// A connection that nobody opened, over a stack that knows nobody.
+pub(super) fn connection() -> Connection {
+    let settings = Settings::default();
+    let address = SocketAddr::from(([127, 0, 0, 1], 1));
+    let frontend = Frontend {
+        gateway: Gateway::new(tower::service_fn(nobody)),
+        memory: Memory::new(settings.concurrency.memory),
+        settings,
+        readiness: Readiness::default(),
+        phase: watch::channel(Phase::Serving).1,
+        metrics: Arc::default(),
+        addresses: Arc::new(AddressGate::new(address::Settings::default())),
+    };
+    let peer = Peer { address, local: address, tls: false };
+    Connection::new(Arc::new(frontend), Arc::new(peer), Surfaces::ALL)
 }
 
 /// A stack that reads bodies, names one model and echoes tensors.

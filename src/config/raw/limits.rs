@@ -32,7 +32,8 @@ keys! {
     /// Sizes.
     Sizes {
         body: Size, message: Size, fragments: Number, chunks: Number, request_line: Size, headers: Size,
-        header_fields: Number, trailer_fields: Number, tensors: Number, rank: Number, json_depth: Number,
+        header_fields: Number, trailer_fields: Number, inflate_ratio: Number, tensors: Number, rank: Number,
+        json_depth: Number,
     }
 }
 
@@ -168,6 +169,7 @@ impl Default for Sizes {
             headers: Size(size.headers),
             header_fields: Number(size.header_fields),
             trailer_fields: Number(size.trailer_fields),
+            inflate_ratio: Number(size.inflate_ratio),
             tensors: Number(wire.tensors),
             rank: Number(wire.rank),
             json_depth: Number(wire.json_depth),

@@ -34,6 +34,8 @@ pub struct Config {
     pub limits: Limits,
     pub models: Models,
     pub runtime: Runtime,
+    pub cors: Cors,
+    pub rest: Rest,
     pub grpc: Grpc,
     pub json: Json,
     pub telemetry: Telemetry,
@@ -148,12 +150,52 @@ pub struct Turn {
     pub weights: Size,
 }
 
-/// gRPC.
+/// Which pages may call.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+#[expect(missing_docs, reason = "the keys are explained in config/sluicegate.full.yaml")]
+pub struct Cors {
+    pub origins: Vec<String>,
+    pub headers: Vec<String>,
+    pub credentials: bool,
+    pub max_age: Span,
+}
+
+/// REST.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+#[expect(missing_docs, reason = "the keys are explained in config/sluicegate.full.yaml")]
+pub struct Rest {
+    pub compression: Compression,
+}
+
+/// Responses that are compressed.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+#[expect(missing_docs, reason = "the keys are explained in config/sluicegate.full.yaml")]
+pub struct Compression {
+    pub enabled: bool,
+    pub above: Size,
+}
+
+/// gRPC.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 #[expect(missing_docs, reason = "the keys are explained in config/sluicegate.full.yaml")]
 pub struct Grpc {
     pub reflection: Reflection,
+    pub output_contents: OutputContents,
+    pub web: bool,
+}
+
+/// How outputs are sent.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[expect(missing_docs, reason = "see `frontend::settings::Grpc`")]
+pub enum OutputContents {
+    #[default]
+    Raw,
+    Mirror,
 }
 
 /// Where reflection is served.
@@ -262,11 +304,34 @@ impl Default for Config {
             limits: Limits::default(),
             models: Models::default(),
             runtime: Runtime::default(),
+            cors: Cors::default(),
+            rest: Rest::default(),
             grpc: Grpc::default(),
             json: Json::default(),
             telemetry: Telemetry::default(),
             drain: Drain::default(),
         }
+    }
+}
+
+impl Default for Cors {
+    fn default() -> Self {
+        let cors = crate::frontend::settings::Cors::default();
+        Self { origins: Vec::new(), headers: Vec::new(), credentials: cors.credentials, max_age: Span(cors.max_age) }
+    }
+}
+
+impl Default for Compression {
+    fn default() -> Self {
+        let rest = crate::frontend::settings::Rest::default();
+        Self { enabled: rest.compress_above.is_some(), above: Size(rest.compress_above.unwrap_or_default()) }
+    }
+}
+
+impl Default for Grpc {
+    fn default() -> Self {
+        let grpc = crate::frontend::settings::Grpc::default();
+        Self { reflection: Reflection::default(), output_contents: OutputContents::default(), web: grpc.web }
     }
 }
 

@@ -29,6 +29,7 @@ pub(super) fn frontend(raw: &raw::Limits, problems: &mut Problems) -> settings::
             headers: size.headers.0,
             header_fields: size.header_fields.0,
             trailer_fields: size.trailer_fields.0,
+            inflate_ratio: size.inflate_ratio.0,
         },
         connections: settings::Connections {
             total: raw.connections.total.0,
@@ -79,6 +80,8 @@ pub(super) fn frontend(raw: &raw::Limits, problems: &mut Problems) -> settings::
             ..wire::Settings::default()
         },
         grpc: settings::Grpc::default(),
+        rest: settings::Rest::default(),
+        cors: settings::Cors::default(),
     }
 }
 

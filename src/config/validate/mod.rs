@@ -16,6 +16,7 @@ use crate::{
     frontend::{Settings, Surfaces, settings},
     wire,
 };
+use http::{HeaderName, HeaderValue};
 use std::{
     fs,
     net::SocketAddr,
@@ -231,17 +232,11 @@ fn frontend(raw: &raw::Config, problems: &mut Problems) -> Settings {
     settings.websocket.subprotocol_token = raw.auth.websocket.subprotocol;
     settings.websocket.first_message = raw.auth.websocket.first_message;
     settings.websocket.origins.clone_from(&raw.auth.websocket.origins);
-    for (at, origin) in raw.auth.websocket.origins.iter().enumerate() {
-        // Browsers send scheme, host and port, and nothing behind them.
-        let host = origin.split_once("://").map_or("", |(_, host)| host);
-        if host.is_empty() || host.contains('/') {
-            let path = format!("auth.websocket.origins[{at}]");
-            problems.push(
-                path,
-                format!("`{origin}` is not an origin; write https://app.example or https://app.example:8443"),
-            );
-        }
-    }
+    origins("auth.websocket.origins", &raw.auth.websocket.origins, problems);
+    settings.cors = cors(&raw.cors, problems);
+    settings.rest.compress_above = raw.rest.compression.enabled.then_some(raw.rest.compression.above.0);
+    settings.grpc.web = raw.grpc.web;
+    settings.grpc.mirror = raw.grpc.output_contents == raw::OutputContents::Mirror;
     settings.grpc.reflection = match raw.grpc.reflection {
         raw::Reflection::Loopback => settings::Reflection::Loopback,
         raw::Reflection::Always => settings::Reflection::Always,
@@ -254,6 +249,50 @@ fn frontend(raw: &raw::Config, problems: &mut Problems) -> Settings {
     };
     settings.wire.convert_half = raw.json.half == raw::Half::Convert;
     settings
+}
+
+/// Browsers send scheme, host and port, and nothing behind them.
+fn origins(path: &str, origins: &[String], problems: &mut Problems) {
+    for (at, origin) in origins.iter().enumerate() {
+        let host = origin.split_once("://").map_or("", |(_, host)| host);
+        if host.is_empty() || host.contains('/') || HeaderValue::from_str(origin).is_err() {
+            let text = format!("`{origin}` is not an origin; write https://app.example or https://app.example:8443");
+            problems.push(format!("{path}[{at}]"), text);
+        }
+    }
+}
+
+fn cors(raw: &raw::Cors, problems: &mut Problems) -> settings::Cors {
+    let any = raw.origins.iter().any(|origin| origin == "*");
+    if any && raw.origins.len() > 1 {
+        problems.push("cors.origins", "`*` is every origin; write it alone");
+    }
+    if any && raw.credentials {
+        let text = "credentials may not be allowed to every origin (`cors.origins: [\"*\"]`); name the origins";
+        problems.push("cors.credentials", text);
+    }
+    if !any {
+        origins("cors.origins", &raw.origins, problems);
+    }
+    let mut headers = Vec::new();
+    for (at, name) in raw.headers.iter().enumerate() {
+        match HeaderName::try_from(name.as_str()) {
+            Ok(name) => headers.push(name),
+            Err(_) => problems.push(format!("cors.headers[{at}]"), format!("`{name}` is not the name of a header")),
+        }
+    }
+    settings::Cors {
+        origins: match any {
+            true => settings::Origins::Any,
+            false => {
+                let values = raw.origins.iter().filter_map(|origin| HeaderValue::from_str(origin).ok());
+                settings::Origins::Listed(values.collect())
+            }
+        },
+        headers,
+        credentials: raw.credentials,
+        max_age: raw.max_age.0,
+    }
 }
 
 fn runtime(raw: &raw::Runtime, folder: &Path) -> Runtime {

@@ -33,7 +33,7 @@ pub async fn read(body: hyper::body::Incoming, offset: usize, connection: Arc<Co
 }
 
 #[derive(Clone, Copy, Debug)]
-struct Limits {
+pub(super) struct Limits {
     body: usize,
     chunks: usize,
     trailer_fields: usize,
@@ -41,7 +41,7 @@ struct Limits {
 }
 
 impl Limits {
-    fn of(settings: &Settings) -> Self {
+    pub(super) fn of(settings: &Settings) -> Self {
         let size = settings.size;
         Self {
             body: size.body,
@@ -155,7 +155,7 @@ fn broken(error: &(dyn std::error::Error + 'static)) -> Error {
 }
 
 /// Bytes of a body as they come, placed so that `offset` lies on [`ALIGNMENT`].
-struct Buffer<'a> {
+pub(super) struct Buffer<'a> {
     bytes: Vec<u8>,
     /// Unused bytes before the body, which move `offset` to where it should lie.
     pad: usize,
@@ -170,7 +170,7 @@ struct Buffer<'a> {
 // === impl Buffer ===
 
 impl<'a> Buffer<'a> {
-    fn new(offset: usize, declared: Option<u64>, limits: Limits, memory: &'a Memory) -> Self {
+    pub(super) fn new(offset: usize, declared: Option<u64>, limits: Limits, memory: &'a Memory) -> Self {
         let most = declared.and_then(|length| usize::try_from(length).ok()).unwrap_or(limits.body).min(limits.body);
         let first = if declared.is_some() { most.min(FIRST) } else { FREE.min(most) };
         let mut bytes = Vec::<u8>::with_capacity(first + ALIGNMENT);
@@ -180,7 +180,7 @@ impl<'a> Buffer<'a> {
         Self { bytes, pad, offset, limits, memory, reservation: None, most: most + ALIGNMENT }
     }
 
-    fn push(&mut self, data: &[u8]) -> Result<(), Error> {
+    pub(super) fn push(&mut self, data: &[u8]) -> Result<(), Error> {
         let length = self.bytes.len() - self.pad;
         if data.len() > self.limits.body - length {
             return Err(self.limits.too_large());
@@ -200,7 +200,7 @@ impl<'a> Buffer<'a> {
         Ok(())
     }
 
-    fn finish(self) -> Bytes {
+    pub(super) fn finish(self) -> Bytes {
         let Self { bytes, pad, offset, reservation, .. } = self;
         let start = (pad + offset).min(bytes.len());
         let tail = offset > 0 && start < bytes.len();

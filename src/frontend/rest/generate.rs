@@ -13,11 +13,10 @@ use std::sync::Arc;
 
 /// A body that will be read and decoded when the stack has decided that it may be, and its inputs when the model is known.
 pub(super) fn pending(connection: &Arc<Connection>, headers: &HeaderMap, body: Incoming, model: ModelRef) -> Pending {
-    let kind = infer::check_type(headers);
+    let coding = infer::json_only(headers);
     let connection = Arc::clone(connection);
     Pending::new(async move {
-        kind?;
-        let bytes = body::read(body, 0, Arc::clone(&connection)).await?;
+        let bytes = body::read_coded(body, coding?, 0, Arc::clone(&connection)).await?;
         connection.frontend.metrics.bytes(Surface::Rest, bytes.len() as u64, 0);
         let length = bytes.len();
         let decode = move || json::decode_generate(&bytes, model, &connection.frontend.settings.wire);

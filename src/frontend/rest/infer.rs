@@ -3,13 +3,13 @@
 use crate::{
     call::{ModelRef, Operation, Pending, Surface},
     error::Error,
-    frontend::{Connection, body},
+    frontend::{
+        Connection,
+        body::{self, Coding},
+    },
     wire::{Wishes, framed, json},
 };
-use http::{
-    HeaderMap, HeaderName, HeaderValue,
-    header::{CONTENT_ENCODING, CONTENT_TYPE},
-};
+use http::{HeaderMap, HeaderName, header::CONTENT_TYPE};
 use hyper::body::Incoming;
 use std::sync::{Arc, OnceLock};
 
@@ -31,8 +31,8 @@ pub(super) fn pending(
     let form = form(headers);
     let connection = Arc::clone(connection);
     Pending::new(async move {
-        let length = form?;
-        let bytes = body::read(body, length.unwrap_or(0), Arc::clone(&connection)).await?;
+        let Form { json: length, coding } = form?;
+        let bytes = body::read_coded(body, coding, length.unwrap_or(0), Arc::clone(&connection)).await?;
         connection.frontend.metrics.bytes(Surface::Rest, bytes.len() as u64, 0);
         let json = length.unwrap_or(bytes.len());
         let (request, wished) = body::offload(json, move || {
@@ -67,13 +67,24 @@ pub(super) fn pending_of_events(
     })
 }
 
-/// Refuses what is no body of V2.
-pub(super) fn check_type(headers: &HeaderMap) -> Result<(), Error> {
-    form(headers).map(drop)
+/// The coding of a body that is JSON and nothing else.
+///
+/// # Errors
+///
+/// What is no body of V2.
+pub(super) fn json_only(headers: &HeaderMap) -> Result<Option<Coding>, Error> {
+    form(headers).map(|form| form.coding)
 }
 
-/// The length of the JSON part, if the client names one.
-fn form(headers: &HeaderMap) -> Result<Option<usize>, Error> {
+/// What the headers say of a body.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Form {
+    /// The length of the JSON part, inflated, if the client names one.
+    json: Option<usize>,
+    coding: Option<Coding>,
+}
+
+fn form(headers: &HeaderMap) -> Result<Form, Error> {
     if let Some(kind) = headers.get(CONTENT_TYPE) {
         let kind = kind.to_str().unwrap_or("?");
         let essence = kind.split(';').next().unwrap_or_default().trim();
@@ -81,18 +92,16 @@ fn form(headers: &HeaderMap) -> Result<Option<usize>, Error> {
             return Err(Error::UnsupportedMedia("unknown `content-type`, expected `application/json`".into()));
         }
     }
-    let mut codings = headers.get_all(CONTENT_ENCODING).iter().map(HeaderValue::as_bytes);
-    if codings.any(|coding| !coding.eq_ignore_ascii_case(b"identity")) {
-        return Err(Error::UnsupportedMedia("unknown `content-encoding`, expected `identity` (no gzip yet)".into()));
-    }
+    let coding = Coding::of_request(headers)?;
     let mut lengths = headers.get_all(JSON_LENGTH).iter();
-    match (lengths.next(), lengths.next()) {
-        (None, _) => Ok(None),
-        (Some(length), None) => number(length.as_bytes())
-            .map(Some)
-            .ok_or_else(|| Error::invalid("`inference-header-content-length` is no length, expected decimal digits")),
-        _ => Err(Error::invalid("there is more than one `inference-header-content-length`")),
-    }
+    let json = match (lengths.next(), lengths.next()) {
+        (None, _) => None,
+        (Some(length), None) => Some(number(length.as_bytes()).ok_or_else(|| {
+            Error::invalid("`inference-header-content-length` is no length, expected decimal digits")
+        })?),
+        _ => return Err(Error::invalid("there is more than one `inference-header-content-length`")),
+    };
+    Ok(Form { json, coding })
 }
 
 /// Digits only: `str::parse` would take a sign.
@@ -105,6 +114,7 @@ fn number(text: &[u8]) -> Option<usize> {
 mod tests {
     use super::*;
     use crate::error::Code;
+    use http::HeaderValue;
 
     fn headers(pairs: &[(&'static str, &'static str)]) -> HeaderMap {
         pairs.iter().map(|(name, value)| (HeaderName::from_static(name), HeaderValue::from_static(value))).collect()
@@ -115,22 +125,14 @@ mod tests {
         for kind in ["application/json", "Application/JSON; charset=utf-8", "application/octet-stream", ""] {
             assert!(form(&headers(&[("content-type", kind)])).is_ok(), "{kind}");
         }
-        assert_eq!(form(&HeaderMap::new()).unwrap(), None);
+        assert_eq!(form(&HeaderMap::new()).unwrap(), Form { json: None, coding: None });
         let refused = form(&headers(&[("content-type", "text/xml")])).unwrap_err();
         assert_eq!(refused.code(), Code::UnsupportedMediaType);
     }
 
     #[test]
-    fn only_identity_is_read() {
-        assert!(form(&headers(&[("content-encoding", "identity")])).is_ok());
-        let refused = form(&headers(&[("content-encoding", "gzip")])).unwrap_err();
-        assert_eq!(refused.code(), Code::UnsupportedMediaType);
-        assert!(refused.to_string().contains("gzip"));
-    }
-
-    #[test]
     fn a_length_is_digits() {
-        let length = |text| form(&headers(&[("inference-header-content-length", text)]));
+        let length = |text| form(&headers(&[("inference-header-content-length", text)])).map(|form| form.json);
         assert_eq!(length("253").unwrap(), Some(253));
         assert_eq!(length("0").unwrap(), Some(0));
         for text in ["", "-1", "+1", "1.0", "0x10", "99999999999999999999999", "1 2"] {

@@ -14,7 +14,7 @@ mod tests;
 pub(super) use render::{error, id_value, plain};
 
 use super::{
-    Connection, head,
+    Connection, body, head,
     http::{Request, Response},
 };
 use crate::{
@@ -90,9 +90,10 @@ pub fn serve(connection: Arc<Connection>, request: Request) -> impl Future<Outpu
             }
         }
         Ok(Route::Change(change)) => {
-            let asked = Asked::of(id, request.version(), request.headers());
+            let (parts, body) = request.into_parts();
+            let asked = Asked::of(id, parts.version, &parts.headers);
             let intent = change.intent();
-            let pending = repository::pending(&connection, request.into_body(), change);
+            let pending = repository::pending(&connection, &parts.headers, body, change);
             Either::Right(call(connection, asked, intent, pending, None))
         }
         Ok(Route::SharedMemory(question)) => {
@@ -167,7 +168,7 @@ async fn call(
         connection.observe(&error);
         let mut response = render::error(&error, &id, version);
         if encoded && matches!(error, Error::UnsupportedMedia(_)) {
-            response.headers_mut().insert(ACCEPT_ENCODING, HeaderValue::from_static("identity"));
+            response.headers_mut().insert(ACCEPT_ENCODING, body::ACCEPTED);
         }
         response
     })

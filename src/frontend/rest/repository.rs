@@ -7,6 +7,7 @@ use crate::{
     frontend::{Connection, body},
     wire::json,
 };
+use http::HeaderMap;
 use hyper::body::Incoming;
 use std::sync::Arc;
 
@@ -21,10 +22,12 @@ impl Change {
 }
 
 /// A body that will be read and decoded when the stack has decided that it may be.
-pub(super) fn pending(connection: &Arc<Connection>, body: Incoming, change: Change) -> Pending {
+pub(super) fn pending(connection: &Arc<Connection>, headers: &HeaderMap, body: Incoming, change: Change) -> Pending {
+    // Types differ from client to client, and some send none.
+    let coding = body::Coding::of_request(headers);
     let connection = Arc::clone(connection);
     Pending::new(async move {
-        let bytes = body::read(body, 0, Arc::clone(&connection)).await?;
+        let bytes = body::read_coded(body, coding?, 0, Arc::clone(&connection)).await?;
         connection.frontend.metrics.bytes(Surface::Rest, bytes.len() as u64, 0);
         let length = bytes.len();
         body::offload(length, move || {
