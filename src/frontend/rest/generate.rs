@@ -18,7 +18,7 @@ pub(super) fn pending(connection: &Arc<Connection>, headers: &HeaderMap, body: I
     Pending::new(async move {
         kind?;
         let bytes = body::read(body, 0, Arc::clone(&connection)).await?;
-        connection.frontend.metrics.bytes(Surface::Rest, bytes.len() as u64, 0);
+        connection.frontend.metrics.body_received(Surface::Rest, bytes.len() as u64);
         let length = bytes.len();
         let decode = move || json::decode_generate(&bytes, model, &connection.frontend.settings.wire);
         body::offload(length, decode).await.map(Operation::Infer)
@@ -34,6 +34,6 @@ pub(super) async fn reply(reply: Reply, id: &CallId, connection: &Connection) ->
     let response = render::whole(reply).await?;
     let frontend = &connection.frontend;
     let body = frontend.memory.hold(json::encode_generate(&response, &frontend.settings.wire)?)?;
-    frontend.metrics.bytes(Surface::Rest, 0, body.len() as u64);
+    frontend.metrics.body_sent(Surface::Rest, body.len() as u64);
     Ok(render::json(StatusCode::OK, body, id))
 }

@@ -33,7 +33,7 @@ pub(super) fn pending(
     Pending::new(async move {
         let length = form?;
         let bytes = body::read(body, length.unwrap_or(0), Arc::clone(&connection)).await?;
-        connection.frontend.metrics.bytes(Surface::Rest, bytes.len() as u64, 0);
+        connection.frontend.metrics.body_received(Surface::Rest, bytes.len() as u64);
         let json = length.unwrap_or(bytes.len());
         let (request, wished) = body::offload(json, move || {
             let settings = &connection.frontend.settings.wire;

@@ -25,7 +25,7 @@ pub(super) fn pending(connection: &Arc<Connection>, body: Incoming, change: Chan
     let connection = Arc::clone(connection);
     Pending::new(async move {
         let bytes = body::read(body, 0, Arc::clone(&connection)).await?;
-        connection.frontend.metrics.bytes(Surface::Rest, bytes.len() as u64, 0);
+        connection.frontend.metrics.body_received(Surface::Rest, bytes.len() as u64);
         let length = bytes.len();
         body::offload(length, move || {
             let settings = &connection.frontend.settings.wire;
