@@ -4,20 +4,20 @@ use super::{infer, render};
 use crate::{
     call::{CallId, ModelRef, Operation, Pending, Reply, Surface},
     error::Error,
-    frontend::{Connection, body, http::Response},
+    frontend::{Connection, body, head::Fields, http::Response},
     wire::json,
 };
-use http::{HeaderMap, StatusCode};
+use http::StatusCode;
 use hyper::body::Incoming;
 use std::sync::Arc;
 
 /// A body that will be read and decoded when the stack has decided that it may be, and its inputs when the model is known.
-pub(super) fn pending(connection: &Arc<Connection>, headers: &HeaderMap, body: Incoming, model: ModelRef) -> Pending {
-    let kind = infer::check_type(headers);
+pub(super) fn pending(connection: &Arc<Connection>, fields: &Fields<'_>, body: Incoming, model: ModelRef) -> Pending {
+    let kind = infer::check_type(fields);
     let connection = Arc::clone(connection);
     Pending::new(async move {
         kind?;
-        let bytes = body::read(body, 0, Arc::clone(&connection)).await?;
+        let bytes = body::read(body, 0, &connection).await?;
         connection.frontend.metrics.body_received(Surface::Rest, bytes.len() as u64);
         let length = bytes.len();
         let decode = move || json::decode_generate(&bytes, model, &connection.frontend.settings.wire);

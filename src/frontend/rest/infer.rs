@@ -3,18 +3,14 @@
 use crate::{
     call::{ModelRef, Operation, Pending, Surface},
     error::Error,
-    frontend::{Connection, body},
+    frontend::{
+        Connection, body,
+        head::{Fields, Single},
+    },
     wire::{Wishes, framed, json},
-};
-use http::{
-    HeaderMap, HeaderName, HeaderValue,
-    header::{CONTENT_ENCODING, CONTENT_TYPE},
 };
 use hyper::body::Incoming;
 use std::sync::{Arc, OnceLock};
-
-/// How many bytes at the start of a body are JSON (contract 02 section 1.1).
-pub(super) const JSON_LENGTH: HeaderName = HeaderName::from_static("inference-header-content-length");
 
 /// What clients of V2 send; a missing type is one of them (contract 01 section 2.3).
 const TYPES: [&str; 3] = ["application/json", "application/octet-stream", "application/x-www-form-urlencoded"];
@@ -22,17 +18,17 @@ const TYPES: [&str; 3] = ["application/json", "application/octet-stream", "appli
 /// A body that will be read and decoded when the stack has decided that it may be.
 pub(super) fn pending(
     connection: &Arc<Connection>,
-    headers: &HeaderMap,
+    fields: &Fields<'_>,
     body: Incoming,
     model: ModelRef,
     wishes: Arc<OnceLock<Wishes>>,
 ) -> Pending {
     // Looked at now, told later: who may not call is not told what else was wrong.
-    let form = form(headers);
+    let form = form(fields);
     let connection = Arc::clone(connection);
     Pending::new(async move {
         let length = form?;
-        let bytes = body::read(body, length.unwrap_or(0), Arc::clone(&connection)).await?;
+        let bytes = body::read(body, length.unwrap_or(0), &connection).await?;
         connection.frontend.metrics.body_received(Surface::Rest, bytes.len() as u64);
         let json = length.unwrap_or(bytes.len());
         let (request, wished) = body::offload(json, move || {
@@ -43,8 +39,10 @@ pub(super) fn pending(
             }
         })
         .await?;
-        // Set once: a body is decoded once.
-        let _ = wishes.set(wished);
+        if wished != Wishes::default() {
+            // Set once: a body is decoded once.
+            let _ = wishes.set(wished);
+        }
         Ok(Operation::Infer(request))
     })
 }
@@ -52,12 +50,12 @@ pub(super) fn pending(
 /// The same for a reply of events, which are text.
 pub(super) fn pending_of_events(
     connection: &Arc<Connection>,
-    headers: &HeaderMap,
+    fields: &Fields<'_>,
     body: Incoming,
     model: ModelRef,
 ) -> Pending {
     let wishes = Arc::new(OnceLock::new());
-    let pending = pending(connection, headers, body, model, Arc::clone(&wishes));
+    let pending = pending(connection, fields, body, model, Arc::clone(&wishes));
     Pending::new(async move {
         let operation = pending.await?;
         match wishes.get().is_some_and(Wishes::any) {
@@ -68,30 +66,29 @@ pub(super) fn pending_of_events(
 }
 
 /// Refuses what is no body of V2.
-pub(super) fn check_type(headers: &HeaderMap) -> Result<(), Error> {
-    form(headers).map(drop)
+pub(super) fn check_type(fields: &Fields<'_>) -> Result<(), Error> {
+    form(fields).map(drop)
 }
 
 /// The length of the JSON part, if the client names one.
-fn form(headers: &HeaderMap) -> Result<Option<usize>, Error> {
-    if let Some(kind) = headers.get(CONTENT_TYPE) {
+fn form(fields: &Fields<'_>) -> Result<Option<usize>, Error> {
+    // As nearly all say it: no need to take it apart.
+    if let Some(kind) = fields.content_type.filter(|kind| *kind != TYPES[0]) {
         let kind = kind.to_str().unwrap_or("?");
         let essence = kind.split(';').next().unwrap_or_default().trim();
         if !essence.is_empty() && !TYPES.iter().any(|known| known.eq_ignore_ascii_case(essence)) {
             return Err(Error::UnsupportedMedia("unknown `content-type`, expected `application/json`".into()));
         }
     }
-    let mut codings = headers.get_all(CONTENT_ENCODING).iter().map(HeaderValue::as_bytes);
-    if codings.any(|coding| !coding.eq_ignore_ascii_case(b"identity")) {
+    if fields.transformed {
         return Err(Error::UnsupportedMedia("unknown `content-encoding`, expected `identity` (no gzip yet)".into()));
     }
-    let mut lengths = headers.get_all(JSON_LENGTH).iter();
-    match (lengths.next(), lengths.next()) {
-        (None, _) => Ok(None),
-        (Some(length), None) => number(length.as_bytes())
+    match fields.json_length {
+        Single::Absent => Ok(None),
+        Single::Once(length) => number(length.as_bytes())
             .map(Some)
             .ok_or_else(|| Error::invalid("`inference-header-content-length` is no length, expected decimal digits")),
-        _ => Err(Error::invalid("there is more than one `inference-header-content-length`")),
+        Single::Repeated => Err(Error::invalid("there is more than one `inference-header-content-length`")),
     }
 }
 
@@ -105,32 +102,34 @@ fn number(text: &[u8]) -> Option<usize> {
 mod tests {
     use super::*;
     use crate::error::Code;
+    use http::{HeaderMap, HeaderName, HeaderValue};
 
-    fn headers(pairs: &[(&'static str, &'static str)]) -> HeaderMap {
-        pairs.iter().map(|(name, value)| (HeaderName::from_static(name), HeaderValue::from_static(value))).collect()
+    fn form(pairs: &[(&'static str, &'static str)]) -> Result<Option<usize>, Error> {
+        let fields = pairs.iter().map(|(name, value)| (HeaderName::from_static(name), HeaderValue::from_static(value)));
+        super::form(&Fields::of(&HeaderMap::from_iter(fields)))
     }
 
     #[test]
     fn the_types_that_clients_send_are_taken() {
         for kind in ["application/json", "Application/JSON; charset=utf-8", "application/octet-stream", ""] {
-            assert!(form(&headers(&[("content-type", kind)])).is_ok(), "{kind}");
+            assert!(form(&[("content-type", kind)]).is_ok(), "{kind}");
         }
-        assert_eq!(form(&HeaderMap::new()).unwrap(), None);
-        let refused = form(&headers(&[("content-type", "text/xml")])).unwrap_err();
+        assert_eq!(form(&[]).unwrap(), None);
+        let refused = form(&[("content-type", "text/xml")]).unwrap_err();
         assert_eq!(refused.code(), Code::UnsupportedMediaType);
     }
 
     #[test]
     fn only_identity_is_read() {
-        assert!(form(&headers(&[("content-encoding", "identity")])).is_ok());
-        let refused = form(&headers(&[("content-encoding", "gzip")])).unwrap_err();
+        assert!(form(&[("content-encoding", "identity")]).is_ok());
+        let refused = form(&[("content-encoding", "gzip")]).unwrap_err();
         assert_eq!(refused.code(), Code::UnsupportedMediaType);
         assert!(refused.to_string().contains("gzip"));
     }
 
     #[test]
     fn a_length_is_digits() {
-        let length = |text| form(&headers(&[("inference-header-content-length", text)]));
+        let length = |text| form(&[("inference-header-content-length", text)]);
         assert_eq!(length("253").unwrap(), Some(253));
         assert_eq!(length("0").unwrap(), Some(0));
         for text in ["", "-1", "+1", "1.0", "0x10", "99999999999999999999999", "1 2"] {

@@ -1,9 +1,12 @@
 //! Replies and errors as HTTP responses, in the body of their route's family.
 
 use super::{
-    super::{Body, Frontend, body, head::REQUEST_ID, http::Response},
+    super::{
+        Body, Frontend, body,
+        head::{JSON_LENGTH, REQUEST_ID},
+        http::Response,
+    },
     closes,
-    infer::JSON_LENGTH,
     route::Family,
 };
 use crate::{

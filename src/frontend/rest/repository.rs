@@ -24,7 +24,7 @@ impl Change {
 pub(super) fn pending(connection: &Arc<Connection>, body: Incoming, change: Change) -> Pending {
     let connection = Arc::clone(connection);
     Pending::new(async move {
-        let bytes = body::read(body, 0, Arc::clone(&connection)).await?;
+        let bytes = body::read(body, 0, &connection).await?;
         connection.frontend.metrics.body_received(Surface::Rest, bytes.len() as u64);
         let length = bytes.len();
         body::offload(length, move || {
