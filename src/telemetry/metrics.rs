@@ -16,9 +16,9 @@ use crate::{
 };
 use arc_swap::ArcSwap;
 use families::Families;
+use foldhash::HashMap;
 use prometheus::{Histogram, IntCounter, IntGauge, Registry, TextEncoder};
 use std::{
-    collections::HashMap,
     sync::{Arc, OnceLock},
     time::Duration,
 };
