@@ -9,6 +9,14 @@ median of each, and the median of the ratios of the rounds; exits 1 if that is b
 
 Sluicegate has an API key, grants, a rate limit that is never reached, metrics and the access log (to /dev/null). The
 reference has none of these, and the same request.
+
+With --bare a third server takes its turn: hyper alone, which reads the request and answers fixed bytes. It shows how
+much of a request's time is not ours to save.
+
+With --awake each of the two cores is kept from halting by a loop of the lowest priority there is (SCHED_IDLE), which
+runs only while the core has nothing to do. On a virtual machine a core that halts is given to somebody else: to wake
+it costs an exit to the host, microseconds each time, and wrk and the server wake each other all the time. Without the
+loops that is a good part of what is measured, and no property of either server.
 """
 
 import argparse
@@ -58,6 +66,25 @@ def free_port():
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
+
+
+class Spinners:
+    """One loop per core that runs only when nothing else wants the core, so that it never halts."""
+
+    def __init__(self, cores):
+        self.processes = [
+            subprocess.Popen([sys.executable, "-c", f"import os; os.sched_setaffinity(0, [{core}]); "
+                              "os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))\nwhile True: pass"])
+            for core in cores
+        ]
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        for process in self.processes:
+            process.kill()
+            process.wait()
 
 
 def library(target):
@@ -150,7 +177,9 @@ def processor():
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--floor", type=float, default=0.0, help="exit 1 if the median ratio is below (1.3 is asked for)")
-    parser.add_argument("--rounds", type=int, default=5, help="how often both take a turn (5)")
+    parser.add_argument("--bare", action="store_true", help="also measure hyper alone, the floor under both")
+    parser.add_argument("--awake", action="store_true", help="keep both cores from halting (for virtual machines)")
+    parser.add_argument("--rounds", type=int, default=5, help="how often each takes a turn (5)")
     parser.add_argument("--seconds", type=int, default=5, help="how long each turn lasts (5)")
     parser.add_argument("--connections", type=int, default=64, help="connections of wrk (64)")
     parser.add_argument("--server-core", type=int, default=0)
@@ -174,7 +203,7 @@ def main():
     )
     if built.returncode:
         fail("the reference server does not build")
-    reference = target / "reference/release/reference"
+    reference, bare = (target / "reference/release" / name for name in ("reference", "bare"))
 
     with tempfile.TemporaryDirectory(prefix="sluicegate-bench-") as name:
         folder = pathlib.Path(name)
@@ -184,7 +213,7 @@ def main():
         (folder / "keys.yaml").write_text(
             f'version: 1\nkeys:\n  - {{ id: k_bench, hash: "sha256:{digest}", identity: bench }}\n'
         )
-        ports = free_port(), free_port(), free_port()
+        ports = free_port(), free_port(), free_port(), free_port()
         (folder / "sluicegate.yaml").write_text(CONFIG.format(port=ports[0], admin=ports[1]))
         ours = [sluicegate, "serve", "--config", "sluicegate.yaml", "--onnxruntime", runtime, "--log-format", "json"]
         theirs = [reference, f"127.0.0.1:{ports[2]}", runtime, folder / "models/mlp/1/model.onnx"]
@@ -192,8 +221,11 @@ def main():
             Server("sluicegate", arguments.server_core, ours, ports[0], folder),
             Server("reference", arguments.server_core, theirs, ports[2], folder),
         ]
+        if arguments.bare:
+            servers.append(Server("bare", arguments.server_core, [bare, f"127.0.0.1:{ports[3]}"], ports[3], folder))
         try:
-            return compare(servers, arguments)
+            with Spinners({arguments.server_core, arguments.client_core} if arguments.awake else ()):
+                return compare(servers, arguments)
         finally:
             for server in servers:
                 server.stop()
@@ -203,23 +235,27 @@ def compare(servers, arguments):
     for server in servers:
         server.wait()
     answers = [server.answer() for server in servers]
-    if answers[0] != answers[1]:
-        fail(f"the two answer differently: {answers}")
-    print(f"{processor()}, {arguments.connections} connections, JSON, 4-16-3 model; both answer the same bits")
+    if any(answer != answers[0] for answer in answers):
+        fail(f"they answer differently: {answers}")
+    awake = ", cores kept awake" if arguments.awake else ""
+    print(f"{processor()}{awake}, {arguments.connections} connections, JSON, 4-16-3 model; all answer the same bits")
     for server in servers:
         load(server, arguments, 1)
     rates, latencies = {server.name: [] for server in servers}, {}
-    print(f"{'round':>5} {'sluicegate/s':>14} {'reference/s':>14} {'ratio':>7}")
+    print(f"{'round':>5}" + "".join(f"{server.name + '/s':>15}" for server in servers) + f"{'ratio':>8}")
+
+    def show(name, values, ratio, more=""):
+        print(f"{name:>5}" + "".join(f"{value:>15,.0f}" for value in values) + f"{ratio:>8.2f}{more}", flush=True)
+
     for number in range(1, arguments.rounds + 1):
         # Who comes first changes, so that neither has the cooler core.
         for server in servers if number % 2 else reversed(servers):
             rate, latencies[server.name] = load(server, arguments, arguments.seconds)
             rates[server.name].append(rate)
-        ours, theirs = rates["sluicegate"][-1], rates["reference"][-1]
-        print(f"{number:>5} {ours:>14,.0f} {theirs:>14,.0f} {ours / theirs:>7.2f}", flush=True)
+        last = [rates[server.name][-1] for server in servers]
+        show(number, last, last[0] / last[1])
     ratio = statistics.median(a / b for a, b in zip(rates["sluicegate"], rates["reference"]))
-    medians = [statistics.median(rates[server.name]) for server in servers]
-    print(f"{'all':>5} {medians[0]:>14,.0f} {medians[1]:>14,.0f} {ratio:>7.2f}  (medians)")
+    show("all", [statistics.median(rates[server.name]) for server in servers], ratio, "  (medians)")
     for name, latency in latencies.items():
         print(f"{name}: latency of the last round 50 % {latency.get('50', '?')}, 99 % {latency.get('99', '?')}")
     if ratio < arguments.floor:

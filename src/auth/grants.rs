@@ -7,7 +7,8 @@ use crate::{
     call::{Identity, Intent, ModelRef, Scope},
     error::Error,
 };
-use std::{collections::HashMap, sync::Arc};
+use foldhash::HashMap;
+use std::sync::Arc;
 
 /// The names of all intents, for messages.
 pub const INTENTS: &str = "infer, generate, inspect, manage or metrics";
@@ -40,7 +41,7 @@ pub enum Grantee {
 #[derive(Debug, Default)]
 pub struct Grants {
     rules: Vec<Rule>,
-    /// Indices of rules, by the name of an identity.
+    /// Indices of rules, by the name of an identity. Names come from the configuration: a fast hasher is enough.
     identities: HashMap<Arc<str>, Vec<usize>>,
     /// Indices of rules, by the name of a group.
     groups: HashMap<Arc<str>, Vec<usize>>,

@@ -1,41 +1,169 @@
-//! What HTTP headers and gRPC metadata say about a call: its id and its credentials.
+//! What HTTP headers and gRPC metadata say about a call: its id, its credentials, and the form of its body.
 
-use crate::call::{CallId, Credentials};
-use http::{HeaderMap, HeaderName, header::AUTHORIZATION};
+use super::body::Coding;
+use crate::{
+    call::{CallId, Credentials},
+    error::Error,
+};
+use http::{HeaderMap, HeaderName, HeaderValue};
 
 /// The header that names a call (contract 00 section 5).
 pub const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 /// The header that carries an API key.
 pub const API_KEY: HeaderName = HeaderName::from_static("x-api-key");
 
-/// The client's id if it is sane; else a new one.
-pub fn call_id(headers: &HeaderMap) -> CallId {
-    CallId::from_client(headers.get(REQUEST_ID).and_then(|value| value.to_str().ok()))
+/// How many bytes at the start of a body are JSON (contract 02 section 1.1).
+pub const JSON_LENGTH: HeaderName = HeaderName::from_static("inference-header-content-length");
+/// Bytes of a header field besides its name and value, as HTTP/1.1 writes it.
+const FIELD_REST: usize = 4;
+
+/// What is asked of every head, found in one pass over its fields: a look-up by name hashes that name, and one request
+/// would pay for a dozen of them. Of a field that is repeated, the first counts.
+#[derive(Clone, Copy, Debug)]
+pub struct Fields<'a> {
+    headers: &'a HeaderMap,
+    /// Bytes of all fields as HTTP/1.1 writes them.
+    pub size: usize,
+    /// `host`.
+    pub host: Single<'a>,
+    /// `content-type`.
+    pub content_type: Option<&'a HeaderValue>,
+    /// Whether there is a `content-encoding`.
+    pub encoded: bool,
+    /// Whether there is an `accept-encoding`.
+    accepts: bool,
+    /// Whether there is an `origin`: a page is asking.
+    pub origin: bool,
+    /// [`JSON_LENGTH`].
+    pub json_length: Single<'a>,
+    /// Whether there is an `upgrade`.
+    pub upgrade: bool,
+    /// [`REQUEST_ID`].
+    pub request_id: Option<&'a HeaderValue>,
+    authorization: Option<&'a HeaderValue>,
+    api_key: Option<&'a HeaderValue>,
 }
 
-/// Claims in the headers: `authorization` first, then `x-api-key`. Never a cookie (contract 06 C1).
-///
-/// A header that is there but unreadable is a claim that proves nothing, not an absent one.
-pub fn credentials(headers: &HeaderMap) -> Credentials {
-    if let Some(value) = headers.get(AUTHORIZATION) {
-        let value = value.to_str().unwrap_or_default();
-        return match value.split_once(' ') {
-            Some((scheme, token)) if scheme.eq_ignore_ascii_case("bearer") => Credentials::Bearer(token.trim().into()),
-            Some(_) => Credentials::ApiKey("".into()),
-            None => Credentials::ApiKey(value.into()),
+/// A field that may stand once.
+#[derive(Clone, Copy, Debug, Default)]
+pub enum Single<'a> {
+    /// It is not there.
+    #[default]
+    Absent,
+    /// Its value.
+    Once(&'a HeaderValue),
+    /// It is there more than once, and which of them another reader would take is anyone's guess.
+    Repeated,
+}
+
+// === impl Fields ===
+
+impl<'a> Fields<'a> {
+    /// Those of `headers`.
+    pub fn of(headers: &'a HeaderMap) -> Self {
+        let mut fields = Self {
+            headers,
+            size: 0,
+            host: Single::Absent,
+            content_type: None,
+            encoded: false,
+            accepts: false,
+            origin: false,
+            json_length: Single::Absent,
+            upgrade: false,
+            request_id: None,
+            authorization: None,
+            api_key: None,
+        };
+        for (name, value) in headers {
+            let name = name.as_str();
+            fields.size += name.len() + value.len() + FIELD_REST;
+            match name {
+                "host" => fields.host.see(value),
+                "content-type" => _ = fields.content_type.get_or_insert(value),
+                "content-encoding" => fields.encoded = true,
+                "accept-encoding" => fields.accepts = true,
+                "origin" => fields.origin = true,
+                "inference-header-content-length" => fields.json_length.see(value),
+                "upgrade" => fields.upgrade = true,
+                "x-request-id" => _ = fields.request_id.get_or_insert(value),
+                "authorization" => _ = fields.authorization.get_or_insert(value),
+                "x-api-key" => _ = fields.api_key.get_or_insert(value),
+                _ => {}
+            }
+        }
+        fields
+    }
+
+    /// The client's id if it is sane; else a new one.
+    pub fn call_id(&self) -> CallId {
+        CallId::from_client(self.request_id.and_then(text))
+    }
+
+    /// The coding of the body, as [`Coding::of_request`] finds it.
+    ///
+    /// # Errors
+    ///
+    /// As [`Coding::of_request`].
+    pub fn coding(&self) -> Result<Option<Coding>, Error> {
+        if self.encoded { Coding::of_request(self.headers) } else { Ok(None) }
+    }
+
+    /// The coding that a response may have, as [`Coding::accepted`] finds it.
+    pub fn accepted(&self) -> Option<Coding> {
+        if self.accepts { Coding::accepted(self.headers) } else { None }
+    }
+
+    /// Claims in the headers: `authorization` first, then `x-api-key`. Never a cookie (contract 06 C1).
+    ///
+    /// A header that is there but unreadable is a claim that proves nothing, not an absent one.
+    pub fn credentials(&self) -> Credentials {
+        const BEARER: &str = "bearer ";
+        if let Some(value) = self.authorization {
+            let value = text(value).unwrap_or_default();
+            return match value.split_at_checked(BEARER.len()) {
+                Some((scheme, token)) if scheme.eq_ignore_ascii_case(BEARER) => {
+                    Credentials::Bearer(token.trim().into())
+                }
+                _ if value.contains(' ') => Credentials::ApiKey("".into()),
+                _ => Credentials::ApiKey(value.into()),
+            };
+        }
+        match self.api_key {
+            Some(value) => Credentials::ApiKey(text(value).unwrap_or_default().into()),
+            None => Credentials::None,
+        }
+    }
+}
+
+impl<'a> Single<'a> {
+    fn see(&mut self, value: &'a HeaderValue) {
+        *self = match self {
+            Self::Absent => Self::Once(value),
+            Self::Once(_) | Self::Repeated => Self::Repeated,
         };
     }
-    match headers.get(API_KEY) {
-        Some(value) => Credentials::ApiKey(value.to_str().unwrap_or_default().into()),
-        None => Credentials::None,
-    }
+}
+
+/// The text of a value, if it has no other characters than ASCII's. As `HeaderValue::to_str`, which looks at each byte to
+/// find controls too; no value holds one.
+fn text(value: &HeaderValue) -> Option<&str> {
+    std::str::from_utf8(value.as_bytes()).ok().filter(|text| text.is_ascii())
+}
+
+/// The client's id if it is sane; else a new one.
+pub fn call_id(headers: &HeaderMap) -> CallId {
+    Fields::of(headers).call_id()
+}
+
+/// Claims in the headers, as [`Fields::credentials`] finds them.
+pub fn credentials(headers: &HeaderMap) -> Credentials {
+    Fields::of(headers).credentials()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use http::HeaderValue;
-
     fn headers(pairs: &[(&'static str, &'static str)]) -> HeaderMap {
         pairs.iter().map(|(name, value)| (HeaderName::from_static(name), HeaderValue::from_static(value))).collect()
     }
@@ -49,6 +177,10 @@ mod tests {
         let raw = headers(&[("authorization", "k")]);
         assert!(matches!(credentials(&raw), Credentials::ApiKey(token) if &*token == "k"));
         assert!(matches!(credentials(&headers(&[("cookie", "x-api-key=k")])), Credentials::None));
-        assert!(matches!(credentials(&headers(&[("authorization", "Basic eDp5")])), Credentials::ApiKey(_)));
+        for other in ["Basic eDp5", "bearer", "bea rer t"] {
+            assert!(matches!(credentials(&headers(&[("authorization", other)])), Credentials::ApiKey(_)), "{other}");
+        }
+        let foreign = HeaderMap::from_iter([(API_KEY, HeaderValue::from_bytes(b"k\xfc").unwrap())]);
+        assert!(matches!(credentials(&foreign), Credentials::ApiKey(token) if token.is_empty()));
     }
 }

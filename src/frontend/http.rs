@@ -9,8 +9,9 @@ mod cors;
 use super::{
     Body, Connection,
     accept::{InFlight, Outgoing},
-    body::Coding,
-    grpc, h2_stream, head, rest, websocket,
+    grpc, h2_stream,
+    head::{self, Fields, Single},
+    rest, websocket,
 };
 use crate::{
     call::{CallId, Surface},
@@ -22,19 +23,20 @@ use futures_util::{
 };
 use http::{
     HeaderMap, HeaderValue, Method, StatusCode, Version,
-    header::{CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, HOST, UPGRADE},
+    header::{CONNECTION, CONTENT_LENGTH, UPGRADE},
 };
 use http_body::Body as _;
+use hyper::body::Incoming;
 use std::{
     convert::Infallible,
-    future::{Ready, poll_fn},
+    future::poll_fn,
     pin::pin,
     sync::Arc,
     task::{Poll, ready},
 };
 
 /// A request as hyper gives it.
-pub type Request = http::Request<hyper::body::Incoming>;
+pub type Request = http::Request<Incoming>;
 /// A response as hyper takes it.
 pub type Response = http::Response<Body>;
 
@@ -42,8 +44,6 @@ pub type Response = http::Response<Body>;
 const STREAM: &str = "/v2/stream";
 /// Bytes of a request line besides its target: the longest method we know, two spaces, the version, the line's end.
 const LINE_REST: usize = 24;
-/// Bytes of a header field besides its name and value, as HTTP/1.1 writes it.
-const FIELD_REST: usize = 4;
 
 /// Bytes that a host may have. A table, because this is asked of every byte of every request.
 const IN_HOST: [bool; 256] = {
@@ -78,13 +78,28 @@ pub(super) fn answer(
     request: Request,
     piece: usize,
 ) -> impl Future<Output = Result<http::Response<Outgoing>, Infallible>> + Send {
+    let (parts, body) = request.into_parts();
+    let request = http::Request::from_parts(parts, ());
+    let fields = Fields::of(request.headers());
     let asked = Asked {
-        target: Target::of(&request),
+        target: Target::of(&request, &fields),
         version: request.version(),
         head_only: *request.method() == Method::HEAD,
-        id: request.headers().get(head::REQUEST_ID).cloned(),
+        id: fields.request_id.cloned(),
     };
-    let mut response = dispatch(connection, asked.target, request);
+    let mut response = match refusal(&connection, asked.target, &request, &fields, &body) {
+        Some(refused) => Either::Left(std::future::ready(refused)),
+        // Boxed: hyper and the connection's task move a future several times before its first poll.
+        None if fields.origin && cors::concerns(&connection, asked.target) => {
+            Either::Right(cors::serve(connection, asked.target, request.map(|()| body)).boxed())
+        }
+        None => Either::Right(match asked.target {
+            Target::Rest => serve_rest(connection, &request, &fields, body),
+            Target::GrpcWeb | Target::Grpc => grpc::serve(connection, request.map(|()| body)).boxed(),
+            Target::WebSocket => websocket::serve(connection, request.map(|()| body)).boxed(),
+            Target::Stream => h2_stream::serve(connection, request.map(|()| body)).boxed(),
+        }),
+    };
     if asked.version < Version::HTTP_2 {
         // Polled by the connection's own task, which is woken when the process stops: looking is enough.
         let mut in_flight = Some(in_flight);
@@ -141,56 +156,48 @@ impl Asked {
     }
 }
 
-/// Boxed: hyper and the connection's task move a future several times before its first poll.
-fn dispatch(
-    connection: Arc<Connection>,
+/// What is said to a request that no surface gets to see.
+fn refusal(
+    connection: &Connection,
     target: Target,
-    request: Request,
-) -> Either<Ready<Response>, BoxFuture<'static, Response>> {
-    let now = |response| Either::Left(std::future::ready(response));
-    if let Err(unsound) = check(&connection, &request) {
+    request: &http::Request<()>,
+    fields: &Fields<'_>,
+    body: &Incoming,
+) -> Option<Response> {
+    if let Err(unsound) = check(connection, request, fields, body) {
         connection.frontend.metrics.refused("malformed_request");
-        return now(unsound.render(&request));
+        return Some(unsound.render(request));
     }
     if !connection.surfaces.has(target.surface()) {
-        return now(not_served(target, &request));
+        return Some(not_served(target, request));
     }
-    if matches!(target, Target::Rest | Target::GrpcWeb) && cors::concerns(&connection.frontend.settings.cors, &request)
-    {
-        let frontend = Arc::clone(&connection.frontend);
-        return Either::Right(Box::pin(async move {
-            cors::answer(&frontend.settings.cors, request, move |request| serve(connection, target, request)).await
-        }));
-    }
-    serve(connection, target, request)
-}
-
-fn serve(
-    connection: Arc<Connection>,
-    target: Target,
-    request: Request,
-) -> Either<Ready<Response>, BoxFuture<'static, Response>> {
-    let now = |response| Either::Left(std::future::ready(response));
     match target {
-        Target::Rest => match (connection.frontend.settings.rest.compress_above, Coding::accepted(request.headers())) {
-            (Some(above), Some(coding)) => {
-                let response = rest::serve(connection, request);
-                Either::Right(Box::pin(async move { compression::compressed(response.await, coding, above).await }))
-            }
-            _ => Either::Right(Box::pin(rest::serve(connection, request))),
-        },
         // Comes with a later issue (05); until then it says so in HTTP, where every client of it can see it.
         Target::GrpcWeb => {
             let error = Error::Unimplemented("grpc-web is not part of this version, use grpc over HTTP/2".into());
-            now(rest::refuse(&request, &error))
+            Some(rest::refuse(request, &error))
         }
         Target::Grpc if request.version() < Version::HTTP_2 => {
             let unsound = Unsound::Status(StatusCode::HTTP_VERSION_NOT_SUPPORTED, "grpc needs HTTP/2");
-            now(unsound.render(&request))
+            Some(unsound.render(request))
         }
-        Target::Grpc => Either::Right(Box::pin(grpc::serve(connection, request))),
-        Target::WebSocket => Either::Right(Box::pin(websocket::serve(connection, request))),
-        Target::Stream => Either::Right(Box::pin(h2_stream::serve(connection, request))),
+        Target::Grpc | Target::WebSocket | Target::Stream | Target::Rest => None,
+    }
+}
+
+/// REST, in the coding that the client takes.
+fn serve_rest(
+    connection: Arc<Connection>,
+    request: &http::Request<()>,
+    fields: &Fields<'_>,
+    body: Incoming,
+) -> BoxFuture<'static, Response> {
+    match (connection.frontend.settings.rest.compress_above, fields.accepted()) {
+        (Some(above), Some(coding)) => {
+            let response = rest::serve(connection, request, fields, body);
+            async move { compression::compressed(response.await, coding, above).await }.boxed()
+        }
+        _ => rest::serve(connection, request, fields, body).boxed(),
     }
 }
 
@@ -203,34 +210,37 @@ enum Unsound {
 }
 
 /// Refuses what no surface should see (contract 10 section 5, attacks A7, A9, A19).
-fn check(connection: &Connection, request: &Request) -> Result<(), Unsound> {
+fn check(
+    connection: &Connection,
+    request: &http::Request<()>,
+    fields: &Fields<'_>,
+    body: &Incoming,
+) -> Result<(), Unsound> {
     let size = connection.frontend.settings.size;
-    let (uri, headers) = (request.uri(), request.headers());
-    let target = uri.path_and_query().map_or(0, |target| target.as_str().len());
+    let target = request.uri().path_and_query().map_or(0, |target| target.as_str().len());
     if target + LINE_REST > size.request_line {
         return Err(Unsound::Status(StatusCode::URI_TOO_LONG, "the request line is longer than its limit"));
     }
     let too_large = |text| Err(Unsound::Status(StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, text));
-    if headers.len() > size.header_fields {
+    if request.headers().len() > size.header_fields {
         return too_large("the request has more header fields than its limit");
     }
-    let bytes: usize = headers.iter().map(|(name, value)| name.as_str().len() + value.len() + FIELD_REST).sum();
-    if bytes > size.headers {
+    if fields.size > size.headers {
         return too_large("the headers of the request are larger than their limit");
     }
-    check_authority(request).map_err(|text| Unsound::Status(StatusCode::BAD_REQUEST, text))?;
+    check_authority(request, fields.host).map_err(|text| Unsound::Status(StatusCode::BAD_REQUEST, text))?;
     if *request.method() == Method::CONNECT {
         return Err(Unsound::Connect);
     }
     // Bytes behind such a head could be taken for frames by whoever is in between (attack A9).
-    if headers.contains_key(UPGRADE) && !request.body().is_end_stream() && is_websocket(request) {
+    if fields.upgrade && !body.is_end_stream() && is_websocket(request) {
         return Err(Unsound::Status(StatusCode::BAD_REQUEST, "a request to upgrade has a body"));
     }
     Ok(())
 }
 
 impl Unsound {
-    fn render(self, request: &Request) -> Response {
+    fn render(self, request: &http::Request<()>) -> Response {
         let version = request.version();
         match self {
             Self::Connect => rest::refuse(request, &Error::MethodNotAllowed { allow: "GET, POST" }),
@@ -246,15 +256,11 @@ impl Unsound {
 }
 
 /// One authority, well-formed: two readings of it are how requests are smuggled past whoever checks the first.
-fn check_authority(request: &Request) -> Result<(), &'static str> {
-    let mut hosts = request.headers().get_all(HOST).iter();
-    let (host, more) = (hosts.next(), hosts.next());
-    if more.is_some() {
-        return Err("the request has more than one `host`");
-    }
+fn check_authority(request: &http::Request<()>, host: Single<'_>) -> Result<(), &'static str> {
     let authority = request.uri().authority().map(http::uri::Authority::as_str);
     match (host, authority) {
-        (Some(host), authority) => {
+        (Single::Repeated, _) => Err("the request has more than one `host`"),
+        (Single::Once(host), authority) => {
             let host = host.as_bytes();
             if !host.iter().all(|byte| IN_HOST[usize::from(*byte)]) {
                 return Err("the `host` of the request is malformed");
@@ -264,13 +270,15 @@ fn check_authority(request: &Request) -> Result<(), &'static str> {
             }
             Ok(())
         }
-        (None, None) if request.version() == Version::HTTP_11 => Err("the request has no `host`"),
-        (None, Some(authority)) if authority.contains('@') => Err("the authority of the request is malformed"),
-        (None, _) => Ok(()),
+        (Single::Absent, None) if request.version() == Version::HTTP_11 => Err("the request has no `host`"),
+        (Single::Absent, Some(authority)) if authority.contains('@') => {
+            Err("the authority of the request is malformed")
+        }
+        (Single::Absent, _) => Ok(()),
     }
 }
 
-fn is_websocket(request: &Request) -> bool {
+fn is_websocket(request: &http::Request<()>) -> bool {
     request.version() == Version::HTTP_11
         && has_token(request.headers(), &UPGRADE, "websocket")
         && has_token(request.headers(), &CONNECTION, "upgrade")
@@ -284,7 +292,7 @@ fn has_token(headers: &HeaderMap, name: &http::HeaderName, token: &str) -> bool 
         .any(|value| value.split(',').any(|part| part.trim().eq_ignore_ascii_case(token)))
 }
 
-fn not_served(target: Target, request: &Request) -> Response {
+fn not_served(target: Target, request: &http::Request<()>) -> Response {
     match target {
         Target::Grpc | Target::GrpcWeb => {
             let error = Error::Unimplemented("grpc is not served on this address".into());
@@ -300,13 +308,13 @@ fn not_served(target: Target, request: &Request) -> Response {
 
 impl Target {
     /// In the order of contract 00 section 4.
-    fn of(request: &Request) -> Self {
-        let kind = request.headers().get(CONTENT_TYPE).map(HeaderValue::as_bytes).unwrap_or_default();
+    fn of(request: &http::Request<()>, fields: &Fields<'_>) -> Self {
+        let kind = fields.content_type.map(HeaderValue::as_bytes).unwrap_or_default();
         if begins_with(kind, b"application/grpc-web") {
             Self::GrpcWeb
         } else if begins_with(kind, b"application/grpc") {
             Self::Grpc
-        } else if is_websocket(request) {
+        } else if fields.upgrade && is_websocket(request) {
             Self::WebSocket
         } else if request.uri().path() == STREAM {
             Self::Stream

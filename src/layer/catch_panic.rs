@@ -60,7 +60,7 @@ where
     }
 
     fn call(&mut self, call: Call<P, I>) -> Self::Future {
-        // Unwind safe: the service below is a clone for this call and is not used after it.
+        // Unwind safe: what the services below have of their own are handles, which no call changes.
         match catch_unwind(AssertUnwindSafe(|| self.inner.call(call))) {
             Ok(inner) => Caught { inner: Some(inner), panic: None },
             Err(panic) => Caught { inner: None, panic: Some(error(panic.as_ref())) },

@@ -11,6 +11,7 @@ use crate::{
     call::{End, Facts, Identity, Intent, Observer},
     error::{Code, Stage},
 };
+use foldhash::fast::RandomState;
 use gcra::Rate;
 use smallvec::SmallVec;
 use std::{
@@ -71,7 +72,8 @@ struct Counter {
     /// A bit per intent.
     intents: u8,
     rate: Rate,
-    buckets: Table<Arc<str>, Bucket>,
+    /// Keys are proven, so a fast hasher is enough: nobody can choose them so that they collide.
+    buckets: Table<Arc<str>, Bucket, RandomState>,
 }
 
 /// What a call was charged. Given back on some ends; an observer of the call.

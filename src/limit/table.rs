@@ -8,7 +8,7 @@ use dashmap::{DashMap, Entry as Place};
 use std::{
     borrow::Borrow,
     fmt,
-    hash::Hash,
+    hash::{BuildHasher, Hash, RandomState},
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicU64, AtomicUsize, Ordering},
@@ -26,9 +26,10 @@ pub trait Entry: Default {
 #[derive(Debug, Default)]
 pub struct Bucket(AtomicU64);
 
-/// Entries by key, at most `cap` of them.
-pub struct Table<K, V> {
-    map: DashMap<K, Arc<V>>,
+/// Entries by key, at most `cap` of them. Keys that strangers may choose need a hasher that they cannot foresee, as the
+/// standard library's is.
+pub struct Table<K, V, S = RandomState> {
+    map: DashMap<K, Arc<V>, S>,
     /// Kept beside the map: its own `len` locks every shard.
     len: AtomicUsize,
     cap: usize,
@@ -80,10 +81,10 @@ impl Entry for Bucket {
 
 // === impl Table ===
 
-impl<K: Eq + Hash + Clone, V: Entry> Table<K, V> {
+impl<K: Eq + Hash + Clone, V: Entry, S: BuildHasher + Clone + Default> Table<K, V, S> {
     /// An empty table for at most `cap` entries.
     pub fn new(cap: usize) -> Self {
-        Self { map: DashMap::new(), len: AtomicUsize::new(0), cap: cap.max(1), clearing: Mutex::new(()) }
+        Self { map: DashMap::default(), len: AtomicUsize::new(0), cap: cap.max(1), clearing: Mutex::new(()) }
     }
 
     /// The entry of `key`, if there is one. Allocates nothing.
@@ -169,7 +170,7 @@ fn is_free<V>(entry: &Arc<V>) -> bool {
     Arc::strong_count(entry) == 1
 }
 
-impl<K: Eq + Hash + Clone, V: Entry> fmt::Debug for Table<K, V> {
+impl<K: Eq + Hash + Clone, V: Entry, S: BuildHasher + Clone + Default> fmt::Debug for Table<K, V, S> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         // Not the keys: some are identities.
         f.debug_struct("Table").field("len", &self.len()).field("cap", &self.cap).finish_non_exhaustive()

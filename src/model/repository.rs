@@ -9,9 +9,9 @@ use crate::{
     error::Error,
 };
 use arc_swap::ArcSwap;
+use foldhash::HashMap;
 use std::{
     cmp::Reverse,
-    collections::HashMap,
     sync::Arc,
     time::{Instant, SystemTime},
 };
@@ -37,6 +37,7 @@ const FAILED: &str = "not served: loading it failed";
 /// All models of the process.
 #[derive(Debug, Default)]
 pub struct Repository {
+    /// Names are those of folders. Strangers' names are looked up and never kept, so a fast hasher is enough.
     models: ArcSwap<HashMap<Arc<str>, Arc<Versions>>>,
 }
 

@@ -119,6 +119,9 @@ impl BatchQueue {
     /// Until when this job may be kept waiting for others: `max_delay`, and never more than half of
     /// the time it has, so that waiting for a batch cannot make it late.
     fn patience(&self, job: &Job) -> Instant {
+        if self.policy.max_delay.is_zero() {
+            return job.queued;
+        }
         let half = job.deadline.saturating_duration_since(job.queued) / 2;
         job.queued + self.policy.max_delay.min(half)
     }

@@ -309,12 +309,24 @@ async fn the_access_log_names_who_was_refused_and_why() {
 #[tokio::test]
 async fn readiness_holds_nothing() {
     let built = built(Below::answering(|| Ok(whole())));
-    // As many idle clients as one likes: each holds a handle and has begun a call, none has sent it on its way.
-    let idle: Vec<_> = (0..1000).map(|_| (built.gateway.clone(), built.gateway.call(built.call("web")))).collect();
+    // As many idle clients as one likes: each holds a handle, none has sent a call on its way.
+    let idle: Vec<_> = (0..1000).map(|_| built.gateway.clone()).collect();
     assert_eq!((built.slots.in_use(), built.left(), built.polled()), ((0, 0), 100, 0));
     assert_eq!(built.code(built.call("web")).await, None);
     drop(idle);
     assert_eq!(built.left(), 99);
+}
+
+#[tokio::test]
+async fn a_call_is_on_its_way_when_it_is_made_and_its_body_when_it_is_waited_for() {
+    let built = built(Below::answering(|| Ok(whole())));
+    let made = built.gateway.call(built.call("web"));
+    assert_eq!((built.slots.in_use(), built.left(), built.polled()), ((1, 0), 99, 0));
+    drop(made);
+    assert_eq!((built.slots.in_use(), built.left(), built.polled()), ((0, 0), 100, 0));
+    let made = built.gateway.call(built.call("web"));
+    made.await.unwrap();
+    assert_eq!((built.slots.in_use(), built.left(), built.polled()), ((0, 0), 99, 1));
 }
 
 #[tokio::test]

@@ -16,9 +16,9 @@ use crate::{
 };
 use arc_swap::ArcSwap;
 use families::Families;
+use foldhash::HashMap;
 use prometheus::{Histogram, IntCounter, IntGauge, Registry, TextEncoder};
 use std::{
-    collections::HashMap,
     sync::{Arc, OnceLock},
     time::Duration,
 };
@@ -47,7 +47,8 @@ struct PerSurface {
     in_flight: IntGauge,
     chunks: OnceLock<IntCounter>,
     durations: [OnceLock<Histogram>; INTENTS],
-    bytes: OnceLock<(Histogram, Histogram)>,
+    request_bytes: OnceLock<Histogram>,
+    response_bytes: OnceLock<Histogram>,
     messages: OnceLock<(IntCounter, IntCounter)>,
 }
 
@@ -217,15 +218,20 @@ impl Metrics {
         self.messages(surface).1.inc();
     }
 
-    /// Body bytes read and written by a front-end.
-    pub fn bytes(&self, surface: Surface, received: u64, sent: u64) {
-        let (request, response) = self.surfaces[surface as usize].bytes.get_or_init(|| {
-            let labels = [surface.name()];
-            let families = &self.families;
-            (families.request_bytes.with_label_values(&labels), families.response_bytes.with_label_values(&labels))
-        });
-        request.observe(received as f64);
-        response.observe(sent as f64);
+    /// A front-end has read the body of a call, which had so many bytes.
+    pub fn body_received(&self, surface: Surface, bytes: u64) {
+        self.surfaces[surface as usize]
+            .request_bytes
+            .get_or_init(|| self.families.request_bytes.with_label_values(&[surface.name()]))
+            .observe(bytes as f64);
+    }
+
+    /// A front-end hands over the body of a reply, which has so many bytes.
+    pub fn body_sent(&self, surface: Surface, bytes: u64) {
+        self.surfaces[surface as usize]
+            .response_bytes
+            .get_or_init(|| self.families.response_bytes.with_label_values(&[surface.name()]))
+            .observe(bytes as f64);
     }
 
     /// A model version is in `state` now and no longer in the one before: `loading`, `ready`, `failed`,
@@ -328,7 +334,8 @@ impl PerSurface {
             in_flight: families.in_flight.with_label_values(&[surface.name()]),
             chunks: OnceLock::new(),
             durations: Default::default(),
-            bytes: OnceLock::new(),
+            request_bytes: OnceLock::new(),
+            response_bytes: OnceLock::new(),
             messages: OnceLock::new(),
         }
     }

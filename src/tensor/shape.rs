@@ -64,6 +64,12 @@ impl<const N: usize> From<[usize; N]> for Shape {
     }
 }
 
+impl From<SmallVec<[usize; 4]>> for Shape {
+    fn from(dims: SmallVec<[usize; 4]>) -> Self {
+        Self(dims)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -242,9 +242,24 @@ async fn metrics_count_calls_of_every_surface_with_the_same_codes() {
         "sluicegate_model_load_seconds_count{model=\"double\"} 1",
         "sluicegate_connections{kind=\"http2\"}",
         "sluicegate_queue_wait_seconds_count{model=\"double\"} 4",
-        "sluicegate_request_bytes_count{surface=\"rest\"}",
     ] {
         assert!(page.contains(series), "no {series} in\n{page}");
+    }
+}
+
+#[tokio::test]
+async fn a_call_has_one_body_in_and_one_body_out() {
+    let running = Setup::new().start().await;
+    for surface in Surface::ALL {
+        let mut client = Client::connect(surface, &running, None).await.unwrap();
+        client.infer(&Request::new("double", &[1, 4], vec![0.0; 4])).await.unwrap();
+        let page = running.metrics().await;
+        for family in ["sluicegate_request_bytes", "sluicegate_response_bytes"] {
+            let count = format!("{family}_count{{surface=\"{}\"}} 1\n", surface.name());
+            assert!(page.contains(&count), "no {count} in\n{page}");
+            let none = format!("{family}_sum{{surface=\"{}\"}} 0\n", surface.name());
+            assert!(!page.contains(&none), "{none} in\n{page}");
+        }
     }
 }
 

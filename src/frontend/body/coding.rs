@@ -127,8 +127,8 @@ pub async fn read_coded(
     offset: usize,
     connection: Arc<Connection>,
 ) -> Result<Bytes, Error> {
-    let Some(coding) = coding else { return read(body, offset, connection).await };
-    let packed = read(body, 0, Arc::clone(&connection)).await?;
+    let Some(coding) = coding else { return read(body, offset, &connection).await };
+    let packed = read(body, 0, &connection).await?;
     offload(packed.len() * INFLATING, move || inflate(&packed, coding, offset, &connection)).await
 }
 

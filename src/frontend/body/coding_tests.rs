@@ -9,7 +9,7 @@ use crate::frontend::{
 use proptest::prelude::*;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-fn headers(name: http::HeaderName, values: &[&str]) -> HeaderMap {
+fn headers(name: &http::HeaderName, values: &[&str]) -> HeaderMap {
     values.iter().map(|value| (name.clone(), HeaderValue::from_str(value).unwrap())).collect()
 }
 
@@ -35,7 +35,7 @@ fn pack(data: &[u8], coding: &str) -> Vec<u8> {
 
 #[test]
 fn a_request_has_one_coding_or_none() {
-    let of = |values: &[&str]| Coding::of_request(&headers(CONTENT_ENCODING, values));
+    let of = |values: &[&str]| Coding::of_request(&headers(&CONTENT_ENCODING, values));
     assert_eq!(of(&[]).unwrap(), None);
     assert_eq!(of(&["identity"]).unwrap(), None);
     assert_eq!(of(&["GZIP"]).unwrap(), Some(Coding::Gzip));
@@ -48,7 +48,7 @@ fn a_request_has_one_coding_or_none() {
 
 #[test]
 fn the_first_of_those_with_the_highest_weight_is_chosen() {
-    let accepted = |values: &[&str]| Coding::accepted(&headers(ACCEPT_ENCODING, values));
+    let accepted = |values: &[&str]| Coding::accepted(&headers(&ACCEPT_ENCODING, values));
     assert_eq!(accepted(&[]), None);
     assert_eq!(accepted(&["gzip, deflate, br"]), Some(Coding::Gzip));
     assert_eq!(accepted(&["br;q=1.0, deflate;q=0.8, gzip;q=0.8"]), Some(Coding::Deflate));

@@ -8,7 +8,7 @@ use crate::{
 };
 use bytes::Bytes;
 use http_body::{Body, Frame};
-use std::{future::poll_fn, pin::Pin, sync::Arc, task::Poll, time::Duration};
+use std::{future::poll_fn, pin::Pin, task::Poll, time::Duration};
 
 /// Alignment of the first raw tensor: that of the largest element types.
 const ALIGNMENT: usize = 8;
@@ -27,7 +27,7 @@ const CRUMB: usize = 1024;
 ///
 /// [`Error::TooLarge`], [`Error::Overloaded`], [`Error::BodyStalled`], [`Error::InvalidRequest`] for broken or
 /// excessive chunks, or [`Error::Cancelled`] if the client went away.
-pub async fn read(body: hyper::body::Incoming, offset: usize, connection: Arc<Connection>) -> Result<Bytes, Error> {
+pub async fn read(body: hyper::body::Incoming, offset: usize, connection: &Connection) -> Result<Bytes, Error> {
     let limits = Limits::of(&connection.frontend.settings);
     collect(body, offset, limits, &connection.frontend.memory).await
 }

@@ -127,7 +127,7 @@ where
 
 impl<B> Drop for Arriving<B> {
     fn drop(&mut self) {
-        self.connection.frontend.metrics.bytes(Surface::Grpc, self.received as u64, 0);
+        self.connection.frontend.metrics.body_received(Surface::Grpc, self.received as u64);
     }
 }
 

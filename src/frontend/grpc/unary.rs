@@ -138,7 +138,7 @@ pub(super) fn answer<M: Message + Default + 'static>(connection: &Connection, id
         Ok(reservation) => reservation,
         Err(error) => return refused(connection, id, &error),
     };
-    connection.frontend.metrics.bytes(Surface::Grpc, 0, length as u64);
+    connection.frontend.metrics.body_sent(Surface::Grpc, length as u64);
     // tonic asks for a second message, and so lets go of this, once the first has been handed over.
     stream_of(id, stream::iter([Ok(message)]).inspect(move |_| _ = &reservation))
 }

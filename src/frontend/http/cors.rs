@@ -4,10 +4,15 @@
 //! send a request whatever is said here: it may not read the answer. WebSockets have their own check, because browsers
 //! ask nothing before them.
 
-use super::{Request, Response};
-use crate::frontend::settings::{Cors, Origins};
+use super::{Request, Response, Target};
+use crate::frontend::{
+    Connection, grpc,
+    head::Fields,
+    settings::{Cors, Origins},
+};
+use futures_util::FutureExt;
 use http::{HeaderName, Method, header};
-use std::convert::Infallible;
+use std::{convert::Infallible, sync::Arc};
 use tower::{Layer, ServiceExt, service_fn};
 use tower_http::cors::{AllowOrigin, CorsLayer};
 
@@ -45,27 +50,28 @@ const READ: [HeaderName; 10] = [
     HeaderName::from_static("x-request-id"),
 ];
 
-/// Whether `request` comes from a page and is answered with regard to it.
-pub(super) fn concerns(settings: &Cors, request: &Request) -> bool {
-    let configured = match &settings.origins {
-        Origins::Any => true,
-        Origins::Listed(origins) => !origins.is_empty(),
-    };
-    configured && request.headers().contains_key(header::ORIGIN)
+/// Whether requests of pages are answered with regard to where they come from. The other surfaces have their own checks.
+pub(super) fn concerns(connection: &Connection, target: Target) -> bool {
+    matches!(target, Target::Rest | Target::GrpcWeb)
+        && match &connection.frontend.settings.cors.origins {
+            Origins::Any => true,
+            Origins::Listed(origins) => !origins.is_empty(),
+        }
 }
 
-/// Answers what browsers ask beforehand, and tells them who may read what `answer` says.
-pub(super) async fn answer<F>(
-    settings: &Cors,
-    request: Request,
-    answer: impl FnOnce(Request) -> F + Clone + Send + 'static,
-) -> Response
-where
-    F: Future<Output = Response> + Send,
-{
-    let service = layer(settings).layer(service_fn(move |request| {
-        let answer = answer.clone()(request);
-        async { Ok::<_, Infallible>(answer.await) }
+/// Answers what browsers ask beforehand, and tells them who may read what the surface says.
+pub(super) async fn serve(connection: Arc<Connection>, target: Target, request: Request) -> Response {
+    let layer = layer(&connection.frontend.settings.cors);
+    let service = layer.layer(service_fn(move |request: Request| {
+        let connection = Arc::clone(&connection);
+        let answer = if target == Target::GrpcWeb {
+            grpc::serve(connection, request).boxed()
+        } else {
+            let (parts, body) = request.into_parts();
+            let request = http::Request::from_parts(parts, ());
+            super::serve_rest(connection, &request, &Fields::of(request.headers()), body)
+        };
+        answer.map(Ok::<_, Infallible>)
     }));
     match service.oneshot(request).await {
         Ok(response) => response,

@@ -4,20 +4,20 @@ use super::{infer, render};
 use crate::{
     call::{CallId, ModelRef, Operation, Pending, Reply, Surface},
     error::Error,
-    frontend::{Connection, body, http::Response},
+    frontend::{Connection, body, head::Fields, http::Response},
     wire::json,
 };
-use http::{HeaderMap, StatusCode};
+use http::StatusCode;
 use hyper::body::Incoming;
 use std::sync::Arc;
 
 /// A body that will be read and decoded when the stack has decided that it may be, and its inputs when the model is known.
-pub(super) fn pending(connection: &Arc<Connection>, headers: &HeaderMap, body: Incoming, model: ModelRef) -> Pending {
-    let coding = infer::json_only(headers);
+pub(super) fn pending(connection: &Arc<Connection>, fields: &Fields<'_>, body: Incoming, model: ModelRef) -> Pending {
+    let coding = infer::json_only(fields);
     let connection = Arc::clone(connection);
     Pending::new(async move {
         let bytes = body::read_coded(body, coding?, 0, Arc::clone(&connection)).await?;
-        connection.frontend.metrics.bytes(Surface::Rest, bytes.len() as u64, 0);
+        connection.frontend.metrics.body_received(Surface::Rest, bytes.len() as u64);
         let length = bytes.len();
         let decode = move || json::decode_generate(&bytes, model, &connection.frontend.settings.wire);
         body::offload(length, decode).await.map(Operation::Infer)
@@ -33,6 +33,6 @@ pub(super) async fn reply(reply: Reply, id: &CallId, connection: &Connection) ->
     let response = render::whole(reply).await?;
     let frontend = &connection.frontend;
     let body = frontend.memory.hold(json::encode_generate(&response, &frontend.settings.wire)?)?;
-    frontend.metrics.bytes(Surface::Rest, 0, body.len() as u64);
+    frontend.metrics.body_sent(Surface::Rest, body.len() as u64);
     Ok(render::json(StatusCode::OK, body, id))
 }

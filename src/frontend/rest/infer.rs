@@ -6,15 +6,12 @@ use crate::{
     frontend::{
         Connection,
         body::{self, Coding},
+        head::{Fields, Single},
     },
     wire::{Wishes, framed, json},
 };
-use http::{HeaderMap, HeaderName, header::CONTENT_TYPE};
 use hyper::body::Incoming;
 use std::sync::{Arc, OnceLock};
-
-/// How many bytes at the start of a body are JSON (contract 02 section 1.1).
-pub(super) const JSON_LENGTH: HeaderName = HeaderName::from_static("inference-header-content-length");
 
 /// What clients of V2 send; a missing type is one of them (contract 01 section 2.3).
 const TYPES: [&str; 3] = ["application/json", "application/octet-stream", "application/x-www-form-urlencoded"];
@@ -22,18 +19,18 @@ const TYPES: [&str; 3] = ["application/json", "application/octet-stream", "appli
 /// A body that will be read and decoded when the stack has decided that it may be.
 pub(super) fn pending(
     connection: &Arc<Connection>,
-    headers: &HeaderMap,
+    fields: &Fields<'_>,
     body: Incoming,
     model: ModelRef,
     wishes: Arc<OnceLock<Wishes>>,
 ) -> Pending {
     // Looked at now, told later: who may not call is not told what else was wrong.
-    let form = form(headers);
+    let form = form(fields);
     let connection = Arc::clone(connection);
     Pending::new(async move {
         let Form { json: length, coding } = form?;
         let bytes = body::read_coded(body, coding, length.unwrap_or(0), Arc::clone(&connection)).await?;
-        connection.frontend.metrics.bytes(Surface::Rest, bytes.len() as u64, 0);
+        connection.frontend.metrics.body_received(Surface::Rest, bytes.len() as u64);
         let json = length.unwrap_or(bytes.len());
         let (request, wished) = body::offload(json, move || {
             let settings = &connection.frontend.settings.wire;
@@ -43,8 +40,10 @@ pub(super) fn pending(
             }
         })
         .await?;
-        // Set once: a body is decoded once.
-        let _ = wishes.set(wished);
+        if wished != Wishes::default() {
+            // Set once: a body is decoded once.
+            let _ = wishes.set(wished);
+        }
         Ok(Operation::Infer(request))
     })
 }
@@ -52,12 +51,12 @@ pub(super) fn pending(
 /// The same for a reply of events, which are text.
 pub(super) fn pending_of_events(
     connection: &Arc<Connection>,
-    headers: &HeaderMap,
+    fields: &Fields<'_>,
     body: Incoming,
     model: ModelRef,
 ) -> Pending {
     let wishes = Arc::new(OnceLock::new());
-    let pending = pending(connection, headers, body, model, Arc::clone(&wishes));
+    let pending = pending(connection, fields, body, model, Arc::clone(&wishes));
     Pending::new(async move {
         let operation = pending.await?;
         match wishes.get().is_some_and(Wishes::any) {
@@ -72,8 +71,8 @@ pub(super) fn pending_of_events(
 /// # Errors
 ///
 /// What is no body of V2.
-pub(super) fn json_only(headers: &HeaderMap) -> Result<Option<Coding>, Error> {
-    form(headers).map(|form| form.coding)
+pub(super) fn json_only(fields: &Fields<'_>) -> Result<Option<Coding>, Error> {
+    form(fields).map(|form| form.coding)
 }
 
 /// What the headers say of a body.
@@ -84,22 +83,22 @@ struct Form {
     coding: Option<Coding>,
 }
 
-fn form(headers: &HeaderMap) -> Result<Form, Error> {
-    if let Some(kind) = headers.get(CONTENT_TYPE) {
+fn form(fields: &Fields<'_>) -> Result<Form, Error> {
+    // As nearly all say it: no need to take it apart.
+    if let Some(kind) = fields.content_type.filter(|kind| *kind != TYPES[0]) {
         let kind = kind.to_str().unwrap_or("?");
         let essence = kind.split(';').next().unwrap_or_default().trim();
         if !essence.is_empty() && !TYPES.iter().any(|known| known.eq_ignore_ascii_case(essence)) {
             return Err(Error::UnsupportedMedia("unknown `content-type`, expected `application/json`".into()));
         }
     }
-    let coding = Coding::of_request(headers)?;
-    let mut lengths = headers.get_all(JSON_LENGTH).iter();
-    let json = match (lengths.next(), lengths.next()) {
-        (None, _) => None,
-        (Some(length), None) => Some(number(length.as_bytes()).ok_or_else(|| {
+    let coding = fields.coding()?;
+    let json = match fields.json_length {
+        Single::Absent => None,
+        Single::Once(length) => Some(number(length.as_bytes()).ok_or_else(|| {
             Error::invalid("`inference-header-content-length` is no length, expected decimal digits")
         })?),
-        _ => return Err(Error::invalid("there is more than one `inference-header-content-length`")),
+        Single::Repeated => return Err(Error::invalid("there is more than one `inference-header-content-length`")),
     };
     Ok(Form { json, coding })
 }
@@ -114,25 +113,26 @@ fn number(text: &[u8]) -> Option<usize> {
 mod tests {
     use super::*;
     use crate::error::Code;
-    use http::HeaderValue;
+    use http::{HeaderMap, HeaderName, HeaderValue};
 
-    fn headers(pairs: &[(&'static str, &'static str)]) -> HeaderMap {
-        pairs.iter().map(|(name, value)| (HeaderName::from_static(name), HeaderValue::from_static(value))).collect()
+    fn form(pairs: &[(&'static str, &'static str)]) -> Result<Form, Error> {
+        let fields = pairs.iter().map(|(name, value)| (HeaderName::from_static(name), HeaderValue::from_static(value)));
+        super::form(&Fields::of(&HeaderMap::from_iter(fields)))
     }
 
     #[test]
     fn the_types_that_clients_send_are_taken() {
         for kind in ["application/json", "Application/JSON; charset=utf-8", "application/octet-stream", ""] {
-            assert!(form(&headers(&[("content-type", kind)])).is_ok(), "{kind}");
+            assert!(form(&[("content-type", kind)]).is_ok(), "{kind}");
         }
-        assert_eq!(form(&HeaderMap::new()).unwrap(), Form { json: None, coding: None });
-        let refused = form(&headers(&[("content-type", "text/xml")])).unwrap_err();
+        assert_eq!(form(&[]).unwrap(), Form { json: None, coding: None });
+        let refused = form(&[("content-type", "text/xml")]).unwrap_err();
         assert_eq!(refused.code(), Code::UnsupportedMediaType);
     }
 
     #[test]
     fn a_length_is_digits() {
-        let length = |text| form(&headers(&[("inference-header-content-length", text)])).map(|form| form.json);
+        let length = |text| form(&[("inference-header-content-length", text)]).map(|form| form.json);
         assert_eq!(length("253").unwrap(), Some(253));
         assert_eq!(length("0").unwrap(), Some(0));
         for text in ["", "-1", "+1", "1.0", "0x10", "99999999999999999999999", "1 2"] {

@@ -14,8 +14,9 @@ mod tests;
 pub(super) use render::{error, id_value, plain};
 
 use super::{
-    Connection, body, head,
-    http::{Request, Response},
+    Connection, body,
+    head::{self, Fields},
+    http::Response,
 };
 use crate::{
     call::{Call, CallId, Credentials, Head, Inspect, Intent, Operation, Pending, Surface},
@@ -24,16 +25,17 @@ use crate::{
 };
 use futures_util::future::{BoxFuture, Either};
 use http::{
-    HeaderMap, HeaderName, HeaderValue, StatusCode, Version,
-    header::{ACCEPT_ENCODING, CONTENT_ENCODING, UPGRADE},
+    HeaderName, HeaderValue, Request, StatusCode, Version,
+    header::{ACCEPT_ENCODING, UPGRADE},
 };
+use hyper::body::Incoming;
 use route::{Family, Probe, Route, SharedMemory};
 use std::{
     future::Ready,
     sync::{Arc, OnceLock},
 };
 
-/// What is kept of a request's head while its call runs; the head itself is freed before.
+/// What is kept of a request's head while its call runs.
 struct Asked {
     id: CallId,
     version: Version,
@@ -54,35 +56,37 @@ enum Form {
     SharedMemory(SharedMemory),
 }
 
-/// Answers one request of this surface.
-pub fn serve(connection: Arc<Connection>, request: Request) -> impl Future<Output = Response> + Send + use<> {
+/// Answers one request of this surface, of which the head is borrowed: it need not live as long as the call.
+pub fn serve(
+    connection: Arc<Connection>,
+    request: &Request<()>,
+    fields: &Fields<'_>,
+    body: Incoming,
+) -> impl Future<Output = Response> + Send + use<> {
     // Long streams are rare: their future is boxed, and that of every call stays small.
     type Rare = Either<Ready<Response>, BoxFuture<'static, Response>>;
     let now = |response| Either::Left(Rare::Left(std::future::ready(response)));
-    let id = head::call_id(request.headers());
+    let id = fields.call_id();
     match route::find(request.method(), request.uri().path()) {
         Ok(Route::Infer(model)) => {
             let wishes = Arc::new(OnceLock::new());
-            let (parts, body) = request.into_parts();
-            let pending = infer::pending(&connection, &parts.headers, body, model, Arc::clone(&wishes));
-            let asked = Asked::of(id, parts.version, &parts.headers);
+            let pending = infer::pending(&connection, fields, body, model, Arc::clone(&wishes));
+            let asked = Asked::of(id, request.version(), fields);
             Either::Right(call(connection, asked, Intent::Infer, pending, Some(wishes)))
         }
         Ok(Route::Inspect(inspect)) => {
-            let asked = Asked::of(id, request.version(), request.headers());
+            let asked = Asked::of(id, request.version(), fields);
             let pending = Pending::ready(Operation::Inspect(inspect));
             Either::Right(call(connection, asked, Intent::Inspect, pending, None))
         }
         Ok(Route::InferStream(model)) => {
-            let (parts, body) = request.into_parts();
-            let pending = infer::pending_of_events(&connection, &parts.headers, body, model);
-            let asked = Asked::of(id, parts.version, &parts.headers);
+            let pending = infer::pending_of_events(&connection, fields, body, model);
+            let asked = Asked::of(id, request.version(), fields);
             Either::Left(Rare::Right(Box::pin(sse::serve(connection, asked, pending, sse::Dialect::Infer))))
         }
         Ok(Route::Generate(model, streams)) => {
-            let (parts, body) = request.into_parts();
-            let pending = generate::pending(&connection, &parts.headers, body, model);
-            let asked = Asked { form: Form::Generate, ..Asked::of(id, parts.version, &parts.headers) };
+            let pending = generate::pending(&connection, fields, body, model);
+            let asked = Asked { form: Form::Generate, ..Asked::of(id, request.version(), fields) };
             if streams {
                 Either::Left(Rare::Right(Box::pin(sse::serve(connection, asked, pending, sse::Dialect::Generate))))
             } else {
@@ -90,20 +94,18 @@ pub fn serve(connection: Arc<Connection>, request: Request) -> impl Future<Outpu
             }
         }
         Ok(Route::Change(change)) => {
-            let (parts, body) = request.into_parts();
-            let asked = Asked::of(id, parts.version, &parts.headers);
+            let asked = Asked::of(id, request.version(), fields);
             let intent = change.intent();
-            let pending = repository::pending(&connection, &parts.headers, body, change);
+            let pending = repository::pending(&connection, fields, body, change);
             Either::Right(call(connection, asked, intent, pending, None))
         }
         Ok(Route::SharedMemory(question)) => {
-            let form = Form::SharedMemory(question);
-            let asked = Asked { form, ..Asked::of(id, request.version(), request.headers()) };
+            let asked = Asked { form: Form::SharedMemory(question), ..Asked::of(id, request.version(), fields) };
             let pending = Pending::ready(Operation::Inspect(Inspect::Server));
             Either::Right(call(connection, asked, Intent::Inspect, pending, None))
         }
         Ok(Route::Probe(probe)) => now(answer_probe(probe, &connection, &id)),
-        Ok(Route::WebSocketOnly) => now(not_upgraded(&request, &id)),
+        Ok(Route::WebSocketOnly) => now(not_upgraded(request, &id)),
         Err(miss) => {
             let (version, path) = (request.version(), request.uri().path());
             now(render::family_error(miss.family, &miss.error, &id, version, path))
@@ -111,7 +113,7 @@ pub fn serve(connection: Arc<Connection>, request: Request) -> impl Future<Outpu
     }
 }
 
-fn not_upgraded(request: &Request, id: &CallId) -> Response {
+fn not_upgraded(request: &Request<()>, id: &CallId) -> Response {
     if request.version() < Version::HTTP_11 {
         // Contract 06 A1: HTTP/1.0 has no upgrade that could be asked for.
         let error = Error::invalid("a WebSocket handshake needs HTTP/1.1");
@@ -122,8 +124,8 @@ fn not_upgraded(request: &Request, id: &CallId) -> Response {
 }
 
 /// 426, which has no code (contract 00 section 2), with the header that says to what.
-pub(super) fn upgrade_required(
-    request: &Request,
+pub(super) fn upgrade_required<B>(
+    request: &Request<B>,
     id: &CallId,
     text: &str,
     (name, value): (HeaderName, HeaderValue),
@@ -135,7 +137,7 @@ pub(super) fn upgrade_required(
 }
 
 /// Refuses a request before any surface has looked at it, in the form of its route's family.
-pub(super) fn refuse(request: &Request, error: &Error) -> Response {
+pub(super) fn refuse<B>(request: &Request<B>, error: &Error) -> Response {
     let path = request.uri().path();
     render::family_error(Family::of(path), error, &head::call_id(request.headers()), request.version(), path)
 }
@@ -197,8 +199,7 @@ fn closes(version: Version) -> bool {
 }
 
 impl Asked {
-    fn of(id: CallId, version: Version, headers: &HeaderMap) -> Self {
-        let (sender, encoded) = (head::credentials(headers), headers.contains_key(CONTENT_ENCODING));
-        Self { id, version, sender, encoded, form: Form::V2 }
+    fn of(id: CallId, version: Version, fields: &Fields<'_>) -> Self {
+        Self { id, version, sender: fields.credentials(), encoded: fields.encoded, form: Form::V2 }
     }
 }

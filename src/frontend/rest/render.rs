@@ -1,9 +1,12 @@
 //! Replies and errors as HTTP responses, in the body of their route's family.
 
 use super::{
-    super::{Body, Frontend, body, head::REQUEST_ID, http::Response},
+    super::{
+        Body, Frontend, body,
+        head::{JSON_LENGTH, REQUEST_ID},
+        http::Response,
+    },
     closes,
-    infer::JSON_LENGTH,
     route::Family,
 };
 use crate::{
@@ -50,7 +53,7 @@ pub(super) async fn reply(
         Reply::Report(Report::Ready { model, ready: false }) => Err(Error::ModelNotReady { model, state: "not ready" }),
         Reply::Report(report) => {
             let body = v2::encode_report(&report);
-            frontend.metrics.bytes(Surface::Rest, 0, body.len() as u64);
+            frontend.metrics.body_sent(Surface::Rest, body.len() as u64);
             Ok(json(StatusCode::OK, body, id))
         }
     }
@@ -97,13 +100,13 @@ async fn infer(
             Box::pin(body::offload(bytes * TEXT, encode)).await?
         };
         let body = frontend.memory.hold(body)?;
-        frontend.metrics.bytes(Surface::Rest, 0, body.len() as u64);
+        frontend.metrics.body_sent(Surface::Rest, body.len() as u64);
         return Ok(json(StatusCode::OK, body, id));
     };
     let framed::Framed { header, tensors } = framed::encode_infer(&response, id, wishes, &frontend.settings.wire)?;
     // Nothing binary came of it: clients then parse the whole body as JSON (contract 02 section 1.2).
     if tensors.iter().all(Bytes::is_empty) {
-        frontend.metrics.bytes(Surface::Rest, 0, header.len() as u64);
+        frontend.metrics.body_sent(Surface::Rest, header.len() as u64);
         return Ok(json(StatusCode::OK, header, id));
     }
     let length = header.len();
@@ -112,7 +115,7 @@ async fn infer(
     for tensor in tensors {
         frames.push_back(frontend.memory.hold(tensor)?);
     }
-    frontend.metrics.bytes(Surface::Rest, 0, frames.iter().map(|frame| frame.len() as u64).sum());
+    frontend.metrics.body_sent(Surface::Rest, frames.iter().map(|frame| frame.len() as u64).sum());
     let mut response = response_of(StatusCode::OK, BINARY, Body::Frames(frames), id);
     response.headers_mut().insert(JSON_LENGTH, HeaderValue::from(length));
     Ok(response)

@@ -4,10 +4,9 @@ use super::route::{Change, SharedMemory};
 use crate::{
     call::{Inspect, Intent, Manage, Operation, Pending, Surface},
     error::Error,
-    frontend::{Connection, body},
+    frontend::{Connection, body, head::Fields},
     wire::json,
 };
-use http::HeaderMap;
 use hyper::body::Incoming;
 use std::sync::Arc;
 
@@ -22,13 +21,13 @@ impl Change {
 }
 
 /// A body that will be read and decoded when the stack has decided that it may be.
-pub(super) fn pending(connection: &Arc<Connection>, headers: &HeaderMap, body: Incoming, change: Change) -> Pending {
+pub(super) fn pending(connection: &Arc<Connection>, fields: &Fields<'_>, body: Incoming, change: Change) -> Pending {
     // Types differ from client to client, and some send none.
-    let coding = body::Coding::of_request(headers);
+    let coding = fields.coding();
     let connection = Arc::clone(connection);
     Pending::new(async move {
         let bytes = body::read_coded(body, coding?, 0, Arc::clone(&connection)).await?;
-        connection.frontend.metrics.bytes(Surface::Rest, bytes.len() as u64, 0);
+        connection.frontend.metrics.body_received(Surface::Rest, bytes.len() as u64);
         let length = bytes.len();
         body::offload(length, move || {
             let settings = &connection.frontend.settings.wire;

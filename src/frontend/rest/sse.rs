@@ -216,7 +216,7 @@ async fn pump(mut source: Source, mut writer: Writer, first: Option<Bytes>, even
             }
         };
     }
-    frontend.metrics.bytes(Surface::Rest, 0, sent);
+    frontend.metrics.body_sent(Surface::Rest, sent);
 }
 
 #[cfg(test)]

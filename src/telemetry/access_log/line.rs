@@ -25,7 +25,8 @@ pub(super) struct Text<'a>(pub(super) &'a mut Vec<u8>);
 #[derive(Debug)]
 pub(super) struct Clock {
     instant: Instant,
-    wall: SystemTime,
+    /// The same moment, since 1970.
+    wall: Duration,
     /// The second whose text is kept.
     second: u64,
     text: String,
@@ -43,7 +44,8 @@ impl Entry {
     }
 
     fn write_json(&self, end: End, now: Instant, clock: &mut Clock, mut text: Text<'_>) {
-        text.raw("{\"timestamp\":\"").raw(clock.second_of(now)).micros(clock.micros_of(now));
+        let (second, micros) = clock.time_of(now);
+        text.raw("{\"timestamp\":\"").raw(second).micros(micros);
         text.raw("Z\",\"level\":\"INFO\",\"target\":\"sluicegate::access\",\"message\":\"call\",\"call_id\":\"");
         // Sane by construction: no character that JSON escapes.
         match &self.id {
@@ -67,7 +69,8 @@ impl Entry {
     }
 
     fn write_pretty(&self, end: End, now: Instant, clock: &mut Clock, text: &mut Vec<u8>) -> std::io::Result<()> {
-        Text(text).raw(clock.second_of(now)).micros(clock.micros_of(now));
+        let (second, micros) = clock.time_of(now);
+        Text(text).raw(second).micros(micros);
         let (code, surface, intent) = (end.name(), self.surface.name(), self.intent.name());
         write!(text, "Z  CALL {code} {surface} {intent}")?;
         if let Some(model) = self.facts.model.get() {
@@ -158,34 +161,38 @@ impl fmt::Display for Escaped<'_> {
 
 impl Clock {
     pub(super) fn new() -> Self {
-        Self { instant: Instant::now(), wall: SystemTime::now(), second: u64::MAX, text: String::with_capacity(20) }
+        let (instant, wall) = moment();
+        Self { instant, wall, second: u64::MAX, text: String::with_capacity(20) }
     }
 
-    /// The second that `now` lies in, as RFC 3339 writes it in UTC, without fraction and zone.
-    fn second_of(&mut self, now: Instant) -> &str {
-        if now.saturating_duration_since(self.instant) > TRUSTED {
-            (self.instant, self.wall) = (Instant::now(), SystemTime::now());
-        }
-        let second = self.since_1970(now).as_secs();
-        if second != self.second {
-            self.second = second;
+    /// The second that `now` lies in, as RFC 3339 writes it in UTC, without fraction and zone; and the microseconds of
+    /// the fraction.
+    fn time_of(&mut self, now: Instant) -> (&str, u32) {
+        let since = match now.checked_duration_since(self.instant) {
+            Some(later) if later <= TRUSTED => self.wall + later,
+            Some(_) => {
+                (self.instant, self.wall) = moment();
+                self.before(now)
+            }
+            None => self.before(now),
+        };
+        if since.as_secs() != self.second {
+            self.second = since.as_secs();
             self.text.clear();
-            write_second(second, &mut self.text);
+            write_second(self.second, &mut self.text);
         }
-        &self.text
+        (&self.text, since.subsec_micros())
     }
 
-    fn micros_of(&self, now: Instant) -> u32 {
-        self.since_1970(now).subsec_micros()
+    /// The time of day at a moment that is not after ours.
+    fn before(&self, now: Instant) -> Duration {
+        self.wall.saturating_sub(self.instant.saturating_duration_since(now))
     }
+}
 
-    fn since_1970(&self, now: Instant) -> Duration {
-        let anchor = self.wall.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-        match now.checked_duration_since(self.instant) {
-            Some(later) => anchor + later,
-            None => anchor.saturating_sub(self.instant - now),
-        }
-    }
+/// This moment on both clocks.
+fn moment() -> (Instant, Duration) {
+    (Instant::now(), SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default())
 }
 
 pub(super) fn write_second(second: u64, text: &mut String) {

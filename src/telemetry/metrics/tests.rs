@@ -57,7 +57,8 @@ fn everything(metrics: &Metrics) {
     metrics.cancelled(Surface::Rest, Stage::Received);
     metrics.overloaded("memory");
     metrics.refused("address");
-    metrics.bytes(Surface::Rest, 10, 20);
+    metrics.body_received(Surface::Rest, 10);
+    metrics.body_sent(Surface::Rest, 20);
     metrics.message_received(Surface::WebSocket);
     metrics.message_sent(Surface::WebSocket);
     metrics.build_info("1.32.0");

@@ -124,7 +124,7 @@ struct Numbers<T, F> {
     expected: &'static str,
 }
 
-impl<T: Pod + Send, F: Fn(&Decimal, &str) -> Option<T>> Sink for Numbers<T, F> {
+impl<T: Pod + Send, F: Fn(&Decimal, &[u8]) -> Option<T>> Sink for Numbers<T, F> {
     #[inline(always)]
     fn element(&mut self, reader: &mut Reader<'_>) -> Result<(), Expected> {
         reader.peek();
@@ -137,7 +137,7 @@ impl<T: Pod + Send, F: Fn(&Decimal, &str) -> Option<T>> Sink for Numbers<T, F> {
                 _ => Err(Expected(self.expected)),
             };
         };
-        let value = (self.convert)(&number, &reader.rest()[..length]).ok_or(Expected(self.expected))?;
+        let value = (self.convert)(&number, &reader.bytes()[..length]).ok_or(Expected(self.expected))?;
         self.bytes.extend_from_slice(bytemuck::bytes_of(&value));
         reader.advance(length);
         Ok(())
@@ -233,7 +233,7 @@ struct Walk<'a> {
 
 impl Walk<'_> {
     fn integers<T: Integer>(&self, reader: &mut Reader<'_>, room: usize) -> Result<Bytes, Error> {
-        let convert = |number: &Decimal, text: &str| T::try_from(number.integer(text)?).ok();
+        let convert = |number: &Decimal, text: &[u8]| T::try_from(number.integer(text)?).ok();
         self.fill(
             reader,
             Numbers::<T, _> {
@@ -249,7 +249,7 @@ impl Walk<'_> {
         &self,
         reader: &mut Reader<'_>,
         room: usize,
-        convert: impl Fn(&Decimal, &str) -> Option<T>,
+        convert: impl Fn(&Decimal, &[u8]) -> Option<T>,
         null: Option<T>,
     ) -> Result<Bytes, Error> {
         let expected = "a finite number within the range of the type";
@@ -257,7 +257,7 @@ impl Walk<'_> {
     }
 
     fn halves(&self, reader: &mut Reader<'_>, room: usize, half: Half, null: bool) -> Result<Bytes, Error> {
-        let convert = |number: &Decimal, text: &str| half.of(number.double(text)?);
+        let convert = |number: &Decimal, text: &[u8]| half.of(number.double(text)?);
         self.numbers(reader, room, convert, null.then_some(half.nan()))
     }
 

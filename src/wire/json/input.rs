@@ -148,15 +148,17 @@ pub(super) fn name(reader: &mut Reader<'_>) -> Result<Arc<str>, Error> {
 /// Reads an integer from 0 on that fits into memory's sizes; the reason if it is none.
 fn size(reader: &mut Reader<'_>) -> Result<usize, String> {
     reader.peek();
-    let start = reader.position();
-    let number = reader.number().ok().and_then(|token| {
-        let (number, _) = super::numbers::scan(token.as_bytes())?;
-        usize::try_from(number.integer(token)?).ok()
+    let number = super::numbers::scan(reader.bytes()).and_then(|(number, length)| {
+        let size = usize::try_from(number.integer(&reader.bytes()[..length])?).ok()?;
+        Some((size, length))
     });
-    number.ok_or_else(|| {
-        reader.seek(start);
-        format!("{}, expected an integer from 0 to {}", reader.found(), usize::MAX)
-    })
+    match number {
+        Some((size, length)) => {
+            reader.advance(length);
+            Ok(size)
+        }
+        None => Err(format!("{}, expected an integer from 0 to {}", reader.found(), usize::MAX)),
+    }
 }
 
 impl Input {
@@ -187,7 +189,7 @@ impl Input {
             let dim = size(reader);
             dims.push(dim.map_err(|reason| self.wrong(index, format!("has a dimension of {reason}")))?);
         }
-        let shape = Shape::new(dims);
+        let shape = Shape::from(dims);
         match shape.elements() {
             Some(_) => Ok(shape),
             None => Err(self.wrong(index, format!("has shape {shape} whose size overflows"))),

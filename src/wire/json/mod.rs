@@ -11,6 +11,7 @@ mod half;
 mod input;
 mod manage;
 mod numbers;
+mod plain;
 mod reader;
 mod report;
 mod repository;

@@ -4,6 +4,8 @@
 //! rounded to a double and then to a single may end up one step off. So tokens are read as what the
 //! tensor holds (contract 00 section 6).
 
+use std::str::FromStr;
+
 /// A number as written: `mantissa * 10^exponent`, as long as that is all of it.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Decimal {
@@ -114,9 +116,15 @@ fn exponent(bytes: &[u8], at: usize) -> Option<(i32, usize)> {
     (end > start).then_some((if negative { -value } else { value }, end))
 }
 
+/// The slow and certain way.
+#[cold]
+fn parse<T: FromStr>(text: &[u8]) -> Option<T> {
+    std::str::from_utf8(text).ok()?.parse().ok()
+}
+
 impl Decimal {
     /// The nearest single, ties to even; `None` if it is beyond the largest one. `text` is the token.
-    pub(super) fn single(&self, text: &str) -> Option<f32> {
+    pub(super) fn single(&self, text: &[u8]) -> Option<f32> {
         if let Some(double) = self.nearly() {
             // `double` is at most 1.5 units in the last place off. Unless a border between two singles
             // lies that near, rounding it gives what rounding the exact value gives.
@@ -126,15 +134,15 @@ impl Decimal {
                 return single.is_finite().then_some(if self.negative { -single } else { single });
             }
         }
-        text.parse().ok().filter(|single: &f32| single.is_finite())
+        parse(text).filter(|single: &f32| single.is_finite())
     }
 
     /// The nearest double, ties to even; `None` if it is beyond the largest one. `text` is the token.
-    pub(super) fn double(&self, text: &str) -> Option<f64> {
+    pub(super) fn double(&self, text: &[u8]) -> Option<f64> {
         match self.nearly() {
             // Both operands are exact, so the one rounding of the operation is the only one.
             Some(double) if self.mantissa <= 1 << 53 => Some(if self.negative { -double } else { double }),
-            _ => text.parse().ok().filter(|double: &f64| double.is_finite()),
+            _ => parse(text).filter(|double: &f64| double.is_finite()),
         }
     }
 
@@ -150,7 +158,7 @@ impl Decimal {
     }
 
     /// The exact integer; `None` if it is none, or has more digits than any integer type. `text` is the token.
-    pub(super) fn integer(&self, text: &str) -> Option<i128> {
+    pub(super) fn integer(&self, text: &[u8]) -> Option<i128> {
         if self.whole && !self.cut {
             let magnitude = i128::from(self.mantissa);
             return Some(if self.negative { -magnitude } else { magnitude });
@@ -160,14 +168,14 @@ impl Decimal {
 
     /// The same by the digits of the text, for `1.0`, `1e3`, `0.5e1` and 20 digits.
     #[cold]
-    fn exact(&self, text: &str) -> Option<i128> {
+    fn exact(&self, text: &[u8]) -> Option<i128> {
         let mut magnitude = 0_i128;
         // Zeros count only once another digit follows: those at the end are part of the exponent.
         let mut zeros = 0_u32;
         let mut fraction = 0_i32;
         let mut in_fraction = false;
         let mut written = 0;
-        for byte in text.bytes() {
+        for byte in text.iter().copied() {
             match byte {
                 b'.' => in_fraction = true,
                 b'0'..=b'9' => {
@@ -181,7 +189,7 @@ impl Decimal {
                     zeros = 0;
                 }
                 b'e' | b'E' => {
-                    written = exponent(text.as_bytes(), text.find(['e', 'E'])? + 1)?.0;
+                    written = exponent(text, text.iter().position(|byte| matches!(byte, b'e' | b'E'))? + 1)?.0;
                     break;
                 }
                 _ => {}
@@ -203,15 +211,15 @@ mod tests {
     use proptest::prelude::*;
 
     fn single(text: &str) -> Option<f32> {
-        scan(text.as_bytes()).unwrap().0.single(text)
+        scan(text.as_bytes()).unwrap().0.single(text.as_bytes())
     }
 
     fn double(text: &str) -> Option<f64> {
-        scan(text.as_bytes()).unwrap().0.double(text)
+        scan(text.as_bytes()).unwrap().0.double(text.as_bytes())
     }
 
     fn integer(text: &str) -> Option<i128> {
-        scan(text.as_bytes()).unwrap().0.integer(text)
+        scan(text.as_bytes()).unwrap().0.integer(text.as_bytes())
     }
 
     #[test]
@@ -302,7 +310,7 @@ mod tests {
         #[test]
         fn arbitrary_bytes_never_panic(bytes: Vec<u8>) {
             if let Some((number, length)) = scan(&bytes) {
-                let text = std::str::from_utf8(&bytes[..length]).unwrap();
+                let text = &bytes[..length];
                 let _ = (number.single(text), number.double(text), number.integer(text));
             }
         }

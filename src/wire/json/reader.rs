@@ -3,6 +3,7 @@
 //! It knows the grammar of RFC 8259, counts how deep it is, and refuses a name that stands twice in one
 //! object, also in objects that nobody reads. It does not know what any member means.
 
+use super::plain::plain_length;
 use crate::error::Error;
 use smallvec::SmallVec;
 use std::{borrow::Cow, fmt::Display};
@@ -88,14 +89,16 @@ impl<'a> Reader<'a> {
     /// The next byte that is not white space.
     #[inline]
     pub(in crate::wire) fn peek(&mut self) -> Option<u8> {
-        let bytes = self.text.as_bytes();
-        while let Some(byte) = bytes.get(self.at) {
-            if !matches!(byte, b' ' | b'\n' | b'\r' | b'\t') {
-                return Some(*byte);
-            }
-            self.at += 1;
+        // Machines write no white space, and all of it lies at or below the blank.
+        match self.text.as_bytes().get(self.at) {
+            Some(byte) if *byte > b' ' => Some(*byte),
+            _ => self.peek_behind_space(),
         }
-        None
+    }
+
+    fn peek_behind_space(&mut self) -> Option<u8> {
+        self.at += self.bytes().iter().take_while(|byte| matches!(byte, b' ' | b'\n' | b'\r' | b'\t')).count();
+        self.text.as_bytes().get(self.at).copied()
     }
 
     /// Only white space may follow.
@@ -243,13 +246,14 @@ impl<'a> Reader<'a> {
         }
     }
 
-    /// Reads a string; borrowed unless it holds escapes.
+    /// Reads a string; borrowed unless it holds escapes. Inlined, above all into `member`, for a fifth of a small request.
+    #[inline(always)]
     pub(in crate::wire) fn string(&mut self) -> Result<Cow<'a, str>, Error> {
         if self.peek() != Some(b'"') {
             return Err(self.unexpected("a string"));
         }
         let start = self.at + 1;
-        let end = self.plain(start);
+        let end = start + plain_length(&self.text.as_bytes()[start..]);
         self.at = end;
         match self.text.as_bytes().get(end) {
             Some(b'"') => {
@@ -258,12 +262,6 @@ impl<'a> Reader<'a> {
             }
             _ => self.escaped(start).map(Cow::Owned),
         }
-    }
-
-    /// Where the run of plain characters that begins at `from` ends.
-    fn plain(&self, from: usize) -> usize {
-        let bytes = &self.text.as_bytes()[from..];
-        bytes.iter().position(|byte| matches!(byte, b'"' | b'\\' | 0..0x20)).map_or(self.text.len(), |n| from + n)
     }
 
     #[cold]
@@ -282,7 +280,7 @@ impl<'a> Reader<'a> {
                 Some(_) => return Err(self.unexpected("an escape instead of a control character")),
                 None => return Err(self.unexpected("the end of a string")),
             }
-            let end = self.plain(self.at);
+            let end = self.at + plain_length(self.bytes());
             string.push_str(&self.text[self.at..end]);
             self.at = end;
         }

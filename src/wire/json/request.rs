@@ -148,6 +148,8 @@ impl Partial {
             if self.inputs.iter().any(|other| other.name == input.name) {
                 return Err(Error::tensor(input.name, "is there twice, expected once"));
             }
+            // Most requests have one, for which a vector that merely grows makes room for four.
+            self.inputs.reserve_exact(usize::from(self.inputs.is_empty()));
             self.inputs.push(input);
         }
         Ok(())
@@ -279,7 +281,7 @@ pub(super) fn parameter(reader: &mut Reader<'_>, name: &str) -> Result<Parameter
 fn number(token: &str) -> Option<Parameter> {
     let (number, _) = numbers::scan(token.as_bytes())?;
     if !token.contains(['.', 'e', 'E']) {
-        let integer = number.integer(token);
+        let integer = number.integer(token.as_bytes());
         if let Some(integer) = integer.and_then(|integer| i64::try_from(integer).ok()) {
             return Some(Parameter::Int(integer));
         }
@@ -287,7 +289,7 @@ fn number(token: &str) -> Option<Parameter> {
             return Some(Parameter::Uint(integer));
         }
     }
-    number.double(token).map(Parameter::Double)
+    number.double(token.as_bytes()).map(Parameter::Double)
 }
 
 fn milliseconds(reader: &mut Reader<'_>) -> Result<Option<Duration>, Error> {

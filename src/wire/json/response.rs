@@ -3,6 +3,7 @@
 use super::{
     Dialect,
     half::{BF16, FP16, Half},
+    plain::plain_length,
     report::write_id,
 };
 use crate::{
@@ -223,9 +224,12 @@ pub(super) fn write_integer(out: &mut Vec<u8>, integer: impl itoa::Integer) {
 pub fn write_string(out: &mut Vec<u8>, text: &str) {
     out.push(b'"');
     let mut rest = text.as_bytes();
-    while let Some(plain) = rest.iter().position(|byte| matches!(byte, b'"' | b'\\' | 0..0x20)) {
-        out.extend_from_slice(&rest[..plain]);
-        match rest[plain] {
+    loop {
+        let (plain, special) = rest.split_at(plain_length(rest));
+        out.extend_from_slice(plain);
+        let Some((special, more)) = special.split_first() else { break };
+        rest = more;
+        match *special {
             b'\n' => out.extend_from_slice(b"\\n"),
             b'\r' => out.extend_from_slice(b"\\r"),
             b'\t' => out.extend_from_slice(b"\\t"),
@@ -236,9 +240,7 @@ pub fn write_string(out: &mut Vec<u8>, text: &str) {
                 out.extend_from_slice(&[HEX[usize::from(control >> 4)], HEX[usize::from(control & 15)]]);
             }
         }
-        rest = &rest[plain + 1..];
     }
-    out.extend_from_slice(rest);
     out.push(b'"');
 }
 

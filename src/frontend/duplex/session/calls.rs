@@ -227,7 +227,9 @@ where
         let Some(entry) = self.entries.remove(tag) else { return };
         // The body that a gRPC stream is counts its own bytes.
         if self.rules.surface != Surface::Grpc {
-            self.connection.frontend.metrics.bytes(self.rules.surface, entry.received as u64, entry.sent);
+            let metrics = &self.connection.frontend.metrics;
+            metrics.body_received(self.rules.surface, entry.received as u64);
+            metrics.body_sent(self.rules.surface, entry.sent);
         }
         self.forget(&entry);
     }
