@@ -4,6 +4,9 @@
 //! for the life of the connection. What a request means is `http`'s.
 
 mod connection;
+mod flood;
+mod frames;
+mod guard;
 mod patience;
 mod socket;
 mod stall;

@@ -95,7 +95,13 @@ pub(super) fn answer(
             Poll::Ready(Ok(asked.of_method(response).map(|body| Outgoing::new(body, piece, in_flight))))
         }));
     }
+    let took_back = in_flight.activity().took_back();
     Either::Right(async move {
+        if took_back {
+            // Perhaps this very request. hyper looks for resets only while there is no answer, and a body that had
+            // come whole would be answered: nothing is begun before hyper has looked (attack A13).
+            tokio::task::yield_now().await;
+        }
         let activity = Arc::clone(in_flight.activity());
         let mut stopped = pin!(activity.stopped());
         let response = if activity.is_stopping() {

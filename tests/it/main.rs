@@ -7,6 +7,7 @@ mod allocations;
 mod bad_input;
 mod cancel;
 mod drain;
+mod floods;
 mod onnx;
 mod overload;
 mod parity;
