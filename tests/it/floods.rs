@@ -14,6 +14,7 @@ use std::cell::Cell;
 
 /// A type of frame that RFC 9113 does not know.
 const EXTENSION: u8 = 0x20;
+const FRAME_SIZE_ERROR: u32 = 0x6;
 
 /// A gateway with `attack` on it, and a client on every surface that is answered all the while. Afterwards nothing is
 /// left of either.
@@ -153,6 +154,10 @@ async fn a15_a_header_block_without_an_end_is_cut_before_64_kib() {
         let mut wire = Wire::open(&running).await;
         wire.send([&[0, 0xf0, 0, HEADERS, END_STREAM, 0, 0, 0, 1][..], &head("GET", "/")].concat()).await;
         calmed(&mut wire, 0).await;
+        // Unless no frame may be that long.
+        let mut wire = Wire::open(&running).await;
+        wire.send([&[1, 0xf0, 0, HEADERS, END_STREAM, 0, 0, 0, 1][..], &head("GET", "/")].concat()).await;
+        assert_eq!(wire.end().await.goodbye, Some((0, FRAME_SIZE_ERROR)));
         let mut wire = Wire::open(&running).await;
         wire.send(frame(HEADERS, END_STREAM, 1, &head("GET", "/"))).await;
         wire.send(frame(CONTINUATION, 0, 1, &field(b"x", b"y")).repeat(200)).await;

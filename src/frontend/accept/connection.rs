@@ -159,6 +159,7 @@ fn allowance(settings: &Settings) -> Allowance {
         control_frames: small(settings.http2.control_frames),
         resets: small(settings.http2.resets),
         header_block: small(settings.size.headers.saturating_mul(HEADER_BLOCK)),
+        frame: settings.http2.frame,
     }
 }
 

@@ -36,6 +36,8 @@ pub(super) struct Allowance {
     pub(super) resets: u32,
     /// Bytes of one header block on the wire.
     pub(super) header_block: u32,
+    /// Bytes of one frame (`limits.http2.frame`).
+    pub(super) frame: u32,
 }
 
 /// What there was too much of.
@@ -131,6 +133,10 @@ impl Account {
     pub(super) fn received(&mut self, frame: Header, now: fn() -> Instant) -> Result<(), Flood> {
         if self.provoked_too_much {
             return Err(Flood::Provoked);
+        }
+        if frame.length > self.allowance.frame {
+            // h2 ends the connection on such a header, with an error of its own (RFC 9113 section 4.2).
+            return Ok(());
         }
         let most = self.allowance.control_frames;
         let within = |within: bool, flood: Flood| if within { Ok(()) } else { Err(flood) };

@@ -5,7 +5,7 @@ use futures_util::FutureExt;
 use proptest::prelude::*;
 use std::{cell::Cell, future::poll_fn};
 
-const ALLOWANCE: Allowance = Allowance { control_frames: 3, resets: 2, header_block: 1000 };
+const ALLOWANCE: Allowance = Allowance { control_frames: 3, resets: 2, header_block: 1000, frame: 1 << 14 };
 
 fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
     let mut bytes = u32::try_from(payload.len()).unwrap().to_be_bytes()[1..].to_vec();
