@@ -8,7 +8,7 @@ mod cors;
 
 use super::{
     Body, Connection,
-    accept::{InFlight, Outgoing},
+    accept::{Hold, InFlight, Outgoing, opened},
     body::Coding,
     grpc, h2_stream, head, rest, websocket,
 };
@@ -25,6 +25,7 @@ use http::{
     header::{CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, HOST, UPGRADE},
 };
 use http_body::Body as _;
+use hyper::ext::Protocol;
 use std::{
     convert::Infallible,
     future::{Ready, poll_fn},
@@ -40,6 +41,8 @@ pub type Response = http::Response<Body>;
 
 /// Path of the surface `h2_stream`.
 const STREAM: &str = "/v2/stream";
+/// The one protocol that a connection or a stream can be upgraded to.
+const WEBSOCKET: &str = "websocket";
 /// Bytes of a request line besides its target: the longest method we know, two spaces, the version, the line's end.
 const LINE_REST: usize = 24;
 /// Bytes of a header field besides its name and value, as HTTP/1.1 writes it.
@@ -84,7 +87,14 @@ pub(super) fn answer(
         head_only: *request.method() == Method::HEAD,
         id: request.headers().get(head::REQUEST_ID).cloned(),
     };
-    let mut response = dispatch(connection, asked.target, request);
+    let (hold, over) = match asked.target {
+        Target::WebSocket if asked.version >= Version::HTTP_2 => {
+            let (hold, over) = Hold::new(in_flight.activity().begin());
+            (Some(hold), Some(over))
+        }
+        _ => (None, None),
+    };
+    let mut response = dispatch(connection, asked.target, request, hold);
     if asked.version < Version::HTTP_2 {
         // Polled by the connection's own task, which is woken when the process stops: looking is enough.
         let mut in_flight = Some(in_flight);
@@ -113,6 +123,11 @@ pub(super) fn answer(
                 () = stopped.as_mut() => asked.stopping(),
             }
         };
+        if let Some(over) = over
+            && response.status().is_success()
+        {
+            opened(over);
+        }
         Ok(asked.of_method(response).map(|body| Outgoing::new(body, piece, in_flight)))
     })
 }
@@ -152,6 +167,7 @@ fn dispatch(
     connection: Arc<Connection>,
     target: Target,
     request: Request,
+    hold: Option<Hold>,
 ) -> Either<Ready<Response>, BoxFuture<'static, Response>> {
     let now = |response| Either::Left(std::future::ready(response));
     if let Err(unsound) = check(&connection, &request) {
@@ -165,16 +181,19 @@ fn dispatch(
     {
         let frontend = Arc::clone(&connection.frontend);
         return Either::Right(Box::pin(async move {
-            cors::answer(&frontend.settings.cors, request, move |request| serve(connection, target, request)).await
+            // No tunnel comes by here.
+            let answer = move |request| serve(connection, target, request, None);
+            cors::answer(&frontend.settings.cors, request, answer).await
         }));
     }
-    serve(connection, target, request)
+    serve(connection, target, request, hold)
 }
 
 fn serve(
     connection: Arc<Connection>,
     target: Target,
     request: Request,
+    hold: Option<Hold>,
 ) -> Either<Ready<Response>, BoxFuture<'static, Response>> {
     let now = |response| Either::Left(std::future::ready(response));
     match target {
@@ -195,7 +214,7 @@ fn serve(
             now(unsound.render(&request))
         }
         Target::Grpc => Either::Right(Box::pin(grpc::serve(connection, request))),
-        Target::WebSocket => Either::Right(Box::pin(websocket::serve(connection, request))),
+        Target::WebSocket => Either::Right(Box::pin(websocket::serve(connection, request, hold))),
         Target::Stream => Either::Right(Box::pin(h2_stream::serve(connection, request))),
     }
 }
@@ -206,6 +225,8 @@ enum Unsound {
     Status(StatusCode, &'static str),
     /// `CONNECT`, which opens tunnels elsewhere.
     Connect,
+    /// `CONNECT` for a protocol that is not spoken here (RFC 8441).
+    Protocol,
 }
 
 /// Refuses what no surface should see (contract 10 section 5, attacks A7, A9, A19).
@@ -226,7 +247,11 @@ fn check(connection: &Connection, request: &Request) -> Result<(), Unsound> {
     }
     check_authority(request).map_err(|text| Unsound::Status(StatusCode::BAD_REQUEST, text))?;
     if *request.method() == Method::CONNECT {
-        return Err(Unsound::Connect);
+        return match request.extensions().get::<Protocol>() {
+            Some(protocol) if protocol.as_str() == WEBSOCKET => Ok(()),
+            Some(_) => Err(Unsound::Protocol),
+            None => Err(Unsound::Connect),
+        };
     }
     // Bytes behind such a head could be taken for frames by whoever is in between (attack A9).
     if headers.contains_key(UPGRADE) && !request.body().is_end_stream() && is_websocket(request) {
@@ -240,6 +265,10 @@ impl Unsound {
         let version = request.version();
         match self {
             Self::Connect => rest::refuse(request, &Error::MethodNotAllowed { allow: "GET, POST" }),
+            Self::Protocol => {
+                let text = format!("a `:protocol` that is not spoken here, expected `{WEBSOCKET}`");
+                rest::refuse(request, &Error::Unimplemented(text.into()))
+            }
             Self::Status(status, text) => {
                 let mut response = rest::plain(status, text, &head::call_id(request.headers()));
                 if version < Version::HTTP_2 {
@@ -278,7 +307,7 @@ fn check_authority(request: &Request) -> Result<(), &'static str> {
 
 fn is_websocket(request: &Request) -> bool {
     request.version() == Version::HTTP_11
-        && has_token(request.headers(), &UPGRADE, "websocket")
+        && has_token(request.headers(), &UPGRADE, WEBSOCKET)
         && has_token(request.headers(), &CONNECTION, "upgrade")
 }
 
@@ -308,7 +337,10 @@ impl Target {
     /// In the order of contract 00 section 4.
     fn of(request: &Request) -> Self {
         let kind = request.headers().get(CONTENT_TYPE).map(HeaderValue::as_bytes).unwrap_or_default();
-        if begins_with(kind, b"application/grpc-web") {
+        if *request.method() == Method::CONNECT {
+            // Whatever else it says: gRPC refuses with 200, which would open a tunnel.
+            Self::WebSocket
+        } else if begins_with(kind, b"application/grpc-web") {
             Self::GrpcWeb
         } else if begins_with(kind, b"application/grpc") {
             Self::Grpc

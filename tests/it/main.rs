@@ -15,3 +15,4 @@ mod program;
 mod support;
 mod surfaces;
 mod tidy;
+mod tunnels;

@@ -9,8 +9,8 @@ use super::{
     stall::{Outgoing, Streams},
 };
 use crate::{
-    call::Peer,
-    frontend::{Connection, Frontend, Settings, http::answer, tls::Tls},
+    call::{Peer, Surface},
+    frontend::{Connection, Frontend, Settings, Surfaces, http::answer, tls::Tls},
     telemetry::metrics::Kind,
 };
 use hyper::{
@@ -102,7 +102,7 @@ async fn run(accepted: Accepted, frontend: Arc<Frontend>) -> io::Result<()> {
             let service = service_fn(move |request: Request<Incoming>| {
                 answer(Arc::clone(&connection), requests.begin(), request, piece)
             });
-            let served = http2(&frontend.settings).serve_connection(io, service);
+            let served = http2(&frontend.settings, surfaces).serve_connection(io, service);
             let error = drive(served, &activity, timers, phase).await;
             if activity.is_flooded() || error.as_ref().is_some_and(is_flood) {
                 frontend.metrics.refused("flood");
@@ -181,7 +181,7 @@ fn http1(settings: &Settings) -> http1::Builder {
     builder
 }
 
-fn http2(settings: &Settings) -> http2::Builder<Streams> {
+fn http2(settings: &Settings, surfaces: Surfaces) -> http2::Builder<Streams> {
     let (limits, timers) = (settings.http2, settings.timers);
     let mut builder = http2::Builder::new(Streams { stall: timers.write_stall });
     builder
@@ -200,6 +200,10 @@ fn http2(settings: &Settings) -> http2::Builder<Streams> {
         .max_send_buf_size(limits.stream_buffer)
         .keep_alive_interval(limits.ping)
         .keep_alive_timeout(limits.ping_timeout);
+    if surfaces.has(Surface::WebSocket) {
+        // RFC 8441: browsers then open WebSockets on the connection that they have.
+        builder.enable_connect_protocol();
+    }
     builder
 }
 

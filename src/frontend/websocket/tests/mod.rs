@@ -4,6 +4,7 @@ mod calls;
 mod ends;
 mod faults;
 mod handshake;
+mod tunnel;
 
 use super::{codec::Caller, session};
 use crate::{
