@@ -13,7 +13,6 @@ pub(super) const LATER: &[&str] = &[
     "auth.websocket.tickets",
     "limits.connections.per_identity",
     "limits.concurrency.queue_delay",
-    "limits.http2.control_frames",
     "limits.http2.max_age",
     "limits.rate.*.models",
     "limits.weights",

@@ -224,7 +224,7 @@ fn what_is_valid_arrives() {
          auth: { anonymous: always, websocket: { origins: [\"https://a.example\"], subprotocol: false } }\n\
          grants: [{ to: [anonymous], intents: [infer], models: [\"text_*\"] }]\n\
          limits: { rate: [{ name: a, by: group, match: m, limit: 5/day }], concurrency: { per_identity: 3 }, \
-         http2: { resets: 7/10s } }\n\
+         http2: { resets: 7/10s, control_frames: 9/s } }\n\
          models: { load: [digits], required: [digits], defaults: { versions: [1, 3], instances: 2, batching: { enabled: \
          false, max_delay: 2ms } } }\n\
          json: { half: convert }\ngrpc: { reflection: never }\nruntime: { kind: work_stealing }\n";
@@ -238,7 +238,8 @@ fn what_is_valid_arrives() {
     let rate = &config.rates[0];
     assert_eq!((rate.by, rate.only.as_deref(), rate.burst.get()), (limit::By::Group, Some("m"), 5));
     assert_eq!(rate.intents, limit::Policy::default_intents());
-    assert_eq!((config.concurrency.per_identity, config.frontend.http2.resets), (Some(3), 7));
+    let http2 = config.frontend.http2;
+    assert_eq!((config.concurrency.per_identity, http2.resets, http2.control_frames), (Some(3), 7, 9));
     assert_eq!(config.models.defaults.versions, Versions::Listed(vec![1, 3]));
     assert_eq!(config.models.defaults.instances, Amount::Exactly(2));
     assert_eq!(config.models.defaults.batching.enabled, Switch::Off);
@@ -266,6 +267,7 @@ fn what_contradicts_is_refused() {
         "limits: { http2: { frame: 1KiB } }",
         "limits: { http2: { stream_window: 4GiB } }",
         "limits: { http2: { resets: 100/s } }",
+        "limits: { http2: { control_frames: 100/10s } }",
         "limits: { address: { exempt: [home] } }",
         "limits: { rate: [{ limit: 1/s }] }",
         "limits: { rate: [{ name: a }] }",

@@ -117,6 +117,9 @@ pub enum Error {
     },
     /// A body that is compressed more than once.
     StackedCodings,
+    /// The fields behind a body are beyond their limit. HTTP has a status for that and we have no code, so to all else it
+    /// is a malformed request (contract 00 section 2).
+    TrailersTooLarge,
     /// The same thing is being done already.
     Conflict(Cow<'static, str>),
     /// The request contradicts an earlier one under the same key.
@@ -156,7 +159,10 @@ impl Error {
             Self::Forbidden { .. } => Code::PermissionDenied,
             Self::ModelNotFound { .. } | Self::NoRoute(_) => Code::NotFound,
             Self::ModelNotReady { .. } | Self::ShuttingDown => Code::NotReady,
-            Self::InvalidRequest(_) | Self::MalformedMessage(_) | Self::InvalidTensor { .. } => Code::InvalidArgument,
+            Self::InvalidRequest(_)
+            | Self::MalformedMessage(_)
+            | Self::InvalidTensor { .. }
+            | Self::TrailersTooLarge => Code::InvalidArgument,
             Self::UnsupportedMedia(_) => Code::UnsupportedMediaType,
             Self::Unimplemented(_) => Code::Unimplemented,
             Self::MethodNotAllowed { .. } => Code::MethodNotAllowed,
@@ -225,6 +231,7 @@ impl fmt::Display for Error {
             Self::TooLarge { limit } => write!(f, "larger than the limit of {limit} bytes"),
             Self::InflatesTooMuch { ratio } => write!(f, "inflates to more than {ratio} times its size"),
             Self::StackedCodings => f.write_str("compressed more than once, expected one `content-encoding`"),
+            Self::TrailersTooLarge => f.write_str("the body has more trailer fields than their limit"),
             Self::RateLimited { .. } => f.write_str("rate limit reached"),
             Self::Overloaded { what } => write!(f, "no room: {what}"),
             Self::DeadlineExceeded { stage } => write!(f, "deadline exceeded while {}", stage.name()),

@@ -4,13 +4,18 @@
 //! for the life of the connection. What a request means is `http`'s.
 
 mod connection;
+mod flood;
+mod frames;
+mod guard;
 mod patience;
 mod socket;
 mod stall;
+mod tunnel;
 
 pub use connection::serve;
 pub(super) use patience::InFlight;
-pub(super) use stall::Outgoing;
+pub(super) use stall::{Outgoing, opened};
+pub(super) use tunnel::{Hold, Tunnel};
 
 use super::{Phase, Surfaces, settings::Connections, tls::Tls};
 use crate::{

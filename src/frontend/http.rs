@@ -8,7 +8,7 @@ mod cors;
 
 use super::{
     Body, Connection,
-    accept::{InFlight, Outgoing},
+    accept::{Hold, InFlight, Outgoing, opened},
     grpc, h2_stream,
     head::{self, Fields, Single},
     rest, websocket,
@@ -26,7 +26,7 @@ use http::{
     header::{CONNECTION, CONTENT_LENGTH, UPGRADE},
 };
 use http_body::Body as _;
-use hyper::body::Incoming;
+use hyper::{body::Incoming, ext::Protocol};
 use std::{
     convert::Infallible,
     future::poll_fn,
@@ -42,6 +42,8 @@ pub type Response = http::Response<Body>;
 
 /// Path of the surface `h2_stream`.
 const STREAM: &str = "/v2/stream";
+/// The one protocol that a connection or a stream can be upgraded to.
+const WEBSOCKET: &str = "websocket";
 /// Bytes of a request line besides its target: the longest method we know, two spaces, the version, the line's end.
 const LINE_REST: usize = 24;
 
@@ -87,6 +89,13 @@ pub(super) fn answer(
         head_only: *request.method() == Method::HEAD,
         id: fields.request_id.cloned(),
     };
+    let (hold, over) = match asked.target {
+        Target::WebSocket if asked.version >= Version::HTTP_2 => {
+            let (hold, over) = Hold::new(in_flight.activity().begin());
+            (Some(hold), Some(over))
+        }
+        _ => (None, None),
+    };
     let mut response = match refusal(&connection, asked.target, &request, &fields, &body) {
         Some(refused) => Either::Left(std::future::ready(refused)),
         // Boxed: hyper and the connection's task move a future several times before its first poll.
@@ -96,7 +105,7 @@ pub(super) fn answer(
         None => Either::Right(match asked.target {
             Target::Rest => serve_rest(connection, &request, &fields, body),
             Target::GrpcWeb | Target::Grpc => grpc::serve(connection, request.map(|()| body)).boxed(),
-            Target::WebSocket => websocket::serve(connection, request.map(|()| body)).boxed(),
+            Target::WebSocket => websocket::serve(connection, request.map(|()| body), hold).boxed(),
             Target::Stream => h2_stream::serve(connection, request.map(|()| body)).boxed(),
         }),
     };
@@ -110,7 +119,13 @@ pub(super) fn answer(
             Poll::Ready(Ok(asked.of_method(response).map(|body| Outgoing::new(body, piece, in_flight))))
         }));
     }
+    let took_back = in_flight.activity().took_back();
     Either::Right(async move {
+        if took_back {
+            // Perhaps this very request. hyper looks for resets only while there is no answer, and a body that had
+            // come whole would be answered: nothing is begun before hyper has looked (attack A13).
+            tokio::task::yield_now().await;
+        }
         let activity = Arc::clone(in_flight.activity());
         let mut stopped = pin!(activity.stopped());
         let response = if activity.is_stopping() {
@@ -122,6 +137,11 @@ pub(super) fn answer(
                 () = stopped.as_mut() => asked.stopping(),
             }
         };
+        if let Some(over) = over
+            && response.status().is_success()
+        {
+            opened(over);
+        }
         Ok(asked.of_method(response).map(|body| Outgoing::new(body, piece, in_flight)))
     })
 }
@@ -207,6 +227,8 @@ enum Unsound {
     Status(StatusCode, &'static str),
     /// `CONNECT`, which opens tunnels elsewhere.
     Connect,
+    /// `CONNECT` for a protocol that is not spoken here (RFC 8441).
+    Protocol,
 }
 
 /// Refuses what no surface should see (contract 10 section 5, attacks A7, A9, A19).
@@ -230,7 +252,11 @@ fn check(
     }
     check_authority(request, fields.host).map_err(|text| Unsound::Status(StatusCode::BAD_REQUEST, text))?;
     if *request.method() == Method::CONNECT {
-        return Err(Unsound::Connect);
+        return match request.extensions().get::<Protocol>() {
+            Some(protocol) if protocol.as_str() == WEBSOCKET => Ok(()),
+            Some(_) => Err(Unsound::Protocol),
+            None => Err(Unsound::Connect),
+        };
     }
     // Bytes behind such a head could be taken for frames by whoever is in between (attack A9).
     if fields.upgrade && !body.is_end_stream() && is_websocket(request) {
@@ -244,6 +270,10 @@ impl Unsound {
         let version = request.version();
         match self {
             Self::Connect => rest::refuse(request, &Error::MethodNotAllowed { allow: "GET, POST" }),
+            Self::Protocol => {
+                let text = format!("a `:protocol` that is not spoken here, expected `{WEBSOCKET}`");
+                rest::refuse(request, &Error::Unimplemented(text.into()))
+            }
             Self::Status(status, text) => {
                 let mut response = rest::plain(status, text, &head::call_id(request.headers()));
                 if version < Version::HTTP_2 {
@@ -280,7 +310,7 @@ fn check_authority(request: &http::Request<()>, host: Single<'_>) -> Result<(), 
 
 fn is_websocket(request: &http::Request<()>) -> bool {
     request.version() == Version::HTTP_11
-        && has_token(request.headers(), &UPGRADE, "websocket")
+        && has_token(request.headers(), &UPGRADE, WEBSOCKET)
         && has_token(request.headers(), &CONNECTION, "upgrade")
 }
 
@@ -310,7 +340,10 @@ impl Target {
     /// In the order of contract 00 section 4.
     fn of(request: &http::Request<()>, fields: &Fields<'_>) -> Self {
         let kind = fields.content_type.map(HeaderValue::as_bytes).unwrap_or_default();
-        if begins_with(kind, b"application/grpc-web") {
+        if *request.method() == Method::CONNECT {
+            // Whatever else it says: gRPC refuses with 200, which would open a tunnel.
+            Self::WebSocket
+        } else if begins_with(kind, b"application/grpc-web") {
             Self::GrpcWeb
         } else if begins_with(kind, b"application/grpc") {
             Self::Grpc

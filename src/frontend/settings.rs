@@ -110,8 +110,10 @@ pub struct Http2 {
     pub stream_buffer: usize,
     /// Unsent output per connection, bytes.
     pub connection_buffer: usize,
-    /// Resets per connection in 10 s, the client's and those it provokes.
+    /// Resets per connection in 10 s, the client's and those it provokes, each.
     pub resets: usize,
+    /// PING, SETTINGS, PRIORITY, empty frames and needless WINDOW_UPDATE per connection and second, each.
+    pub control_frames: usize,
     /// Own PING interval.
     pub ping: Duration,
     /// Time for the answer.
@@ -277,6 +279,7 @@ impl Default for Http2 {
             stream_buffer: 128 * KIB,
             connection_buffer: 2 * MIB,
             resets: 100,
+            control_frames: 100,
             ping: Duration::from_secs(60),
             ping_timeout: Duration::from_secs(20),
         }

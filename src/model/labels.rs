@@ -5,7 +5,7 @@
 use super::{ModelSettings, classify::Labels};
 use crate::tensor::Signature;
 use std::{
-    fs::File,
+    fs::{self, File},
     io::{ErrorKind, Read},
     path::Path,
     sync::Arc,
@@ -42,14 +42,14 @@ pub(super) fn read(
 /// The lines of a file; `None` if there is no such file.
 fn file(path: &Path) -> Result<Option<Labels>, String> {
     let unreadable = |error: std::io::Error| format!("`{}` cannot be read: {error}", name(path));
-    let file = match File::open(path) {
-        Ok(file) => file,
+    match fs::metadata(path) {
+        Ok(data) if data.is_file() => {}
+        // Not even opened: opening a FIFO waits until somebody writes.
+        Ok(_) => return Err(format!("`{}` is not a regular file", name(path))),
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
         Err(error) => return Err(unreadable(error)),
-    };
-    if !file.metadata().map_err(unreadable)?.is_file() {
-        return Err(format!("`{}` is not a file", name(path)));
     }
+    let file = File::open(path).map_err(unreadable)?;
     let mut text = String::new();
     file.take(LARGEST + 1).read_to_string(&mut text).map_err(unreadable)?;
     if text.len() as u64 > LARGEST {
@@ -94,6 +94,9 @@ mod tests {
         assert_eq!(named("z", "raw"), "has labels for `z`, which is no output of the model");
         assert_eq!(named("y", "absent"), "has labels in `absent`, which is not there");
         assert!(named("y", "raw").contains("UTF-8"));
-        assert!(named("y", ".").ends_with("is not a file"));
+        assert!(named("y", ".").ends_with("is not a regular file"));
+        let fifo = folder.path().join("fifo");
+        assert!(std::process::Command::new("mkfifo").arg(&fifo).status().unwrap().success());
+        assert_eq!(named("y", "fifo"), "`fifo` is not a regular file");
     }
 }

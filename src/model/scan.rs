@@ -177,7 +177,10 @@ fn model(name: &str, place: Place<'_>, settings: &Settings, problems: &mut Vec<P
         return if misplaced { Err(hint) } else { Ok(Vec::new()) };
     }
     check_name(name)?;
-    let says_something = config.is_some() || SPECS.iter().any(|spec| path.join(spec).exists());
+    let mut says_something = config.is_some();
+    for spec in SPECS {
+        says_something |= size(&path.join(spec))?.is_some();
+    }
     let settings = match (&settings.reader, says_something) {
         (_, false) => settings.defaults.clone(),
         (Some(reader), true) => reader.read(Source { folder: path, config }, &settings.defaults)?,
@@ -195,22 +198,34 @@ fn model(name: &str, place: Place<'_>, settings: &Settings, problems: &mut Vec<P
         }
     };
     let name: Arc<str> = name.into();
-    Ok(chosen
-        .into_iter()
-        .map(|version| {
-            let file = path.join(version.to_string()).join(FILE);
-            let bytes = fs::metadata(&file).map_or(0, |data| data.len());
-            Found {
+    let mut found = Vec::new();
+    for version in chosen {
+        let file = path.join(version.to_string()).join(FILE);
+        match size(&file) {
+            // What is not there is for the opener to say.
+            Ok(bytes) => found.push(Found {
                 name: Arc::clone(&name),
                 version: version.to_string().into(),
                 path: file,
-                bytes,
+                bytes: bytes.unwrap_or_default(),
                 settings: settings.clone(),
                 folder: path.to_owned(),
                 files: files.clone(),
-            }
-        })
-        .collect())
+            }),
+            Err(reason) => problems.push((format!("{name}/{version}"), reason)),
+        }
+    }
+    Ok(found)
+}
+
+/// The size of a file; `None` if it is not there. Anything else of that name must not even be opened: opening a FIFO
+/// waits until somebody writes.
+fn size(path: &Path) -> Result<Option<u64>, String> {
+    match fs::metadata(path) {
+        Ok(data) if data.is_file() => Ok(Some(data.len())),
+        Ok(_) => Err(format!("`{}` is not a regular file", path.file_name().unwrap_or_default().display())),
+        Err(_) => Ok(None),
+    }
 }
 
 /// Children of a folder that are not hidden and whose names are UTF-8, sorted.
@@ -291,6 +306,26 @@ mod tests {
         let mut whats: Vec<_> = problems.iter().map(|(what, _)| &**what).collect();
         whats.sort_unstable();
         assert_eq!(whats, ["bad name", "flat", "mixed/01", "mixed/latest", "stats"]);
+    }
+
+    #[test]
+    fn what_is_no_regular_file_is_not_opened() {
+        let directory = directory(&[("a/1/x", ""), ("b/1/x", ""), ("c/1/model.onnx", "ok"), ("d/1/model.onnx/x", "")]);
+        let fifo = directory.path().join("a/1/model.onnx");
+        assert!(std::process::Command::new("mkfifo").arg(&fifo).status().unwrap().success());
+        let _socket = std::os::unix::net::UnixListener::bind(directory.path().join("b/1/model.onnx")).unwrap();
+        std::os::unix::fs::symlink(&fifo, directory.path().join("c/model.yaml")).unwrap();
+        let reader = Reader::new(|_, _| panic!("it would wait for ever"));
+        let (found, mut problems) = scan(&Settings { reader: Some(reader), ..settings(&directory) });
+        assert!(found.is_empty(), "{found:?}");
+        problems.sort();
+        let expected = [
+            ("a/1", "`model.onnx` is not a regular file"),
+            ("b/1", "`model.onnx` is not a regular file"),
+            ("c", "`model.yaml` is not a regular file"),
+            ("d/1", "`model.onnx` is not a regular file"),
+        ];
+        assert_eq!(problems, expected.map(|(what, why)| (what.to_owned(), why.to_owned())));
     }
 
     #[test]

@@ -198,7 +198,7 @@ impl Metrics {
     }
 
     /// A message-oriented session was opened; the guard closes it when dropped. A WebSocket counts as a connection: the
-    /// HTTP/1.1 connection that it was is over.
+    /// HTTP/1.1 connection that it was is over. So does one on an HTTP/2 stream, because it is one to its client.
     pub fn session_opened(&self, surface: Surface) -> Gauge {
         if surface == Surface::WebSocket {
             let kind = Kind::WebSocket.name();

@@ -117,6 +117,32 @@ async fn a_large_upload_is_refused_before_it_is_read() {
 }
 
 #[tokio::test]
+async fn trailer_fields_beyond_their_limit_are_431_which_has_no_code() {
+    let running = Setup::new().start().await;
+    let body = r#"{"inputs":[{"name":"x","datatype":"FP32","shape":[1,4],"data":[1,2,3,4]}]}"#;
+    // One beyond our limit; and beyond those of hyper, in number and in bytes.
+    for (fields, value, status) in [(32, 1, 200), (33, 1, 431), (150, 1, 431), (20, 2000, 431)] {
+        let mut stream = TcpStream::connect(running.address).await.unwrap();
+        let trailers: String = (0..fields).map(|index| format!("x-{index}: {}\r\n", "y".repeat(value))).collect();
+        let request = format!(
+            "POST {INFER} HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ntransfer-encoding: chunked\r\n\
+             connection: close\r\n\r\n{:x}\r\n{body}\r\n0\r\n{trailers}\r\n",
+            body.len()
+        );
+        stream.write_all(request.as_bytes()).await.unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.unwrap();
+        assert!(answer.starts_with(&format!("HTTP/1.1 {status} ")), "{fields} {value}: {answer}");
+        if status == 431 {
+            let (_, body) = answer.split_once("\r\n\r\n").unwrap();
+            let body: Value = serde_json::from_str(body).unwrap();
+            assert!(body["error"].is_string() && body["request_id"].is_string() && body["code"].is_null(), "{body}");
+        }
+    }
+    works(&running).await;
+}
+
+#[tokio::test]
 async fn garbage_on_the_port_ends_that_connection_only() {
     let running = Setup::new().start().await;
     for garbage in [

@@ -8,7 +8,7 @@ use super::protobuf::external_locations;
 use crate::backend::OpenError;
 use std::{
     ffi::OsStr,
-    fs::File,
+    fs::{self, File},
     io::{Read, Seek},
     os::unix::ffi::OsStrExt,
     path::{Component, Path},
@@ -18,14 +18,16 @@ use std::{
 ///
 /// # Errors
 ///
-/// [`OpenError`] if it is no ONNX model, or names a file that is missing, is no file, or lies outside the model's folder.
+/// [`OpenError`] if it is no ONNX model, or names a file that is missing, is no regular file, or lies outside the model's folder.
 pub(super) fn check(path: &Path) -> Result<u64, OpenError> {
     let refuse = |reason: String| OpenError(format!("`{}` {reason}", path.display()));
-    let mut file = File::open(path).map_err(|error| refuse(format!("cannot be opened: {error}")))?;
-    let metadata = file.metadata().map_err(|error| refuse(format!("cannot be read: {error}")))?;
+    let metadata = fs::metadata(path).map_err(|error| refuse(format!("cannot be opened: {error}")))?;
     if !metadata.is_file() {
-        return Err(refuse("is not a file".to_owned()));
+        // Before it is opened, which for a FIFO would wait until somebody writes. Who can put one there just now can also
+        // put a model there that never ends.
+        return Err(refuse("is not a regular file".to_owned()));
     }
+    let mut file = File::open(path).map_err(|error| refuse(format!("cannot be opened: {error}")))?;
     if is_git_lfs_pointer(&mut file) {
         return Err(refuse("is a Git LFS pointer and not the model; `git lfs pull` fetches it".to_owned()));
     }
@@ -57,7 +59,7 @@ fn external_file(folder: &Path, location: &Path) -> Result<u64, String> {
     }
     let metadata = real.metadata().map_err(|error| format!("cannot be read: {error}"))?;
     if !metadata.is_file() {
-        return Err("is not a file".to_owned());
+        return Err("is not a regular file".to_owned());
     }
     Ok(metadata.len())
 }
@@ -75,7 +77,7 @@ fn is_git_lfs_pointer(file: &mut File) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::{fs, os::unix::fs::symlink, path::PathBuf};
+    use std::{os::unix::fs::symlink, path::PathBuf};
 
     /// A folder with a model in it whose one weight lies in `location`, and its path.
     fn model(location: &str) -> (tempfile::TempDir, PathBuf) {
@@ -146,7 +148,7 @@ mod tests {
         let (_folder, path) = model("weights.bin");
         assert!(refusal(&path).contains("keeps weights in `weights.bin`, which cannot be found"));
         fs::create_dir(path.with_file_name("weights.bin")).unwrap();
-        assert!(refusal(&path).contains("which is not a file"));
+        assert!(refusal(&path).contains("which is not a regular file"));
         // What ONNX Runtime itself takes for an address in memory.
         let (_folder, path) = model("*/_ORT_MEM_ADDR_/*");
         assert!(refusal(&path).contains("cannot be found"));
@@ -157,7 +159,10 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("model.onnx");
         assert!(refusal(&path).contains("cannot be opened"));
-        assert!(refusal(folder.path()).contains("is not a file"));
+        assert!(refusal(folder.path()).contains("is not a regular file"));
+        let fifo = folder.path().join("fifo");
+        assert!(std::process::Command::new("mkfifo").arg(&fifo).status().unwrap().success());
+        assert!(refusal(&fifo).contains("is not a regular file"));
         fs::write(&path, "version https://git-lfs.github.com/spec/v1\n").unwrap();
         assert!(refusal(&path).contains("git lfs pull"));
         fs::write(&path, "hello").unwrap();

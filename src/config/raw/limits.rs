@@ -72,7 +72,7 @@ keys! {
     /// HTTP/2.
     Http2 {
         streams: Number, stream_window: Size, connection_window: Size, frame: Size, stream_buffer: Size,
-        connection_buffer: Size, resets: Rate, ping: Span, ping_timeout: Span,
+        connection_buffer: Size, resets: Rate, control_frames: Rate, ping: Span, ping_timeout: Span,
     }
 }
 
@@ -246,6 +246,7 @@ impl Default for Http2 {
             stream_buffer: Size(http2.stream_buffer),
             connection_buffer: Size(http2.connection_buffer),
             resets: rate(http2.resets, 10),
+            control_frames: rate(http2.control_frames, 1),
             ping: Span(http2.ping),
             ping_timeout: Span(http2.ping_timeout),
         }

@@ -58,6 +58,7 @@ pub(super) fn frontend(raw: &raw::Limits, problems: &mut Problems) -> settings::
             stream_buffer: http2.stream_buffer.0,
             connection_buffer: http2.connection_buffer.0,
             resets: per("limits.http2.resets", http2.resets, 10, problems),
+            control_frames: per("limits.http2.control_frames", http2.control_frames, 1, problems),
             ping: http2.ping.0,
             ping_timeout: http2.ping_timeout.0,
         },

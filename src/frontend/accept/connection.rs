@@ -2,13 +2,15 @@
 
 use super::{
     Accepted,
+    flood::Allowance,
+    guard::Guard,
     patience::{Activity, Served, drive},
     socket::{PREFACE, Prefix, Raw, Socket, Stream},
     stall::{Outgoing, Streams},
 };
 use crate::{
-    call::Peer,
-    frontend::{Connection, Frontend, Settings, http::answer, tls::Tls},
+    call::{Peer, Surface},
+    frontend::{Connection, Frontend, Settings, Surfaces, http::answer, tls::Tls},
     telemetry::metrics::Kind,
 };
 use hyper::{
@@ -18,7 +20,7 @@ use hyper::{
     service::{HttpService, service_fn},
 };
 use hyper_util::rt::{TokioIo, TokioTimer};
-use std::{io, pin::Pin, sync::Arc};
+use std::{error::Error as _, io, pin::Pin, sync::Arc};
 use tokio::{net::TcpStream, sync::Semaphore, time::timeout};
 use tokio_rustls::server::TlsStream;
 
@@ -28,6 +30,12 @@ const HTTP2: &[u8; PREFACE] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 const FIELDS_INLINE: usize = 100;
 /// The least and the most that an HTTP/1.1 connection reads or buffers at once. It starts with 8 KiB and adapts.
 const BUFFER: usize = 64 * 1024;
+/// As many times `size.headers` may a header block be on the wire. Compressed and padded it is hardly larger than the
+/// headers in it, so what is more is no header list. Not less: up to four times the limit h2 answers 431, and whoever is
+/// a little above it should hear that.
+const HEADER_BLOCK: usize = 3;
+/// As many times `http2.resets` may faults of the peer be in a connection's whole life.
+const UNSENT_RESETS: usize = 10;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Http {
@@ -74,10 +82,11 @@ async fn run(accepted: Accepted, frontend: Arc<Frontend>) -> io::Result<()> {
     let kind = if http == Http::Two { Kind::Http2 } else { Kind::Http1 };
     frontend.metrics.connection_is(&mut place.gauge, kind);
     let connection = Arc::new(Connection::new(Arc::clone(&frontend), peer, surfaces));
-    let io = TokioIo::new(Socket::new(stream, prefix, Arc::clone(&activity), place));
+    let socket = Socket::new(stream, prefix, Arc::clone(&activity), place);
     let (timers, phase) = (frontend.settings.timers, frontend.phase.clone());
     match http {
         Http::One => {
+            let io = TokioIo::new(socket);
             let requests = Arc::clone(&activity);
             // HTTP/1.1 has TCP as its only flow control, and hyper buffers no more than it may: no pieces.
             let service = service_fn(move |request: Request<Incoming>| {
@@ -87,16 +96,27 @@ async fn run(accepted: Accepted, frontend: Arc<Frontend>) -> io::Result<()> {
             drive(served, &activity, timers, phase).await;
         }
         Http::Two => {
+            let io = TokioIo::new(socket.guarded(Guard::new(allowance(&frontend.settings))));
             let requests = Arc::clone(&activity);
             let piece = frontend.settings.http2.stream_buffer;
             let service = service_fn(move |request: Request<Incoming>| {
                 answer(Arc::clone(&connection), requests.begin(), request, piece)
             });
-            let served = http2(&frontend.settings).serve_connection(io, service);
-            drive(served, &activity, timers, phase).await;
+            let served = http2(&frontend.settings, surfaces).serve_connection(io, service);
+            let error = drive(served, &activity, timers, phase).await;
+            if activity.is_flooded() || error.as_ref().is_some_and(is_flood) {
+                frontend.metrics.refused("flood");
+                tracing::debug!(%remote, "a connection was closed: its peer sent too many frames of a kind");
+            }
         }
     }
     Ok(())
+}
+
+/// Whether h2 itself told the peer to calm down.
+fn is_flood(error: &hyper::Error) -> bool {
+    let cause = error.source().and_then(|cause| cause.downcast_ref::<h2::Error>());
+    cause.is_some_and(|cause| cause.reason() == Some(h2::Reason::ENHANCE_YOUR_CALM) && cause.is_library())
 }
 
 async fn handshake(raw: Raw, tls: &Tls, places: &Semaphore, frontend: &Frontend) -> io::Result<TlsStream<Raw>> {
@@ -133,6 +153,16 @@ async fn sniff(stream: &mut Stream, prefix: &mut Prefix, settings: &Settings) ->
     timeout(settings.timers.header, rest).await.unwrap_or(Ok(None))
 }
 
+fn allowance(settings: &Settings) -> Allowance {
+    let small = |number| u32::try_from(number).unwrap_or(u32::MAX);
+    Allowance {
+        control_frames: small(settings.http2.control_frames),
+        resets: small(settings.http2.resets),
+        header_block: small(settings.size.headers.saturating_mul(HEADER_BLOCK)),
+        frame: settings.http2.frame,
+    }
+}
+
 fn http1(settings: &Settings) -> http1::Builder {
     let size = settings.size;
     let mut builder = http1::Builder::new();
@@ -151,7 +181,7 @@ fn http1(settings: &Settings) -> http1::Builder {
     builder
 }
 
-fn http2(settings: &Settings) -> http2::Builder<Streams> {
+fn http2(settings: &Settings, surfaces: Surfaces) -> http2::Builder<Streams> {
     let (limits, timers) = (settings.http2, settings.timers);
     let mut builder = http2::Builder::new(Streams { stall: timers.write_stall });
     builder
@@ -162,11 +192,18 @@ fn http2(settings: &Settings) -> http2::Builder<Streams> {
         .max_frame_size(limits.frame)
         .max_concurrent_streams(limits.streams)
         .max_header_list_size(u32::try_from(settings.size.headers).unwrap_or(u32::MAX))
+        // A burst that hyper has not even accepted; whatever comes slower is counted by the guard.
         .max_pending_accept_reset_streams(limits.resets)
-        .max_local_error_reset_streams(limits.resets)
+        // h2 counts these for the whole life of a connection and the guard in 10 s, but only once they are sent: this
+        // bounds what a peer that does not read can make us keep.
+        .max_local_error_reset_streams(limits.resets.saturating_mul(UNSENT_RESETS))
         .max_send_buf_size(limits.stream_buffer)
         .keep_alive_interval(limits.ping)
         .keep_alive_timeout(limits.ping_timeout);
+    if surfaces.has(Surface::WebSocket) {
+        // RFC 8441: browsers then open WebSockets on the connection that they have.
+        builder.enable_connect_protocol();
+    }
     builder
 }
 

@@ -37,6 +37,10 @@ pub(crate) struct Activity {
     written: AtomicUsize,
     /// A head took too long: the socket says so and ends.
     late: AtomicBool,
+    /// The peer sent too many frames that cost it nothing: the socket says so and ends.
+    flooded: AtomicBool,
+    /// The peer reset streams since the connection was last polled.
+    took_back: AtomicBool,
     stopping: AtomicBool,
     stop: Notify,
 }
@@ -54,13 +58,13 @@ pub(super) trait Served: Future<Output = hyper::Result<()>> {
     fn close(self: Pin<&mut Self>);
 }
 
-/// Drives `connection` until it is over, has waited too long, or the process stops.
+/// Drives `connection` until it is over, has waited too long, or the process stops. Returns the error it ended with.
 pub(super) async fn drive<C: Served>(
     connection: C,
     activity: &Arc<Activity>,
     timers: Timers,
     mut phase: watch::Receiver<Phase>,
-) {
+) -> Option<hyper::Error> {
     let mut connection = pin!(connection);
     let mut patience = Patience::new(timers, C::HTTP1);
     let mut sleep = pin!(sleep_until(Instant::now() + timers.keep_alive));
@@ -69,6 +73,7 @@ pub(super) async fn drive<C: Served>(
     let mut orphaned = false;
     loop {
         let event = poll_fn(|cx| {
+            activity.took_back.store(false, Ordering::Relaxed);
             if let Poll::Ready(result) = connection.as_mut().poll(cx) {
                 return Poll::Ready(Event::Over(result));
             }
@@ -82,17 +87,18 @@ pub(super) async fn drive<C: Served>(
             biased;
             event = event => match event {
                 Event::Over(result) => {
-                    if let Err(error) = result {
+                    let error = result.err();
+                    if let Some(error) = &error {
                         tracing::debug!(%error, "a connection ended");
                     }
-                    return;
+                    return error;
                 }
                 Event::Due => {
                     match patience.verdict(activity) {
                         Verdict::Wait => {}
                         Verdict::Cut(why) => {
                             tracing::debug!(why, "a connection was cut off");
-                            return;
+                            return None;
                         }
                         Verdict::Late => {
                             // The socket answers 408 and ends; hyper sees the end of the stream.
@@ -113,7 +119,7 @@ pub(super) async fn drive<C: Served>(
                 match *phase.borrow_and_update() {
                     Phase::Serving if !orphaned => {}
                     // Nothing of a request has come, and nothing of a reply is left: nobody is waiting.
-                    Phase::Draining { .. } if C::HTTP1 && activity.is_quiet() => return,
+                    Phase::Draining { .. } if C::HTTP1 && activity.is_quiet() => return None,
                     Phase::Draining { .. } if !orphaned => connection.as_mut().close(),
                     Phase::Serving | Phase::Draining { .. } | Phase::Stopping => {
                         activity.stop();
@@ -169,6 +175,10 @@ impl Patience {
     /// Takes note of what the connection does now, and says when to look again; `None` while only a request runs, whose
     /// own deadline is enough.
     fn next(&mut self, activity: &Activity) -> Option<Instant> {
+        if activity.is_flooded() {
+            // For a last frame, which the peer may not even read.
+            self.end_after(GRACE);
+        }
         self.note(activity);
         // At the end the other moments have passed already, or do not matter any more.
         let waiting = self.end.is_none();
@@ -259,6 +269,26 @@ impl Activity {
         self.late.load(Ordering::Relaxed)
     }
 
+    /// The peer sent too many frames: its last words are heard, ours are said, and that is all.
+    pub(super) fn flood(&self) {
+        self.flooded.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether the peer sent too many frames.
+    pub(super) fn is_flooded(&self) -> bool {
+        self.flooded.load(Ordering::Relaxed)
+    }
+
+    /// The peer reset a stream.
+    pub(super) fn take_back(&self) {
+        self.took_back.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether requests that hyper hands over now may have been reset already, while they waited for that.
+    pub(crate) fn took_back(&self) -> bool {
+        self.took_back.load(Ordering::Relaxed)
+    }
+
     /// Whether the process stops: what runs is answered with `not_ready`.
     pub(crate) fn is_stopping(&self) -> bool {
         self.stopping.load(Ordering::Acquire)
@@ -301,78 +331,4 @@ impl Drop for InFlight {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn timers() -> Timers {
-        Timers::default()
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn a_slow_head_is_late_and_an_idle_connection_is_closed() {
-        let activity = Arc::new(Activity::default());
-        let mut patience = Patience::new(timers(), true);
-        let start = Instant::now();
-        assert_eq!(patience.next(&activity), Some(start + timers().keep_alive));
-        activity.hear();
-        assert_eq!(patience.next(&activity), Some(start + timers().header));
-        tokio::time::advance(timers().header).await;
-        assert!(matches!(patience.verdict(&activity), Verdict::Late));
-
-        let request = activity.begin();
-        let _ = patience.next(&activity);
-        tokio::time::advance(timers().keep_alive * 2).await;
-        assert!(matches!(patience.verdict(&activity), Verdict::Wait));
-        drop(request);
-        let _ = patience.next(&activity);
-        tokio::time::advance(timers().keep_alive).await;
-        assert!(matches!(patience.verdict(&activity), Verdict::Close));
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn a_peer_that_does_not_read_is_cut_off_unless_it_reads_a_little() {
-        let activity = Arc::new(Activity::default());
-        let mut patience = Patience::new(timers(), false);
-        let _request = activity.begin();
-        activity.block();
-        let _ = patience.next(&activity);
-        tokio::time::advance(timers().write_stall / 2).await;
-        activity.wrote();
-        activity.block();
-        let _ = patience.next(&activity);
-        tokio::time::advance(timers().write_stall / 2).await;
-        assert!(matches!(patience.verdict(&activity), Verdict::Wait));
-        tokio::time::advance(timers().write_stall / 2).await;
-        assert!(matches!(patience.verdict(&activity), Verdict::Cut(_)));
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn a_reply_that_still_leaves_is_neither_idle_nor_quiet() {
-        let activity = Arc::new(Activity::default());
-        let mut patience = Patience::new(timers(), true);
-        drop(activity.begin());
-        for _ in 0..100 {
-            activity.wrote();
-            activity.block();
-            let _ = patience.next(&activity);
-            tokio::time::advance(timers().write_stall / 2).await;
-            assert!(matches!(patience.verdict(&activity), Verdict::Wait));
-            assert!(!activity.is_quiet());
-        }
-        activity.wrote();
-        assert!(activity.is_quiet());
-        assert_eq!(patience.next(&activity), Some(Instant::now() + timers().keep_alive));
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn the_idle_time_begins_anew_after_each_request() {
-        let activity = Arc::new(Activity::default());
-        let mut patience = Patience::new(timers(), true);
-        let _ = patience.next(&activity);
-        tokio::time::advance(timers().keep_alive / 2).await;
-        drop(activity.begin());
-        let _ = patience.next(&activity);
-        tokio::time::advance(timers().keep_alive / 2).await;
-        assert!(matches!(patience.verdict(&activity), Verdict::Wait));
-    }
-}
+mod tests;

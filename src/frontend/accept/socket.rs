@@ -1,9 +1,14 @@
 //! A socket as hyper sees it: clear text or TLS, with what was read too early put back in front.
 //!
 //! It tells the connection's [`Activity`] what moves, keeps the connection's place as long as it lives (upgrades take
-//! the socket with them), and closes so that the peer can still read our last words.
+//! the socket with them), and closes so that the peer can still read our last words. On HTTP/2 a [`Guard`] looks at all
+//! that passes.
 
-use super::{Place, patience::Activity};
+use super::{
+    Place,
+    guard::{Guard, Heard, pieces},
+    patience::Activity,
+};
 use std::{
     io::{self, IoSlice},
     pin::{Pin, pin},
@@ -57,6 +62,8 @@ pub(super) struct Socket {
     stream: Stream,
     prefix: Prefix,
     activity: Arc<Activity>,
+    /// Of HTTP/2 connections alone. Boxed: sockets of HTTP/1.1 and WebSockets should not pay for it.
+    guard: Option<Box<Guard>>,
     ended: bool,
     closing: Closing,
     _place: Place,
@@ -90,7 +97,37 @@ impl Prefix {
 
 impl Socket {
     pub(super) fn new(stream: Stream, prefix: Prefix, activity: Arc<Activity>, place: Place) -> Self {
-        Self { stream, prefix, activity, ended: false, closing: Closing::Not, _place: place }
+        Self { stream, prefix, activity, guard: None, ended: false, closing: Closing::Not, _place: place }
+    }
+
+    /// With an eye on all frames behind the prefix, which is the preface of HTTP/2.
+    pub(super) fn guarded(self, guard: Guard) -> Self {
+        Self { guard: Some(Box::new(guard)), ..self }
+    }
+
+    /// Says goodbye to a peer that has sent too much.
+    fn poll_farewell(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let Some(guard) = &mut self.guard else { return Poll::Ready(Ok(())) };
+        while let Some(left) = guard.farewell() {
+            let written = ready!(Pin::new(&mut self.stream).poll_write(cx, left))?;
+            if written == 0 {
+                return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
+            }
+            guard.said(written);
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    /// The kernel, or TLS, took what is in `written` of `pieces`.
+    fn note<'a>(
+        &mut self,
+        pieces: impl IntoIterator<Item = &'a [u8]>,
+        written: Poll<io::Result<usize>>,
+    ) -> Poll<io::Result<usize>> {
+        if let (Some(guard), Poll::Ready(Ok(written))) = (&mut self.guard, &written) {
+            guard.wrote(pieces, *written);
+        }
+        written
     }
 
     /// Says 408 if the kernel takes it at once; there is no second try for who is this slow.
@@ -136,7 +173,18 @@ impl AsyncRead for Socket {
             return Poll::Ready(Ok(()));
         }
         let before = buffer.filled().len();
-        let read = ready!(Pin::new(&mut this.stream).poll_read(cx, buffer));
+        let read = match &mut this.guard {
+            None => ready!(Pin::new(&mut this.stream).poll_read(cx, buffer)),
+            Some(guard) => match ready!(guard.poll_read(cx, &mut this.stream, buffer, || this.activity.take_back())) {
+                Ok(Heard::Flood(flood)) => {
+                    tracing::debug!(?flood, "a peer sends too many frames");
+                    // Not the peer's end: what it still sends is read and thrown away, so that it can read our goodbye.
+                    this.activity.flood();
+                    return Poll::Ready(Ok(()));
+                }
+                read => read.map(drop),
+            },
+        };
         if buffer.filled().len() > before {
             this.activity.hear();
         } else {
@@ -148,7 +196,8 @@ impl AsyncRead for Socket {
 
 impl AsyncWrite for Socket {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write(cx, bytes)
+        let written = Pin::new(&mut self.stream).poll_write(cx, bytes);
+        self.note([bytes], written)
     }
 
     fn poll_write_vectored(
@@ -156,7 +205,8 @@ impl AsyncWrite for Socket {
         cx: &mut Context<'_>,
         bytes: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write_vectored(cx, bytes)
+        let written = Pin::new(&mut self.stream).poll_write_vectored(cx, bytes);
+        self.note(pieces(bytes), written)
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -170,6 +220,7 @@ impl AsyncWrite for Socket {
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let this = &mut *self;
         if let Closing::Not = this.closing {
+            ready!(this.poll_farewell(cx))?;
             ready!(Pin::new(&mut this.stream).poll_shutdown(cx))?;
             this.closing = if this.ended || this.activity.is_stopping() {
                 Closing::Done

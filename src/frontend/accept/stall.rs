@@ -3,8 +3,11 @@
 //! hyper asks a body for its next piece only when the last one is on its way. So a stream that was given a piece and is
 //! not asked again has a reader that does not read. hyper has no timer for that: the executor, which sees each HTTP/2
 //! stream as a future, drops it, and h2 resets the stream (contract 10 section 5, `write_stall`).
+//!
+//! What writes into a tunnel is such a future too, and its body is nobody's: it has its time once the tunnel's near end is
+//! gone, which until then looks after its reader itself.
 
-use super::patience::InFlight;
+use super::{patience::InFlight, tunnel::Over};
 use crate::frontend::Body;
 use bytes::Bytes;
 use http_body::{Frame, SizeHint};
@@ -19,6 +22,16 @@ use tokio::time::{Instant, Sleep, sleep};
 thread_local! {
     /// What the body of the stream that is being polled has last said: true if it gave a piece away.
     static SENDING: Cell<Option<bool>> = const { Cell::new(None) };
+    /// The tunnel that the stream that is being polled has just agreed to be.
+    static OPENED: Cell<Option<Over>> = const { Cell::new(None) };
+}
+
+/// The response that is about to be returned makes a tunnel of its stream, until `over`.
+///
+/// By way of the thread, because hyper hands what writes into the tunnel to its executor with nothing that says whose it
+/// is: within the very poll that returned the response.
+pub(crate) fn opened(over: Over) {
+    OPENED.set(Some(over));
 }
 
 /// The body of a response with the request it answers.
@@ -90,7 +103,8 @@ where
     F: Future<Output = ()> + Send + 'static,
 {
     fn execute(&self, stream: F) {
-        tokio::spawn(Stalling { stream, stall: self.stall, since: None, sleep: None });
+        let tunnel = OPENED.take();
+        tokio::spawn(Stalling { stream, stall: self.stall, since: None, sleep: None, tunnel });
     }
 }
 
@@ -102,6 +116,7 @@ pin_project_lite::pin_project! {
         // When the reader last took something, while there is more.
         since: Option<Instant>,
         sleep: Option<Pin<Box<Sleep>>>,
+        tunnel: Option<Over>,
     }
 }
 
@@ -111,6 +126,7 @@ impl<F: Future<Output = ()>> Future for Stalling<F> {
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
         let this = self.project();
         SENDING.set(None);
+        OPENED.set(None);
         if this.stream.poll(cx).is_ready() {
             return Poll::Ready(());
         }
@@ -118,6 +134,11 @@ impl<F: Future<Output = ()>> Future for Stalling<F> {
             Some(true) => *this.since = Some(Instant::now()),
             Some(false) => *this.since = None,
             None => {}
+        }
+        if let Some(over) = this.tunnel
+            && Pin::new(over).poll(cx).is_ready()
+        {
+            (*this.tunnel, *this.since) = (None, Some(Instant::now()));
         }
         let Some(since) = *this.since else { return Poll::Pending };
         let end = since + *this.stall;
@@ -135,7 +156,10 @@ impl<F: Future<Output = ()>> Future for Stalling<F> {
 
 #[cfg(test)]
 mod tests {
-    use super::{super::patience::Activity, *};
+    use super::{
+        super::{patience::Activity, tunnel::Hold},
+        *,
+    };
     use http_body::Body as _;
     use http_body_util::BodyExt;
     use std::sync::Arc;
@@ -167,6 +191,7 @@ mod tests {
             stall,
             since: None,
             sleep: None,
+            tunnel: None,
         };
         let start = Instant::now();
         stalled(outgoing(Body::Full(Bytes::from_static(b"abc")), 1)).await;
@@ -175,5 +200,18 @@ mod tests {
         let (_sender, receiver) = tokio::sync::mpsc::channel(1);
         let silent = stalled(outgoing(Body::Channel(receiver), 1));
         assert!(tokio::time::timeout(stall * 2, silent).await.is_err());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_writes_into_a_tunnel_has_its_time_once_the_near_end_is_gone() {
+        let (hold, over) = Hold::new(Arc::new(Activity::default()).begin());
+        let stall = Duration::from_secs(30);
+        let stream = std::future::pending::<()>();
+        let mut writing = std::pin::pin!(Stalling { stream, stall, since: None, sleep: None, tunnel: Some(over) });
+        assert!(tokio::time::timeout(stall * 2, writing.as_mut()).await.is_err());
+        drop(hold);
+        let start = Instant::now();
+        writing.await;
+        assert_eq!(start.elapsed(), stall);
     }
 }

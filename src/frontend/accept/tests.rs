@@ -204,6 +204,21 @@ async fn tls_speaks_what_was_agreed() {
     assert!(until(&mut none, "{\"live\":true}").await.starts_with("HTTP/1.1 200"));
 }
 
+#[tokio::test]
+async fn a_flood_over_tls_is_told_to_calm_down() {
+    let (tls, root) = certificate();
+    let server = Plan { tls: Some(tls), ..Plan::default() }.start(echo);
+    let mut stream = connect_tls(&server, &root, &[b"h2"]).await;
+    let ping = [&[0, 0, 8, 6, 0, 0, 0, 0, 0][..], &[7; 8]].concat();
+    stream.write_all(&[PREFACE, &[0, 0, 0, 4, 0, 0, 0, 0, 0], &ping.repeat(300)].concat()).await.unwrap();
+    let mut all = Vec::new();
+    // With an end of TLS, behind which nothing could have been cut off.
+    stream.read_to_end(&mut all).await.unwrap();
+    assert!(all.ends_with(&[0, 0, 8, 7, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xb]), "{all:?}");
+    drop(stream);
+    server.places.all_open_but_one_closed().await;
+}
+
 #[tokio::test(start_paused = true)]
 async fn who_says_nothing_after_its_handshake_ends_at_the_first_byte_timer() {
     let (tls, root) = certificate();

@@ -16,6 +16,8 @@ const ALIGNMENT: usize = 8;
 const FIRST: usize = 1 << 20;
 /// A frame below this size counts as a chunk that costs more than it carries (`limits.size.chunks`).
 const CRUMB: usize = 1024;
+/// What hyper's errors about trailers beyond its own limits begin with; it has no other name for them.
+const TRAILERS: &str = "chunk trailer";
 
 /// Reads the whole body of a request: within `limits.size.body`, the memory budget and `read_stall`.
 ///
@@ -26,7 +28,7 @@ const CRUMB: usize = 1024;
 /// # Errors
 ///
 /// [`Error::TooLarge`], [`Error::Overloaded`], [`Error::BodyStalled`], [`Error::InvalidRequest`] for broken or
-/// excessive chunks, or [`Error::Cancelled`] if the client went away.
+/// excessive chunks, [`Error::TrailersTooLarge`], or [`Error::Cancelled`] if the client went away.
 pub async fn read(body: hyper::body::Incoming, offset: usize, connection: &Connection) -> Result<Bytes, Error> {
     let limits = Limits::of(&connection.frontend.settings);
     collect(body, offset, limits, &connection.frontend.memory).await
@@ -111,7 +113,7 @@ where
             Err(frame) => {
                 let trailers = frame.into_trailers().unwrap_or_default();
                 if trailers.len() > limits.trailer_fields {
-                    return Err(Error::invalid("the body has too many trailer fields"));
+                    return Err(Error::TrailersTooLarge);
                 }
             }
         }
@@ -146,6 +148,9 @@ fn broken(error: &(dyn std::error::Error + 'static)) -> Error {
         if let Some(error) = error.downcast_ref::<std::io::Error>() {
             // hyper's chunk decoder says so; a connection that is gone has other kinds.
             if matches!(error.kind(), std::io::ErrorKind::InvalidInput | std::io::ErrorKind::InvalidData) {
+                if error.to_string().starts_with(TRAILERS) {
+                    return Error::TrailersTooLarge;
+                }
                 return Error::invalid("the body's chunked coding is malformed");
             }
         }

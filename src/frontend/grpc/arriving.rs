@@ -109,7 +109,7 @@ where
         let checked = match (frame.data_ref(), frame.trailers_ref()) {
             (Some(data), _) => this.count(data),
             (None, Some(fields)) if fields.len() > this.connection.frontend.settings.size.trailer_fields => {
-                Err(Error::invalid("the request has too many trailer fields"))
+                Err(Error::TrailersTooLarge)
             }
             (None, _) => Ok(()),
         };

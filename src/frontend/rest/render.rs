@@ -128,6 +128,9 @@ pub(in crate::frontend) fn error(error: &Error, id: &CallId, version: Version) -
 
 /// An error in the body of `family`, about the path `instance`.
 pub(super) fn family_error(family: Family, error: &Error, id: &CallId, version: Version, instance: &str) -> Response {
+    if matches!(error, Error::TrailersTooLarge) {
+        return plain(StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, &error.to_string(), id);
+    }
     let (kind, body) = match family {
         Family::Text => (JSON, v2::encode_error(error, id)),
         Family::OpenAi => (JSON, open_ai(error)),

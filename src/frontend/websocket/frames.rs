@@ -23,6 +23,8 @@ use tokio::{
 
 /// The longest header: two bytes, a length of eight, a mask of four.
 const HEADER: usize = 14;
+/// The opcode of a close frame.
+const CLOSE: u8 = 0x8;
 /// What control frames are counted in.
 const SECOND: Duration = Duration::from_secs(1);
 
@@ -206,7 +208,12 @@ impl Counter {
             return Err(Violation { code: close::PROTOCOL, reason: "a length is not spelled in the shortest way" });
         }
         self.is_data = first & 0x08 == 0;
-        if self.is_data { self.data(first, length) } else { self.control() }?;
+        if self.is_data {
+            self.data(first, length)?;
+        } else if first & 0x0f != CLOSE {
+            // Which is the last that is heard, and has to be answered however many came before it.
+            self.control()?;
+        }
         self.payload = length;
         if self.is_data {
             self.end();
@@ -344,6 +351,7 @@ mod tests {
         let mut counter = counter(1, 2);
         let two = [frame(0x89, 3), frame(0x8a, 0)].concat();
         assert_eq!(counter.look(&two), Ok(()));
+        assert_eq!(counter.look(&frame(0x88, 2)), Ok(()));
         assert_eq!(counter.look(&frame(0x89, 0)).unwrap_err().1.code, 1008);
         tokio::time::advance(SECOND).await;
         assert_eq!(counter.look(&two), Ok(()));

@@ -1,7 +1,7 @@
 //! WebSocket: the handshake, and the session that follows it (contract 06).
 //!
-//! The handshake is a call ("who am I?") before it is answered. Everything after `101` is a session of the duplex loop;
-//! nothing here knows what its messages mean.
+//! The handshake is a call ("who am I?") before it is answered. Everything after `101`, or after `200` on an HTTP/2 stream
+//! (RFC 8441), is a session of the duplex loop; nothing here knows what its messages mean.
 
 mod close;
 mod codec;
@@ -19,6 +19,7 @@ use self::{
 };
 use super::{
     Body, Connection, Phase, Settings,
+    accept::{Hold, Tunnel},
     duplex::{Beyond, Order, Rules, Session},
     head,
     http::{Request, Response},
@@ -39,10 +40,11 @@ use std::sync::Arc;
 /// Where the sockets are (contract 06 C).
 const PATH: &str = "/v1/ws";
 
-/// Answers one request of this surface: a request to upgrade, over HTTP/1.1.
+/// Answers one request of this surface: a request to upgrade over HTTP/1.1, or over HTTP/2 an extended CONNECT, with what
+/// its tunnel holds of the connection.
 ///
 /// A refusal is ordinary HTTP with problem details; only what a browser could not read as one comes after `101`.
-pub async fn serve(connection: Arc<Connection>, mut request: Request) -> Response {
+pub(super) async fn serve(connection: Arc<Connection>, mut request: Request, hold: Option<Hold>) -> Response {
     let offer = match check(&connection, &request) {
         Ok(offer) => offer,
         Err(refusal) => return *refusal,
@@ -57,14 +59,17 @@ pub async fn serve(connection: Arc<Connection>, mut request: Request) -> Respons
         }
     };
     let upgrade = hyper::upgrade::on(&mut request);
-    tokio::spawn(open(connection, sender, caller, upgrade));
+    tokio::spawn(open(connection, sender, caller, upgrade, hold));
 
     let mut response = Response::new(Body::Empty);
-    *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
+    if let Some(accept) = offer.accept {
+        *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
+        let headers = response.headers_mut();
+        headers.insert(CONNECTION, HeaderValue::from_static("Upgrade"));
+        headers.insert(UPGRADE, HeaderValue::from_static("websocket"));
+        headers.insert(SEC_WEBSOCKET_ACCEPT, accept);
+    }
     let headers = response.headers_mut();
-    headers.insert(CONNECTION, HeaderValue::from_static("Upgrade"));
-    headers.insert(UPGRADE, HeaderValue::from_static("websocket"));
-    headers.insert(SEC_WEBSOCKET_ACCEPT, offer.accept);
     if offer.protocols.ours {
         headers.insert(SEC_WEBSOCKET_PROTOCOL, HeaderValue::from_static(PROTOCOL));
     }
@@ -75,7 +80,8 @@ pub async fn serve(connection: Arc<Connection>, mut request: Request) -> Respons
 /// A handshake that is sound.
 #[derive(Debug)]
 struct Offer {
-    accept: HeaderValue,
+    /// The answer to its key; `None` over HTTP/2, which has no keys.
+    accept: Option<HeaderValue>,
     protocols: Protocols,
 }
 
@@ -89,7 +95,8 @@ fn check(connection: &Connection, request: &Request) -> Result<Offer, Box<Respon
     if let Err(error) = connection.gate() {
         return Err(refuse(&error));
     }
-    if request.method() != Method::GET {
+    let tunnel = request.method() == Method::CONNECT;
+    if !tunnel && request.method() != Method::GET {
         return Err(refuse(&Error::MethodNotAllowed { allow: "GET" }));
     }
     if !offer::is_version_13(headers) {
@@ -97,9 +104,10 @@ fn check(connection: &Connection, request: &Request) -> Result<Offer, Box<Respon
         let id = head::call_id(headers);
         return Err(Box::new(rest::upgrade_required(request, &id, text, (SEC_WEBSOCKET_VERSION, version))));
     }
-    let Some(accept) = offer::accept(headers) else {
+    let accept = offer::accept(headers).filter(|_| !tunnel);
+    if accept.is_none() && !tunnel {
         return Err(refuse(&Error::invalid("`sec-websocket-key` is not one key of 16 bytes in base64")));
-    };
+    }
     let Ok(protocols) = offer::protocols(headers) else {
         return Err(refuse(&Error::invalid(format!("no offered subprotocol is spoken here, expected `{PROTOCOL}`"))));
     };
@@ -160,12 +168,21 @@ async fn who(
     }
 }
 
-async fn open(connection: Arc<Connection>, sender: Credentials, caller: Caller, upgrade: OnUpgrade) {
+async fn open(
+    connection: Arc<Connection>,
+    sender: Credentials,
+    caller: Caller,
+    upgrade: OnUpgrade,
+    hold: Option<Hold>,
+) {
     let socket = match upgrade.await {
         Ok(socket) => TokioIo::new(socket),
         Err(error) => return tracing::debug!(%error, "a handshake was not completed"),
     };
-    session(connection, sender, caller, socket).await;
+    match hold {
+        Some(hold) => session(connection, sender, caller, Tunnel::new(socket, hold)).await,
+        None => session(connection, sender, caller, socket).await,
+    }
 }
 
 /// Runs a session over a socket whose handshake is over.

@@ -93,6 +93,19 @@ async fn who_goes_away_has_cancelled_and_who_sends_nonsense_is_told() {
     assert!(matches!(collect(nonsense, 0, LIMITS, &memory()).await, Err(Error::InvalidRequest(_))));
 }
 
+#[tokio::test]
+async fn trailers_are_counted_and_otherwise_ignored() {
+    let with = |fields: usize| {
+        let trailers =
+            (0..fields).map(|index| (format!("x-{index}").parse().unwrap(), http::HeaderValue::from_static("y")));
+        let trailers: http::HeaderMap<http::HeaderValue> = trailers.collect();
+        streamed(stream::iter([Ok(Frame::data(Bytes::from_static(b"body"))), Ok(Frame::trailers(trailers))]))
+    };
+    assert_eq!(collect(with(LIMITS.trailer_fields), 0, LIMITS, &memory()).await.unwrap(), "body");
+    let beyond = collect(with(LIMITS.trailer_fields + 1), 0, LIMITS, &memory()).await;
+    assert!(matches!(beyond, Err(Error::TrailersTooLarge)));
+}
+
 #[test]
 fn realigning_keeps_the_bytes() {
     let body: Vec<u8> = (0..100).collect();

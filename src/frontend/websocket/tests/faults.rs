@@ -76,22 +76,20 @@ async fn faults_of_a_session_have_codes_of_their_own() {
 }
 
 /// Sends `bytes` as they are, and returns the code of the close frame that answers them.
-async fn answer(settings: Settings, bytes: &[u8]) -> u16 {
+pub(super) async fn answer(settings: Settings, bytes: &[u8]) -> u16 {
     let mut client = Client::silent(settings, Caller::Proven).await;
     let socket = client.socket.get_mut();
     socket.write_all(bytes).await.unwrap();
-    let mut answer = [0; 4];
-    socket.read_exact(&mut answer).await.unwrap();
-    assert_eq!(answer[0], 0x88, "{answer:?}");
     // Read to the end, as a client does; the server closes first.
-    let mut rest = Vec::new();
-    socket.read_to_end(&mut rest).await.unwrap();
+    let mut answer = Vec::new();
+    socket.read_to_end(&mut answer).await.unwrap();
+    assert_eq!(answer[0], 0x88, "{answer:?}");
     client.session.await.unwrap();
     if answer[1] == 0 { 1005 } else { u16::from_be_bytes([answer[2], answer[3]]) }
 }
 
 /// A masked frame, with a mask of zeros.
-fn frame(first: u8, payload: &[u8]) -> Vec<u8> {
+pub(super) fn frame(first: u8, payload: &[u8]) -> Vec<u8> {
     let length = u8::try_from(payload.len()).unwrap();
     assert!(length < 126);
     [&[first, 0x80 | length, 0, 0, 0, 0], payload].concat()

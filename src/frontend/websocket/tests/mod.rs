@@ -4,6 +4,8 @@ mod calls;
 mod ends;
 mod faults;
 mod handshake;
+mod rfc6455;
+mod tunnel;
 
 use super::{codec::Caller, session};
 use crate::{
