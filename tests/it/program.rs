@@ -107,10 +107,12 @@ fn sigterm_drains_and_exits_with_0() {
 #[test]
 fn sigterm_while_models_load_drains_too() {
     let folder = tempfile::tempdir().unwrap();
-    let version = folder.path().join("models/endless/1");
-    fs::create_dir_all(&version).unwrap();
-    // Opening it waits for a writer, who never comes: the models never finish loading.
-    assert!(Command::new("mkfifo").arg(version.join("model.onnx")).status().unwrap().success());
+    // Enough of them to load for far longer than a signal takes to arrive.
+    for number in 0..200 {
+        let version = folder.path().join(format!("models/m{number}/1"));
+        fs::create_dir_all(&version).unwrap();
+        fs::copy("models/digits/1/model.onnx", version.join("model.onnx")).unwrap();
+    }
     let config = folder.path().join("c.yaml");
     fs::write(&config, "version: 1\ndrain: { delay: 100ms, timeout: 2s }\n").unwrap();
     let mut arguments = vec!["serve", "--config", config.to_str().unwrap(), "--log-format", "json", "--models"];
