@@ -7,7 +7,7 @@ mod memory;
 mod offload;
 mod read;
 
-pub use coding::{ACCEPTED, Coding, compress, read_coded};
+pub use coding::{ACCEPTED, Coding, compress, inflate, read_coded};
 pub use memory::{Memory, Reservation};
 pub use offload::{is_small, offload, start_decoders};
 pub use read::read;

@@ -104,7 +104,8 @@ pub(super) fn answer(
         }
         None => Either::Right(match asked.target {
             Target::Rest => serve_rest(connection, &request, &fields, body),
-            Target::GrpcWeb | Target::Grpc => grpc::serve(connection, request.map(|()| body)).boxed(),
+            Target::Grpc => grpc::serve(connection, request.map(|()| body)).boxed(),
+            Target::GrpcWeb => grpc::serve_web(connection, request.map(|()| body)).boxed(),
             Target::WebSocket => websocket::serve(connection, request.map(|()| body), hold).boxed(),
             Target::Stream => h2_stream::serve(connection, request.map(|()| body)).boxed(),
         }),
@@ -170,7 +171,8 @@ impl Asked {
     fn stopping(&self) -> Response {
         let id = CallId::from_client(self.id.as_ref().and_then(|id| id.to_str().ok()));
         match self.target {
-            Target::Grpc | Target::GrpcWeb => grpc::refuse(&id, &Error::ShuttingDown),
+            Target::Grpc => grpc::refuse(&id, &Error::ShuttingDown),
+            Target::GrpcWeb => grpc::refuse_web(&id, &Error::ShuttingDown),
             Target::WebSocket | Target::Stream | Target::Rest => rest::error(&Error::ShuttingDown, &id, self.version),
         }
     }
@@ -192,16 +194,16 @@ fn refusal(
         return Some(not_served(target, request));
     }
     match target {
-        // Comes with a later issue (05); until then it says so in HTTP, where every client of it can see it.
-        Target::GrpcWeb => {
-            let error = Error::Unimplemented("grpc-web is not part of this version, use grpc over HTTP/2".into());
-            Some(rest::refuse(request, &error))
-        }
         Target::Grpc if request.version() < Version::HTTP_2 => {
             let unsound = Unsound::Status(StatusCode::HTTP_VERSION_NOT_SUPPORTED, "grpc needs HTTP/2");
             Some(unsound.render(request))
         }
-        Target::Grpc | Target::WebSocket | Target::Stream | Target::Rest => None,
+        // Contract 05 section 1.1: a client of gRPC that says another type is told so, in HTTP.
+        Target::Rest if *request.method() == Method::POST && grpc::has_service_of(request.uri().path()) => {
+            let error = "the methods of a gRPC service need another content type, expected `application/grpc`";
+            Some(rest::refuse(request, &Error::UnsupportedMedia(error.into())))
+        }
+        _ => None,
     }
 }
 
@@ -326,7 +328,8 @@ fn not_served(target: Target, request: &http::Request<()>) -> Response {
     match target {
         Target::Grpc | Target::GrpcWeb => {
             let error = Error::Unimplemented("grpc is not served on this address".into());
-            grpc::refuse(&head::call_id(request.headers()), &error)
+            let refuse = if target == Target::Grpc { grpc::refuse } else { grpc::refuse_web };
+            refuse(&head::call_id(request.headers()), &error)
         }
         Target::WebSocket | Target::Stream | Target::Rest => {
             rest::refuse(request, &Error::NoRoute("this is not served on this address".into()))

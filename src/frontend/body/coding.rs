@@ -1,6 +1,6 @@
 //! Content codings: request bodies are inflated within their limits, responses are compressed where that is wanted.
 //!
-//! Knows gzip and deflate (contract 02 section 2) and nothing of what is in a body. All of it happens in memory that was
+//! Knows gzip, deflate and zstd (contract 02 section 2, contract 05 section 1.1) and nothing of what is in a body. All of it happens in memory that was
 //! counted: what a bomb would grow to is cut off while it grows.
 
 use super::{
@@ -26,6 +26,9 @@ const STEP: usize = 32 * 1024;
 const INFLATING: usize = 64;
 /// And a byte that is compressed as so many.
 const DEFLATING: usize = 8;
+/// The largest window of zstd, as a power of two: 8 MiB, which RFC 8878 section 3.1.1.1.2 asks decoders for. Its memory is
+/// the decoder's own and not counted.
+const WINDOW: u32 = 23;
 
 /// A coding other than identity.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -34,10 +37,12 @@ pub enum Coding {
     Gzip,
     /// RFC 1950; what lacks its header (RFC 1951) is read too.
     Deflate,
+    /// RFC 8878.
+    Zstd,
 }
 
 /// What `accept-encoding` says of a body that was refused for its coding.
-pub const ACCEPTED: HeaderValue = HeaderValue::from_static("gzip, deflate");
+pub const ACCEPTED: HeaderValue = HeaderValue::from_static("gzip, deflate, zstd");
 
 impl Coding {
     /// The coding of a request's body; none if it is as it is.
@@ -55,7 +60,7 @@ impl Coding {
                     Some(coding) => found = Some(coding),
                     None => {
                         return Err(Error::UnsupportedMedia(
-                            "unknown `content-encoding`, expected `gzip`, `deflate` or `identity`".into(),
+                            "unknown `content-encoding`, expected `gzip`, `deflate`, `zstd` or `identity`".into(),
                         ));
                     }
                 }
@@ -92,14 +97,17 @@ impl Coding {
         HeaderValue::from_static(match self {
             Self::Gzip => "gzip",
             Self::Deflate => "deflate",
+            Self::Zstd => "zstd",
         })
     }
 
-    fn parse(name: &[u8]) -> Option<Self> {
+    /// The coding of this name, in any case.
+    pub fn parse(name: &[u8]) -> Option<Self> {
         match name {
             // RFC 9110 section 8.4.1.3: the old name means the same.
             name if name.eq_ignore_ascii_case(b"gzip") || name.eq_ignore_ascii_case(b"x-gzip") => Some(Self::Gzip),
             name if name.eq_ignore_ascii_case(b"deflate") => Some(Self::Deflate),
+            name if name.eq_ignore_ascii_case(b"zstd") => Some(Self::Zstd),
             _ => None,
         }
     }
@@ -129,10 +137,24 @@ pub async fn read_coded(
 ) -> Result<Bytes, Error> {
     let Some(coding) = coding else { return read(body, offset, &connection).await };
     let packed = read(body, 0, &connection).await?;
-    offload(packed.len() * INFLATING, move || inflate(&packed, coding, offset, &connection)).await
+    inflate(packed, coding, offset, connection).await
 }
 
-fn inflate(packed: &[u8], coding: Coding, offset: usize, connection: &Connection) -> Result<Bytes, Error> {
+/// Inflates what was read whole, aligned as [`read`] has it.
+///
+/// # Errors
+///
+/// As [`read_coded`].
+pub async fn inflate(
+    packed: Bytes,
+    coding: Coding,
+    offset: usize,
+    connection: Arc<Connection>,
+) -> Result<Bytes, Error> {
+    offload(packed.len() * INFLATING, move || inflate_here(&packed, coding, offset, &connection)).await
+}
+
+fn inflate_here(packed: &[u8], coding: Coding, offset: usize, connection: &Connection) -> Result<Bytes, Error> {
     let frontend = &connection.frontend;
     let (limits, ratio) = (Limits::of(&frontend.settings), frontend.settings.size.inflate_ratio);
     let mut out = Inflating {
@@ -142,8 +164,14 @@ fn inflate(packed: &[u8], coding: Coding, offset: usize, connection: &Connection
         ratio,
     };
     match coding {
-        Coding::Gzip => gunzip(packed, &mut out)?,
+        Coding::Gzip => pull(&mut MultiGzDecoder::new(packed), "gzip", &mut out)?,
         Coding::Deflate => decompress(packed, &mut out)?,
+        Coding::Zstd => {
+            let decoder = zstd::stream::read::Decoder::with_buffer(packed);
+            let mut decoder = decoder.map_err(|error| broken("zstd", &error))?;
+            decoder.window_log_max(WINDOW).map_err(|error| broken("zstd", &error))?;
+            pull(&mut decoder, "zstd", &mut out)?;
+        }
     }
     Ok(out.buffer.finish())
 }
@@ -168,14 +196,13 @@ impl Inflating<'_> {
     }
 }
 
-fn gunzip(packed: &[u8], out: &mut Inflating<'_>) -> Result<(), Error> {
-    let mut decoder = MultiGzDecoder::new(packed);
+fn pull(decoder: &mut dyn Read, coding: &str, out: &mut Inflating<'_>) -> Result<(), Error> {
     let mut step = vec![0; STEP];
     loop {
         match decoder.read(&mut step) {
             Ok(0) => return Ok(()),
             Ok(length) => out.push(&step[..length])?,
-            Err(error) => return Err(broken("gzip", &error)),
+            Err(error) => return Err(broken(coding, &error)),
         }
     }
 }
@@ -229,6 +256,9 @@ pub async fn compress(pieces: Vec<Bytes>, coding: Coding) -> Result<Bytes, Error
                 let mut encoder = write::ZlibEncoder::new(room, Compression::fast());
                 pieces.iter().try_for_each(|piece| encoder.write_all(piece)).and_then(|()| encoder.finish())
             }
+            Coding::Zstd => zstd::stream::write::Encoder::new(room, 1).and_then(|mut encoder| {
+                pieces.iter().try_for_each(|piece| encoder.write_all(piece)).and_then(|()| encoder.finish())
+            }),
         };
         packed.map(Bytes::from).map_err(|error| Error::internal(format!("compressing into memory failed: {error}")))
     })

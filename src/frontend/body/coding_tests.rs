@@ -25,6 +25,7 @@ fn pack(data: &[u8], coding: &str) -> Vec<u8> {
             encoder.write_all(data).unwrap();
             encoder.finish().unwrap()
         }
+        "zstd" => zstd::encode_all(data, 19).unwrap(),
         _ => {
             let mut encoder = write::DeflateEncoder::new(Vec::new(), Compression::best());
             encoder.write_all(data).unwrap();
@@ -80,7 +81,7 @@ async fn post(server: &Server, headers: &str, body: &[u8]) -> (String, Vec<u8>) 
 async fn packed_requests_are_answered_as_plain_ones() {
     let server = Plan::default().start(echo);
     let (_, plain) = post(&server, "x-request-id: c\r\n", INFER.as_bytes()).await;
-    for (name, coding) in [("gzip", "gzip"), ("deflate", "deflate"), ("deflate", "raw")] {
+    for (name, coding) in [("gzip", "gzip"), ("deflate", "deflate"), ("deflate", "raw"), ("zstd", "zstd")] {
         let headers = format!("x-request-id: c\r\ncontent-encoding: {name}\r\n");
         let (head, body) = post(&server, &headers, &pack(INFER.as_bytes(), coding)).await;
         assert_eq!((status(&head), &body), (200, &plain), "{coding}: {head}");
@@ -106,9 +107,9 @@ async fn what_is_no_coding_or_one_too_many_is_refused() {
     let packed = pack(INFER.as_bytes(), "gzip");
     let (head, _) = post(&server, "content-encoding: br\r\n", &packed).await;
     assert_eq!(status(&head), 415, "{head}");
-    assert!(head.contains("accept-encoding: gzip, deflate\r\n"), "{head}");
+    assert!(head.contains("accept-encoding: gzip, deflate, zstd\r\n"), "{head}");
     assert_eq!(status(&post(&server, "content-encoding: gzip, gzip\r\n", &packed).await.0), 413);
-    for coding in ["gzip", "deflate"] {
+    for coding in ["gzip", "deflate", "zstd"] {
         let headers = format!("content-encoding: {coding}\r\n");
         let packed = pack(INFER.as_bytes(), coding);
         let cut = &packed[..packed.len() - 9];
@@ -125,7 +126,7 @@ async fn what_is_no_coding_or_one_too_many_is_refused() {
 async fn a_bomb_is_cut_off_while_it_grows() {
     let size = Size { body: 1 << 20, ..Size::default() };
     let server = Plan { settings: Settings { size, ..Settings::default() }, ..Plan::default() }.start(echo);
-    for coding in ["gzip", "deflate"] {
+    for coding in ["gzip", "deflate", "zstd"] {
         let headers = format!("content-encoding: {coding}\r\n");
         // Within the size and beyond the ratio, then beyond the size.
         for (length, said) in [(1 << 19, "100 times"), (64 << 20, "1048576 bytes")] {
@@ -165,10 +166,10 @@ proptest! {
     #[test]
     fn arbitrary_bytes_never_panic_and_what_was_packed_comes_back(data in prop::collection::vec(any::<u8>(), 0..2000)) {
         let connection = crate::frontend::testing::connection();
-        for coding in [Coding::Gzip, Coding::Deflate] {
-            let _ = inflate(&data, coding, 0, &connection);
-            let packed = pack(&data, if coding == Coding::Gzip { "gzip" } else { "deflate" });
-            prop_assert_eq!(&inflate(&packed, coding, 3, &connection).unwrap()[..], &data[..]);
+        for coding in [Coding::Gzip, Coding::Deflate, Coding::Zstd] {
+            let _ = inflate_here(&data, coding, 0, &connection);
+            let packed = pack(&data, coding.name().to_str().unwrap());
+            prop_assert_eq!(&inflate_here(&packed, coding, 3, &connection).unwrap()[..], &data[..]);
         }
     }
 }

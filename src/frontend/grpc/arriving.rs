@@ -81,8 +81,7 @@ impl<B> Arriving<B> {
 
 impl<B> Body for Arriving<B>
 where
-    B: Body<Data = Bytes> + Unpin,
-    B::Error: std::fmt::Display,
+    B: Body<Data = Bytes, Error = Error> + Unpin,
 {
     type Data = Bytes;
     type Error = Error;
@@ -101,10 +100,7 @@ where
         let Some(frame) = frame else { return Poll::Ready(None) };
         let frame = match frame {
             Ok(frame) => frame,
-            Err(error) => {
-                tracing::debug!(%error, "a message broke off");
-                return Poll::Ready(Some(Err(Error::Cancelled)));
-            }
+            Err(error) => return Poll::Ready(Some(Err(error))),
         };
         let checked = match (frame.data_ref(), frame.trailers_ref()) {
             (Some(data), _) => this.count(data),
@@ -190,18 +186,18 @@ mod tests {
     use crate::frontend::{Settings, grpc::fixture::world};
     use http_body_util::{BodyExt, StreamBody};
     use proptest::prelude::*;
-    use std::{convert::Infallible, time::Duration};
+    use std::time::Duration;
     use tokio::sync::mpsc;
 
     type Sender = mpsc::Sender<Bytes>;
 
-    fn arriving(wait: Wait, memory: usize) -> (Sender, Arriving<impl Body<Data = Bytes, Error = Infallible> + Unpin>) {
+    fn arriving(wait: Wait, memory: usize) -> (Sender, Arriving<impl Body<Data = Bytes, Error = Error> + Unpin>) {
         let mut settings = Settings::default();
         settings.concurrency.memory = memory;
         let world = world(settings, |_| async { Err(Error::Cancelled) });
         let (sender, mut receiver) = mpsc::channel::<Bytes>(16);
         let frames = futures_util::stream::poll_fn(move |cx| {
-            receiver.poll_recv(cx).map(|data| data.map(|data| Ok::<_, Infallible>(Frame::data(data))))
+            receiver.poll_recv(cx).map(|data| data.map(|data| Ok(Frame::data(data))))
         });
         (sender, Arriving::new(StreamBody::new(frames), world.connection, wait))
     }

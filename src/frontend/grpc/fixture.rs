@@ -7,13 +7,40 @@ use crate::{
     frontend::{Connection, Frontend, Phase, Settings, Surfaces, body::Memory},
     limit::address::{self, AddressGate},
     telemetry::metrics::Metrics,
-    wire::proto::inference::grpc_inference_service_client::GrpcInferenceServiceClient,
+    wire::proto::inference::{self as pb, grpc_inference_service_client::GrpcInferenceServiceClient},
 };
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo};
+use prost::Message;
 use std::{convert::Infallible, sync::Arc};
 use tokio::sync::watch;
 use tonic::transport::{Channel, Endpoint, Uri};
+
+/// An inference of `m` with eight bytes.
+pub(super) fn request() -> pb::ModelInferRequest {
+    let input = pb::model_infer_request::InferInputTensor {
+        name: "X".into(),
+        datatype: "FP32".into(),
+        shape: vec![1, 2],
+        ..Default::default()
+    };
+    pb::ModelInferRequest {
+        model_name: "m".into(),
+        id: "r1".into(),
+        inputs: vec![input],
+        raw_input_contents: vec![bytes::Bytes::from_static(&[0; 8])],
+        ..Default::default()
+    }
+}
+
+/// `message` with its prefix.
+pub(super) fn framed(message: &impl Message) -> Vec<u8> {
+    let body = message.encode_to_vec();
+    let mut framed = vec![0];
+    framed.extend(u32::try_from(body.len()).unwrap().to_be_bytes());
+    framed.extend(body);
+    framed
+}
 
 /// A front-end, and the phase that it sees.
 pub(super) struct World {

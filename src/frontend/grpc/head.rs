@@ -1,4 +1,4 @@
-//! What the head of an RPC says beyond what all HTTP requests say: `grpc-encoding` and `grpc-timeout`.
+//! What the head of an RPC says beyond what all HTTP requests say: `grpc-timeout`.
 
 use crate::{
     call::{CallId, Credentials, Head, Intent, Surface},
@@ -8,14 +8,13 @@ use crate::{
 use http::{HeaderMap, HeaderName};
 use std::time::Duration;
 
-const GRPC_ENCODING: HeaderName = HeaderName::from_static("grpc-encoding");
 const GRPC_TIMEOUT: HeaderName = HeaderName::from_static("grpc-timeout");
 
 /// The head of a call, and claims about its sender: nothing of the message is read.
 ///
 /// # Errors
 ///
-/// [`Error::RateLimited`] by the address gate, and what [`timeout`] and [`encoding`] answer.
+/// [`Error::RateLimited`] by the address gate, and what [`timeout`] answers.
 pub(super) fn open(
     connection: &Connection,
     id: &CallId,
@@ -23,23 +22,8 @@ pub(super) fn open(
     headers: &HeaderMap,
 ) -> Result<(Head, Credentials), Error> {
     connection.gate()?;
-    encoding(headers)?;
     let head = Head::new(id.clone(), Surface::Grpc, intent, connection.peer.clone()).with_timeout(timeout(headers)?);
     Ok((head, credentials(headers)))
-}
-
-/// Refuses compressed messages: `identity` is the only encoding of this version.
-///
-/// # Errors
-///
-/// [`Error::UnsupportedMedia`], which is rendered with `grpc-accept-encoding` (contract 05 section 1.1).
-pub(super) fn encoding(headers: &HeaderMap) -> Result<(), Error> {
-    match headers.get(GRPC_ENCODING) {
-        Some(value) if value.as_bytes() != b"identity" => Err(Error::UnsupportedMedia(
-            format!("grpc-encoding `{}` is not supported, expected `identity`", value.as_bytes().escape_ascii()).into(),
-        )),
-        _ => Ok(()),
-    }
 }
 
 /// The client's wish for a deadline: `grpc-timeout`, 1 to 8 digits and a unit (contract 05 section 1.1).
@@ -109,13 +93,6 @@ mod tests {
             assert_eq!(error.code(), Code::InvalidArgument, "{text}");
             assert!(error.to_string().contains(&format!("`{text}`")), "{error}");
         }
-    }
-
-    #[test]
-    fn only_identity_is_an_encoding() {
-        assert!(encoding(&HeaderMap::new()).is_ok());
-        assert!(encoding(&headers(GRPC_ENCODING, b"identity")).is_ok());
-        assert_eq!(encoding(&headers(GRPC_ENCODING, b"gzip")).unwrap_err().code(), Code::UnsupportedMediaType);
     }
 
     proptest! {

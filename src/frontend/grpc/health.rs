@@ -4,7 +4,7 @@
 //! `model:digits` is asked through the stack, as the anonymous caller.
 
 use super::{
-    head,
+    Request, head,
     leash::Leash,
     name, refuse, status,
     unary::{answer, read, stream_of},
@@ -12,10 +12,7 @@ use super::{
 use crate::{
     call::{Call, CallId, Credentials, Head, Inspect, Intent, ModelRef, Operation, Pending, Reply, Report, Surface},
     error::{Code, Error},
-    frontend::{
-        Connection,
-        http::{Request, Response},
-    },
+    frontend::{Connection, http::Response},
 };
 use futures_util::{Stream, stream::unfold};
 use http::HeaderValue;

@@ -5,6 +5,7 @@
 //! what a method means is the stack's business. Probes and reflection are answered beside the stack (invariant 3).
 
 mod arriving;
+mod encoding;
 mod head;
 mod health;
 mod input;
@@ -14,37 +15,65 @@ mod report;
 mod status;
 mod stream;
 mod unary;
+mod web;
 
 #[cfg(test)]
 mod fixture;
 
 pub(in crate::frontend) use status::{refuse, status};
+pub(in crate::frontend) use web::{refuse_web, serve as serve_web};
 
-use super::{
-    Connection,
-    head::call_id,
-    http::{Request, Response},
-};
+use super::{Connection, head::call_id, http::Response};
 use crate::{
     call::{CallId, Intent},
     error::Error,
 };
+use bytes::Bytes;
 use http::{Method, header::CONTENT_TYPE};
-use std::sync::Arc;
+use http_body::{Frame, SizeHint};
+use hyper::body::Incoming;
+use std::{
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+};
 
 /// The inference service (contract 01 section 4).
 const INFERENCE: &str = "inference.GRPCInferenceService";
 
+/// Whether `path` names a service of this surface. Paths of REST have no dot in their first segment.
+pub(in crate::frontend) fn has_service_of(path: &str) -> bool {
+    let service = path.strip_prefix('/').and_then(|path| path.split_once('/')).unwrap_or_default().0;
+    [INFERENCE, health::SERVICE, reflection::V1, reflection::V1ALPHA].contains(&service)
+}
+
+/// A request of either form.
+type Request = http::Request<Arrived>;
+
+/// How a request came.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Form {
+    /// Over HTTP/2, with trailers.
+    Native,
+    /// From a page, which can send one message only (contract 05 section 4).
+    Web,
+}
+
 /// Answers one request of this surface: a request whose `content-type` begins with `application/grpc`, over HTTP/2.
 ///
 /// Never fails as HTTP: every refusal is status 200 with `grpc-status` (contract 05 section 1.3).
-pub async fn serve(connection: Arc<Connection>, request: Request) -> Response {
+pub async fn serve(connection: Arc<Connection>, request: http::Request<Incoming>) -> Response {
+    dispatch(connection, request.map(Arrived::Native), Form::Native).await
+}
+
+async fn dispatch(connection: Arc<Connection>, request: Request, form: Form) -> Response {
     let id = call_id(request.headers());
-    let method = match route(&connection, &request) {
+    let method = match route(&connection, &request, form) {
         Ok(method) => method,
         Err(error) => return refuse(&id, &error),
     };
-    match method {
+    let coding = encoding::of_answers(request.headers());
+    let response = match method {
         Rpc::Infer => unary::infer(connection, id, request).await,
         // Long or rare, and their futures need not make that of every call larger.
         Rpc::Report(question) => Box::pin(report::serve(connection, id, question, request)).await,
@@ -52,6 +81,10 @@ pub async fn serve(connection: Arc<Connection>, request: Request) -> Response {
         Rpc::Probe(probe) => Box::pin(unary::probe(connection, id, probe, request)).await,
         Rpc::Health(method) => Box::pin(health::serve(connection, id, method, request)).await,
         Rpc::Reflection => Box::pin(reflection::serve(connection, id, request)).await,
+    };
+    match coding {
+        Some(coding) => encoding::compressed(response, coding),
+        None => response,
     }
 }
 
@@ -66,9 +99,11 @@ enum Rpc {
     Reflection,
 }
 
-fn route(connection: &Connection, request: &Request) -> Result<Rpc, Error> {
+fn route(connection: &Connection, request: &Request, form: Form) -> Result<Rpc, Error> {
     let path = request.uri().path();
-    media_type(request.headers().get(CONTENT_TYPE).map_or(&[], |value| value.as_bytes()))?;
+    if form == Form::Native {
+        media_type(request.headers().get(CONTENT_TYPE).map_or(&[], |value| value.as_bytes()))?;
+    }
     if request.method() != Method::POST {
         return Err(Error::MethodNotAllowed { allow: "POST" });
     }
@@ -85,7 +120,57 @@ fn route(connection: &Connection, request: &Request) -> Result<Rpc, Error> {
         }
         _ => None,
     };
-    known.ok_or_else(|| unknown(path))
+    match known {
+        Some(Rpc::Stream | Rpc::Reflection) if form == Form::Web => {
+            let error = format!("`{path}` takes a stream of messages, which gRPC-Web cannot send");
+            Err(Error::Unimplemented(error.into()))
+        }
+        Some(method) => Ok(method),
+        None => Err(unknown(path)),
+    }
+}
+
+/// The body of a request, whichever way it came.
+enum Arrived {
+    Native(Incoming),
+    Web(tonic::body::Body),
+    Text(web::Text<tonic::body::Body>),
+}
+
+impl http_body::Body for Arrived {
+    type Data = Bytes;
+    type Error = Error;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
+        match &mut *self {
+            Self::Native(body) => Pin::new(body).poll_frame(cx).map_err(|error| broken_off(&error)),
+            Self::Web(body) => Pin::new(body).poll_frame(cx).map_err(|error| broken_off(&error)),
+            Self::Text(body) => Pin::new(body).poll_frame(cx),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match self {
+            Self::Native(body) => body.is_end_stream(),
+            Self::Web(body) => body.is_end_stream(),
+            // Only its end says that nothing is left to be decoded.
+            Self::Text(_) => false,
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match self {
+            Self::Native(body) => body.size_hint(),
+            Self::Web(body) => body.size_hint(),
+            Self::Text(_) => SizeHint::default(),
+        }
+    }
+}
+
+/// The client went away, or broke the rules of HTTP.
+fn broken_off(error: &dyn std::fmt::Display) -> Error {
+    tracing::debug!(%error, "a message broke off");
+    Error::Cancelled
 }
 
 /// `ModelStreamInfer`. The opening is a call of its own: strangers get a status and no stream.
@@ -96,7 +181,10 @@ async fn open_stream(connection: Arc<Connection>, id: CallId, request: Request) 
     };
     // Contract 02 section 4, item 7.
     let strict = request.headers().get("triton_grpc_error").is_some_and(|value| value == "true");
-    let messages = unary::messages(&connection, request, arriving::Wait::WithinMessages);
+    let messages = match unary::messages(&connection, request, arriving::Wait::WithinMessages) {
+        Ok(messages) => messages,
+        Err(error) => return refuse(&id, &error),
+    };
     match stream::serve(Arc::clone(&connection), head, sender, strict, messages).await {
         Ok(answers) => unary::stream_of(&id, answers),
         Err(error) => {

@@ -4,6 +4,7 @@
 //! tonic-reflection's service: it ends the stream at an unknown symbol, where the protocol answers and goes on.
 
 use super::{
+    Request,
     arriving::{self, Wait},
     head,
     leash::Leash,
@@ -13,11 +14,7 @@ use super::{
 use crate::{
     call::CallId,
     error::Error,
-    frontend::{
-        Connection,
-        http::{Request, Response},
-        settings::Reflection,
-    },
+    frontend::{Connection, http::Response, settings::Reflection},
     wire::proto,
 };
 use bytes::Bytes;
@@ -51,15 +48,14 @@ pub(super) fn is_open(connection: &Connection) -> bool {
 /// Answers questions until the client has no more, is silent for `timers.read_stall`, or the server drains.
 pub(super) async fn serve(connection: Arc<Connection>, id: CallId, request: Request) -> Response {
     let opened = connection.gate().and_then(|()| {
-        head::encoding(request.headers())?;
-        head::timeout(request.headers())
+        let timeout = head::timeout(request.headers())?;
+        Ok((timeout, messages(&connection, request, Wait::Throughout)?))
     });
-    let timeout = match opened {
-        Ok(timeout) => timeout,
+    let (timeout, questions) = match opened {
+        Ok(opened) => opened,
         Err(error) => return refuse(&id, &error),
     };
     let leash = Leash::new(&connection, timeout);
-    let questions = messages(&connection, request, Wait::Throughout);
     stream_of(&id, answers(Asking { connection, id: id.clone(), questions, leash, over: false }))
 }
 

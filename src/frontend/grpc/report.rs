@@ -4,16 +4,13 @@
 //! stack's to say.
 
 use super::{
-    refuse,
+    Request, refuse,
     unary::{answer, call},
 };
 use crate::{
     call::{CallId, Inspect, Intent, Manage, ModelRef, Operation, Reply, Report},
     error::Error,
-    frontend::{
-        Connection,
-        http::{Request, Response},
-    },
+    frontend::{Connection, http::Response},
     wire::proto::{self, inference as pb},
 };
 use prost::Message;

@@ -2,6 +2,7 @@
 //!
 //! The numbers come from the one table; the two exceptions, which gRPC itself demands, stand in [`code`].
 
+use super::encoding;
 use crate::{
     call::CallId,
     error::Error,
@@ -16,7 +17,6 @@ use tonic_types::{ErrorDetails, StatusExt};
 const DOMAIN: &str = "sluicegate";
 const ERROR_CODE: HeaderName = HeaderName::from_static("error-code");
 const PUSHBACK: HeaderName = HeaderName::from_static("grpc-retry-pushback-ms");
-const ACCEPT_ENCODING: HeaderName = HeaderName::from_static("grpc-accept-encoding");
 
 /// The longest message, bytes: clients choose some of the names in it, and the whole header has to stay below 8 KiB
 /// (contract 05 section 5) after percent-encoding, which can treble it.
@@ -34,7 +34,7 @@ pub(in crate::frontend) fn status(error: &Error, id: &CallId) -> Status {
         headers.insert(PUSHBACK, HeaderValue::from(milliseconds(after)));
     }
     if matches!(error, Error::UnsupportedMedia(_)) {
-        headers.insert(ACCEPT_ENCODING, HeaderValue::from_static("identity"));
+        headers.insert(encoding::ACCEPT, encoding::ACCEPTED);
     }
     let details = details(error, id, &message);
     let mut status =
@@ -191,11 +191,11 @@ mod tests {
 
     #[test]
     fn a_refusal_is_one_block_of_headers_with_status_200() {
-        let response = refuse(&id(), &Error::UnsupportedMedia("grpc-encoding `gzip`".into()));
+        let response = refuse(&id(), &Error::UnsupportedMedia("grpc-encoding `br`".into()));
         assert_eq!(response.status(), 200);
         assert_eq!(response.headers()["content-type"], "application/grpc");
         assert_eq!(response.headers()["grpc-status"], "12");
-        assert_eq!(response.headers()["grpc-accept-encoding"], "identity");
+        assert_eq!(response.headers()["grpc-accept-encoding"], "gzip,deflate,zstd,identity");
         assert!(http_body::Body::is_end_stream(response.body()));
     }
 

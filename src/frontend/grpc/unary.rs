@@ -3,19 +3,16 @@
 //! On the wire a unary call is a stream of one message, so it is read as one, and a second message is refused here.
 
 use super::{
+    Request,
     arriving::{self, Arriving, PREFIX, Wait},
-    head,
+    encoding, head,
     input::Input,
     name, refuse,
 };
 use crate::{
     call::{Call, CallId, Chunk, InferResponse, Intent, Operation, Pending, Reply, ReplyStream, Surface},
     error::Error,
-    frontend::{
-        Connection,
-        body::Body,
-        http::{Request, Response},
-    },
+    frontend::{Connection, body::Body, http::Response},
     wire::proto::{self, inference as pb},
 };
 use futures_util::{StreamExt, stream};
@@ -74,7 +71,7 @@ where
 {
     let (head, sender) = head::open(connection, id, intent, request.headers())?;
     let limit = connection.frontend.settings.size.body;
-    let messages = messages(connection, request, Wait::Throughout);
+    let messages = messages(connection, request, Wait::Throughout)?;
     let input = Pending::new(async move { one(messages, limit).await.and_then(decode) });
     connection.frontend.gateway.call(Call { head, sender, input }).await
 }
@@ -83,24 +80,35 @@ where
 ///
 /// # Errors
 ///
-/// What [`head::encoding`] and [`one`] answer.
+/// What [`messages`] and [`one`] answer.
 pub(super) async fn read<M: Message + Default + 'static>(
     connection: &Arc<Connection>,
     request: Request,
 ) -> Result<M, Error> {
-    head::encoding(request.headers())?;
-    one(messages(connection, request, Wait::Throughout), connection.frontend.settings.size.body).await
+    one(messages(connection, request, Wait::Throughout)?, connection.frontend.settings.size.body).await
 }
 
 /// The messages of a request, none of them read. Each may have `limits.size.body` bytes: tonic's own limit is 4 MiB.
+///
+/// # Errors
+///
+/// As [`encoding::of_request`].
 pub(super) fn messages<M: Message + Default + 'static>(
     connection: &Arc<Connection>,
     request: Request,
     wait: Wait,
-) -> Streaming<M> {
+) -> Result<Streaming<M>, Error> {
     let limit = connection.frontend.settings.size.body;
+    let coding = encoding::of_request(request.headers())?;
     let body = Arriving::new(request.into_body(), Arc::clone(connection), wait);
-    Streaming::new_request(ProstDecoder::<M>::default(), body, None, Some(limit))
+    let decode = ProstDecoder::<M>::default();
+    Ok(match coding {
+        None => Streaming::new_request(decode, body, None, Some(limit)),
+        Some(coding) => {
+            let body = encoding::inflated(body, coding, Arc::clone(connection));
+            Streaming::new_request(decode, body, None, Some(limit))
+        }
+    })
 }
 
 /// Exactly one message.

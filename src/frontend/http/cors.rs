@@ -65,7 +65,7 @@ pub(super) async fn serve(connection: Arc<Connection>, target: Target, request: 
     let service = layer.layer(service_fn(move |request: Request| {
         let connection = Arc::clone(&connection);
         let answer = if target == Target::GrpcWeb {
-            grpc::serve(connection, request).boxed()
+            grpc::serve_web(connection, request).boxed()
         } else {
             let (parts, body) = request.into_parts();
             let request = http::Request::from_parts(parts, ());

@@ -135,7 +135,7 @@ async fn what_is_wrong_with_a_body_is_said() {
     assert_eq!(status(&server.post(path, "", "{").await), 400);
     assert_eq!(status(&server.post(path, "content-type: text/xml\r\n", INFER).await), 415);
     let gzip = server.post(path, "content-encoding: br\r\n", INFER).await;
-    assert_eq!((status(&gzip), header(&gzip, "accept-encoding")), (415, Some("gzip, deflate")));
+    assert_eq!((status(&gzip), header(&gzip, "accept-encoding")), (415, Some("gzip, deflate, zstd")));
     assert_eq!(status(&server.post(path, "inference-header-content-length: -1\r\n", INFER).await), 400);
     let broken = format!("POST {path} HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\nzz\r\n");
     assert_eq!(status(&server.say(broken).await), 400);
@@ -207,11 +207,15 @@ async fn two_lengths_never_make_two_requests() {
 }
 
 #[tokio::test]
-async fn grpc_needs_http2_and_grpc_web_is_not_here_yet() {
+async fn grpc_needs_http2_and_its_own_content_type() {
     let server = server();
     let path = "/inference.GRPCInferenceService/ServerLive";
     assert_eq!(status(&server.post(path, "content-type: application/grpc\r\n", "").await), 505);
-    assert_eq!(status(&server.post(path, "content-type: application/grpc-web+proto\r\n", "").await), 501);
+    for kind in ["", "content-type: text/plain\r\n", "content-type: application/json\r\n"] {
+        let answer = server.post(path, kind, "{}").await;
+        assert_eq!(status(&answer), 415, "{answer}");
+        assert!(answer.contains("expected `application/grpc`"), "{answer}");
+    }
 }
 
 #[tokio::test]
