@@ -14,13 +14,12 @@ use crate::{
         ServerReport,
     },
     error::Error,
-    tensor::{DataType, Shape, Tensor, TensorError, TensorSpec},
+    tensor::{DataType, Shape, TensorSpec},
 };
 use bytes::Bytes;
 use inference::{
-    InferParameter, InferTensorContents, ModelInferRequest, infer_parameter::ParameterChoice,
-    model_infer_request::InferInputTensor, model_infer_response::InferOutputTensor,
-    model_metadata_response::TensorMetadata,
+    InferParameter, ModelInferRequest, infer_parameter::ParameterChoice, model_infer_request::InferInputTensor,
+    model_infer_response::InferOutputTensor, model_metadata_response::TensorMetadata,
 };
 use std::{collections::HashMap, sync::Arc};
 
@@ -28,6 +27,7 @@ mod config;
 mod manage;
 #[cfg(test)]
 mod tests;
+mod typed;
 
 pub use config::{ConfigError, encode_config, encode_config_json, parse_config_json, parse_config_text};
 pub(super) use manage::index_state;
@@ -161,91 +161,35 @@ fn input(tensor: InferInputTensor, contents: Option<Bytes>, settings: &Settings)
         (Some(_), Some(_)) => Err(wrong("has both raw and typed contents, expected one".to_owned())),
         (Some(data), None) => shared(name, dtype, shape, data),
         (None, typed) => {
-            let tensor = typed_tensor(dtype, shape, typed.unwrap_or_default()).map_err(wrong)?;
+            let tensor = typed::tensor(dtype, shape, typed.unwrap_or_default()).map_err(wrong)?;
             Ok(NamedTensor { name, tensor })
         }
     }
 }
 
-/// Builds a tensor of typed contents, or says what is wrong with them (contract 01 section 4.2, rules 4 to 7).
-fn typed_tensor(dtype: DataType, shape: Shape, contents: InferTensorContents) -> Result<Tensor, String> {
-    let overflow = || TensorError::Overflow.to_string();
-    let expected = shape.elements().ok_or_else(overflow)?;
-    // Half types have no field of their own; any that is filled is the wrong one.
-    let field = field_of(dtype).unwrap_or("raw_input_contents");
-    let filled = [
-        ("bool_contents", contents.bool_contents.len()),
-        ("int_contents", contents.int_contents.len()),
-        ("int64_contents", contents.int64_contents.len()),
-        ("uint_contents", contents.uint_contents.len()),
-        ("uint64_contents", contents.uint64_contents.len()),
-        ("fp32_contents", contents.fp32_contents.len()),
-        ("fp64_contents", contents.fp64_contents.len()),
-        ("bytes_contents", contents.bytes_contents.len()),
-    ];
-    if let Some((found, _)) = filled.iter().find(|(name, length)| *length > 0 && *name != field) {
-        return Err(format!("has `{found}`, expected `{field}` for {dtype}"));
-    }
-    let found = filled.iter().map(|(_, length)| length).sum::<usize>();
-    if found == 0 && expected > 0 {
-        return Err(format!("has no data, expected `{field}`"));
-    }
-    if found != expected {
-        return Err(format!("has {found} elements in `{field}`, expected {expected} for shape {shape}"));
-    }
-    let tensor = match dtype {
-        DataType::Bool => Tensor::new(dtype, shape, contents.bool_contents.into_iter().map(u8::from).collect()),
-        DataType::Int8 => Tensor::of(dtype, shape, narrow::<_, i8>(&contents.int_contents, dtype)?),
-        DataType::Int16 => Tensor::of(dtype, shape, narrow::<_, i16>(&contents.int_contents, dtype)?),
-        DataType::Int32 => Tensor::of(dtype, shape, contents.int_contents),
-        DataType::Int64 => Tensor::of(dtype, shape, contents.int64_contents),
-        DataType::Uint8 => Tensor::of(dtype, shape, narrow::<_, u8>(&contents.uint_contents, dtype)?),
-        DataType::Uint16 => Tensor::of(dtype, shape, narrow::<_, u16>(&contents.uint_contents, dtype)?),
-        DataType::Uint32 => Tensor::of(dtype, shape, contents.uint_contents),
-        DataType::Uint64 => Tensor::of(dtype, shape, contents.uint64_contents),
-        DataType::Fp32 => Tensor::of(dtype, shape, contents.fp32_contents),
-        DataType::Fp64 => Tensor::of(dtype, shape, contents.fp64_contents),
-        DataType::Bytes => Tensor::strings(shape, contents.bytes_contents),
-        // Only without elements: everything else is refused above.
-        DataType::Fp16 | DataType::Bf16 => Tensor::new(dtype, shape, Bytes::new()),
-    };
-    tensor.map_err(|error| error.to_string())
+/// Whether a request brings its tensors as typed contents.
+pub fn is_typed(message: &ModelInferRequest) -> bool {
+    message.raw_input_contents.is_empty() && !message.inputs.is_empty()
 }
 
-const fn field_of(dtype: DataType) -> Option<&'static str> {
-    match dtype {
-        DataType::Bool => Some("bool_contents"),
-        DataType::Int8 | DataType::Int16 | DataType::Int32 => Some("int_contents"),
-        DataType::Int64 => Some("int64_contents"),
-        DataType::Uint8 | DataType::Uint16 | DataType::Uint32 => Some("uint_contents"),
-        DataType::Uint64 => Some("uint64_contents"),
-        DataType::Fp32 => Some("fp32_contents"),
-        DataType::Fp64 => Some("fp64_contents"),
-        DataType::Bytes => Some("bytes_contents"),
-        DataType::Fp16 | DataType::Bf16 => None,
-    }
-}
-
-fn narrow<W: Copy + std::fmt::Display, T: TryFrom<W>>(wide: &[W], dtype: DataType) -> Result<Vec<T>, String> {
-    let narrow = |(index, value): (usize, &W)| {
-        T::try_from(*value).map_err(|_| format!("has `{value}` at index {index}, beyond the range of {dtype}"))
-    };
-    wide.iter().enumerate().map(narrow).collect()
-}
-
-/// Converts a response; `raw_output_contents` has one entry per output, always.
-pub fn encode_infer(response: InferResponse) -> inference::ModelInferResponse {
+/// Converts a response: `raw_output_contents` has one entry per output, or none if the outputs are `typed`.
+///
+/// What has no typed form (FP16, BF16) makes all of them raw: the protocol has no mixture (contract 01 section 4.2).
+pub fn encode_infer(response: InferResponse, typed: bool) -> inference::ModelInferResponse {
+    let typed = typed && response.outputs.iter().all(|output| typed::has_form(output.tensor.dtype()));
     let mut outputs = Vec::with_capacity(response.outputs.len());
-    let mut raw_output_contents = Vec::with_capacity(response.outputs.len());
+    let mut raw_output_contents = Vec::with_capacity(if typed { 0 } else { response.outputs.len() });
     for NamedTensor { name, tensor } in response.outputs {
         outputs.push(InferOutputTensor {
             name: name.as_ref().into(),
             datatype: tensor.dtype().name().into(),
             shape: tensor.shape().dims().iter().map(|dim| i64::try_from(*dim).unwrap_or(i64::MAX)).collect(),
             parameters: HashMap::new(),
-            contents: None,
+            contents: typed.then(|| typed::contents(&tensor)),
         });
-        raw_output_contents.push(tensor.data().clone());
+        if !typed {
+            raw_output_contents.push(tensor.data().clone());
+        }
     }
     inference::ModelInferResponse {
         model_name: response.model.name.as_ref().into(),

@@ -140,6 +140,7 @@ impl Link for Messages {
 struct Note {
     id: String,
     empty_final: bool,
+    typed: bool,
 }
 
 /// The session of one stream.
@@ -182,7 +183,8 @@ impl Codec for Protocol {
             message.parameters.get(EMPTY_FINAL),
             Some(InferParameter { parameter_choice: Some(ParameterChoice::BoolParam(true)) })
         );
-        let note = Note { id: message.id.clone(), empty_final };
+        let typed = self.connection.frontend.settings.grpc.mirror && proto::is_typed(&message);
+        let note = Note { id: message.id.clone(), empty_final, typed };
         let connection = Arc::clone(&self.connection);
         let input = match Input::hold(&connection, message) {
             Ok(input) => input,
@@ -214,7 +216,7 @@ impl Codec for Protocol {
         if !response.parameters.iter().any(|(name, _)| &**name == FINAL) {
             response.parameters.push((FINAL.into(), Parameter::Bool(last)));
         }
-        let mut response = proto::encode_infer(response);
+        let mut response = proto::encode_infer(response, about.note.typed);
         self.connection.frontend.memory.hold_all(&mut response.raw_output_contents)?;
         if response.id.is_empty() {
             response.id.clone_from(&about.note.id);

@@ -56,7 +56,7 @@ async fn server(call: Inbound) -> Result<Reply, Error> {
             "m" => Ok(Reply::Report(Report::Ready { model: model.name, ready: true })),
             _ => Err(Error::ModelNotFound { model: model.name, version: model.version }),
         },
-        Operation::Inspect(Inspect::Server) => {
+        Operation::Inspect(Inspect::Server | Inspect::Caller) => {
             let report = ServerReport { name: "sluicegate", version: "0", extensions: &[] };
             Ok(Reply::Report(Report::Server(report)))
         }
@@ -82,6 +82,28 @@ async fn an_inference_is_answered_with_raw_outputs_and_the_call_id() {
     let answer = answer.into_inner();
     assert_eq!((&*answer.model_name, &*answer.model_version, &*answer.id), ("m", "1", "r1"));
     assert_eq!(answer.raw_output_contents[0], &[0, 0, 128, 62, 0, 0, 192, 191][..]);
+}
+
+#[tokio::test]
+async fn outputs_mirror_the_form_of_inputs_where_that_is_configured() {
+    let mut typed = request();
+    typed.raw_input_contents.clear();
+    typed.inputs[0].contents = Some(pb::InferTensorContents { fp32_contents: vec![1.0, 2.0], ..Default::default() });
+    for (mirror, message, is_typed) in
+        [(false, typed.clone(), false), (true, typed.clone(), true), (true, request(), false)]
+    {
+        let mut settings = Settings::default();
+        settings.grpc.mirror = mirror;
+        let world = world(settings, server);
+        let once = world.client().await.model_infer(message.clone()).await.unwrap().into_inner();
+        let stream = world.client().await.model_stream_infer(tokio_stream::iter([message])).await.unwrap();
+        let streamed = stream.into_inner().next().await.unwrap().unwrap().infer_response.unwrap();
+        for answer in [once, streamed] {
+            assert_eq!(answer.raw_output_contents.is_empty(), is_typed);
+            let contents = answer.outputs[0].contents.clone().map(|contents| contents.fp32_contents);
+            assert_eq!(contents, is_typed.then(|| vec![0.25, -1.5]));
+        }
+    }
 }
 
 #[tokio::test]

@@ -18,7 +18,10 @@ use crate::{
 use futures_util::{StreamExt, stream};
 use http::{HeaderValue, header::CONTENT_TYPE};
 use prost::Message;
-use std::sync::Arc;
+use std::sync::{
+    Arc,
+    atomic::{AtomicBool, Ordering},
+};
 use tonic::codec::{EncodeBody, SingleMessageCompressionOverride, Streaming};
 use tonic_prost::{ProstDecoder, ProstEncoder};
 
@@ -32,14 +35,26 @@ pub(super) enum Probe {
 /// `ModelInfer`.
 pub(super) async fn infer(connection: Arc<Connection>, id: CallId, request: Request) -> Response {
     let settings = Arc::clone(&connection);
-    let decode = move |message| Input::hold(&settings, message)?.decode(&settings.frontend.settings.wire);
-    match call(&connection, &id, Intent::Infer, request, decode).await {
-        Ok(Reply::Infer(response)) => answer(&connection, &id, proto::encode_infer(response)),
-        Ok(Reply::Stream(stream)) => match only(stream).await {
-            Ok(response) => answer(&connection, &id, proto::encode_infer(response)),
-            Err(error) => refused(&connection, &id, &error),
-        },
-        Ok(Reply::Report(_)) => refused(&connection, &id, &Error::internal("a report answers an inference")),
+    // Known once the message is read, and wanted only where answers mirror it.
+    let typed = settings.frontend.settings.grpc.mirror.then(|| Arc::new(AtomicBool::new(false)));
+    let noted = typed.clone();
+    let decode = move |message| {
+        if let Some(typed) = noted {
+            typed.store(proto::is_typed(&message), Ordering::Relaxed);
+        }
+        Input::hold(&settings, message)?.decode(&settings.frontend.settings.wire)
+    };
+    let response = match call(&connection, &id, Intent::Infer, request, decode).await {
+        Ok(Reply::Infer(response)) => Ok(response),
+        Ok(Reply::Stream(stream)) => only(stream).await,
+        Ok(Reply::Report(_)) => Err(Error::internal("a report answers an inference")),
+        Err(error) => Err(error),
+    };
+    match response {
+        Ok(response) => {
+            let typed = typed.is_some_and(|typed| typed.load(Ordering::Relaxed));
+            answer(&connection, &id, proto::encode_infer(response, typed))
+        }
         Err(error) => refused(&connection, &id, &error),
     }
 }

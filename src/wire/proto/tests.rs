@@ -4,8 +4,9 @@ use super::*;
 use crate::{
     call::{ModelKey, Timing},
     error::Code,
+    tensor::Tensor,
 };
-use inference::{ModelInferResponse, model_infer_request::InferRequestedOutputTensor};
+use inference::{InferTensorContents, ModelInferResponse, model_infer_request::InferRequestedOutputTensor};
 use proptest::prelude::*;
 use prost::Message;
 use std::time::Duration;
@@ -82,7 +83,7 @@ fn the_response_of_the_contract() {
         parameters: Vec::new(),
         timing: Timing::default(),
     };
-    assert_eq!(encode_infer(response).encode_to_vec(), RESPONSE);
+    assert_eq!(encode_infer(response, false).encode_to_vec(), RESPONSE);
     assert!(ModelInferResponse::decode(&RESPONSE[..]).is_ok());
 }
 
@@ -91,13 +92,16 @@ fn every_output_has_a_raw_entry_even_an_empty_one() {
     let empty = Tensor::new(DataType::Fp32, [0].into(), Bytes::new()).unwrap();
     let one = Tensor::of(DataType::Int8, [].into(), vec![1_i8]).unwrap();
     let outputs = [("a", empty.clone()), ("b", one), ("c", empty)];
-    let response = encode_infer(InferResponse {
-        model: Arc::new(ModelKey { name: "m".into(), version: "1".into() }),
-        client_id: None,
-        outputs: outputs.map(|(name, tensor)| NamedTensor { name: name.into(), tensor }).into(),
-        parameters: vec![("triton_final_response".into(), Parameter::Bool(true))],
-        timing: Timing::default(),
-    });
+    let response = encode_infer(
+        InferResponse {
+            model: Arc::new(ModelKey { name: "m".into(), version: "1".into() }),
+            client_id: None,
+            outputs: outputs.map(|(name, tensor)| NamedTensor { name: name.into(), tensor }).into(),
+            parameters: vec![("triton_final_response".into(), Parameter::Bool(true))],
+            timing: Timing::default(),
+        },
+        false,
+    );
     assert_eq!(response.raw_output_contents, [&[][..], &[1], &[]]);
     assert!(response.outputs.iter().all(|output| output.contents.is_none()));
     let flag = response.parameters["triton_final_response"].parameter_choice.clone();
