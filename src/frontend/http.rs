@@ -198,11 +198,6 @@ fn refusal(
             let unsound = Unsound::Status(StatusCode::HTTP_VERSION_NOT_SUPPORTED, "grpc needs HTTP/2");
             Some(unsound.render(request))
         }
-        // Contract 05 section 1.1: a client of gRPC that says another type is told so, in HTTP.
-        Target::Rest if *request.method() == Method::POST && grpc::has_service_of(request.uri().path()) => {
-            let error = "the methods of a gRPC service need another content type, expected `application/grpc`";
-            Some(rest::refuse(request, &Error::UnsupportedMedia(error.into())))
-        }
         _ => None,
     }
 }

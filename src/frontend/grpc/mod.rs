@@ -41,12 +41,6 @@ use std::{
 /// The inference service (contract 01 section 4).
 const INFERENCE: &str = "inference.GRPCInferenceService";
 
-/// Whether `path` names a service of this surface. Paths of REST have no dot in their first segment.
-pub(in crate::frontend) fn has_service_of(path: &str) -> bool {
-    let service = path.strip_prefix('/').and_then(|path| path.split_once('/')).unwrap_or_default().0;
-    [INFERENCE, health::SERVICE, reflection::V1, reflection::V1ALPHA].contains(&service)
-}
-
 /// A request of either form.
 type Request = http::Request<Arrived>;
 

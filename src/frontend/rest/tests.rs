@@ -214,7 +214,7 @@ async fn grpc_needs_http2_and_its_own_content_type() {
     for kind in ["", "content-type: text/plain\r\n", "content-type: application/json\r\n"] {
         let answer = server.post(path, kind, "{}").await;
         assert_eq!(status(&answer), 415, "{answer}");
-        assert!(answer.contains("expected `application/grpc`"), "{answer}");
+        assert!(answer.contains("expected `content-type: application/grpc`"), "{answer}");
     }
 }
 
