@@ -6,6 +6,7 @@
 mod allocations;
 mod bad_input;
 mod cancel;
+mod datatypes;
 mod drain;
 mod floods;
 mod onnx;

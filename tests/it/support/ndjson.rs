@@ -69,13 +69,18 @@ impl Ndjson {
 
     /// The next line that is not blank; `None` at the end of the stream.
     pub async fn next(&mut self) -> Option<Value> {
+        self.next_line().await.map(|line| serde_json::from_slice(&line).expect("a JSON line"))
+    }
+
+    /// The bytes of the next line that is not blank; `None` at the end of the stream.
+    pub async fn next_line(&mut self) -> Option<Vec<u8>> {
         loop {
             if let Some(end) = self.buffer.iter().position(|byte| *byte == b'\n') {
                 let line: Vec<u8> = self.buffer.drain(..=end).collect();
                 if line.trim_ascii().is_empty() {
                     continue;
                 }
-                return Some(serde_json::from_slice(&line).expect("a JSON line"));
+                return Some(line);
             }
             let frame =
                 tokio::time::timeout(Duration::from_secs(20), self.body.frame()).await.expect("a frame in time")?;
