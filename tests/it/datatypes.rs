@@ -199,7 +199,7 @@ async fn rest_in_json_and_in_binary() {
         request.headers_mut().insert("inference-header-content-length", header.len().into());
         let response = http1(&running, request).await;
         assert_eq!(response.status(), 200, "{} in binary: {:?}", sample.dtype, response.body());
-        // Without a byte of binary there is no such header (contract 02 section 1.3).
+        // Without a byte of binary there is no such header (contract 02 section 1.2).
         let length = response.headers().get("inference-header-content-length");
         let length = length.map_or(response.body().len(), |length| length.to_str().unwrap().parse().unwrap());
         assert_eq!(response.body()[length..], sample.raw, "{} in binary", sample.dtype);
