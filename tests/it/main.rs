@@ -16,3 +16,4 @@ mod support;
 mod surfaces;
 mod tidy;
 mod tunnels;
+mod v1;
