@@ -1,5 +1,8 @@
 //! KServe V1, TensorFlow Serving and `POST /predict`: what clients of those protocols see, through real sockets.
 
+mod doors;
+mod grpc;
+
 use crate::support::{
     Running, Setup,
     client::{http_request, http1},

@@ -19,6 +19,9 @@ mod tests;
 
 pub use examples::{Task, decode_examples, encode_results};
 pub use names::Names;
+pub(in crate::wire) use report::METHOD;
+#[cfg(test)]
+pub(in crate::wire) use report::dtype_name;
 pub use report::{SIGNATURE, encode_catalog, encode_metadata, encode_model, encode_status, version_status};
 pub use request::{decode_object, decode_predict};
 pub use response::{encode_object, encode_predict};
