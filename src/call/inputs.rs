@@ -26,7 +26,12 @@ pub struct Expected {
     pub signature: Arc<Signature>,
     /// Whether the first dimension of every input counts rows.
     pub batches: bool,
+    /// The labels of each output's classes, in the signature's order; line n is class n.
+    pub labels: Arc<[Option<Labels>]>,
 }
+
+/// The labels of an output's classes: line n is class n.
+pub type Labels = Arc<[Arc<str>]>;
 
 /// Inputs that wait for a signature. Polled below the layers, so what it waits for counts against the deadline.
 pub struct Untyped(Box<Read>);

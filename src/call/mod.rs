@@ -17,7 +17,7 @@ mod watch;
 
 pub use gateway::Gateway;
 pub use identity::{Credentials, Identity, Peer, Scope};
-pub use inputs::{Expected, Inputs, Untyped};
+pub use inputs::{Expected, Inputs, Labels, Untyped};
 pub use manage::{LoadRequest, LoggingChange, Manage, NewValues, TraceChange};
 pub use operation::{
     InferRequest, Inspect, ModelKey, ModelRef, NamedTensor, Operation, Parameter, Parameters, RequestedOutput,
@@ -25,7 +25,7 @@ pub use operation::{
 pub use readiness::Readiness;
 pub use reply::{Chunk, InferResponse, Reply, Timing};
 pub use report::{
-    BatchReport, ConfigReport, IndexEntry, Logging, ModelReport, Report, ServedVersions, ServerReport,
+    BatchReport, CatalogEntry, ConfigReport, IndexEntry, Logging, ModelReport, Report, ServedVersions, ServerReport,
     StatisticsReport, Tally, VersionState, VersionsReport,
 };
 pub use stream::ReplyStream;

@@ -36,6 +36,16 @@ pub struct ModelRef {
     pub version: Option<Arc<str>>,
 }
 
+impl ModelRef {
+    /// The version of `name` that carries `label` (contract 03 section 8).
+    ///
+    /// Written as the path of a label is, which is the name of no folder and so of no version. Which version it is, is
+    /// the repository's to say when it looks the model up; until labels can be configured, it is none.
+    pub fn labelled(name: impl Into<Arc<str>>, label: &str) -> Self {
+        Self { name: name.into(), version: Some(format!("labels/{label}").into()) }
+    }
+}
+
 /// A model as the repository knows it. May be a metric label.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct ModelKey {
@@ -137,6 +147,8 @@ pub enum Inspect {
     Server,
     /// Names of the models the caller may know of.
     Models,
+    /// The same, each with the time at which it came into service.
+    Catalog,
     /// Inputs and outputs of a model.
     Model(ModelRef),
     /// Whether a model can run now.
@@ -164,7 +176,7 @@ impl Inspect {
         match self {
             Self::Model(model) | Self::Ready(model) | Self::Versions(model) | Self::Config(model) => Some(model),
             Self::Statistics(model) | Self::Trace(model) => model.as_ref(),
-            Self::Caller | Self::Server | Self::Models | Self::Index { .. } | Self::Logging => None,
+            Self::Caller | Self::Server | Self::Models | Self::Catalog | Self::Index { .. } | Self::Logging => None,
         }
     }
 }

@@ -13,6 +13,8 @@ pub enum Report {
     Server(ServerReport),
     /// Names of the models the caller may know of, sorted.
     Models(Vec<Arc<str>>),
+    /// The same, each with the time at which it came into service.
+    Catalog(Vec<CatalogEntry>),
     /// Inputs and outputs of a model.
     Model(ModelReport),
     /// Whether a model can run now.
@@ -45,6 +47,7 @@ impl Report {
     pub fn retain_models(&mut self, may_see: impl Fn(&str) -> bool) {
         match self {
             Self::Models(names) => names.retain(|name| may_see(name)),
+            Self::Catalog(entries) => entries.retain(|entry| may_see(&entry.name)),
             Self::Index(entries) => entries.retain(|entry| may_see(&entry.name)),
             Self::Statistics(reports) => reports.retain(|report| may_see(&report.name)),
             _ => {}
@@ -104,6 +107,15 @@ pub struct VersionsReport {
     pub since: u64,
     /// Each version with its state and, unless it is ready, why: the highest first.
     pub versions: Vec<(Arc<str>, VersionState, Arc<str>)>,
+}
+
+/// One model that may be asked for (contract 04 section 3).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CatalogEntry {
+    /// Its name.
+    pub name: Arc<str>,
+    /// When its newest version that is ready came into service, as seconds since 1970; 0 if none is.
+    pub since: u64,
 }
 
 /// One line of the repository's index.

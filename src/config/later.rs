@@ -29,7 +29,6 @@ pub(super) const LATER: &[&str] = &[
     "models.defaults.warmup",
     "models.defaults.cache",
     "models.defaults.traffic",
-    "rest.predict",
     "idempotency",
     "telemetry.metrics",
     "telemetry.otlp",

@@ -26,8 +26,9 @@ enum Step {
 
 /// The tree of a YAML document; an empty one is a map without keys.
 pub(super) fn tree(text: &str, problems: &mut Problems) -> Value {
-    // Quotations of the file stay out of messages, which go to logs.
-    let options = serde_saphyr::options! { with_snippet: false };
+    // Quotations of the file stay out of messages, which go to logs. And `y` is the name of many a tensor, not the
+    // boolean that it was in YAML 1.1.
+    let options = serde_saphyr::options! { with_snippet: false, strict_booleans: true };
     match serde_saphyr::from_str_with_options(text, options) {
         Ok(Value::Null) => Value::Object(Map::new()),
         Ok(tree) => tree,
@@ -352,6 +353,13 @@ mod tests {
     fn broken_yaml_and_doubled_keys_are_problems() {
         assert_eq!(outer("inner: {").1.len(), 1);
         assert_eq!(outer("size: 1\nsize: 2\n").1.len(), 1);
+    }
+
+    #[test]
+    fn only_true_and_false_are_booleans() {
+        let mut problems = Problems::new("test");
+        let tree = tree("y: y\nn: [no, on, true]\n", &mut problems);
+        assert_eq!(tree, serde_json::json!({ "y": "y", "n": ["no", "on", true] }));
     }
 
     #[test]

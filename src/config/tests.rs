@@ -130,7 +130,6 @@ fn what_comes_later_says_so() {
         ("limits: { shared: { redis: { file: x } } }", "limits.shared"),
         ("auth: { jwt: [] }", "auth.jwt"),
         ("auth: { mtls: { identity: subject } }", "auth.mtls"),
-        ("rest: { predict: { model: digits } }", "rest.predict"),
         ("idempotency: { age: 10m }", "idempotency"),
         ("telemetry: { otlp: { sample: 1 } }", "telemetry.otlp"),
         ("models: { defaults: { cache: { memory: 1MiB } } }", "models.defaults.cache"),
@@ -244,6 +243,34 @@ fn what_is_valid_arrives() {
     assert_eq!(config.models.defaults.instances, Amount::Exactly(2));
     assert_eq!(config.models.defaults.batching.enabled, Switch::Off);
     assert_eq!(config.runtime.kind, Kind::WorkStealing);
+}
+
+#[test]
+fn a_plain_call_names_its_model_and_renames_its_tensors() {
+    assert!(parse("rest: {}").unwrap().frontend.rest.predict.is_none());
+    let text = "rest: { predict: { model: digits, version: 3, inputs: { x: image }, outputs: { y: probabilities } } }";
+    let predict = parse(text).unwrap().frontend.rest.predict.unwrap();
+    assert_eq!((&*predict.model.name, predict.model.version.as_deref()), ("digits", Some("3")));
+    assert_eq!((predict.names.of_input("image"), predict.names.of_output("probabilities")), ("x", "y"));
+    assert_eq!(predict.names.of_output("other"), "other");
+    for (text, problem) in [
+        ("rest: { predict: {} }", "rest.predict.model: is missing or empty, expected the name of a model"),
+        (
+            "rest: { predict: { model: m, input: { x: y } } }",
+            "rest.predict.input: unknown key; the nearest valid one is `inputs`",
+        ),
+        (
+            "rest: { predict: { model: m, inputs: { a: x, b: x } } }",
+            "rest.predict.inputs.b: `x` has another name already (`a`), expected one",
+        ),
+        ("rest: { predicts: { model: m } }", "rest.predicts: unknown key; the nearest valid one is `predict`"),
+        (
+            "rest: { predict: { model: m, version: newest } }",
+            "rest.predict.version: found string \"newest\", expected u64",
+        ),
+    ] {
+        assert_eq!(only_problem(text), problem);
+    }
 }
 
 #[test]

@@ -2,7 +2,10 @@
 //!
 //! Every default of a dependency that differs per surface is set from here (architecture section 11).
 
-use crate::wire;
+use crate::{
+    call::ModelRef,
+    wire::{self, v1::Names},
+};
 use http::{HeaderName, HeaderValue};
 use std::time::Duration;
 
@@ -150,15 +153,34 @@ pub struct WebSocket {
 }
 
 /// REST (`rest`).
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Rest {
     /// Responses of more bytes are compressed for clients that take it; absent: none are.
     pub compress_above: Option<usize>,
+    /// `POST /predict`; absent: there is no such path.
+    pub predict: Option<Predict>,
+}
+
+/// The model behind `POST /predict`, and what its clients call its tensors (`rest.predict`).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Predict {
+    /// Which model.
+    pub model: ModelRef,
+    /// What it calls inputs and outputs.
+    pub names: Names,
+}
+
+impl Rest {
+    /// What clients of `POST /predict` call its tensors.
+    pub fn names(&self) -> &Names {
+        static NONE: Names = Names { inputs: Vec::new(), outputs: Vec::new() };
+        self.predict.as_ref().map_or(&NONE, |predict| &predict.names)
+    }
 }
 
 impl Default for Rest {
     fn default() -> Self {
-        Self { compress_above: Some(KIB) }
+        Self { compress_above: Some(KIB), predict: None }
     }
 }
 

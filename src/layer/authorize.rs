@@ -111,11 +111,11 @@ impl<S, G: Permit> Authorize<S, G> {
         };
         match operation {
             // Nothing of these is private to anyone who may do something here; lists of models are cut below.
-            Operation::Inspect(Inspect::Caller | Inspect::Server | Inspect::Models) if self.grants.any(identity) => {
-                Ok(())
-            }
-            Operation::Inspect(Inspect::Caller | Inspect::Server | Inspect::Models) => {
-                Err(Error::Forbidden { action: "use this server" })
+            Operation::Inspect(Inspect::Caller | Inspect::Server | Inspect::Models | Inspect::Catalog) => {
+                match self.grants.any(identity) {
+                    true => Ok(()),
+                    false => Err(Error::Forbidden { action: "use this server" }),
+                }
             }
             _ => self.grants.check(identity, intent, model),
         }
@@ -141,7 +141,7 @@ where
         }
         let lists = matches!(
             call.input,
-            Operation::Inspect(Inspect::Models | Inspect::Index { .. } | Inspect::Statistics(None))
+            Operation::Inspect(Inspect::Models | Inspect::Catalog | Inspect::Index { .. } | Inspect::Statistics(None))
         );
         let reader = lists.then(|| (Arc::clone(&self.grants), Arc::clone(&call.sender)));
         Authorized { state: State::Below { inner: self.inner.call(call), reader } }
@@ -230,7 +230,7 @@ mod tests {
 
     #[tokio::test]
     async fn who_has_any_grant_may_ask_about_itself_and_the_server() {
-        for question in [Inspect::Caller, Inspect::Server, Inspect::Models] {
+        for question in [Inspect::Caller, Inspect::Server, Inspect::Models, Inspect::Catalog] {
             assert_eq!(code("web", inspect(question.clone())).await, None);
             assert_eq!(code("stranger", inspect(question)).await, Some(Code::PermissionDenied));
         }

@@ -11,8 +11,7 @@ use std::{cmp::Ordering, fmt::Write, num::NonZeroUsize, sync::Arc};
 /// Elements that are classified at most (contract 02 section 8).
 const MOST: usize = 1_000_000;
 
-/// The labels of an output's classes: line n is class n.
-pub type Labels = Arc<[Arc<str>]>;
+pub use crate::call::Labels;
 
 /// Refuses what cannot be classified, before the model runs.
 ///

@@ -231,7 +231,7 @@ impl Loader {
             decoupled,
             settings: Arc::new(found.settings.clone()),
             instances,
-            labels,
+            labels: labels.into(),
             since: SystemTime::now(),
             files: found.files.clone(),
         })

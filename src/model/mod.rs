@@ -49,7 +49,7 @@ pub struct Model {
     /// Instances that run it.
     pub instances: usize,
     /// The labels of each output's classes, in the signature's order.
-    pub labels: Vec<Option<Labels>>,
+    pub labels: Arc<[Option<Labels>]>,
     /// When it came into service.
     pub since: SystemTime,
     /// Files that a load call brought; they are there for as long as the model may be opened again.

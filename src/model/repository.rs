@@ -5,7 +5,7 @@
 
 use super::Model;
 use crate::{
-    call::{IndexEntry, ModelRef, ModelReport, Report, VersionState, VersionsReport},
+    call::{CatalogEntry, IndexEntry, ModelRef, ModelReport, Report, VersionState, VersionsReport},
     error::Error,
 };
 use arc_swap::ArcSwap;
@@ -148,11 +148,10 @@ impl Repository {
             return Err(not_found(wanted));
         }
         let newest = entries.iter().find_map(|version| version.state.model());
-        let since = newest.as_ref().map_or(SystemTime::UNIX_EPOCH, |model| model.since);
         Ok(VersionsReport {
             name: Arc::clone(&wanted.name),
+            since: seconds(newest.as_deref()),
             ready: newest.is_some_and(|model| model.scheduler.is_ready()),
-            since: since.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs(),
             versions: entries
                 .into_iter()
                 .map(|version| {
@@ -205,6 +204,19 @@ impl Repository {
         let mut names: Vec<_> = self.models.load().keys().cloned().collect();
         names.sort_unstable();
         names
+    }
+
+    /// All models, whatever their state, sorted by name, each with the time at which its newest ready version came.
+    pub fn catalog(&self) -> Vec<CatalogEntry> {
+        let models = self.models.load();
+        let since =
+            |versions: &Versions| seconds(versions.0.iter().find_map(|version| version.state.model()).as_deref());
+        let mut entries: Vec<_> = models
+            .iter()
+            .map(|(name, versions)| CatalogEntry { name: Arc::clone(name), since: since(versions) })
+            .collect();
+        entries.sort_unstable_by(|a, b| a.name.cmp(&b.name));
+        entries
     }
 
     /// Every version of every model with its state, sorted by name, the highest version first.
@@ -364,6 +376,12 @@ fn find<'a>(models: &'a HashMap<Arc<str>, Arc<Versions>>, wanted: &ModelRef) -> 
 
 fn not_found(wanted: &ModelRef) -> Error {
     Error::ModelNotFound { model: Arc::clone(&wanted.name), version: wanted.version.clone() }
+}
+
+/// When a model came into service, as seconds since 1970; 0 if there is none.
+fn seconds(model: Option<&Model>) -> u64 {
+    let since = model.map_or(SystemTime::UNIX_EPOCH, |model| model.since);
+    since.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs()
 }
 
 /// Integers by value, and all of them above names that are no integers.

@@ -132,7 +132,8 @@ impl Parts {
             Inputs::Tensors(inputs) => asked.submit(inputs),
             Inputs::Untyped(inputs) => {
                 let (signature, batches) = (Arc::clone(&asked.model.signature), asked.model.batches());
-                let typing = inputs.read(Expected { signature, batches });
+                let labels = Arc::clone(&asked.model.labels);
+                let typing = inputs.read(Expected { signature, batches, labels });
                 Ok(Inner::Typing(typing, Some(Box::new(asked))))
             }
         }
@@ -144,6 +145,7 @@ impl Parts {
             Inspect::Caller => Report::Caller(sender),
             Inspect::Server => Report::Server(SERVER),
             Inspect::Models => Report::Models(repository.names()),
+            Inspect::Catalog => Report::Catalog(repository.catalog()),
             Inspect::Model(wanted) => {
                 let (model, report) = repository.report(&wanted)?;
                 learn(head, &model);

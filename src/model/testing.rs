@@ -38,7 +38,7 @@ fn finish(plan: crate::schedule::Plan, script: &Script) -> Arc<Model> {
         decoupled: backend.is_decoupled(),
         settings: Arc::new(ModelSettings { platform: "test".into(), ..ModelSettings::default() }),
         instances: 1,
-        labels: vec![None],
+        labels: Arc::new([None]),
         since: SystemTime::now(),
         files: None,
         scheduler: Scheduler::on_threads(plan, vec![backend]).unwrap(),

@@ -11,6 +11,8 @@ pub mod problem;
 pub mod proto;
 mod raw;
 mod reserved;
+pub mod tfserving;
+pub mod v1;
 
 use crate::{
     call::NamedTensor,

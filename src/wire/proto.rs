@@ -42,8 +42,8 @@ pub mod inference {
     include!(concat!(env!("OUT_DIR"), "/inference.rs"));
 }
 
-/// The file descriptors of `proto/open_inference.proto`, encoded, as gRPC reflection serves them.
-pub const DESCRIPTOR: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/inference_descriptor.bin"));
+/// The file descriptors of everything in `proto/`, encoded, as gRPC reflection serves them.
+pub const DESCRIPTOR: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));
 
 /// Converts a decoded gRPC message (contract 01 section 4).
 ///

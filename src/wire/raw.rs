@@ -14,7 +14,7 @@ use bytes::Bytes;
 /// [`Error::InvalidRequest`] if the model has more inputs, or more than one dimension is free; [`Error::InvalidTensor`] if
 /// the bytes do not fill its shape; [`Error::Unimplemented`] for a type that V2 cannot name.
 pub(super) fn input(expected: &Expected, bytes: &Bytes) -> Result<NamedTensor, Error> {
-    let Expected { signature, batches } = expected;
+    let Expected { signature, batches, .. } = expected;
     let [spec] = signature.inputs.as_slice() else {
         let inputs = signature.inputs.len();
         return Err(Error::invalid(format!("a raw body for a model with {inputs} inputs, expected a JSON header")));
@@ -61,7 +61,8 @@ mod tests {
 
     fn expected(dtype: DataType, dims: &[Option<usize>], inputs: usize, batches: bool) -> Expected {
         let spec = TensorSpec { name: "x".into(), dtype: Some(dtype), dims: dims.to_vec() };
-        Expected { signature: Arc::new(Signature { inputs: vec![spec; inputs], outputs: Vec::new() }), batches }
+        let signature = Arc::new(Signature { inputs: vec![spec; inputs], outputs: Vec::new() });
+        Expected { signature, batches, labels: Arc::new([]) }
     }
 
     fn shape(dtype: DataType, dims: &[Option<usize>], batches: bool, bytes: &'static [u8]) -> Option<Vec<usize>> {

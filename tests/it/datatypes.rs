@@ -102,7 +102,7 @@ impl Sample {
         fn number<T: std::str::FromStr>(text: &RawValue) -> T {
             text.get().parse().unwrap_or_else(|_| panic!("{text} is no number of its type"))
         }
-        let one = |text: &Box<RawValue>| -> Vec<u8> {
+        let one = |text: &RawValue| -> Vec<u8> {
             match self.dtype {
                 "BOOL" => vec![u8::from(number::<bool>(text))],
                 "UINT8" => number::<u8>(text).to_le_bytes().into(),
@@ -121,7 +121,7 @@ impl Sample {
                 }
             }
         };
-        data.iter().flat_map(one).collect()
+        data.iter().flat_map(|text| one(text)).collect()
     }
 
     /// Typed contents; `None` for what has no field.

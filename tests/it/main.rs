@@ -17,3 +17,4 @@ mod support;
 mod surfaces;
 mod tidy;
 mod tunnels;
+mod v1;

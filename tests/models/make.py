@@ -11,6 +11,7 @@
     scalar         no dimensions at all: twice the number that goes in
     fixed          [1,4] -> [1,4], no free axis, so nothing can be batched
     two_by_two     two inputs of two types, two outputs: their sum and their difference
+    reduced        [-1,2] -> the sum of each row, and of all: an output without rows
     nonzero        [-1] -> [1,-1], as many columns as there are elements that are not zero: maybe none
     constant       outputs that no input changes: a weight, and what a node makes of it
     float8         an element type that V2 cannot name
@@ -97,6 +98,13 @@ def main():
     ]
     inputs = [value("a", fp32, ["rows", 2]), value("b", TensorProto.INT32, ["rows", 2])]
     good("two_by_two", nodes, inputs, [value("sum", fp32, ["rows", 2]), value("difference", fp32, ["rows", 2])])
+
+    axis = numpy_helper.from_array(np.array([1], dtype=np.int64), "axis")
+    nodes = [
+        helper.make_node("ReduceSum", ["x", "axis"], ["sums"], keepdims=0),
+        helper.make_node("ReduceSum", ["sums"], ["total"], keepdims=0),
+    ]
+    good("reduced", nodes, [value("x", fp32, ["rows", 2])], [value("sums", fp32, ["rows"]), value("total", fp32, [])], [axis])
 
     nodes = [helper.make_node("NonZero", ["x"], ["y"])]
     good("nonzero", nodes, [value("x", fp32, ["rows"])], [value("y", TensorProto.INT64, [1, "columns"])])

@@ -18,7 +18,7 @@ use super::{
     units::{Number, Size, Span},
 };
 use serde::{Deserialize, Serialize};
-use std::path::PathBuf;
+use std::{collections::BTreeMap, path::PathBuf};
 
 /// The whole file.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -167,6 +167,20 @@ pub struct Cors {
 #[expect(missing_docs, reason = "the keys are explained in config/sluicegate.full.yaml")]
 pub struct Rest {
     pub compression: Compression,
+    pub predict: Option<Predict>,
+}
+
+/// `POST /predict`.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+#[expect(missing_docs, reason = "the keys are explained in config/sluicegate.full.yaml")]
+pub struct Predict {
+    pub model: String,
+    pub version: Option<u64>,
+    /// From the client's names to the model's.
+    pub inputs: BTreeMap<String, String>,
+    /// From the client's names to the model's.
+    pub outputs: BTreeMap<String, String>,
 }
 
 /// Responses that are compressed.
@@ -280,6 +294,7 @@ impl Shaped for Config {
                 defaults: ModelDefaults { versions: Versions::All, ..ModelDefaults::default() },
                 ..Models::default()
             },
+            rest: Rest { predict: Some(Predict { version: Some(1), ..Predict::default() }), ..Rest::default() },
             ..Self::default()
         }
     }

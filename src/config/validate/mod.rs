@@ -12,12 +12,13 @@ use crate::{
         api_key::KeyFile,
         grants::{Grantee, INTENTS, Rule},
     },
-    call::{Intent, Surface},
+    call::{Intent, ModelRef, Surface},
     frontend::{Settings, Surfaces, settings},
     wire,
 };
 use http::{HeaderName, HeaderValue};
 use std::{
+    collections::BTreeMap,
     fs,
     net::SocketAddr,
     path::{Path, PathBuf},
@@ -242,6 +243,7 @@ fn frontend(raw: &raw::Config, problems: &mut Problems) -> Settings {
         raw::Reflection::Always => settings::Reflection::Always,
         raw::Reflection::Never => settings::Reflection::Never,
     };
+    settings.rest.predict = raw.rest.predict.as_ref().map(|predict| self::predict(predict, problems));
     settings.wire.non_finite = match raw.json.non_finite {
         raw::NonFinite::AsNull => wire::NonFinite::AsNull,
         raw::NonFinite::AsToken => wire::NonFinite::AsToken,
@@ -293,6 +295,28 @@ fn cors(raw: &raw::Cors, problems: &mut Problems) -> settings::Cors {
         credentials: raw.credentials,
         max_age: raw.max_age.0,
     }
+}
+
+/// `rest.predict`. Whether there is such a model with such tensors is known when it is asked: models come and go.
+fn predict(raw: &raw::Predict, problems: &mut Problems) -> settings::Predict {
+    const PATH: &str = "rest.predict";
+    if raw.model.is_empty() {
+        problems.push(format!("{PATH}.model"), "is missing or empty, expected the name of a model");
+    }
+    let mut pairs = |key: &str, names: &BTreeMap<String, String>| {
+        let mut pairs: Vec<(Arc<str>, Arc<str>)> = Vec::with_capacity(names.len());
+        for (theirs, ours) in names {
+            if let Some((other, _)) = pairs.iter().find(|(_, known)| **known == **ours) {
+                let text = format!("`{ours}` has another name already (`{other}`), expected one");
+                problems.push(format!("{PATH}.{key}.{theirs}"), text);
+            }
+            pairs.push((theirs.as_str().into(), ours.as_str().into()));
+        }
+        pairs
+    };
+    let names = wire::v1::Names { inputs: pairs("inputs", &raw.inputs), outputs: pairs("outputs", &raw.outputs) };
+    let version = raw.version.map(|version| version.to_string().into());
+    settings::Predict { model: ModelRef { name: raw.model.as_str().into(), version }, names }
 }
 
 fn runtime(raw: &raw::Runtime, folder: &Path) -> Runtime {

@@ -156,7 +156,7 @@ async fn a_response_is_packed_for_who_takes_it_and_only_if_it_is_worth_it() {
     assert_eq!(packed[0], 0x78, "zlib, as every client reads it");
     let (head, _) = post(&server, "accept-encoding: gzip\r\n", INFER.as_bytes()).await;
     assert!(!head.contains("content-encoding"), "small: {head}");
-    let rest = Rest { compress_above: None };
+    let rest = Rest { compress_above: None, ..Rest::default() };
     let off = Plan { settings: Settings { rest, ..Settings::default() }, ..Plan::default() }.start(echo);
     let (head, _) = post(&off, "accept-encoding: gzip\r\n", large.as_bytes()).await;
     assert!(!head.contains("content-encoding"), "switched off: {head}");

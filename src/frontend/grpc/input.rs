@@ -3,7 +3,7 @@
 //! What counted it on its way in ends with its stream; from there on the request waits, in a queue or for a run.
 
 use crate::{
-    call::{InferRequest, Inputs, Operation},
+    call::{Inputs, NamedTensor, Operation},
     error::Error,
     frontend::{Connection, body::Reservation},
     tensor::Tensor,
@@ -44,7 +44,9 @@ impl Input {
         match self.reservation {
             Some(reservation) if raw.is_empty() => {
                 let mut request = proto::decode_infer(self.message, settings)?;
-                keep(reservation, &mut request)?;
+                if let Inputs::Tensors(inputs) = &mut request.inputs {
+                    keep(reservation, inputs)?;
+                }
                 Ok(Operation::Infer(request))
             }
             Some(reservation) => {
@@ -56,9 +58,8 @@ impl Input {
     }
 }
 
-/// Typed contents become bytes only when they are decoded.
-fn keep(reservation: Reservation, request: &mut InferRequest) -> Result<(), Error> {
-    let Inputs::Tensors(inputs) = &mut request.inputs else { return Ok(()) };
+/// Counts `inputs` until the last of them is gone: typed contents become bytes only when they are decoded.
+pub(super) fn keep(reservation: Reservation, inputs: &mut [NamedTensor]) -> Result<(), Error> {
     let mut data: Vec<Bytes> = inputs.iter().map(|input| input.tensor.data().clone()).collect();
     reservation.keep_all(&mut data);
     for (input, data) in inputs.iter_mut().zip(data) {

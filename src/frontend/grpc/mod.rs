@@ -14,6 +14,7 @@ mod reflection;
 mod report;
 mod status;
 mod stream;
+mod tfserving;
 mod unary;
 mod web;
 
@@ -72,6 +73,7 @@ async fn dispatch(connection: Arc<Connection>, request: Request, form: Form) -> 
         // Long or rare, and their futures need not make that of every call larger.
         Rpc::Report(question) => Box::pin(report::serve(connection, id, question, request)).await,
         Rpc::Stream => Box::pin(open_stream(connection, id, request)).await,
+        Rpc::TfServing(method) => Box::pin(tfserving::serve(connection, id, method, request)).await,
         Rpc::Probe(probe) => Box::pin(unary::probe(connection, id, probe, request)).await,
         Rpc::Health(method) => Box::pin(health::serve(connection, id, method, request)).await,
         Rpc::Reflection => Box::pin(reflection::serve(connection, id, request)).await,
@@ -88,6 +90,7 @@ enum Rpc {
     Infer,
     Stream,
     Report(report::Question),
+    TfServing(tfserving::Method),
     Probe(unary::Probe),
     Health(health::Method),
     Reflection,
@@ -112,7 +115,7 @@ fn route(connection: &Connection, request: &Request, form: Form) -> Result<Rpc, 
         (reflection::V1 | reflection::V1ALPHA, "ServerReflectionInfo") if reflection::is_open(connection) => {
             Some(Rpc::Reflection)
         }
-        _ => None,
+        (service, method) => tfserving::Method::parse(service, method).map(Rpc::TfServing),
     };
     match known {
         Some(Rpc::Stream | Rpc::Reflection) if form == Form::Web => {

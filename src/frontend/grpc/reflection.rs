@@ -287,7 +287,8 @@ mod tests {
             panic!("a list")
         };
         let names: Vec<_> = list.service.iter().map(|service| service.name.as_str()).collect();
-        assert_eq!(names, [super::super::health::SERVICE, V1, V1ALPHA, super::super::INFERENCE]);
+        let ours = [super::super::INFERENCE, super::super::tfserving::MODEL, super::super::tfserving::PREDICTION];
+        assert_eq!(names, [&[super::super::health::SERVICE, V1, V1ALPHA][..], &ours].concat());
     }
 
     #[test]
@@ -302,6 +303,16 @@ mod tests {
         ] {
             let file = defines(ask(MessageRequest::FileContainingSymbol(symbol.into())));
             assert_eq!(file.as_deref(), Some("open_inference.proto"), "{symbol}");
+        }
+        for (symbol, file) in [
+            ("tensorflow.serving.PredictionService.Predict", "tfserving/serving.proto"),
+            ("tensorflow.serving.ModelVersionStatus.State", "tfserving/serving.proto"),
+            ("tensorflow.TensorProto.float_val", "tfserving/tensorflow.proto"),
+            ("tensorflow.error.Code", "tfserving/error.proto"),
+            ("google.protobuf.Any", "google/protobuf/any.proto"),
+        ] {
+            let found = defines(ask(MessageRequest::FileContainingSymbol(symbol.into())));
+            assert_eq!(found.as_deref(), Some(file), "{symbol}");
         }
         let file = ask(MessageRequest::FileContainingSymbol("grpc.health.v1.HealthCheckResponse.ServingStatus".into()));
         assert!(defines(file).is_some());

@@ -143,7 +143,7 @@ async fn one<M>(mut messages: Streaming<M>, limit: usize) -> Result<M, Error> {
 }
 
 /// A unary method renders a streaming reply only if it is one chunk (contract 02 section 4, item 8).
-async fn only(mut stream: ReplyStream) -> Result<InferResponse, Error> {
+pub(super) async fn only(mut stream: ReplyStream) -> Result<InferResponse, Error> {
     let decoupled = || Error::Unimplemented("this model does not answer once; use `ModelStreamInfer`".into());
     let Chunk::Tensors(response) = stream.next().await.ok_or_else(decoupled)??;
     if stream.has_more().await? { Err(decoupled()) } else { Ok(response) }

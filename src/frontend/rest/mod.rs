@@ -10,6 +10,7 @@ mod route;
 mod sse;
 #[cfg(test)]
 mod tests;
+mod v1;
 
 pub(super) use render::{error, id_value, plain};
 
@@ -46,7 +47,6 @@ struct Asked {
 }
 
 /// How a reply is written.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Form {
     /// As V2 does.
     V2,
@@ -54,6 +54,8 @@ enum Form {
     Generate,
     /// As an answer about memory that there is not, to whoever may ask.
     SharedMemory(SharedMemory),
+    /// As V1 does.
+    V1(v1::Wanted),
 }
 
 /// Answers one request of this surface, of which the head is borrowed: it need not live as long as the call.
@@ -104,6 +106,13 @@ pub fn serve(
             let pending = Pending::ready(Operation::Inspect(Inspect::Server));
             Either::Right(call(connection, asked, Intent::Inspect, pending, None))
         }
+        Ok(Route::V1(ask)) => match ask.call(&connection, request.method(), fields, body) {
+            Ok((intent, pending, wanted)) => {
+                let asked = Asked { form: Form::V1(wanted), ..Asked::of(id, request.version(), fields) };
+                Either::Right(call(connection, asked, intent, pending, None))
+            }
+            Err(error) => now(render::error(&error, &id, request.version())),
+        },
         Ok(Route::Probe(probe)) => now(answer_probe(probe, &connection, &id)),
         Ok(Route::WebSocketOnly) => now(not_upgraded(request, &id)),
         Err(miss) => {
@@ -160,6 +169,8 @@ async fn call(
             question.answer().map(|body| render::json(StatusCode::OK, bytes::Bytes::from_static(body), &id))
         }
         (Ok(reply), Form::Generate) => Box::pin(generate::reply(reply, &id, &connection)).await,
+        // Boxed, so that calls of V2 do not carry the room for this.
+        (Ok(reply), Form::V1(wanted)) => Box::pin(wanted.render(reply, &id, &connection.frontend)).await,
         (Ok(reply), Form::V2) => {
             let wishes = wishes.as_ref().and_then(|wishes| wishes.get());
             render::reply(reply, &id, wishes, &connection.frontend).await

@@ -3,6 +3,7 @@
 //! Paths are split on raw `/` and each segment is percent-decoded once; what could be read in two ways is refused. No
 //! authorisation happens here, and no model name is checked.
 
+use super::v1::Ask;
 use crate::{
     call::{Inspect, ModelRef},
     error::Error,
@@ -28,6 +29,8 @@ pub(super) enum Route {
     Change(Change),
     /// What clients ask of memory that there is not.
     SharedMemory(SharedMemory),
+    /// A path of KServe V1, of TensorFlow Serving, or of their plainest form.
+    V1(Ask),
     /// A path that speaks WebSocket, asked without an upgrade.
     WebSocketOnly,
 }
@@ -85,12 +88,16 @@ pub(super) struct Miss {
 }
 
 /// What the table knows of a path, whatever the method.
-enum Entry {
+pub(super) enum Entry {
     Get(Route),
     Probe(Probe),
     Post(Route),
     /// One to look, one to change.
     Both(Route, Route),
+    /// There only by configuration, so what is there says which methods it has.
+    Any(Route),
+    /// Known and never served: the method it would have, and why.
+    Never(&'static str, &'static str),
     /// Comes with a later version; the methods it will have.
     Later(&'static str),
     /// A method of gRPC, asked with another content type.
@@ -114,13 +121,15 @@ pub(super) fn find(method: &Method, path: &str) -> Result<Route, Miss> {
         Entry::Post(route) if *method == Method::POST => Ok(route),
         Entry::Both(get, _) if *method == Method::GET => Ok(get),
         Entry::Both(_, post) if *method == Method::POST => Ok(post),
+        Entry::Any(route) => Ok(route),
+        Entry::Never(allow, why) if allow == method.as_str() => Err(miss(Error::Unimplemented(why.into()))),
         Entry::Later(allow) if allow.split(", ").any(|one| one == method.as_str()) => {
             Err(miss(Error::Unimplemented("this route is not part of this version".into())))
         }
         Entry::Probe(_) | Entry::Get(_) => Err(not_allowed("GET")),
         Entry::Post(_) => Err(not_allowed("POST")),
         Entry::Both(..) => Err(not_allowed("GET, POST")),
-        Entry::Later(allow) => Err(not_allowed(allow)),
+        Entry::Later(allow) | Entry::Never(allow, _) => Err(not_allowed(allow)),
         Entry::Grpc => Err(miss(Error::UnsupportedMedia(
             "this path speaks gRPC, expected `content-type: application/grpc`".into(),
         ))),
@@ -129,7 +138,7 @@ pub(super) fn find(method: &Method, path: &str) -> Result<Route, Miss> {
 
 /// Hot routes first: a `match` over slices is tried from the top.
 fn entry(path: &[&str]) -> Option<Entry> {
-    use Entry::{Both, Get, Later, Post, Probe as AProbe};
+    use Entry::{Any, Both, Get, Later, Post, Probe as AProbe};
     Some(match path {
         ["v2", "models", model, "infer"] => Post(Route::Infer(named(model, None))),
         ["v2", "models", model, "versions", version, "infer"] => Post(Route::Infer(named(model, Some(version)))),
@@ -161,15 +170,17 @@ fn entry(path: &[&str]) -> Option<Entry> {
         },
         ["v1", "ws"] => Get(Route::WebSocketOnly),
         ["v1", "ws", "tickets"] => Later("POST"),
-        ["v1", "models", .., last] if last.contains(':') => Later("POST"),
-        ["v1", "models", ..] => Later("GET"),
+        ["v1", "models", rest @ ..] => Ask::entry(rest)?,
+        ["predict"] => Any(Ask::Plain.into()),
         ["v1", rest @ ..] | ["openai", "v1", rest @ ..] => match rest {
             ["chat", "completions"] | ["completions" | "embeddings"] => Later("POST"),
             ["models", ..] => Later("GET"),
             _ => return None,
         },
         ["metrics" | "docs" | "openapi.json"] => Later("GET"),
-        [service, _] if service.starts_with("inference.") || service.starts_with("grpc.") => Entry::Grpc,
+        [service, _] if ["inference.", "grpc.", "tensorflow."].iter().any(|package| service.starts_with(package)) => {
+            Entry::Grpc
+        }
         _ => return None,
     })
 }
@@ -275,6 +286,12 @@ impl From<Inspect> for Route {
     }
 }
 
+impl From<Ask> for Route {
+    fn from(ask: Ask) -> Self {
+        Self::V1(ask)
+    }
+}
+
 impl From<Change> for Route {
     fn from(change: Change) -> Self {
         Self::Change(change)
@@ -335,7 +352,7 @@ mod tests {
 
     #[test]
     fn what_comes_later_says_so_and_knows_its_methods() {
-        let post = ["/v2/repository/r/index", "/v1/models/m:predict", "/v1/models/m%3Apredict", "/v1/chat/completions"];
+        let post = ["/v2/repository/r/index", "/v1/chat/completions"];
         for path in post {
             assert_eq!(code(&Method::POST, path), Code::Unimplemented, "{path}");
             assert_eq!(code(&Method::GET, path), Code::MethodNotAllowed, "{path}");

@@ -7,10 +7,10 @@
 mod data;
 mod event;
 mod generate;
-mod half;
+pub(super) mod half;
 mod input;
 mod manage;
-mod numbers;
+pub(super) mod numbers;
 mod plain;
 mod reader;
 mod report;
@@ -27,9 +27,9 @@ pub use report::{encode_error, encode_report};
 pub use request::decode_request;
 pub use response::{encode_infer, write_outputs, write_parameters, write_string};
 
-pub(super) use reader::MEMBERS;
+pub(super) use reader::{Items, MEMBERS, Members, Reader, twice};
 pub(super) use report::write_error_members;
-pub(super) use response::write_response;
+pub(super) use response::{write_integer, write_list, write_non_finite, write_response};
 
 use super::{Settings, Wishes};
 use crate::{

@@ -8,7 +8,7 @@ use std::str::FromStr;
 
 /// A number as written: `mantissa * 10^exponent`, as long as that is all of it.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Decimal {
+pub(in crate::wire) struct Decimal {
     negative: bool,
     mantissa: u64,
     exponent: i32,
@@ -31,7 +31,7 @@ const POWERS: [f64; 23] = [
 ///
 /// Always inlined, as its helper is: the loop over elements is a quarter faster for it (measured at 768 floats).
 #[inline(always)]
-pub(super) fn scan(bytes: &[u8]) -> Option<(Decimal, usize)> {
+pub(in crate::wire) fn scan(bytes: &[u8]) -> Option<(Decimal, usize)> {
     let negative = bytes.first() == Some(&b'-');
     let start = usize::from(negative);
     let mut number = Decimal { negative, mantissa: 0, exponent: 0, cut: false, whole: true };
@@ -124,7 +124,7 @@ fn parse<T: FromStr>(text: &[u8]) -> Option<T> {
 
 impl Decimal {
     /// The nearest single, ties to even; `None` if it is beyond the largest one. `text` is the token.
-    pub(super) fn single(&self, text: &[u8]) -> Option<f32> {
+    pub(in crate::wire) fn single(&self, text: &[u8]) -> Option<f32> {
         if let Some(double) = self.nearly() {
             // `double` is at most 1.5 units in the last place off. Unless a border between two singles
             // lies that near, rounding it gives what rounding the exact value gives.
@@ -138,7 +138,7 @@ impl Decimal {
     }
 
     /// The nearest double, ties to even; `None` if it is beyond the largest one. `text` is the token.
-    pub(super) fn double(&self, text: &[u8]) -> Option<f64> {
+    pub(in crate::wire) fn double(&self, text: &[u8]) -> Option<f64> {
         match self.nearly() {
             // Both operands are exact, so the one rounding of the operation is the only one.
             Some(double) if self.mantissa <= 1 << 53 => Some(if self.negative { -double } else { double }),
@@ -158,7 +158,7 @@ impl Decimal {
     }
 
     /// The exact integer; `None` if it is none, or has more digits than any integer type. `text` is the token.
-    pub(super) fn integer(&self, text: &[u8]) -> Option<i128> {
+    pub(in crate::wire) fn integer(&self, text: &[u8]) -> Option<i128> {
         if self.whole && !self.cut {
             let magnitude = i128::from(self.mantissa);
             return Some(if self.negative { -magnitude } else { magnitude });

@@ -42,6 +42,10 @@ fn write_object(out: &mut Vec<u8>, report: &Report) {
             out.extend_from_slice(b",\"extensions\":");
             write_list(out, server.extensions, |out, extension| write_string(out, extension));
         }
+        Report::Catalog(models) => {
+            out.extend_from_slice(b"{\"models\":");
+            write_list(out, models, |out, model| write_string(out, &model.name));
+        }
         Report::Models(models) => {
             out.extend_from_slice(b"{\"models\":");
             write_list(out, models, |out, model| write_string(out, model));

@@ -188,7 +188,7 @@ fn write_base64(out: &mut Vec<u8>, name: &Arc<str>, tensor: &Tensor, dialect: Di
 
 /// Appends what stands for NaN and the infinities; false if nothing does.
 #[cold]
-fn write_non_finite(out: &mut Vec<u8>, value: f64, how: NonFinite) -> bool {
+pub(in crate::wire) fn write_non_finite(out: &mut Vec<u8>, value: f64, how: NonFinite) -> bool {
     let word: &[u8] = match how {
         NonFinite::AsToken if value.is_nan() => b"NaN",
         NonFinite::AsToken if value > 0.0 => b"Infinity",
@@ -200,7 +200,7 @@ fn write_non_finite(out: &mut Vec<u8>, value: f64, how: NonFinite) -> bool {
 }
 
 /// Appends a JSON array of whatever `write` makes of the items.
-pub(super) fn write_list<T>(
+pub(in crate::wire) fn write_list<T>(
     out: &mut Vec<u8>,
     items: impl IntoIterator<Item = T>,
     mut write: impl FnMut(&mut Vec<u8>, T),
@@ -216,7 +216,7 @@ pub(super) fn write_list<T>(
 }
 
 /// Appends an integer.
-pub(super) fn write_integer(out: &mut Vec<u8>, integer: impl itoa::Integer) {
+pub(in crate::wire) fn write_integer(out: &mut Vec<u8>, integer: impl itoa::Integer) {
     out.extend_from_slice(itoa::Buffer::new().format(integer).as_bytes());
 }
 

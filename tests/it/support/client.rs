@@ -254,13 +254,15 @@ async fn rest_infer(running: &Running, key: Option<&str>, request: &Request) -> 
 }
 
 /// A tonic channel to the gateway.
+pub async fn grpc_channel(running: &Running) -> tonic::transport::Channel {
+    tonic::transport::Endpoint::from_shared(format!("http://{}", running.address)).unwrap().connect().await.unwrap()
+}
+
+/// A client of the inference service.
 pub async fn grpc(running: &Running) -> GrpcClient {
-    let channel = tonic::transport::Endpoint::from_shared(format!("http://{}", running.address))
-        .unwrap()
-        .connect()
-        .await
-        .unwrap();
-    GrpcClient::new(channel).max_decoding_message_size(usize::MAX).max_encoding_message_size(usize::MAX)
+    GrpcClient::new(grpc_channel(running).await)
+        .max_decoding_message_size(usize::MAX)
+        .max_encoding_message_size(usize::MAX)
 }
 
 async fn grpc_infer(client: &mut GrpcClient, key: Option<&str>, request: &Request) -> Result<Answer, Failure> {

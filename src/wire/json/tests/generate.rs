@@ -17,7 +17,7 @@ fn expected() -> Expected {
         spec("image", DataType::Fp32, &[None, Some(2), Some(2)]),
         spec("temperature", DataType::Fp32, &[Some(1)]),
     ];
-    Expected { signature: Arc::new(Signature { inputs, outputs: Vec::new() }), batches: true }
+    Expected { signature: Arc::new(Signature { inputs, outputs: Vec::new() }), batches: true, labels: Arc::new([]) }
 }
 
 fn model() -> ModelRef {

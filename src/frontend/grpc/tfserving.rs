@@ -1,0 +1,144 @@
+//! TensorFlow Serving's services: predictions, metadata and states of versions (contract 03 in protobuf).
+//!
+//! Of its other methods each is known by name and not served.
+
+use super::{
+    Request,
+    input::keep,
+    refuse,
+    unary::{answer, call, only},
+};
+use crate::{
+    call::{CallId, InferRequest, Inputs, Inspect, Intent, ModelRef, Operation, Reply, Report, Untyped},
+    error::Error,
+    frontend::{Connection, body, http::Response},
+    wire::tfserving::{self as tf, Contents, pb::serving as pb},
+};
+use prost::Message;
+use std::sync::{Arc, OnceLock};
+
+/// The service of predictions.
+pub(super) const PREDICTION: &str = "tensorflow.serving.PredictionService";
+/// The service of models.
+pub(super) const MODEL: &str = "tensorflow.serving.ModelService";
+/// The service of sessions, of which nothing is served.
+const SESSION: &str = "tensorflow.serving.SessionService";
+
+/// The methods of this file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Method {
+    Predict,
+    GetModelMetadata,
+    GetModelStatus,
+    /// One that TensorFlow Serving has.
+    Other(&'static str),
+}
+
+/// Those that are not served.
+const OTHERS: [(&str, &str, &str); 5] = [
+    (PREDICTION, "Classify", "`Classify` is not served over gRPC, use REST or `Predict`"),
+    (PREDICTION, "Regress", "`Regress` is not served over gRPC, use REST or `Predict`"),
+    (PREDICTION, "MultiInference", "`MultiInference` is not served, use `Predict`"),
+    (MODEL, "HandleReloadConfigRequest", "`HandleReloadConfigRequest` is not served, use `RepositoryModelLoad`"),
+    (SESSION, "SessionRun", "`SessionRun` is not served, use `Predict`"),
+];
+
+impl Method {
+    /// The method of this name.
+    pub(super) fn parse(service: &str, name: &str) -> Option<Self> {
+        match (service, name) {
+            (PREDICTION, "Predict") => Some(Self::Predict),
+            (PREDICTION, "GetModelMetadata") => Some(Self::GetModelMetadata),
+            (MODEL, "GetModelStatus") => Some(Self::GetModelStatus),
+            _ => OTHERS.iter().find(|other| (other.0, other.1) == (service, name)).map(|other| Self::Other(other.2)),
+        }
+    }
+}
+
+/// Answers one request.
+pub(super) async fn serve(connection: Arc<Connection>, id: CallId, method: Method, request: Request) -> Response {
+    match method {
+        Method::Predict => {
+            let reply = predict(&connection, &id, request).await;
+            respond(&connection, &id, reply)
+        }
+        Method::GetModelMetadata => {
+            let decode = |m: pb::GetModelMetadataRequest| {
+                tf::check_fields(&m.metadata_field)?;
+                tf::model(m.model_spec).map(Inspect::Model).map(Operation::Inspect)
+            };
+            let reply = match call(&connection, &id, Intent::Inspect, request, decode).await {
+                Ok(Reply::Report(Report::Model(report))) => Ok(tf::encode_metadata(&report)),
+                Ok(_) => Err(mismatch()),
+                Err(error) => Err(error),
+            };
+            respond(&connection, &id, reply)
+        }
+        Method::GetModelStatus => {
+            let decode =
+                |m: pb::GetModelStatusRequest| tf::model(m.model_spec).map(Inspect::Versions).map(Operation::Inspect);
+            let reply = match call(&connection, &id, Intent::Inspect, request, decode).await {
+                Ok(Reply::Report(Report::Versions(report))) => Ok(tf::encode_status(&report)),
+                Ok(_) => Err(mismatch()),
+                Err(error) => Err(error),
+            };
+            respond(&connection, &id, reply)
+        }
+        Method::Other(why) => refuse(&id, &Error::Unimplemented(why.into())),
+    }
+}
+
+async fn predict(connection: &Arc<Connection>, id: &CallId, request: Request) -> Result<pb::PredictResponse, Error> {
+    let contents = Arc::new(OnceLock::new());
+    let (found, shared) = (Arc::clone(&contents), Arc::clone(connection));
+    let decode = move |message: pb::PredictRequest| {
+        // Set once: a message is decoded once.
+        let _ = found.set(tf::contents(&message.inputs));
+        operation(&shared, message)
+    };
+    let response = match call(connection, id, Intent::Infer, request, decode).await? {
+        Reply::Infer(response) => response,
+        Reply::Stream(stream) => only(stream).await?,
+        Reply::Report(_) => return Err(mismatch()),
+    };
+    let contents: Contents = contents.get().copied().unwrap_or_default();
+    Ok(tf::encode_predict(&response, contents))
+}
+
+/// What a request asks for. Its lists become tensors only when the caller may, off the lane if they are large.
+fn operation(connection: &Arc<Connection>, message: pb::PredictRequest) -> Result<Operation, Error> {
+    let limit = connection.frontend.settings.size.body;
+    // A short list may stand for a large tensor, which must not be larger than one that was sent could be.
+    let weight = tf::weight(&message.inputs);
+    if weight > limit {
+        return Err(Error::TooLarge { limit: limit as u64 });
+    }
+    let reservation = connection.frontend.memory.reserve_large(message.encoded_len().saturating_add(weight))?;
+    let pb::PredictRequest { model_spec, inputs, output_filter } = message;
+    let (model, outputs): (ModelRef, _) = tf::about(model_spec, output_filter)?;
+    let connection = Arc::clone(connection);
+    let inputs = Untyped::later(move |_| {
+        body::offload(weight, move || {
+            let mut tensors = tf::decode_inputs(inputs, &connection.frontend.settings.wire)?;
+            if let Some(reservation) = reservation {
+                keep(reservation, &mut tensors)?;
+            }
+            Ok(tensors)
+        })
+    });
+    Ok(Operation::Infer(InferRequest { outputs, ..InferRequest::new(model, Inputs::Untyped(inputs)) }))
+}
+
+fn respond<M: Message + Default + 'static>(connection: &Connection, id: &CallId, reply: Result<M, Error>) -> Response {
+    match reply {
+        Ok(message) => answer(connection, id, message),
+        Err(error) => {
+            connection.observe(&error);
+            refuse(id, &error)
+        }
+    }
+}
+
+fn mismatch() -> Error {
+    Error::internal("another question was answered")
+}
