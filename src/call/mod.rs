@@ -220,6 +220,7 @@ pub struct Facts {
     pub model: OnceLock<Arc<ModelKey>>,
     /// Set by the router when a run is over, in reply or in error.
     pub timing: OnceLock<Timing>,
+    over: OnceLock<Instant>,
     stage: AtomicU8,
 }
 
@@ -232,6 +233,12 @@ impl Facts {
     /// Says that the call has come to `stage`. It never goes back.
     pub fn reach(&self, stage: Stage) {
         self.stage.fetch_max(stage as u8, Ordering::AcqRel);
+    }
+
+    /// When the exchange was over, which is when this is first asked: all who report it say the same, and the clock is
+    /// read once.
+    pub fn over(&self) -> Instant {
+        *self.over.get_or_init(Instant::now)
     }
 }
 

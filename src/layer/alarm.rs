@@ -8,7 +8,10 @@
 use std::{
     cell::RefCell,
     fmt,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     task::{Context, Poll, Waker},
     time::Instant,
 };
@@ -25,10 +28,13 @@ pub(super) struct Alarm {
 }
 
 /// What the alarms of a thread and their task share.
+#[derive(Default)]
 struct Shared {
     table: Mutex<Table>,
     /// There is a deadline earlier than the task expects.
     earlier: Notify,
+    /// The task is gone, with its runtime. Beside the lock, because each call asks it.
+    closed: AtomicBool,
 }
 
 #[derive(Default)]
@@ -37,8 +43,6 @@ struct Table {
     free: Vec<usize>,
     /// When the task will look again; absent: when it is told.
     next: Option<Instant>,
-    /// The task is gone, with its runtime.
-    closed: bool,
 }
 
 enum Slot {
@@ -96,10 +100,10 @@ impl fmt::Debug for Alarm {
 impl Shared {
     fn of_this_thread() -> Arc<Self> {
         TABLE.with_borrow_mut(|table| {
-            if let Some(shared) = table.as_ref().filter(|shared| !shared.lock().closed) {
+            if let Some(shared) = table.as_ref().filter(|shared| !shared.closed.load(Ordering::Acquire)) {
                 return Arc::clone(shared);
             }
-            let shared = Arc::new(Self { table: Mutex::default(), earlier: Notify::new() });
+            let shared = Arc::new(Self::default());
             tokio::spawn(ring(Closing(Arc::clone(&shared))));
             Arc::clone(table.insert(shared))
         })
@@ -184,7 +188,7 @@ async fn ring(closing: Closing) {
 
 impl Drop for Closing {
     fn drop(&mut self) {
-        self.0.lock().closed = true;
+        self.0.closed.store(true, Ordering::Release);
     }
 }
 

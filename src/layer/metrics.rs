@@ -131,7 +131,7 @@ impl Observer for Measurement {
         if matches!(end, End::Abandoned | End::Failed(Code::Cancelled)) {
             self.metrics.cancelled(self.surface, self.facts.stage());
         }
-        let took = self.received.elapsed();
+        let took = self.facts.over().saturating_duration_since(self.received);
         self.metrics.call_ended(self.surface, self.intent, self.facts.model.get(), end, took);
     }
 }

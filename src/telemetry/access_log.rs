@@ -194,7 +194,7 @@ fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 impl Observer for Line {
     fn end(&mut self, end: End) {
         if !mem::replace(&mut self.written, true) {
-            self.log.write(&self.entry, end, Instant::now());
+            self.log.write(&self.entry, end, self.entry.facts.over());
         }
     }
 }
