@@ -160,10 +160,17 @@ fn serve(arguments: &Serve) -> ExitCode {
         Err(status) => return status,
     };
     let version = runtime.version().to_owned();
-    match app::run(config, Arc::new(runtime), &version) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => failed(&error),
-    }
+    let status = match app::run(config, Arc::new(runtime), &version) {
+        Ok(()) => 0,
+        Err(error) => {
+            failed(&error);
+            1
+        }
+    };
+    // A model that was being loaded still is, on a thread of its own that nothing can stop. On the usual way out the
+    // destructors of ONNX Runtime would take its memory from under that thread.
+    let _ = io::stdout().flush();
+    signal_hook::low_level::exit(status)
 }
 
 /// Prints what would be served and every problem with it.
