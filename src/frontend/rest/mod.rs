@@ -4,6 +4,7 @@
 
 mod generate;
 mod infer;
+mod page;
 mod render;
 mod repository;
 mod route;
@@ -114,6 +115,7 @@ pub fn serve(
             Err(error) => now(render::error(&error, &id, request.version())),
         },
         Ok(Route::Probe(probe)) => now(answer_probe(probe, &connection, &id)),
+        Ok(Route::Page(page)) => now(page.answer(&id)),
         Ok(Route::WebSocketOnly) => now(not_upgraded(request, &id)),
         Err(miss) => {
             let (version, path) = (request.version(), request.uri().path());

@@ -3,7 +3,8 @@
 //! Paths become questions and runs here, and answers become bodies; what stands in bodies is `wire::v1`'s. Bodies are read
 //! whatever their `content-type` says, except for an event in structured mode, of which they are only a part.
 
-use super::{render, route::Entry};
+use super::render;
+pub(super) use crate::wire::v1::Task;
 use crate::{
     call::{
         CallId, Expected, InferRequest, InferResponse, Inputs, Inspect, Intent, Labels, ModelRef, NamedTensor,
@@ -11,7 +12,7 @@ use crate::{
     },
     error::Error,
     frontend::{Connection, Frontend, body, head::Fields, http::Response, settings::Predict},
-    wire::v1::{self, Form, Task},
+    wire::v1::{self, Form},
 };
 use bytes::Bytes;
 use http::{Method, StatusCode};
@@ -62,41 +63,6 @@ pub(super) enum Wanted {
 // === impl Ask ===
 
 impl Ask {
-    /// What is below `/v1/models`. A verb follows the last colon of the last segment (contract 00 section 3).
-    pub(super) fn entry(path: &[&str]) -> Option<Entry> {
-        let get = |ask: Self| Some(Entry::Get(ask.into()));
-        let Some((last, before)) = path.split_last() else { return get(Self::List) };
-        if let Some((last, verb)) = last.rsplit_once(':') {
-            let model = match (before, last) {
-                ([], name) => named(name),
-                ([name, "versions"], version) => versioned(name, version),
-                ([name, "labels"], label) if !label.is_empty() => ModelRef::labelled(*name, label),
-                _ => return None,
-            };
-            let verb = match verb {
-                "predict" => Verb::Predict,
-                "classify" => Verb::Examples(Task::Classify),
-                "regress" => Verb::Examples(Task::Regress),
-                "explain" => return Some(Entry::Never("POST", "models of this server explain nothing")),
-                _ => return None,
-            };
-            return if model.name.is_empty() { None } else { Some(Entry::Post(Self::Run(model, verb).into())) };
-        }
-        if path.contains(&"") {
-            return None;
-        }
-        match path {
-            [name] => get(Self::Model(named(name))),
-            [name, "metadata"] => get(Self::Metadata(named(name))),
-            [name, "versions", version] => get(Self::Status(versioned(name, version))),
-            [name, "labels", label] => get(Self::Status(ModelRef::labelled(*name, label))),
-            [name, "versions", version, "metadata"] => get(Self::Metadata(versioned(name, version))),
-            [name, "labels", label, "metadata"] => get(Self::Metadata(ModelRef::labelled(*name, label))),
-            // OpenAI's ids may have slashes, and not all clients escape them.
-            parts => get(Self::Model(named(&parts.join("/")))),
-        }
-    }
-
     /// The call that it is: its intent, its body, and how its answer is to be written.
     ///
     /// # Errors
@@ -151,14 +117,6 @@ impl Ask {
             }
         })
     }
-}
-
-fn named(name: &str) -> ModelRef {
-    ModelRef { name: name.into(), version: None }
-}
-
-fn versioned(name: &str, version: &str) -> ModelRef {
-    ModelRef { name: name.into(), version: Some(version.into()) }
 }
 
 /// A body that will be read when the stack has decided that it may be, and decoded when its model is known.
@@ -270,6 +228,14 @@ mod tests {
     use super::{super::route, *};
     use crate::error::Code;
     use http::{HeaderValue, header::CONTENT_TYPE};
+
+    fn named(name: &str) -> ModelRef {
+        ModelRef { name: name.into(), version: None }
+    }
+
+    fn versioned(name: &str, version: &str) -> ModelRef {
+        ModelRef { name: name.into(), version: Some(version.into()) }
+    }
 
     fn find(method: &Method, path: &str) -> Result<route::Route, Code> {
         route::find(method, path).map_err(|miss| miss.error.code())
