@@ -186,7 +186,7 @@ impl Parts {
     fn manage(&self, change: Manage) -> Result<Inner, Error> {
         let Some(control) = &self.control else {
             return Err(Error::Unimplemented(
-                "models cannot be changed here: `models.control` is not `explicit`".into(),
+                "nothing can be changed over this API: `models.control` is not `explicit`".into(),
             ));
         };
         Ok(match change {

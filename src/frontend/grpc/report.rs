@@ -78,7 +78,7 @@ impl Question {
 pub(super) async fn serve(connection: Arc<Connection>, id: CallId, question: Question, request: Request) -> Response {
     use Report as R;
     let asked = Asked { connection, id, intent: question.intent(), request };
-    let nothing = || Error::Unimplemented("this server has no shared memory (contract 02 section 12)".into());
+    let nothing = || Error::Unimplemented("this server has no shared memory, send tensors in the request".into());
     match question {
         Question::ModelReady => {
             let decode = |m: pb::ModelReadyRequest| inspect(Inspect::Ready(model(m.name, m.version)?));

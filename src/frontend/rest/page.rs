@@ -69,12 +69,15 @@ fn document() -> Value {
     let mut document: Value = serde_json::from_str(MEANING).expect("`openapi.json` is JSON");
     let meaning = document["operations"].take();
     let mut paths = Map::new();
-    for row in TABLE {
+    for (order, row) in TABLE.iter().enumerate() {
         for form in Form::of(row.path).iter().copied() {
             let mut methods = Map::new();
             for (method, operation) in [("get", row.get), ("post", row.post)] {
                 let Some(operation) = operation else { continue };
-                methods.insert(method.into(), described(&operation, form, row.path, &meaning[operation.id]));
+                let mut described = described(&operation, form, row.path, &meaning[operation.id]);
+                // As people read it: members of a JSON object have no order. Versions come after what they are of.
+                described["x-order"] = (order + TABLE.len() * usize::from(form != Form::Plain)).into();
+                methods.insert(method.into(), described);
             }
             paths.insert(form.template(row.path), methods.into());
         }

@@ -73,7 +73,11 @@ pub(super) async fn whole(reply: Reply) -> Result<InferResponse, Error> {
 }
 
 async fn only_chunk(mut stream: ReplyStream) -> Result<InferResponse, Error> {
-    let streams = || Error::Unimplemented("this model streams, use a surface that does (contract 02 section 4)".into());
+    let streams = || {
+        Error::Unimplemented(
+            "this model answers more than once, ask for a stream (`infer_stream`, or another surface)".into(),
+        )
+    };
     let Some(first) = stream.next().await else { return Err(streams()) };
     let Chunk::Tensors(response) = first?;
     if stream.has_more().await? {

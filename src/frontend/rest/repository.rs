@@ -55,7 +55,7 @@ impl SharedMemory {
             Self::Status => Ok(b"[]"),
             Self::Unregister => Ok(b"{}"),
             Self::Register => {
-                Err(Error::Unimplemented("this server has no shared memory (contract 02 section 12)".into()))
+                Err(Error::Unimplemented("this server has no shared memory, send tensors in the request".into()))
             }
         }
     }

@@ -137,6 +137,6 @@ async fn what_fails_inside_says_nothing_of_the_inside() {
     let running = Setup::new().start().await;
     assert_eq!(
         refusal(&running, "POST", "/v1/models/stream:predict", ROW, 501).await,
-        "this model streams, use a surface that does (contract 02 section 4)"
+        "this model answers more than once, ask for a stream (`infer_stream`, or another surface)"
     );
 }
