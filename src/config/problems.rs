@@ -31,6 +31,23 @@ impl Problems {
         self.list.push(Problem { path: path.into(), text: text.into() });
     }
 
+    /// Those of a file that belongs to this source, with the file's name before their paths.
+    pub(super) fn absorb(&mut self, file: &str, others: Self) {
+        self.list.extend(others.list.into_iter().map(|Problem { path, text }| {
+            let path = if path.is_empty() { file.to_owned() } else { format!("{file} {path}") };
+            Problem { path, text }
+        }));
+    }
+
+    /// All of them in one line and without their source, for places where that is known.
+    pub fn in_one_line(&self) -> String {
+        let line = |Problem { path, text }: &Problem| {
+            let text = text.split_whitespace().collect::<Vec<_>>().join(" ");
+            if path.is_empty() { text } else { format!("{path}: {text}") }
+        };
+        self.list.iter().map(line).collect::<Vec<_>>().join("; ")
+    }
+
     /// `value`, if nothing is wrong.
     pub(super) fn or<T>(self, value: T) -> Result<T, Self> {
         if self.list.is_empty() { Ok(value) } else { Err(self) }

@@ -13,7 +13,7 @@ use std::{
 };
 use tempfile::TempDir;
 
-/// The file of a version.
+/// The file of a version, unless the model says otherwise.
 const FILE: &str = "model.onnx";
 
 /// What a model says of itself: ours, and Triton's.
@@ -183,7 +183,7 @@ fn model(name: &str, place: Place<'_>, settings: &Settings, problems: &mut Vec<P
     }
     let settings = match (&settings.reader, says_something) {
         (_, false) => settings.defaults.clone(),
-        (Some(reader), true) => reader.read(Source { folder: path, config }, &settings.defaults)?,
+        (Some(reader), true) => reader.read(Source { name, folder: path, config }, &settings.defaults)?,
         (None, true) => return Err("has settings of its own, and nothing here reads them".to_owned()),
     };
     let chosen = match only {
@@ -200,7 +200,7 @@ fn model(name: &str, place: Place<'_>, settings: &Settings, problems: &mut Vec<P
     let name: Arc<str> = name.into();
     let mut found = Vec::new();
     for version in chosen {
-        let file = path.join(version.to_string()).join(FILE);
+        let file = path.join(version.to_string()).join(&*settings.file);
         match size(&file) {
             // What is not there is for the opener to say.
             Ok(bytes) => found.push(Found {
