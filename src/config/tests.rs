@@ -108,7 +108,23 @@ fn every_file_that_is_shipped_is_valid() {
             assert_eq!(config.models.directories, [folder.join("../models")]);
         }
     }
-    assert!(files >= 2, "{files}");
+    assert!(files >= 4, "{files}");
+}
+
+#[test]
+fn ports_are_those_of_the_servers_that_are_replaced() {
+    use crate::call::Surface::{Grpc, H2Stream, Rest, WebSocket};
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("config");
+    let load = |file| Config::load(Some(&folder.join(file)), Overrides::default()).unwrap();
+    let ports = |config: &Config| {
+        let admin = config.admin.map(|admin| admin.address.port());
+        (config.listen.iter().map(|listen| (listen.address.port(), listen.surfaces)).collect::<Vec<_>>(), admin)
+    };
+    let http = Surfaces::NONE.with(Rest).with(WebSocket).with(H2Stream);
+    let grpc = Surfaces::NONE.with(Grpc);
+    assert_eq!(ports(&load("triton-ports.yaml")), (vec![(8000, http), (8001, grpc)], Some(8002)));
+    let rest = Surfaces::NONE.with(Rest);
+    assert_eq!(ports(&load("tfserving-ports.yaml")), (vec![(8501, rest), (8500, grpc)], Some(9464)));
 }
 
 #[test]

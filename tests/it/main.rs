@@ -9,6 +9,7 @@ mod cancel;
 mod datatypes;
 mod drain;
 mod floods;
+mod listeners;
 mod onnx;
 mod overload;
 mod parity;
