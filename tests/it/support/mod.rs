@@ -2,6 +2,7 @@
 
 pub mod client;
 mod ndjson;
+pub mod scripts;
 pub mod wire;
 
 use client::{Client, Request};
