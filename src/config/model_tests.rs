@@ -113,6 +113,12 @@ fn both_files_problems_are_named_and_no_path_of_this_machine() {
 }
 
 #[test]
+fn many_problems_are_not_all_told_in_one_line() {
+    let error = load(&[(THEIRS, &"input { }\n".repeat(20))], None).unwrap_err();
+    assert!(error.starts_with("config.pbtxt input[0]: has no name; ") && error.ends_with("; and 12 more"), "{error}");
+}
+
+#[test]
 fn only_small_files_of_text_are_read() {
     for file in [THEIRS, OURS] {
         let large = "#".repeat(LARGEST + 1);

@@ -2,6 +2,9 @@
 
 use std::fmt;
 
+/// Problems that are shown in one line; a file may have thousands.
+const IN_ONE_LINE: usize = 8;
+
 /// Everything that is wrong with one file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Problems {
@@ -45,7 +48,11 @@ impl Problems {
             let text = text.split_whitespace().collect::<Vec<_>>().join(" ");
             if path.is_empty() { text } else { format!("{path}: {text}") }
         };
-        self.list.iter().map(line).collect::<Vec<_>>().join("; ")
+        let mut lines: Vec<_> = self.list.iter().take(IN_ONE_LINE).map(line).collect();
+        if let Some(more @ 1..) = self.list.len().checked_sub(IN_ONE_LINE) {
+            lines.push(format!("and {more} more"));
+        }
+        lines.join("; ")
     }
 
     /// `value`, if nothing is wrong.

@@ -34,6 +34,9 @@ pub fn describe(settings: &Settings, opener: &dyn Open) -> Vec<Description> {
         .collect();
     descriptions.extend(found.into_iter().map(|found| {
         let what = format!("{}/{}", found.name, found.version);
+        if let Some(fault) = found.fault {
+            return Description { what, lines: Vec::new(), problem: Some(fault) };
+        }
         let open = AssertUnwindSafe(|| opener.open(&found.path, &SessionSettings::default()));
         let problem = match catch_unwind(open) {
             Ok(Ok(backend)) => {

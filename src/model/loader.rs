@@ -140,6 +140,9 @@ impl Loader {
         while let Some(event) = events.recv().await {
             match event {
                 Event::Scanned(found, problems) => {
+                    for (what, reason) in &problems {
+                        tracing::error!(what, reason, "not loaded");
+                    }
                     loaded.failed.extend(problems);
                     for found in found {
                         if !self.repository.is_serving(&found.name, &found.version) {
@@ -279,6 +282,9 @@ impl Workshop {
 
     fn prepare(&self, found: &Found, threads: usize) -> Result<Prepared, String> {
         let began = Instant::now();
+        if let Some(fault) = &found.fault {
+            return Err(fault.clone());
+        }
         let settings = &found.settings;
         let large = found.bytes > self.settings.turn.weights;
         let wide = SessionSettings { threads: settings.threads.unwrap_or(threads).max(1) };

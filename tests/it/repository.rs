@@ -291,7 +291,15 @@ async fn a_load_that_fails_says_why_without_a_path_and_changes_nothing() {
     assert_eq!(status.code(), tonic::Code::InvalidArgument);
     assert!(status.message().contains("config.pbtxt: line 2: ") && status.message().contains("model.yaml thread"));
     reasons.push(status.message().to_owned());
-    reasons.push(index(&world, "").await.to_string());
+    let all = index(&world, "").await;
+    let state = all.as_array().unwrap().iter().find(|entry| entry["name"] == "text").unwrap();
+    assert_eq!(
+        (&state["state"], &state["version"]),
+        (&json!("UNAVAILABLE"), &json!("1")),
+        "it is there, and not served"
+    );
+    assert_eq!(code(&world, "text", None).await, "not_ready");
+    reasons.push(all.to_string());
     for (reason, secret) in reasons.iter().flat_map(|reason| world.secrets().map(|secret| (reason, secret))) {
         assert!(!reason.contains(&secret) && !reason.contains('\n'), "{reason}");
     }

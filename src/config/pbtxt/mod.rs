@@ -26,6 +26,8 @@ use std::{collections::BTreeMap, path::PathBuf, sync::Arc, time::Duration};
 
 /// Most instances of a model: each is a session with weights of its own.
 const INSTANCES: usize = 1024;
+/// Warnings that are told: each is a line of the log whenever the model is loaded.
+const WARNINGS: usize = 64;
 /// Longest delay; beyond it, sums with the clock could overflow.
 const DELAY: Duration = Duration::from_secs(365 * 86_400);
 
@@ -106,7 +108,11 @@ impl Reader<'_> {
     }
 
     fn warn(&mut self, path: &str, text: &str) {
-        self.said.warnings.push(format!("{} {path}: {text}", self.label));
+        match self.said.warnings.len() {
+            ..WARNINGS => self.said.warnings.push(format!("{} {path}: {text}", self.label)),
+            WARNINGS => self.said.warnings.push(format!("{} has more that does not apply here", self.label)),
+            _ => {}
+        }
     }
 
     /// Rows are counted by a dimension that the file leaves out.

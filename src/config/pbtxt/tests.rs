@@ -248,3 +248,13 @@ fn samples_have_whole_shapes() {
         assert!(only_problem(&text).starts_with(problem), "{}", only_problem(&text));
     }
 }
+
+#[test]
+fn warnings_have_an_end() {
+    let groups = "{ passive: true },".repeat(500);
+    let warnings = said(&format!("instance_group [{} {{ }}]", groups)).warnings;
+    assert_eq!(
+        (warnings.len(), &*warnings[WARNINGS]),
+        (WARNINGS + 1, "config.pbtxt has more that does not apply here")
+    );
+}
