@@ -71,6 +71,9 @@ async fn grpc_on_a_listener_without_it_is_unimplemented() {
     let mut request = http_request(&http, "POST", "/inference.GRPCInferenceService/ServerLive", None, "");
     request.headers_mut().insert("content-type", "application/grpc".parse().unwrap());
     assert_eq!(http1(&http, request).await.status(), 505);
+    // gRPC-Web has its trailers in the body or, as here, all in the head.
+    let response = http2(&http, "POST", "/inference.GRPCInferenceService/ServerLive", "application/grpc-web").await;
+    assert_eq!((response.status().as_u16(), &response.headers()["grpc-status"]), (200, &"12".parse().unwrap()));
 }
 
 #[tokio::test]
