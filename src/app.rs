@@ -243,7 +243,8 @@ async fn start_with(config: Config, opener: Arc<dyn Open>, switches: Switches) -
 ///
 /// As [`start`], and, after the drain, if something ended without which the gateway cannot serve.
 pub fn run(config: Config, opener: Arc<dyn Open>, ort_version: &str) -> Result<(), StartError> {
-    let set_level = telemetry::start_logs(&settings::log(&config.telemetry)).map_err(StartError::new)?;
+    let log = settings::log(&config.telemetry);
+    let set_level = telemetry::start_logs(&log).map_err(StartError::new)?;
     let control = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(StartError::new)?;
     let result = control.block_on(async {
         for warning in config.warnings() {
@@ -253,7 +254,7 @@ pub fn run(config: Config, opener: Arc<dyn Open>, ort_version: &str) -> Result<(
         let mut signals = shutdown::Signals::install().map_err(StartError::new)?;
         tracing::info!(version = env!("CARGO_PKG_VERSION"), ort_version, "starting");
         let secured = config.auth.has_method();
-        let app = start_with(config, opener, Switches::new(set_level)).await?;
+        let app = start_with(config, opener, Switches::new(&log.level, set_level)).await?;
         app.metrics.build_info(ort_version);
         let banner = async {
             let loaded = app.loaded().await;

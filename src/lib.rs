@@ -53,7 +53,8 @@
 //! frontend     -> call, wire, tensor, error, telemetry, limit::address     (never layer, model, schedule)
 //! lane         -> frontend, schedule, call, telemetry, error, shutdown
 //! stack        -> layer, model, call, and the handles that layers hold
-//! config       -> the settings struct of each module (plain data; serde stays in config)
+//! config       -> the settings struct of each module (plain data; serde stays in config), and wire::proto, which
+//!                 reads Triton's model configurations
 //! app, admin, cli, shutdown -> everything
 //! ```
 //!

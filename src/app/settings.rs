@@ -63,14 +63,17 @@ pub fn models(config: &Config) -> model::Settings {
         },
         inference_cores: amount(config.runtime.inference_cores).unwrap_or(cores().get()),
         reader: Some(model::Reader::new(move |source, _| {
-            let read = config::load_model(source.folder, source.config, &defaults);
-            let read = read.map_err(|problems| problems.to_string())?;
+            let read = config::load_model(source.name, source.folder, source.config, &defaults);
+            let read = read.map_err(|problems| problems.in_one_line())?;
+            let settings = model_settings(&read.defaults);
             Ok(model::ModelSettings {
                 labels: read.class_labels.into_iter().collect(),
+                file: read.file.unwrap_or(settings.file),
                 declared: read.declared,
-                parameters: read.parameters,
+                samples: read.samples,
+                notes: read.notes,
                 warnings: read.warnings,
-                ..model_settings(&read.defaults)
+                ..settings
             })
         })),
     }

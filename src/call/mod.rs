@@ -25,8 +25,8 @@ pub use operation::{
 pub use readiness::Readiness;
 pub use reply::{Chunk, InferResponse, Reply, Timing};
 pub use report::{
-    BatchReport, CatalogEntry, ConfigReport, IndexEntry, Logging, ModelReport, Report, ServedVersions, ServerReport,
-    StatisticsReport, Tally, VersionState, VersionsReport,
+    BatchReport, CatalogEntry, ConfigReport, ImageFormat, IndexEntry, Logging, ModelReport, Notes, Report,
+    ServedVersions, ServerReport, StatisticsReport, Tally, VersionState, VersionsReport,
 };
 pub use stream::ReplyStream;
 pub use watch::{End, Observer, Watch};

@@ -150,8 +150,30 @@ pub struct ConfigReport {
     pub versions: ServedVersions,
     /// Outputs whose classes have labels, and the files that these are in.
     pub labels: Vec<(Arc<str>, Arc<str>)>,
-    /// What a `config.pbtxt` says and only clients read, by name.
+    /// The file of each version.
+    pub file: Arc<str>,
+    /// What it says that only clients read.
+    pub notes: Notes,
+}
+
+/// What a model's configuration says and only clients read.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Notes {
+    /// Inputs that are images, and where their channels are.
+    pub formats: Vec<(Arc<str>, ImageFormat)>,
+    /// `parameters`, by name.
     pub parameters: Vec<(Arc<str>, Arc<str>)>,
+    /// `metric_tags`, by name.
+    pub tags: Vec<(Arc<str>, Arc<str>)>,
+}
+
+/// Where the channels of an image are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ImageFormat {
+    /// Behind height and width.
+    Nhwc,
+    /// Before height and width.
+    Nchw,
 }
 
 /// Which versions of a model are served.

@@ -1,25 +1,31 @@
 //! The configuration: from what people write to what the program sees.
 //!
 //! [`raw`] is what people write, [`Config`] what the program sees: plain structs, the settings of each module among
-//! them, valid by construction. All problems of a file are found at once and named with their path. Nothing here
-//! listens, loads or spawns; of other files, it looks only at whether those that it names are there.
+//! them, valid by construction. All problems of a file are found at once and named with their path. What a model says of
+//! itself, in `model.yaml` or in Triton's `config.pbtxt`, is read here too ([`load_model`]). Nothing here listens, loads or
+//! spawns; of other files, it looks only at whether those that it names are there.
 
 mod later;
+mod model;
+mod pbtxt;
 pub mod problems;
 pub mod raw;
 mod source;
 pub mod units;
 mod validate;
 
+pub use model::load_model;
 pub use problems::{Problem, Problems};
 pub use raw::{Amount, Execution, Load, Switch, Versions};
 
-use later::{LATER, LATER_IN_MODELS};
+use later::LATER;
 
 use crate::{
     auth::{self, grants},
+    call::Notes,
     frontend::{self, Surfaces},
     limit::{self, address},
+    model::Sample,
     tensor::Signature,
 };
 use serde::{Deserialize, Serialize};
@@ -175,10 +181,14 @@ pub struct ModelConfig {
     pub defaults: ModelDefaults,
     /// Files with the names of classes, by output.
     pub class_labels: BTreeMap<Arc<str>, PathBuf>,
+    /// The file of each version, if it is not `model.onnx`.
+    pub file: Option<Arc<str>>,
     /// What its `config.pbtxt` says of inputs and outputs, rows included.
     pub declared: Option<Signature>,
-    /// What its `config.pbtxt` says that only clients read, by name.
-    pub parameters: Vec<(Arc<str>, Arc<str>)>,
+    /// What its `config.pbtxt` wants it to be run on before it is ready.
+    pub samples: Vec<Sample>,
+    /// What its `config.pbtxt` says that only clients read.
+    pub notes: Notes,
     /// What was said and does not apply here, a sentence each.
     pub warnings: Vec<String>,
 }
@@ -337,46 +347,6 @@ impl Default for Config {
     fn default() -> Self {
         Self::parse("", "the defaults", Path::new(""), Overrides::default()).expect("a test proves the defaults valid")
     }
-}
-
-/// Reads what a model says of itself in its `folder`: `model.yaml`, with the keys of `models.defaults`, which win over
-/// `defaults`, and those of the model alone. `config` is a configuration as JSON that a load call brought.
-///
-/// # Errors
-///
-/// Every problem of what was read.
-pub fn load_model(folder: &Path, config: Option<&str>, defaults: &ModelDefaults) -> Result<ModelConfig, Problems> {
-    if config.is_some() {
-        let mut problems = Problems::new("the configuration of the call");
-        problems.push("", "is not read by this version");
-        return Err(problems);
-    }
-    let path = folder.join("model.yaml");
-    if !path.exists() {
-        return Ok(ModelConfig { defaults: defaults.clone(), ..ModelConfig::default() });
-    }
-    let source = path.display().to_string();
-    let text = read(&path, &source)?;
-    parse_model_yaml(&text, &source, folder, defaults)
-}
-
-fn parse_model_yaml(
-    text: &str,
-    source: &str,
-    folder: &Path,
-    defaults: &ModelDefaults,
-) -> Result<ModelConfig, Problems> {
-    let mut problems = Problems::new(source);
-    let mut tree = source::tree(text, &mut problems);
-    source::expand(&mut tree, &|name| std::env::var(name).ok(), &mut problems);
-    let shared = LATER.iter().filter_map(|path| path.strip_prefix("models.defaults."));
-    let later: Vec<&str> = shared.chain(LATER_IN_MODELS.iter().copied()).collect();
-    source::refuse_later(&mut tree, &later, &mut problems);
-    source::drop_empty(&mut tree, "");
-    source::underlay(&mut tree, &validate::model_file(defaults));
-    let raw: raw::ModelFile = source::read(tree, &mut problems);
-    let config = validate::model(&raw, folder, &mut problems);
-    problems.or(config)
 }
 
 fn read(path: &Path, source: &str) -> Result<String, Problems> {

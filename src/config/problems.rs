@@ -2,6 +2,9 @@
 
 use std::fmt;
 
+/// Problems that are shown in one line; a file may have thousands.
+const IN_ONE_LINE: usize = 8;
+
 /// Everything that is wrong with one file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Problems {
@@ -29,6 +32,27 @@ impl Problems {
     /// One more.
     pub(super) fn push(&mut self, path: impl Into<String>, text: impl Into<String>) {
         self.list.push(Problem { path: path.into(), text: text.into() });
+    }
+
+    /// Those of a file that belongs to this source, with the file's name before their paths.
+    pub(super) fn absorb(&mut self, file: &str, others: Self) {
+        self.list.extend(others.list.into_iter().map(|Problem { path, text }| {
+            let path = if path.is_empty() { file.to_owned() } else { format!("{file} {path}") };
+            Problem { path, text }
+        }));
+    }
+
+    /// All of them in one line and without their source, for places where that is known.
+    pub fn in_one_line(&self) -> String {
+        let line = |Problem { path, text }: &Problem| {
+            let text = text.split_whitespace().collect::<Vec<_>>().join(" ");
+            if path.is_empty() { text } else { format!("{path}: {text}") }
+        };
+        let mut lines: Vec<_> = self.list.iter().take(IN_ONE_LINE).map(line).collect();
+        if let Some(more @ 1..) = self.list.len().checked_sub(IN_ONE_LINE) {
+            lines.push(format!("and {more} more"));
+        }
+        lines.join("; ")
     }
 
     /// `value`, if nothing is wrong.

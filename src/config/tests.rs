@@ -92,11 +92,39 @@ fn defaults_are_those_of_the_settings() {
 }
 
 #[test]
-fn the_small_file_and_the_example_of_keys_are_valid() {
+fn every_file_that_is_shipped_is_valid() {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("config");
-    let config = Config::load(Some(&folder.join("sluicegate.yaml")), Overrides::default()).unwrap();
-    assert_eq!(config.models.directories, [folder.join("../models")]);
-    auth::api_key::KeyFile::open(&folder.join("keys.example.yaml")).unwrap();
+    let mut files = 0;
+    for entry in fs::read_dir(&folder).unwrap() {
+        let path = entry.unwrap().path();
+        if path.ends_with("keys.example.yaml") {
+            auth::api_key::KeyFile::open(&path).unwrap();
+            continue;
+        }
+        let config = Config::load(Some(&path), Overrides::default()).unwrap_or_else(|problems| panic!("{problems}"));
+        assert_eq!(config.warnings(), [""; 0], "{}", path.display());
+        files += 1;
+        if path.ends_with("sluicegate.yaml") {
+            assert_eq!(config.models.directories, [folder.join("../models")]);
+        }
+    }
+    assert!(files >= 4, "{files}");
+}
+
+#[test]
+fn ports_are_those_of_the_servers_that_are_replaced() {
+    use crate::call::Surface::{Grpc, H2Stream, Rest, WebSocket};
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("config");
+    let load = |file| Config::load(Some(&folder.join(file)), Overrides::default()).unwrap();
+    let ports = |config: &Config| {
+        let admin = config.admin.map(|admin| admin.address.port());
+        (config.listen.iter().map(|listen| (listen.address.port(), listen.surfaces)).collect::<Vec<_>>(), admin)
+    };
+    let http = Surfaces::NONE.with(Rest).with(WebSocket).with(H2Stream);
+    let grpc = Surfaces::NONE.with(Grpc);
+    assert_eq!(ports(&load("triton-ports.yaml")), (vec![(8000, http), (8001, grpc)], Some(8002)));
+    let rest = Surfaces::NONE.with(Rest);
+    assert_eq!(ports(&load("tfserving-ports.yaml")), (vec![(8501, rest), (8500, grpc)], Some(9464)));
 }
 
 #[test]
@@ -319,29 +347,6 @@ fn what_contradicts_is_refused() {
 fn what_is_probably_not_meant_is_a_warning() {
     assert_eq!(parse("auth: { anonymous: always }").unwrap().warnings().len(), 1);
     assert_eq!(parse("auth: { anonymous: never }").unwrap().warnings().len(), 1);
-}
-
-#[test]
-fn a_model_wins_over_the_defaults_key_by_key() {
-    let mut defaults = ModelDefaults { instances: Amount::Exactly(3), ..ModelDefaults::default() };
-    defaults.batching.max_queue = 7;
-    let text = "versions: { latest: 2 }\nbatching: { max_rows: 8 }\nclass_labels: { logits: labels.txt }\n";
-    let model = parse_model_yaml(text, "model.yaml", Path::new("/m"), &defaults).unwrap();
-    assert_eq!(model.defaults.versions, Versions::Latest(2));
-    assert_eq!(model.defaults.instances, Amount::Exactly(3));
-    assert_eq!((model.defaults.batching.max_rows, model.defaults.batching.max_queue), (8, 7));
-    assert_eq!(model.class_labels["logits"], Path::new("/m/labels.txt"));
-    let unchanged = parse_model_yaml("", "model.yaml", Path::new("/m"), &defaults).unwrap();
-    assert_eq!(unchanged.defaults, defaults);
-}
-
-#[test]
-fn problems_of_a_model_are_all_named() {
-    let text = "versions: []\nbatching: { max_row: 1, pad: auto }\nwarmup: off\nensemble: {}\n\
-                class_labels: { a: ../x, b: /etc/passwd }\n";
-    let problems = parse_model_yaml(text, "model.yaml", Path::new("/m"), &ModelDefaults::default()).unwrap_err();
-    assert_eq!(problems.list.len(), 7, "{problems}");
-    assert!(problems.to_string().contains("`ensemble` is not available in this version"));
 }
 
 proptest! {

@@ -190,16 +190,12 @@ fn refusal(
         connection.frontend.metrics.refused("malformed_request");
         return Some(unsound.render(request));
     }
-    if !connection.surfaces.has(target.surface()) {
-        return Some(not_served(target, request));
+    // Whether it is served here or not: only HTTP/2 has the trailers in which gRPC would say so.
+    if target == Target::Grpc && request.version() < Version::HTTP_2 {
+        let unsound = Unsound::Status(StatusCode::HTTP_VERSION_NOT_SUPPORTED, "grpc needs HTTP/2");
+        return Some(unsound.render(request));
     }
-    match target {
-        Target::Grpc if request.version() < Version::HTTP_2 => {
-            let unsound = Unsound::Status(StatusCode::HTTP_VERSION_NOT_SUPPORTED, "grpc needs HTTP/2");
-            Some(unsound.render(request))
-        }
-        _ => None,
-    }
+    (!connection.surfaces.has(target.surface())).then(|| not_served(target, request))
 }
 
 /// REST, in the coding that the client takes.

@@ -1,7 +1,7 @@
-//! What a `config.pbtxt` says of inputs and outputs, held against the model itself.
+//! What a model configuration says of inputs and outputs, held against the model itself.
 //!
-//! The file may leave things out, and may be narrower than the model where that is free. What contradicts the model is an
-//! error that names both: serving it as the file says would fail at the first call.
+//! It may leave things out (a type, all dimensions, a whole tensor), and may be narrower than the model where that is free.
+//! What contradicts the model is an error that names both: serving it as it says would fail at the first call.
 
 use crate::tensor::{Signature, TensorSpec};
 use std::fmt::Write;
@@ -21,27 +21,32 @@ fn compare(what: &str, declared: &[TensorSpec], found: &[TensorSpec]) -> Result<
         let Some(model) = found.iter().find(|model| model.name == spec.name) else {
             let names: Vec<_> = found.iter().map(|model| format!("`{}`", model.name)).collect();
             let name = &spec.name;
-            return Err(format!("config.pbtxt has {what} `{name}`, the model has {}", names.join(", ")));
+            return Err(format!("the configuration has {what} `{name}`, the model has {}", names.join(", ")));
         };
         if spec.dtype.is_some() && spec.dtype != model.dtype {
             return Err(format!(
-                "config.pbtxt has {what} `{}` of {}, the model has {}",
+                "the configuration has {what} `{}` of {}, the model has {}",
                 spec.name,
                 spec.dtype_name(),
                 model.dtype_name()
             ));
         }
+        let silent = spec.dims.is_empty();
         let fits = spec.dims.len() == model.dims.len()
             && spec.dims.iter().zip(&model.dims).all(|(a, b)| a.is_none() || b.is_none() || a == b);
-        if !fits {
+        if !silent && !fits {
             let (ours, theirs) = (shape(spec), shape(model));
-            return Err(format!("config.pbtxt has {what} `{}` of shape {ours}, the model has {theirs}", spec.name));
+            return Err(format!(
+                "the configuration has {what} `{}` of shape {ours}, the model has {theirs}",
+                spec.name
+            ));
         }
     }
     Ok(())
 }
 
-fn shape(spec: &TensorSpec) -> String {
+/// The dimensions of `spec` as V2 writes them.
+pub(super) fn shape(spec: &TensorSpec) -> String {
     let mut text = String::from("[");
     for (place, dim) in spec.wire_dims().enumerate() {
         // Writing to a string cannot fail.
@@ -66,16 +71,17 @@ mod tests {
         let against = |declared: Signature| check(&declared, &model);
         assert_eq!(against(signature("x", Some(DataType::Fp32), &[None, Some(4)])), Ok(()));
         assert_eq!(against(signature("x", None, &[Some(8), None])), Ok(()));
+        assert_eq!(against(signature("x", None, &[])), Ok(()));
         assert_eq!(against(Signature::default()), Ok(()));
         let error = |declared| against(declared).unwrap_err();
-        assert_eq!(error(signature("z", None, &[])), "config.pbtxt has input `z`, the model has `x`");
+        assert_eq!(error(signature("z", None, &[])), "the configuration has input `z`, the model has `x`");
         assert_eq!(
             error(signature("x", Some(DataType::Int64), &[None, Some(4)])),
-            "config.pbtxt has input `x` of INT64, the model has FP32"
+            "the configuration has input `x` of INT64, the model has FP32"
         );
         assert_eq!(
             error(signature("x", Some(DataType::Fp32), &[None, Some(5)])),
-            "config.pbtxt has input `x` of shape [-1, 5], the model has [-1, 4]"
+            "the configuration has input `x` of shape [-1, 5], the model has [-1, 4]"
         );
     }
 }

@@ -2,7 +2,12 @@
 //!
 //! Opens every model once and runs none.
 
-use super::{Settings, declared, labels, loader::may_batch, scan::scan};
+use super::{
+    Settings, declared, labels,
+    loader::{check_rows, may_batch},
+    samples,
+    scan::scan,
+};
 use crate::{
     backend::{Open, SessionSettings},
     tensor::TensorSpec,
@@ -29,26 +34,32 @@ pub fn describe(settings: &Settings, opener: &dyn Open) -> Vec<Description> {
         .collect();
     descriptions.extend(found.into_iter().map(|found| {
         let what = format!("{}/{}", found.name, found.version);
+        if let Some(fault) = found.fault {
+            return Description { what, lines: Vec::new(), problem: Some(fault) };
+        }
         let open = AssertUnwindSafe(|| opener.open(&found.path, &SessionSettings::default()));
         let problem = match catch_unwind(open) {
             Ok(Ok(backend)) => {
                 let (signature, settings) = (backend.signature(), &found.settings);
                 let declared =
                     settings.declared.as_ref().map_or(Ok(()), |declared| declared::check(declared, signature));
-                let labels = match declared.and_then(|()| labels::read(settings, &found.folder, signature)) {
+                let batches = may_batch(settings, signature);
+                let rows = declared.and_then(|()| check_rows(settings, signature));
+                let sampled = rows.and_then(|()| samples::make(settings, signature, batches));
+                let labels = match sampled.and_then(|_| labels::read(settings, &found.folder, signature)) {
                     Ok(labels) => labels,
                     Err(reason) => return Description { what, lines: Vec::new(), problem: Some(reason) },
                 };
                 let inputs = signature.inputs.iter().map(|spec| line("input", spec));
                 let outputs = signature.outputs.iter().map(|spec| line("output", spec));
                 let mut lines: Vec<_> = inputs.chain(outputs).collect();
-                lines.push(together(may_batch(settings, signature), backend.is_decoupled()).to_owned());
+                lines.push(together(batches, backend.is_decoupled()).to_owned());
                 let labelled = signature.outputs.iter().zip(&labels).filter_map(|(spec, labels)| {
                     let count = labels.as_ref()?.len();
                     Some(format!("classes of `{}` have {count} labels", spec.name))
                 });
                 lines.extend(labelled);
-                lines.extend(settings.warnings.iter().cloned());
+                lines.extend(settings.warnings.iter().map(|warning| format!("warning: {warning}")));
                 return Description { what, lines, problem: None };
             }
             Ok(Err(error)) => error.to_string(),
@@ -82,7 +93,10 @@ fn together(batches: bool, decoupled: bool) -> &'static str {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::testing::{Opener, directory};
+    use crate::model::{
+        ModelSettings, Sample,
+        testing::{Opener, directory},
+    };
 
     #[test]
     fn each_model_is_described_or_its_problem_is() {
@@ -100,5 +114,20 @@ mod tests {
         );
         assert_eq!(descriptions[1].problem.as_deref(), Some("not a model: corrupt"));
         assert_eq!(descriptions[2].problem.as_deref(), Some("has no version: expected `c/1/model.onnx`"));
+    }
+
+    #[test]
+    fn what_a_configuration_says_is_held_against_the_model() {
+        let directory = directory(&[("a/1/model.onnx", "ok")]);
+        let described = |change: &dyn Fn(&mut ModelSettings)| {
+            let mut settings = Settings { directories: vec![directory.path().to_owned()], ..Settings::default() };
+            change(&mut settings.defaults);
+            describe(&settings, &Opener::default()).remove(0)
+        };
+        let warned = described(&|settings| settings.warnings = vec!["optimization: has no effect".to_owned()]);
+        assert_eq!(warned.lines[3], "warning: optimization: has no effect");
+        let sample = Sample { name: "s".into(), inputs: Vec::new(), runs: 1 };
+        let sampled = described(&|settings| settings.samples = vec![sample.clone()]);
+        assert_eq!(sampled.problem.as_deref(), Some("warm-up sample `s`: input `x` is missing"));
     }
 }

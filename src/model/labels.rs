@@ -1,11 +1,12 @@
 //! The names of classes, from the files in a model's folder (contract 02 section 8).
 //!
-//! Reads text; which output a file is for is the model's own to say.
+//! Reads text; which output a file is for is the model's own to say. A model from somewhere else must not make the server
+//! tell its callers what is in other files, so links are followed only within the model's folder.
 
 use super::{ModelSettings, classify::Labels};
 use crate::tensor::Signature;
 use std::{
-    fs::{self, File},
+    fs::File,
     io::{ErrorKind, Read},
     path::Path,
     sync::Arc,
@@ -30,26 +31,31 @@ pub(super) fn read(
     for (output, path) in &settings.labels {
         let place = signature.outputs.iter().position(|spec| spec.name == *output);
         let place = place.ok_or_else(|| format!("has labels for `{output}`, which is no output of the model"))?;
-        let found = file(path)?.ok_or_else(|| format!("has labels in `{}`, which is not there", name(path)))?;
+        let found = file(folder, path)?.ok_or_else(|| format!("has labels in `{}`, which is not there", name(path)))?;
         labels[place] = Some(found);
     }
     if let ([only], true) = (labels.as_mut_slice(), settings.labels.is_empty()) {
-        *only = file(&folder.join(FILE))?;
+        *only = file(folder, &folder.join(FILE))?;
     }
     Ok(labels)
 }
 
 /// The lines of a file; `None` if there is no such file.
-fn file(path: &Path) -> Result<Option<Labels>, String> {
+fn file(folder: &Path, path: &Path) -> Result<Option<Labels>, String> {
     let unreadable = |error: std::io::Error| format!("`{}` cannot be read: {error}", name(path));
-    match fs::metadata(path) {
-        Ok(data) if data.is_file() => {}
-        // Not even opened: opening a FIFO waits until somebody writes.
-        Ok(_) => return Err(format!("`{}` is not a regular file", name(path))),
+    let real = match path.canonicalize() {
+        Ok(real) => real,
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
         Err(error) => return Err(unreadable(error)),
+    };
+    if !real.starts_with(folder.canonicalize().map_err(unreadable)?) {
+        return Err(format!("`{}` is a link that leads outside the model's folder", name(path)));
     }
-    let file = File::open(path).map_err(unreadable)?;
+    // Before it is opened: opening what is no file may wait for ever.
+    if !real.metadata().map_err(unreadable)?.is_file() {
+        return Err(format!("`{}` is not a regular file", name(path)));
+    }
+    let file = File::open(real).map_err(unreadable)?;
     let mut text = String::new();
     file.take(LARGEST + 1).read_to_string(&mut text).map_err(unreadable)?;
     if text.len() as u64 > LARGEST {
@@ -94,9 +100,24 @@ mod tests {
         assert_eq!(named("z", "raw"), "has labels for `z`, which is no output of the model");
         assert_eq!(named("y", "absent"), "has labels in `absent`, which is not there");
         assert!(named("y", "raw").contains("UTF-8"));
-        assert!(named("y", ".").ends_with("is not a regular file"));
         let fifo = folder.path().join("fifo");
         assert!(std::process::Command::new("mkfifo").arg(&fifo).status().unwrap().success());
         assert_eq!(named("y", "fifo"), "`fifo` is not a regular file");
+        assert!(named("y", "..").ends_with("leads outside the model's folder"));
+        std::fs::create_dir(folder.path().join("within")).unwrap();
+        assert!(named("y", "within").ends_with("is not a regular file"));
+        let elsewhere = tempfile::NamedTempFile::new().unwrap();
+        std::os::unix::fs::symlink(elsewhere.path(), folder.path().join("link")).unwrap();
+        assert_eq!(named("y", "link"), "`link` is a link that leads outside the model's folder");
+    }
+
+    #[test]
+    fn links_within_the_folder_are_followed() {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::create_dir(folder.path().join("..data")).unwrap();
+        std::fs::write(folder.path().join("..data").join(FILE), "cat\n").unwrap();
+        std::os::unix::fs::symlink(Path::new("..data").join(FILE), folder.path().join(FILE)).unwrap();
+        let found = read(&ModelSettings::default(), folder.path(), &signature(&["y"])).unwrap();
+        assert_eq!(found[0].as_deref(), Some(&["cat".into()][..]));
     }
 }

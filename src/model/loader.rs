@@ -9,6 +9,7 @@ use super::{
     classify::Labels,
     declared, labels,
     measure::{Measured, measure},
+    samples,
     scan::{self, Found, Problem},
 };
 use crate::{
@@ -139,6 +140,9 @@ impl Loader {
         while let Some(event) = events.recv().await {
             match event {
                 Event::Scanned(found, problems) => {
+                    for (what, reason) in &problems {
+                        tracing::error!(what, reason, "not loaded");
+                    }
                     loaded.failed.extend(problems);
                     for found in found {
                         if !self.repository.is_serving(&found.name, &found.version) {
@@ -243,7 +247,7 @@ fn key(found: &Found) -> ModelKey {
 }
 
 /// An error in the words that operators read: the cause, which clients never see.
-fn reason(error: &crate::error::Error) -> String {
+pub(super) fn reason(error: &crate::error::Error) -> String {
     std::error::Error::source(error).map_or_else(|| error.to_string(), ToString::to_string)
 }
 
@@ -278,6 +282,9 @@ impl Workshop {
 
     fn prepare(&self, found: &Found, threads: usize) -> Result<Prepared, String> {
         let began = Instant::now();
+        if let Some(fault) = &found.fault {
+            return Err(fault.clone());
+        }
         let settings = &found.settings;
         let large = found.bytes > self.settings.turn.weights;
         let wide = SessionSettings { threads: settings.threads.unwrap_or(threads).max(1) };
@@ -290,7 +297,7 @@ impl Workshop {
             declared::check(declared, first.signature())?;
         }
         for warning in &settings.warnings {
-            tracing::warn!(model = %found.name, "{warning}");
+            tracing::warn!(model = %found.name, warning, "part of a model's configuration does not apply here");
         }
         let labels = labels::read(settings, &found.folder, first.signature())?;
         let decoupled = first.is_decoupled();
@@ -301,6 +308,7 @@ impl Workshop {
             Measured { max_rows: 1, ..Measured::default() }
         };
         let decision = self.decide(settings, &*first, large, &measured)?;
+        let samples = samples::make(settings, first.signature(), decision.batches)?;
         let more = |count: usize, session: &SessionSettings| {
             (0..count).map(|_| self.open(found, session)).collect::<Result<Vec<_>, _>>()
         };
@@ -310,6 +318,9 @@ impl Workshop {
                 let mut instances = more(self.lanes, &session)?;
                 if settings.warmup {
                     instances.iter_mut().for_each(|instance| warm(&mut **instance));
+                }
+                for instance in instances.iter_mut().chain([&mut first]) {
+                    samples::run(&samples, &mut **instance)?;
                 }
                 Place::Lanes { max_rows, instances, spare: first }
             }
@@ -325,6 +336,9 @@ impl Workshop {
                 instances.push(first);
                 if settings.warmup && !decoupled {
                     instances.iter_mut().for_each(|instance| warm(&mut **instance));
+                }
+                for instance in &mut instances {
+                    samples::run(&samples, &mut **instance)?;
                 }
                 Place::Threads(instances)
             }
@@ -366,14 +380,12 @@ impl Workshop {
         let signature = backend.signature();
         let turn = &self.settings.turn;
         if settings.batching.enabled == Some(true) {
+            check_rows(settings, signature)?;
             if !signature.is_batchable() || backend.is_decoupled() {
-                return Err("`batching.enabled` asks for a free first dimension of every input and output".to_owned());
+                return Err(format!("{BATCHING}, and the model has no inputs or answers with streams"));
             }
             if let Some(output) = measured.stray.and_then(|index| signature.outputs.get(index)) {
-                return Err(format!(
-                    "`batching.enabled`: output `{}` does not follow the rows of the inputs",
-                    output.name
-                ));
+                return Err(format!("{BATCHING}: output `{}` does not follow the rows of the inputs", output.name));
             }
         }
         let batches = may_batch(settings, signature) && measured.stray.is_none() && !backend.is_decoupled();
@@ -392,9 +404,29 @@ impl Workshop {
     }
 }
 
+/// How batching is asked for, in messages.
+const BATCHING: &str = "batching is asked for (`batching.enabled`, or `max_batch_size` in a model configuration)";
+
+/// Where batching is asked for, every first dimension must be free to count rows.
+///
+/// # Errors
+///
+/// For operators, in plain words: the tensor whose first dimension is not.
+pub(super) fn check_rows(settings: &ModelSettings, signature: &Signature) -> Result<(), String> {
+    let mut specs = signature.inputs.iter().chain(&signature.outputs);
+    match specs.find(|spec| settings.batching.enabled == Some(true) && !spec.has_free_rows()) {
+        Some(spec) => {
+            let found = declared::shape(spec);
+            Err(format!("{BATCHING}: `{}` has shape {found}, expected a free first dimension", spec.name))
+        }
+        None => Ok(()),
+    }
+}
+
 /// Whether rows of several calls may run together, before the model was run.
 pub(super) fn may_batch(settings: &ModelSettings, signature: &Signature) -> bool {
-    settings.batching.enabled.unwrap_or(true) && settings.batching.max_rows > 1 && signature.is_batchable()
+    // Whoever asks for batches of one row wants the first dimension to count rows, as Triton's clients then expect.
+    settings.batching.enabled.unwrap_or(settings.batching.max_rows > 1) && signature.is_batchable()
 }
 
 /// A few runs, of which nothing is learnt: the first calls should not pay for them.

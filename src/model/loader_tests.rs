@@ -4,8 +4,12 @@ use super::*;
 use crate::{
     call::ModelRef,
     error::Error,
-    model::testing::{Opener, directory},
+    model::{
+        Fill, Sample, SampleInput,
+        testing::{Opener, directory},
+    },
     schedule::TurnSettings,
+    tensor::DataType,
 };
 use std::{sync::atomic::Ordering, time::Duration};
 
@@ -98,6 +102,64 @@ async fn instances_are_as_many_as_configured() {
     let world = world(&[("a/1/model.onnx", "ok")], None, |settings| settings.defaults.instances = Some(3));
     world.loader.load().await;
     assert_eq!(world.opener.opened.load(Ordering::Relaxed), 3);
+}
+
+/// A sample of `rows` rows.
+fn sample(rows: usize, runs: usize, fill: Fill) -> Vec<Sample> {
+    let input = SampleInput { name: "x".into(), dtype: DataType::Fp32, dims: vec![rows, 4], fill };
+    vec![Sample { name: "seven".into(), inputs: vec![input], runs }]
+}
+
+#[tokio::test]
+async fn every_instance_runs_the_samples_before_the_model_is_ready() {
+    let (lanes, mut seats) = Lanes::new(1);
+    let (_guard, task) = seats.remove(0).enter();
+    tokio::spawn(task);
+    for lanes in [None, Some(lanes)] {
+        let world = world(&[("a/1/model.onnx", "ok")], lanes, |settings| {
+            settings.defaults.instances = Some(3);
+            settings.defaults.samples = sample(7, 2, Fill::Random);
+        });
+        world.loader.load().await;
+        assert!(world.resolve("a").is_ok());
+        let scripts = world.opener.scripts.lock().unwrap().clone();
+        assert!(scripts.len() >= 2, "an instance for the lane, and its spare");
+        for script in scripts {
+            assert_eq!(script.batches().into_iter().filter(|rows| *rows == 7).count(), 2);
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_sample_that_fails_or_does_not_fit_fails_the_load() {
+    let reason = async |content: &str, rows: usize, change: fn(&mut Settings)| {
+        let world = world(&[("a/1/model.onnx", content)], None, |settings| {
+            settings.defaults.samples = sample(rows, 1, Fill::Zeros);
+            change(settings);
+        });
+        world.loader.load().await.failed.pop().map(|(_, reason)| reason)
+    };
+    assert_eq!(reason("ok", 1, |_| {}).await, None);
+    let failed = reason("fails", 1, |_| {}).await.unwrap();
+    assert!(failed.starts_with("warm-up sample `seven` failed: "), "{failed}");
+    let unfit = reason("ok", 1, |settings| settings.defaults.samples[0].inputs[0].dims[1] = 5).await.unwrap();
+    assert_eq!(unfit, "warm-up sample `seven`: tensor `x` has shape [1, 5], expected [-1, 4]");
+}
+
+#[tokio::test]
+async fn a_model_may_have_another_file_and_batches_of_one_row() {
+    let world = world(&[("a/1/net.onnx", "ok"), ("b/1/model.onnx", "ok")], None, |settings| {
+        settings.defaults.file = "net.onnx".into();
+        settings.defaults.batching.enabled = Some(true);
+        settings.defaults.batching.max_rows = 1;
+    });
+    let loaded = world.loader.load().await;
+    let failed: Vec<_> = loaded.failed.iter().map(|(what, reason)| format!("{what}: {reason}")).collect();
+    assert_eq!(failed, ["b/1: `b/1/net.onnx` is not there"]);
+    let model = world.resolve("a").unwrap();
+    assert!(model.batches(), "the first dimension counts rows");
+    let config = model.config();
+    assert_eq!((config.max_rows, &*config.file), (Some(1), "net.onnx"));
 }
 
 #[tokio::test]

@@ -3,11 +3,12 @@
 //! The inputs are zeros in the smallest shape that the signature allows. What is measured decides
 //! whether a model runs on lanes, and how many rows it may take there.
 
+use super::{Fill, samples};
 use crate::{
     backend::Backend,
     error::Error,
     schedule::TurnSettings,
-    tensor::{DataType, Shape, Signature, Tensor, Tensors},
+    tensor::{Shape, Signature, Tensors},
 };
 use std::time::{Duration, Instant};
 
@@ -98,27 +99,17 @@ fn zeros(signature: &Signature, rows: usize) -> Result<Tensors, Error> {
         let dtype = spec.dtype.ok_or_else(|| Error::internal("a type without a name"))?;
         let dims = spec.dims.iter().enumerate();
         let shape = Shape::new(dims.map(|(axis, dim)| dim.unwrap_or(if axis == 0 { rows } else { 1 })));
-        let elements = shape.elements().unwrap_or(usize::MAX);
-        // An empty string is its length and nothing else: four zero bytes.
-        let size = if dtype == DataType::Bytes { 4 } else { dtype.size().unwrap_or(1) };
-        let bytes = elements.checked_mul(size).filter(|bytes| *bytes <= LARGEST);
-        let bytes = bytes.ok_or_else(|| Error::internal("too large to try"))?;
-        // Words, so that the bytes lie on the alignment of every type.
-        let data = crate::tensor::view::bytes_of(vec![0_u64; bytes.div_ceil(8)]).slice(..bytes);
-        Tensor::new(dtype, shape, data).map_err(|error| Error::internal(error.to_string()))
+        samples::made(dtype, shape, Fill::Zeros, 0).map_err(Error::internal)
     };
     signature.inputs.iter().map(zero).collect()
 }
-
-/// An input larger than this is not made up only to warm a model up.
-const LARGEST: usize = 256 << 20;
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::{
         schedule::testing::{self, Fault, Script},
-        tensor::TensorSpec,
+        tensor::{DataType, TensorSpec},
     };
 
     /// Settings that a model in a debug build on a busy machine meets.

@@ -11,6 +11,7 @@ pub mod loader;
 mod measure;
 pub mod repository;
 pub mod router;
+mod samples;
 mod scan;
 pub mod signature;
 pub mod spec;
@@ -20,7 +21,7 @@ mod testing;
 pub use loader::{Loaded, Loader};
 pub use repository::{Repository, State};
 pub use router::Router;
-pub use spec::{Batching, Load, ModelSettings, Reader, Settings, Source, VersionPolicy};
+pub use spec::{Batching, Fill, Load, ModelSettings, Reader, Sample, SampleInput, Settings, Source, VersionPolicy};
 
 use crate::{
     call::{ConfigReport, ModelKey, ServedVersions, StatisticsReport},
@@ -91,7 +92,8 @@ impl Model {
                 VersionPolicy::Only(versions) => ServedVersions::Only(versions.clone()),
             },
             labels: self.settings.labels.iter().map(|(output, path)| (Arc::clone(output), file(path))).collect(),
-            parameters: self.settings.parameters.clone(),
+            file: Arc::clone(&self.settings.file),
+            notes: self.settings.notes.clone(),
         }
     }
 }

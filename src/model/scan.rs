@@ -13,7 +13,7 @@ use std::{
 };
 use tempfile::TempDir;
 
-/// The file of a version.
+/// The file of a version, unless the model says otherwise.
 const FILE: &str = "model.onnx";
 
 /// What a model says of itself: ours, and Triton's.
@@ -32,6 +32,8 @@ pub(super) struct Found {
     /// Size of the file; weights kept outside it do not count.
     pub(super) bytes: u64,
     pub(super) settings: ModelSettings,
+    /// What is wrong with its file or with what the model says of itself, if something is: it is not served then.
+    pub(super) fault: Option<String>,
     /// The model's folder.
     pub(super) folder: PathBuf,
     /// The folder itself, if a load call brought it.
@@ -177,17 +179,20 @@ fn model(name: &str, place: Place<'_>, settings: &Settings, problems: &mut Vec<P
         return if misplaced { Err(hint) } else { Ok(Vec::new()) };
     }
     check_name(name)?;
-    let mut says_something = config.is_some();
-    for spec in SPECS {
-        says_something |= size(&path.join(spec))?.is_some();
-    }
-    let settings = match (&settings.reader, says_something) {
-        (_, false) => settings.defaults.clone(),
-        (Some(reader), true) => reader.read(Source { folder: path, config }, &settings.defaults)?,
-        (None, true) => return Err("has settings of its own, and nothing here reads them".to_owned()),
+    let specs = SPECS.iter().try_fold(config.is_some(), |found, spec| Ok(size(&path.join(spec))?.is_some() || found));
+    let read = specs.and_then(|says_something| match (&settings.reader, says_something) {
+        (_, false) => Ok(settings.defaults.clone()),
+        (Some(reader), true) => reader.read(Source { name, folder: path, config }, &settings.defaults),
+        (None, true) => Err("has settings of its own, and nothing here reads them".to_owned()),
+    });
+    let (settings, fault) = match read {
+        Ok(settings) => (settings, None),
+        Err(reason) => (settings.defaults.clone(), Some(reason)),
     };
     let chosen = match only {
         Some(version) => numbered.into_iter().filter(|found| *found == version).collect(),
+        // Which versions are wanted is not known; one of them tells callers and operators that it is not served.
+        None if fault.is_some() => VersionPolicy::Latest(1).choose(numbered),
         None => {
             if let VersionPolicy::Only(wanted) = &settings.versions {
                 for version in wanted.iter().filter(|version| !numbered.contains(version)) {
@@ -198,24 +203,23 @@ fn model(name: &str, place: Place<'_>, settings: &Settings, problems: &mut Vec<P
         }
     };
     let name: Arc<str> = name.into();
-    let mut found = Vec::new();
-    for version in chosen {
-        let file = path.join(version.to_string()).join(FILE);
-        match size(&file) {
-            // What is not there is for the opener to say.
-            Ok(bytes) => found.push(Found {
-                name: Arc::clone(&name),
-                version: version.to_string().into(),
-                path: file,
-                bytes: bytes.unwrap_or_default(),
-                settings: settings.clone(),
-                folder: path.to_owned(),
-                files: files.clone(),
-            }),
-            Err(reason) => problems.push((format!("{name}/{version}"), reason)),
+    let found = chosen.into_iter().map(|version| {
+        let file = path.join(version.to_string()).join(&*settings.file);
+        // What is not there is for the opener to say.
+        let (bytes, irregular) =
+            size(&file).map_or_else(|reason| (0, Some(reason)), |bytes| (bytes.unwrap_or(0), None));
+        Found {
+            name: Arc::clone(&name),
+            version: version.to_string().into(),
+            path: file,
+            bytes,
+            settings: settings.clone(),
+            fault: fault.clone().or(irregular),
+            folder: path.to_owned(),
+            files: files.clone(),
         }
-    }
-    Ok(found)
+    });
+    Ok(found.collect())
 }
 
 /// The size of a file; `None` if it is not there. Anything else of that name must not even be opened: opening a FIFO
@@ -316,16 +320,12 @@ mod tests {
         let _socket = std::os::unix::net::UnixListener::bind(directory.path().join("b/1/model.onnx")).unwrap();
         std::os::unix::fs::symlink(&fifo, directory.path().join("c/model.yaml")).unwrap();
         let reader = Reader::new(|_, _| panic!("it would wait for ever"));
-        let (found, mut problems) = scan(&Settings { reader: Some(reader), ..settings(&directory) });
-        assert!(found.is_empty(), "{found:?}");
-        problems.sort();
-        let expected = [
-            ("a/1", "`model.onnx` is not a regular file"),
-            ("b/1", "`model.onnx` is not a regular file"),
-            ("c", "`model.yaml` is not a regular file"),
-            ("d/1", "`model.onnx` is not a regular file"),
-        ];
-        assert_eq!(problems, expected.map(|(what, why)| (what.to_owned(), why.to_owned())));
+        let (found, problems) = scan(&Settings { reader: Some(reader), ..settings(&directory) });
+        assert_eq!((names(&found), problems), (["a/1", "b/1", "c/1", "d/1"].map(str::to_owned).to_vec(), Vec::new()));
+        let files = ["model.onnx", "model.onnx", "model.yaml", "model.onnx"];
+        for (found, file) in found.iter().zip(files) {
+            assert_eq!(found.fault.as_deref(), Some(&*format!("`{file}` is not a regular file")), "{}", found.name);
+        }
     }
 
     #[test]
@@ -358,7 +358,8 @@ mod tests {
     fn a_models_own_settings_are_read_and_never_ignored() {
         let directory = directory(&[("m/1/model.onnx", "ok"), ("m/2/model.onnx", "ok"), ("m/model.yaml", "")]);
         let (found, problems) = scan(&settings(&directory));
-        assert!(found.is_empty() && problems.len() == 1);
+        assert_eq!((names(&found), problems), (vec!["m/2".to_owned()], Vec::new()));
+        assert!(found[0].fault.is_some(), "served with other settings than its own it would be wrong");
         let reader = Reader::new(|_, defaults| Ok(ModelSettings { versions: VersionPolicy::All, ..defaults.clone() }));
         let (found, _) = scan(&Settings { reader: Some(reader), ..settings(&directory) });
         assert_eq!(names(&found), ["m/1", "m/2"]);

@@ -4,8 +4,9 @@
 //! reader of `model.yaml`.
 
 use crate::{
+    call::Notes,
     schedule::{BatchPolicy, Execution, TurnSettings},
-    tensor::Signature,
+    tensor::{DataType, Signature},
 };
 use std::{collections::HashSet, fmt, path::Path, path::PathBuf, sync::Arc, time::Duration};
 
@@ -36,6 +37,8 @@ type ReadSettings = dyn Fn(Source<'_>, &ModelSettings) -> Result<ModelSettings, 
 /// Where a model says how it is to run.
 #[derive(Clone, Copy, Debug)]
 pub struct Source<'a> {
+    /// Its name.
+    pub name: &'a str,
     /// Its folder, with `model.yaml` or `config.pbtxt` or neither in it.
     pub folder: &'a Path,
     /// A model configuration as JSON that a load call brought instead of the one in the folder.
@@ -74,12 +77,49 @@ pub struct ModelSettings {
     /// Files with the labels of an output's classes, by output. Without any, `labels.txt` in the model's folder serves a
     /// model with one output (contract 02 section 8).
     pub labels: Vec<(Arc<str>, PathBuf)>,
+    /// The file of each version.
+    pub file: Arc<str>,
     /// What its `config.pbtxt` says of inputs and outputs, rows included; it must not contradict the model.
     pub declared: Option<Signature>,
-    /// What its `config.pbtxt` says that only clients read, by name.
-    pub parameters: Vec<(Arc<str>, Arc<str>)>,
+    /// Runs before it is ready, besides those that measure it.
+    pub samples: Vec<Sample>,
+    /// What its `config.pbtxt` says that only clients read.
+    pub notes: Notes,
     /// What was said and does not apply here, a sentence each.
     pub warnings: Vec<String>,
+}
+
+/// What a model is run on before it is ready (`model_warmup`).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Sample {
+    /// Its name, for messages.
+    pub name: Arc<str>,
+    /// What it is run on.
+    pub inputs: Vec<SampleInput>,
+    /// How often each instance runs it.
+    pub runs: usize,
+}
+
+/// One input of a [`Sample`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SampleInput {
+    /// The input.
+    pub name: Arc<str>,
+    /// Its type.
+    pub dtype: DataType,
+    /// Its dimensions, rows included.
+    pub dims: Vec<usize>,
+    /// What is in it.
+    pub fill: Fill,
+}
+
+/// What is in an input that is made up. Strings are empty either way.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fill {
+    /// Zeros.
+    Zeros,
+    /// Fractions from 0 to 1, integers and flags of 0 or 1, which are indices of nearly everything: the same each time.
+    Random,
 }
 
 /// How calls become batches (`batching`).
@@ -174,8 +214,10 @@ impl Default for ModelSettings {
             // Contract 01 section 2.2: what Triton reports.
             platform: "onnxruntime_onnx".into(),
             labels: Vec::new(),
+            file: "model.onnx".into(),
             declared: None,
-            parameters: Vec::new(),
+            samples: Vec::new(),
+            notes: Notes::default(),
             warnings: Vec::new(),
         }
     }

@@ -14,7 +14,7 @@ use crate::{
 use std::{
     path::Path,
     sync::{
-        Arc,
+        Arc, Mutex,
         atomic::{AtomicUsize, Ordering},
     },
     time::{Duration, SystemTime},
@@ -49,6 +49,8 @@ fn finish(plan: crate::schedule::Plan, script: &Script) -> Arc<Model> {
 #[derive(Debug, Default)]
 pub(super) struct Opener {
     pub(super) opened: AtomicUsize,
+    /// One of each instance, in the order they were opened.
+    pub(super) scripts: Mutex<Vec<Script>>,
 }
 
 impl Open for Opener {
@@ -64,6 +66,7 @@ impl Open for Opener {
             other => return Err(OpenError(format!("not a model: {other}"))),
         }
         self.opened.fetch_add(1, Ordering::Relaxed);
+        self.scripts.lock().unwrap().push(script.clone());
         Ok(testing::backend(&script))
     }
 }

@@ -8,7 +8,14 @@ pub mod statistics;
 pub mod switches;
 
 use std::io::IsTerminal;
-use tracing_subscriber::{EnvFilter, Layer, fmt, layer::SubscriberExt, reload, util::SubscriberInitExt};
+use tracing::Subscriber;
+use tracing_subscriber::{
+    EnvFilter, Layer,
+    fmt::{self, MakeWriter},
+    layer::SubscriberExt,
+    reload,
+    util::SubscriberInitExt,
+};
 
 /// How log lines look (`telemetry.log.format`).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -81,20 +88,35 @@ pub fn parse_level(level: &str) -> Result<EnvFilter, LogError> {
 ///
 /// If the level is malformed, or logs were started before.
 pub fn start_logs(settings: &LogSettings) -> Result<impl Fn(&str) + Send + Sync + use<>, LogError> {
+    let terminal = std::io::stderr().is_terminal();
+    let (log, set_level) = log_to(settings, settings.format.for_output(&std::io::stderr()), terminal, std::io::stderr)?;
+    log.try_init().map_err(|error| LogError(format!("logs cannot be started: {error}")))?;
+    Ok(set_level)
+}
+
+/// A log of its own, and what changes its level.
+fn log_to<W>(
+    settings: &LogSettings,
+    format: Format,
+    ansi: bool,
+    writer: W,
+) -> Result<(impl Subscriber + Send + Sync + use<W>, impl Fn(&str) + Send + Sync + use<W>), LogError>
+where
+    W: for<'a> MakeWriter<'a> + Send + Sync + 'static,
+{
     let (filter, handle) = reload::Layer::new(parse_level(&settings.level)?);
-    let log = fmt::layer().with_writer(std::io::stderr);
-    let log = match settings.format.for_output(&std::io::stderr()) {
+    let log = fmt::layer().with_writer(writer);
+    let log = match format {
         Format::Json => log.json().flatten_event(true).with_current_span(true).with_span_list(false).boxed(),
-        Format::Auto | Format::Pretty => log.with_ansi(std::io::stderr().is_terminal()).boxed(),
+        Format::Auto | Format::Pretty => log.with_ansi(ansi).boxed(),
     };
-    let started = tracing_subscriber::registry().with(filter).with(log).try_init();
-    started.map_err(|error| LogError(format!("logs cannot be started: {error}")))?;
-    Ok(move |level: &str| {
+    let set_level = move |level: &str| {
         if let Ok(filter) = parse_level(level) {
             // Fails only if the subscriber is gone, and with it the log.
             drop(handle.reload(filter));
         }
-    })
+    };
+    Ok((tracing_subscriber::registry().with(filter).with(log), set_level))
 }
 
 #[cfg(test)]
@@ -107,6 +129,46 @@ mod tests {
         assert!(parse_level("warn,sluicegate::frontend=debug").is_ok());
         let error = parse_level("sluicegate=loud").unwrap_err().to_string();
         assert!(error.contains("`sluicegate=loud`"), "{error}");
+    }
+
+    #[test]
+    fn a_call_that_switches_the_level_changes_what_is_logged() {
+        use crate::call::LoggingChange;
+        use std::{
+            io::{Read, Seek},
+            sync::Arc,
+        };
+        let file = Arc::new(tempfile::tempfile().unwrap());
+        let (log, set_level) = log_to(&LogSettings::default(), Format::Json, false, Arc::clone(&file)).unwrap();
+        let switches = switches::Switches::new("info", set_level);
+        let say = |word: &str| {
+            tracing::debug!(word, "fine");
+            tracing::warn!(word, "coarse");
+        };
+        tracing::subscriber::with_default(log, || {
+            say("first");
+            let set = |change| switches.change_logging(&change).unwrap();
+            set(LoggingChange { verbose: Some(1), ..LoggingChange::default() });
+            say("second");
+            set(LoggingChange {
+                verbose: Some(0),
+                info: Some(false),
+                warning: Some(false),
+                ..LoggingChange::default()
+            });
+            say("third");
+        });
+        let mut written = String::new();
+        (&*file).rewind().unwrap();
+        (&*file).read_to_string(&mut written).unwrap();
+        let said: Vec<_> = written
+            .lines()
+            .map(|line| {
+                let line: serde_json::Value = serde_json::from_str(line).unwrap();
+                format!("{} {}", line["word"].as_str().unwrap(), line["level"].as_str().unwrap())
+            })
+            .collect();
+        assert_eq!(said, ["first WARN", "second DEBUG", "second WARN"]);
     }
 
     #[test]

@@ -47,9 +47,10 @@ pub type Settings = Vec<(Arc<str>, Vec<Arc<str>>)>;
 // === impl Switches ===
 
 impl Switches {
-    /// Switches that hand the log's level to `set_level`.
-    pub fn new(set_level: impl Fn(&str) + Send + Sync + 'static) -> Self {
-        Self { state: Mutex::default(), set_level: Some(Box::new(set_level)) }
+    /// Switches of a log whose level is `level`; changes are handed to `set_level`.
+    pub fn new(level: &str, set_level: impl Fn(&str) + Send + Sync + 'static) -> Self {
+        let state = State { logging: logging(level), ..State::default() };
+        Self { state: Mutex::new(state), set_level: Some(Box::new(set_level)) }
     }
 
     /// What is logged.
@@ -180,16 +181,44 @@ fn level(logging: &Logging) -> &'static str {
     }
 }
 
+/// What is switched on at a level: what [`level`] makes that level of.
+fn logging(level: &str) -> Logging {
+    Logging {
+        info: !matches!(level, "off" | "error" | "warn"),
+        warning: !matches!(level, "off" | "error"),
+        error: level != "off",
+        verbose: match level {
+            "trace" => 2,
+            "debug" => 1,
+            _ => 0,
+        },
+        ..Logging::default()
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::call::ModelRef;
 
     #[test]
+    fn the_switches_begin_as_the_log_is_configured() {
+        for level in ["off", "error", "warn", "info", "debug", "trace"] {
+            assert_eq!(super::level(&logging(level)), level);
+        }
+        assert_eq!(logging("info"), Logging::default());
+        let levels = Arc::new(Mutex::new(Vec::new()));
+        let seen = Arc::clone(&levels);
+        let switches = Switches::new("debug", move |level| seen.lock().unwrap().push(level.to_owned()));
+        switches.change_logging(&LoggingChange { format: Some("ISO8601".into()), ..Default::default() }).unwrap();
+        assert_eq!(*levels.lock().unwrap(), ["debug"], "what was not asked for stays");
+    }
+
+    #[test]
     fn the_level_follows_the_switches() {
         let levels = Arc::new(Mutex::new(Vec::new()));
         let seen = Arc::clone(&levels);
-        let switches = Switches::new(move |level| seen.lock().unwrap().push(level.to_owned()));
+        let switches = Switches::new("info", move |level| seen.lock().unwrap().push(level.to_owned()));
         let change = |change: LoggingChange| switches.change_logging(&change).unwrap();
         assert_eq!(change(LoggingChange { verbose: Some(1), ..Default::default() }).verbose, 1);
         change(LoggingChange { verbose: Some(0), info: Some(false), ..Default::default() });

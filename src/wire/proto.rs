@@ -29,7 +29,9 @@ mod manage;
 mod tests;
 mod typed;
 
-pub use config::{ConfigError, encode_config, encode_config_json, parse_config_json, parse_config_text};
+pub use config::{
+    ConfigError, decode_data_type, encode_config, encode_config_json, parse_config_json, parse_config_text,
+};
 pub(super) use manage::index_state;
 pub use manage::{
     decode_load, decode_logging, decode_trace, decode_unload, encode_index, encode_logging, encode_statistics,

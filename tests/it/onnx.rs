@@ -198,3 +198,28 @@ async fn a_raw_body_is_the_one_input_and_comes_back_raw() {
     assert_eq!(body["code"], "invalid_argument");
     assert!(body["error"].as_str().unwrap().contains("255 raw bytes, expected 256"), "{body}");
 }
+
+#[tokio::test]
+async fn the_best_digits_have_their_names_on_every_surface() {
+    let running = shipped().await;
+    let labels = std::fs::read_to_string(models("models/digits/labels.txt")).unwrap();
+    let labels: Vec<_> = labels.lines().collect();
+    let request = Request { outputs: vec!["probabilities".into()], classes: Some(3), ..digit() };
+    let mut seen = Vec::new();
+    for surface in Surface::ALL {
+        let mut client = Client::connect(surface, &running, None).await.unwrap();
+        let answer = client.infer(&request).await.unwrap();
+        let (shape, Data::Strings(best)) = &answer.outputs["probabilities"] else { panic!("strings") };
+        assert_eq!(*shape, [1, 3], "{surface:?}");
+        seen.push(best.clone());
+    }
+    assert!(seen.windows(2).all(|pair| pair[0] == pair[1]), "{seen:?}");
+    let mut alone = Client::connect(Surface::Rest, &running, None).await.unwrap();
+    let Data::Floats(values) = alone.infer(&digit()).await.unwrap().outputs["probabilities"].1.clone() else {
+        panic!()
+    };
+    let mut best: Vec<usize> = (0..10).collect();
+    best.sort_by(|a, b| values[*b].total_cmp(&values[*a]));
+    let expected: Vec<_> = best[..3].iter().map(|n| format!("{:.6}:{n}:{}", values[*n], labels[*n])).collect();
+    assert_eq!(seen[0], expected);
+}

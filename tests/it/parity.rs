@@ -211,6 +211,35 @@ every_surface! {
         client.infer(&double()).await.unwrap();
     }
 
+    async fn the_best_classes_of_each_row_come_as_text(surface) {
+        let running = Setup::new().start().await;
+        let mut client = Client::connect(surface, &running, None).await.unwrap();
+        // Doubled by the model; of equal values the lower index is first, and what is no number is last.
+        let rows = vec![0.5, -1.0, 1.65, 1.65, 3.0, 2.0, 1.0, 0.0];
+        let classified = |classes| Request {
+            outputs: vec!["y".into()],
+            classes: Some(classes),
+            ..Request::new("double", &[2, 4], rows.clone())
+        };
+        let texts = |texts: &[&str]| Data::Strings(texts.iter().map(|text| (*text).to_owned()).collect());
+        let two = client.infer(&classified(2)).await.unwrap();
+        assert_eq!(two.outputs["y"], (vec![2, 2], texts(&["3.300000:2", "3.300000:3", "6.000000:0", "4.000000:1"])));
+        let all = client.infer(&classified(1000)).await.unwrap();
+        assert_eq!(all.outputs["y"].0, vec![2, 4], "no more than there are");
+        for wrong in [0, -1] {
+            assert_eq!(client.infer(&classified(wrong)).await.unwrap_err().code, "invalid_argument", "{wrong}");
+        }
+        let strings = Request {
+            data: Data::Strings(vec!["a".into()]),
+            model: "echo".into(),
+            shape: vec![1],
+            ..classified(1)
+        };
+        let failure = client.infer(&strings).await.unwrap_err();
+        assert_eq!(failure.code, "invalid_argument");
+        assert!(failure.message.contains("BYTES"), "{failure:?}");
+    }
+
     async fn a_model_that_failed_to_load_is_not_ready(surface) {
         let running = Setup::new().start().await;
         let mut client = Client::connect(surface, &running, None).await.unwrap();

@@ -157,6 +157,49 @@ fn check_explains_the_models() {
 }
 
 #[test]
+fn check_and_the_log_say_what_of_a_config_pbtxt_does_not_apply() {
+    let folder = tempfile::tempdir().unwrap();
+    let model = |name: &str, text: &str| {
+        let version = folder.path().join(name).join("1");
+        fs::create_dir_all(&version).unwrap();
+        let from = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/digits/1/model.onnx");
+        fs::copy(from, version.join("model.onnx")).unwrap();
+        fs::write(folder.path().join(name).join("config.pbtxt"), text).unwrap();
+    };
+    model("good", "max_batch_size: 8 optimization { graph { level: 1 } }");
+    model("narrow", "max_batch_size: 8 input [{ name: \"image\" data_type: TYPE_FP32 dims: [ 65 ] }]");
+    model("wrong", "name: \"other\"\nbackend: \"python\"");
+    let models = folder.path().to_str().unwrap();
+
+    let output = run(&["check", "--models", models]);
+    let printed = text(&output.stdout);
+    assert_eq!(output.status.code(), Some(2), "{printed}");
+    for line in [
+        "  warning: config.pbtxt optimization: has no effect",
+        "  problem: the configuration has input `image` of shape [-1, 65], the model has [-1, 64]",
+        "  problem: config.pbtxt name: is `other`, and the model is `wrong`; config.pbtxt backend: is `python`",
+    ] {
+        assert!(printed.contains(line), "no {line} in\n{printed}");
+    }
+
+    let mut command = program();
+    command.args(["serve", "--log-format", "json", "--models", models]).args(FREE);
+    let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut log = BufReader::new(child.stderr.take().unwrap());
+    let mut server = Server { lines: BufReader::new(child.stdout.take().unwrap()), child, printed: String::new() };
+    while !server.printed.contains("/v2/stream") {
+        assert!(server.lines.read_line(&mut server.printed).unwrap() > 0, "it ended after\n{}", server.printed);
+    }
+    server.signal("TERM");
+    server.signal("TERM");
+    let mut logged = String::new();
+    log.read_to_string(&mut logged).unwrap();
+    for words in ["config.pbtxt optimization: has no effect", "[-1, 65]", "and the model is `wrong`"] {
+        assert!(logged.contains(words), "no {words} in\n{logged}");
+    }
+}
+
+#[test]
 fn check_lists_every_problem_of_a_configuration_and_exits_with_2() {
     let folder = tempfile::tempdir().unwrap();
     let config = folder.path().join("c.yaml");

@@ -3,7 +3,7 @@
 mod limits;
 mod models;
 
-pub(super) use models::{model, model_defaults, model_file};
+pub(super) use models::{OUTSIDE, is_inside, is_plain, model, model_defaults, model_file};
 
 use super::{Admin, Certificate, Config, Drain, Listen, Overrides, Problems, Runtime, Telemetry, Turn, raw};
 use crate::{

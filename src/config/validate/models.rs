@@ -82,9 +82,8 @@ pub(in crate::config) fn model_file(defaults: &ModelDefaults) -> raw::ModelFile 
 pub(in crate::config) fn model(raw: &raw::ModelFile, folder: &Path, problems: &mut Problems) -> ModelConfig {
     check_defaults("", &raw.versions, &raw.providers, problems);
     for (output, file) in &raw.class_labels {
-        if file.as_os_str().is_empty() || !file.components().all(|part| matches!(part, Component::Normal(_))) {
-            let text = format!("`{}` is not a file in the model's folder", file.display());
-            problems.push(format!("class_labels.{output}"), text);
+        if !is_inside(file) {
+            problems.push(format!("class_labels.{output}"), format!("`{}` {OUTSIDE}", file.display()));
         }
     }
     ModelConfig {
@@ -98,6 +97,14 @@ pub(in crate::config) fn model(raw: &raw::ModelFile, folder: &Path, problems: &m
         class_labels: raw.class_labels.iter().map(|(name, file)| (name.as_str().into(), folder.join(file))).collect(),
         ..ModelConfig::default()
     }
+}
+
+/// Completes what is said of a file that is not [`is_inside`].
+pub(in crate::config) const OUTSIDE: &str = "is not a file in the model's folder";
+
+/// Whether a path leads down from where it starts, and nowhere else.
+pub(in crate::config) fn is_inside(path: &Path) -> bool {
+    !path.as_os_str().is_empty() && path.components().all(|part| matches!(part, Component::Normal(_)))
 }
 
 fn batching(raw: &raw::Batching) -> Batching {
@@ -115,12 +122,15 @@ fn check_defaults(prefix: &str, versions: &Versions, providers: &[Provider], pro
     }
 }
 
-/// The grammar of names (attack M1).
-fn check_name(path: &str, name: &str, problems: &mut Problems) {
-    let sane = (1..=128).contains(&name.len())
+/// The grammar of names, of models and of their files (attack M1).
+pub(in crate::config) fn is_plain(name: &str) -> bool {
+    (1..=128).contains(&name.len())
         && !name.starts_with('.')
-        && name.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-".contains(&b));
-    if !sane {
+        && name.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-".contains(&b))
+}
+
+fn check_name(path: &str, name: &str, problems: &mut Problems) {
+    if !is_plain(name) {
         problems.push(path, format!("`{name}` is not a model's name, expected letters, digits and `._-`"));
     }
 }

@@ -116,7 +116,9 @@ pub fn serve(
         },
         Ok(Route::Probe(probe)) => now(answer_probe(probe, &connection, &id)),
         Ok(Route::Page(page)) => now(page.answer(&id)),
-        Ok(Route::WebSocketOnly) => now(not_upgraded(request, &id)),
+        Ok(Route::WebSocketOnly) if connection.surfaces.has(Surface::WebSocket) => now(not_upgraded(request, &id)),
+        // An upgrade would not help.
+        Ok(Route::WebSocketOnly) => now(refuse(request, &Error::NoRoute("this is not served on this address".into()))),
         Err(miss) => {
             let (version, path) = (request.version(), request.uri().path());
             now(render::family_error(miss.family, &miss.error, &id, version, path))

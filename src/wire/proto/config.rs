@@ -5,14 +5,20 @@
 
 use super::{DESCRIPTOR, inference as pb};
 use crate::{
-    call::{ConfigReport, ServedVersions},
+    call::{ConfigReport, ImageFormat, ServedVersions},
     tensor::{DataType, TensorSpec},
 };
 use bytes::Bytes;
-use pb::{model_config::SchedulingChoice, model_instance_group::Kind, model_version_policy as policy};
+use pb::{
+    model_config::SchedulingChoice, model_input::Format, model_instance_group::Kind, model_version_policy as policy,
+};
 use prost::Message;
 use prost_reflect::{DescriptorPool, DynamicMessage, MessageDescriptor, SerializeOptions};
-use std::{collections::HashMap, fmt, sync::LazyLock};
+use std::{
+    collections::HashMap,
+    fmt,
+    sync::{Arc, LazyLock},
+};
 
 /// Why a text is no model configuration.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -40,8 +46,9 @@ static SCHEMA: LazyLock<MessageDescriptor> = LazyLock::new(|| {
 pub fn parse_config_text(text: &str) -> Result<pb::ModelConfig, ConfigError> {
     // The parser recurses once per level, and no configuration is this deep.
     check_depth(text)?;
-    let message = DynamicMessage::parse_text_format(SCHEMA.clone(), &with_colons(text));
-    typed(&message.map_err(|error| ConfigError(error.to_string()))?)
+    let text = with_colons(text);
+    let message = DynamicMessage::parse_text_format(SCHEMA.clone(), &text);
+    typed(&message.map_err(|error| ConfigError(located(&text, &error.to_string())))?)
 }
 
 /// Reads JSON: the configuration that a load call brings. Names are taken in both spellings, as protobuf's JSON has it.
@@ -55,6 +62,29 @@ pub fn parse_config_json(text: &str) -> Result<pb::ModelConfig, ConfigError> {
     let message = DynamicMessage::deserialize(SCHEMA.clone(), &mut reader).map_err(error)?;
     reader.end().map_err(error)?;
     typed(&message)
+}
+
+/// The parser's words for a text that ends too early.
+const ENDED: &str = "reached end of input";
+
+/// The error of `text` with its line. The parser does not tell where it stopped, but a text that is cut off before that
+/// place has no other fault than to end there.
+fn located(text: &str, error: &str) -> String {
+    if error.contains(ENDED) {
+        return error.to_owned();
+    }
+    let ends: Vec<usize> = text
+        .split_inclusive('\n')
+        .scan(0, |end, line| {
+            *end += line.len();
+            Some(*end)
+        })
+        .collect();
+    let line = ends.partition_point(|end| match DynamicMessage::parse_text_format(SCHEMA.clone(), &text[..*end]) {
+        Ok(_) => true,
+        Err(error) => error.to_string().contains(ENDED),
+    });
+    format!("line {}: {error}", line + 1)
 }
 
 /// Deepest nesting of messages in a text.
@@ -136,12 +166,19 @@ pub fn encode_config(report: &ConfigReport) -> pb::ModelConfig {
         let file = report.labels.iter().find(|(output, _)| *output == spec.name);
         file.map_or_else(String::new, |(_, file)| file.as_ref().into())
     };
+    let format = |spec: &TensorSpec| {
+        let found = report.notes.formats.iter().find(|(input, _)| *input == spec.name);
+        found.map_or(Format::None, |(_, format)| match format {
+            ImageFormat::Nhwc => Format::Nhwc,
+            ImageFormat::Nchw => Format::Nchw,
+        })
+    };
     pb::ModelConfig {
         name: report.name.as_ref().into(),
         platform: report.platform.as_ref().into(),
         backend: "onnxruntime".into(),
         version_policy: Some(pb::ModelVersionPolicy { policy_choice: Some(versions(&report.versions)) }),
-        max_batch_size: max_rows,
+        max_batch_size: Some(max_rows),
         input: report
             .signature
             .inputs
@@ -149,6 +186,7 @@ pub fn encode_config(report: &ConfigReport) -> pb::ModelConfig {
             .map(|spec| pb::ModelInput {
                 name: spec.name.as_ref().into(),
                 data_type: data_type(spec.dtype).into(),
+                format: format(spec).into(),
                 dims: dims(spec, batches),
                 ..pb::ModelInput::default()
             })
@@ -171,8 +209,9 @@ pub fn encode_config(report: &ConfigReport) -> pb::ModelConfig {
             count: i32::try_from(report.instances).unwrap_or(i32::MAX),
             ..pb::ModelInstanceGroup::default()
         }],
-        default_model_filename: "model.onnx".into(),
-        parameters: parameters(report),
+        default_model_filename: report.file.as_ref().into(),
+        metric_tags: texts(&report.notes.tags, str::to_owned),
+        parameters: texts(&report.notes.parameters, |text| pb::ModelParameter { string_value: text.into() }),
         model_transaction_policy: Some(pb::ModelTransactionPolicy { decoupled: report.decoupled }),
         scheduling_choice: batches.then(|| {
             SchedulingChoice::DynamicBatching(pb::ModelDynamicBatching {
@@ -185,9 +224,8 @@ pub fn encode_config(report: &ConfigReport) -> pb::ModelConfig {
     }
 }
 
-fn parameters(report: &ConfigReport) -> HashMap<String, pb::ModelParameter> {
-    let value = |text: &str| pb::ModelParameter { string_value: text.into() };
-    report.parameters.iter().map(|(name, text)| (name.as_ref().into(), value(text))).collect()
+fn texts<T>(named: &[(Arc<str>, Arc<str>)], value: impl Fn(&str) -> T) -> HashMap<String, T> {
+    named.iter().map(|(name, text)| (name.as_ref().into(), value(text))).collect()
 }
 
 fn versions(served: &ServedVersions) -> policy::PolicyChoice {
@@ -229,11 +267,16 @@ fn data_type(dtype: Option<DataType>) -> pb::DataType {
     }
 }
 
+/// The type with this number in the schema; `None` for numbers that are none.
+pub fn decode_data_type(number: i32) -> Option<DataType> {
+    DataType::ALL.into_iter().find(|dtype| i32::from(data_type(Some(*dtype))) == number)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::tensor::Signature;
-    use std::{sync::Arc, time::Duration};
+    use crate::{call::Notes, tensor::Signature};
+    use std::time::Duration;
 
     fn report() -> ConfigReport {
         let spec =
@@ -248,7 +291,12 @@ mod tests {
             max_delay: Duration::from_micros(500),
             versions: ServedVersions::Latest(1),
             labels: vec![("y".into(), "labels.txt".into())],
-            parameters: vec![("team".into(), "vision".into())],
+            file: "net.onnx".into(),
+            notes: Notes {
+                formats: vec![("x".into(), ImageFormat::Nchw)],
+                parameters: vec![("team".into(), "vision".into())],
+                tags: vec![("site".into(), "east".into())],
+            },
         }
     }
 
@@ -258,7 +306,7 @@ mod tests {
         assert_eq!(json["max_batch_size"], 64);
         assert_eq!(json["input"][0]["dims"], serde_json::json!([4]));
         assert_eq!(json["input"][0]["data_type"], "TYPE_FP32");
-        assert_eq!(json["input"][0]["format"], "FORMAT_NONE");
+        assert_eq!(json["input"][0]["format"], "FORMAT_NCHW");
         assert_eq!(json["input"][0]["optional"], false);
         assert_eq!(json["output"][0]["label_filename"], "labels.txt");
         assert_eq!(json["instance_group"][0]["count"], 2);
@@ -267,14 +315,43 @@ mod tests {
         assert_eq!(json["model_transaction_policy"]["decoupled"], false);
         assert_eq!(json["version_policy"]["latest"]["num_versions"], 1);
         assert_eq!(json["parameters"]["team"]["string_value"], "vision");
+        assert_eq!(
+            (&json["metric_tags"]["site"], &json["default_model_filename"]),
+            (&"east".into(), &"net.onnx".into())
+        );
         assert!(json.get("ensemble_scheduling").is_none() && json.get("optimization").is_none());
     }
 
     #[test]
     fn without_batches_dims_are_whole() {
         let config = encode_config(&ConfigReport { max_rows: None, ..report() });
-        assert_eq!((config.max_batch_size, config.input[0].dims.as_slice()), (0, &[-1, 4][..]));
+        assert_eq!((config.max_batch_size, config.input[0].dims.as_slice()), (Some(0), &[-1, 4][..]));
         assert!(config.scheduling_choice.is_none());
+        let json: serde_json::Value =
+            serde_json::from_slice(&encode_config_json(&ConfigReport { max_rows: None, ..report() })).unwrap();
+        assert_eq!(json["max_batch_size"], 0, "there, and a number");
+    }
+
+    #[test]
+    fn what_is_written_is_read_back() {
+        let json = encode_config_json(&report());
+        assert_eq!(parse_config_json(std::str::from_utf8(&json).unwrap()).unwrap(), encode_config(&report()));
+    }
+
+    #[test]
+    fn a_batch_size_of_0_is_told_from_none() {
+        let text = |text| parse_config_text(text).unwrap().max_batch_size;
+        assert_eq!((text("max_batch_size: 0"), text("")), (Some(0), None));
+        let json = |text| parse_config_json(text).unwrap().max_batch_size;
+        assert_eq!((json(r#"{"max_batch_size":0}"#), json("{}")), (Some(0), None));
+    }
+
+    #[test]
+    fn types_are_found_by_their_numbers() {
+        for dtype in DataType::ALL {
+            assert_eq!(decode_data_type(data_type(Some(dtype)).into()), Some(dtype));
+        }
+        assert_eq!((decode_data_type(0), decode_data_type(99)), (None, None));
     }
 
     #[test]
@@ -302,8 +379,11 @@ mod tests {
 
     #[test]
     fn what_is_malformed_is_named() {
-        assert!(parse_config_text("colour: 1").unwrap_err().to_string().contains("colour"));
-        assert!(parse_config_text("name: ").is_err());
+        let text = |text| parse_config_text(text).unwrap_err().to_string();
+        let unknown = text("name: \"m\"\n# more\ninput [\n  { colour: 1 }\n]\n");
+        assert!(unknown.starts_with("line 4: ") && unknown.contains("colour"), "{unknown}");
+        assert!(text("max_batch_size: 1\nmax_batch_size: many\n").starts_with("line 2: "));
+        assert!(text("name: ").contains(ENDED) && text("\ninput {\n").contains(ENDED));
         assert!(parse_config_text(&"a{".repeat(100_000)).unwrap_err().to_string().contains("deeper"));
         assert!(parse_config_json(r#"{"colour":1}"#).unwrap_err().to_string().contains("colour"));
         assert!(parse_config_json("{} {}").is_err());

@@ -26,6 +26,8 @@ pub struct Request {
     /// The datatype to claim; absent: that of `data`.
     pub dtype: Option<&'static str>,
     pub outputs: Vec<String>,
+    /// The best so many classes of each of `outputs`, instead of its numbers.
+    pub classes: Option<i64>,
     pub timeout: Option<Duration>,
 }
 
@@ -65,6 +67,7 @@ impl Request {
             data: Data::Floats(floats),
             dtype: None,
             outputs: Vec::new(),
+            classes: None,
             timeout: None,
         }
     }
@@ -86,12 +89,18 @@ impl Request {
         json!([{ "name": self.input, "datatype": self.dtype(), "shape": self.shape, "data": data }])
     }
 
-    fn json_outputs(&self) -> Value {
-        self.outputs.iter().map(|name| json!({ "name": name })).collect()
+    /// In a message what is asked of an output stands beside its name, in V2 below its `parameters`.
+    fn json_outputs(&self, message: bool) -> Value {
+        let output = |name| match (self.classes, message) {
+            (None, _) => json!({ "name": name }),
+            (Some(classes), true) => json!({ "name": name, "classification": classes }),
+            (Some(classes), false) => json!({ "name": name, "parameters": { "classification": classes } }),
+        };
+        self.outputs.iter().map(output).collect()
     }
 
     fn json_v2(&self) -> Value {
-        let mut body = json!({ "id": self.id, "inputs": self.json_inputs(), "outputs": self.json_outputs() });
+        let mut body = json!({ "id": self.id, "inputs": self.json_inputs(), "outputs": self.json_outputs(false) });
         if let Some(timeout) = self.timeout {
             body["parameters"] = json!({ "timeout": u64::try_from(timeout.as_micros()).unwrap() });
         }
@@ -101,7 +110,7 @@ impl Request {
     fn json_message(&self) -> Value {
         let mut body = json!({
             "type": "infer", "id": self.id, "model": self.model,
-            "inputs": self.json_inputs(), "outputs": self.json_outputs(),
+            "inputs": self.json_inputs(), "outputs": self.json_outputs(true),
         });
         if let Some(version) = &self.version {
             body["version"] = json!(version);
@@ -139,22 +148,23 @@ impl Request {
                 .iter()
                 .map(|name| inference::model_infer_request::InferRequestedOutputTensor {
                     name: name.clone(),
-                    ..Default::default()
+                    parameters: self.classes.map(|k| integer("classification", k)).into_iter().collect(),
                 })
                 .collect(),
             raw_input_contents: vec![raw.into()],
             // Not `grpc-timeout`: tonic's client would start a timer of its own and race the server's answer.
             parameters: self
                 .timeout
-                .map(|timeout| {
-                    let micros = i64::try_from(timeout.as_micros()).unwrap();
-                    let choice = inference::infer_parameter::ParameterChoice::Int64Param(micros);
-                    ("timeout".to_owned(), inference::InferParameter { parameter_choice: Some(choice) })
-                })
+                .map(|timeout| integer("timeout", i64::try_from(timeout.as_micros()).unwrap()))
                 .into_iter()
                 .collect(),
         }
     }
+}
+
+fn integer(name: &str, number: i64) -> (String, inference::InferParameter) {
+    let choice = inference::infer_parameter::ParameterChoice::Int64Param(number);
+    (name.to_owned(), inference::InferParameter { parameter_choice: Some(choice) })
 }
 
 /// A client of one surface, with its own connection.

@@ -2,6 +2,7 @@
 
 pub mod client;
 mod ndjson;
+pub mod scripts;
 pub mod wire;
 
 use client::{Client, Request};
@@ -27,6 +28,7 @@ const MODELS: &[&str] = &["double", "echo", "slow", "fail", "panic", "held", "st
 /// What to start.
 pub struct Setup {
     folder: TempDir,
+    listen: String,
     yaml: String,
     rate: String,
     grants: Option<String>,
@@ -51,6 +53,7 @@ impl Setup {
     pub fn new() -> Self {
         Self {
             folder: tempfile::tempdir().unwrap(),
+            listen: "[{ address: \"127.0.0.1:0\" }]".into(),
             yaml: String::new(),
             rate: String::new(),
             grants: None,
@@ -62,6 +65,13 @@ impl Setup {
     pub fn yaml(mut self, yaml: &str) -> Self {
         self.yaml.push_str(yaml);
         self.yaml.push('\n');
+        self
+    }
+
+    /// A listener for each list of surfaces, instead of one for all.
+    pub fn listeners(mut self, surfaces: &[&str]) -> Self {
+        let listener = |list: &&str| format!("{{ address: \"127.0.0.1:0\", surfaces: [{list}] }}");
+        self.listen = format!("[{}]", surfaces.iter().map(listener).collect::<Vec<_>>().join(", "));
         self
     }
 
@@ -83,8 +93,7 @@ impl Setup {
     }
 
     fn document(&self) -> String {
-        let mut text =
-            String::from("version: 1\nlisten: [{ address: \"127.0.0.1:0\" }]\nadmin: { address: \"127.0.0.1:0\" }\n");
+        let mut text = format!("version: 1\nlisten: {}\nadmin: {{ address: \"127.0.0.1:0\" }}\n", self.listen);
         let mut yaml = self.yaml.clone();
         if !self.rate.is_empty() {
             yaml = match yaml.strip_prefix("limits: {") {
@@ -203,6 +212,11 @@ impl Running {
         });
         until(|| control.started() > before, "the holder runs").await;
         Holder { control, call }
+    }
+
+    /// The same gateway, asked on its listener at this place.
+    pub fn at(&self, place: usize) -> Self {
+        Self { address: self.inner.app.addresses()[place], ..self.clone() }
     }
 
     /// The same gateway, asked on its admin listener.

@@ -1,0 +1,192 @@
+//! What one model says of itself: `model.yaml`, ours, and Triton's model configuration, laid over each other.
+//!
+//! Defaults are below both. The two files share some settings: where one is silent the other decides, and where they
+//! differ nobody can know which one is meant, so that is a problem which names both. What a file says is read by
+//! `pbtxt` and `raw`; here it is only laid together.
+
+use super::{
+    ModelConfig, ModelDefaults, Problems,
+    later::{LATER, LATER_IN_MODELS},
+    pbtxt::{self, Said, Word},
+    raw, source, validate,
+};
+use crate::wire::proto;
+use serde::Serialize;
+use serde_json::Value;
+use std::{
+    fmt::Display,
+    fs::{self, File},
+    io::{ErrorKind, Read},
+    path::Path,
+    sync::Arc,
+};
+
+/// Ours, and Triton's.
+const OURS: &str = "model.yaml";
+const THEIRS: &str = "config.pbtxt";
+/// What a configuration that a call brought is called in messages.
+const BROUGHT: &str = "config";
+
+/// Largest such file, bytes. Those that people write have a few thousand.
+const LARGEST: usize = 1 << 20;
+
+/// Keys of `model.yaml` whose settings a model configuration of Triton's has too.
+const SHARED: [&str; 4] = ["versions", "instances", "batching", "class_labels"];
+
+/// Reads what the model `name` says of itself in its `folder`, over `defaults`: `config.pbtxt`, and `model.yaml` with the
+/// keys of `models.defaults` and those of the model alone. `config` is a model configuration as JSON that a load call
+/// brought: it stands for `config.pbtxt`, and for all of `model.yaml` that is about the same things.
+///
+/// # Errors
+///
+/// Every problem of what was read.
+pub fn load_model(
+    name: &str,
+    folder: &Path,
+    config: Option<&str>,
+    defaults: &ModelDefaults,
+) -> Result<ModelConfig, Problems> {
+    let mut problems = Problems::new(name);
+    let read = |file: &str, problems: &mut Problems| {
+        read(&folder.join(file)).unwrap_or_else(|problem| {
+            problems.push(file, problem);
+            None
+        })
+    };
+    let (theirs, label) = match config {
+        Some(_) => (None, BROUGHT),
+        None => (read(THEIRS, &mut problems), THEIRS),
+    };
+    let said = match (config, &theirs) {
+        (Some(json), _) => {
+            Some(within(json).and_then(|json| proto::parse_config_json(json).map_err(|e| e.to_string())))
+        }
+        (None, Some(text)) => Some(proto::parse_config_text(text).map_err(|error| error.to_string())),
+        (None, None) => None,
+    };
+    let said = match said {
+        None => Said::default(),
+        Some(Ok(config)) => {
+            let mut found = Problems::new(label);
+            let said = pbtxt::read(&config, name, label, &mut found);
+            problems.absorb(label, found);
+            said
+        }
+        Some(Err(problem)) => {
+            problems.push(label, problem);
+            Said::default()
+        }
+    };
+    let ours = read(OURS, &mut problems).unwrap_or_default();
+    let mut found = Problems::new(OURS);
+    let model = lay(&ours, said, config.is_some(), folder, defaults, &mut found);
+    problems.absorb(OURS, found);
+    problems.or(model)
+}
+
+/// Lays `yaml`, the text of `model.yaml`, over what a model configuration has `said`, and that over `defaults`.
+fn lay(
+    yaml: &str,
+    said: Said,
+    brought: bool,
+    folder: &Path,
+    defaults: &ModelDefaults,
+    problems: &mut Problems,
+) -> ModelConfig {
+    let mut tree = source::tree(yaml, problems);
+    source::expand(&mut tree, &|name| std::env::var(name).ok(), problems);
+    let shared = LATER.iter().filter_map(|path| path.strip_prefix("models.defaults."));
+    let later: Vec<&str> = shared.chain(LATER_IN_MODELS.iter().copied()).collect();
+    source::refuse_later(&mut tree, &later, problems);
+    source::drop_empty(&mut tree, "");
+    if let (Value::Object(keys), true) = (&mut tree, brought) {
+        keys.retain(|key, _| !SHARED.contains(&key.as_str()));
+    }
+    let own = tree.clone();
+    source::underlay(&mut tree, &validate::model_file(defaults));
+    let mut raw: raw::ModelFile = source::read(tree, problems);
+    // What could not be read says nothing that could be compared.
+    if problems.list.is_empty() {
+        settle(&mut raw, &own, &said, problems);
+    }
+    let config = validate::model(&raw, folder, problems);
+    ModelConfig {
+        file: said.file.map(Arc::from),
+        declared: said.declared,
+        samples: said.samples,
+        notes: said.notes,
+        warnings: said.warnings,
+        ..config
+    }
+}
+
+/// Puts what a model configuration has said where `own`, which is `model.yaml`, says nothing.
+fn settle(raw: &mut raw::ModelFile, own: &Value, said: &Said, problems: &mut Problems) {
+    let mut one = Settle { own, problems };
+    one.settle("versions", &mut raw.versions, said.versions.as_ref());
+    one.settle("instances", &mut raw.instances, said.instances.as_ref());
+    one.settle("batching.enabled", &mut raw.batching.enabled, said.enabled.as_ref());
+    one.settle("batching.max_rows", &mut raw.batching.max_rows, said.max_rows.as_ref());
+    one.settle("batching.max_delay", &mut raw.batching.max_delay, said.max_delay.as_ref());
+    one.settle("batching.max_queue", &mut raw.batching.max_queue, said.max_queue.as_ref());
+    for (output, word) in &said.labels {
+        let ours = raw.class_labels.entry(output.clone()).or_insert_with(|| word.value.clone());
+        if *ours != word.value {
+            let ours = ours.display().to_string();
+            one.contradiction(&format!("class_labels.{output}"), &ours, &word.text);
+        }
+    }
+}
+
+struct Settle<'a> {
+    own: &'a Value,
+    problems: &'a mut Problems,
+}
+
+impl Settle<'_> {
+    fn settle<T: Clone + PartialEq + Serialize>(&mut self, key: &str, ours: &mut T, theirs: Option<&Word<T>>) {
+        let Some(Word { value, text }) = theirs else { return };
+        if self.own.pointer(&format!("/{}", key.replace('.', "/"))).is_none() {
+            ours.clone_from(value);
+        } else if ours != value {
+            let ours = serde_json::to_value(&*ours).unwrap_or_default();
+            let ours = ours.as_str().map_or_else(|| ours.to_string(), str::to_owned);
+            self.contradiction(key, &ours, text);
+        }
+    }
+
+    fn contradiction(&mut self, key: &str, ours: &dyn Display, theirs: &str) {
+        self.problems
+            .push(key, format!("is {ours} and contradicts `{theirs}` in {THEIRS}; take it out of one of them"));
+    }
+}
+
+/// The text of a file; `None` if there is none.
+fn read(path: &Path) -> Result<Option<String>, String> {
+    // Before it is opened: opening what is no file may wait for ever.
+    match fs::metadata(path) {
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(format!("cannot be read: {error}")),
+        Ok(found) if !found.is_file() => return Err("is not a regular file".to_owned()),
+        Ok(_) => {}
+    }
+    let unreadable = |error: std::io::Error| format!("cannot be read: {error}");
+    let mut bytes = Vec::new();
+    File::open(path).map_err(unreadable)?.take(LARGEST as u64 + 1).read_to_end(&mut bytes).map_err(unreadable)?;
+    if bytes.len() > LARGEST {
+        return Err(too_large());
+    }
+    String::from_utf8(bytes).map(Some).map_err(|_| "is not UTF-8".to_owned())
+}
+
+fn within(text: &str) -> Result<&str, String> {
+    if text.len() > LARGEST { Err(too_large()) } else { Ok(text) }
+}
+
+fn too_large() -> String {
+    format!("is larger than {} MiB", LARGEST >> 20)
+}
+
+#[cfg(test)]
+#[path = "model_tests.rs"]
+mod tests;

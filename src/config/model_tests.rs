@@ -1,0 +1,152 @@
+//! `model.yaml` and `config.pbtxt`, alone and together.
+
+use super::*;
+use crate::config::raw::{Amount, Switch, Versions};
+use std::{path::PathBuf, time::Duration};
+
+/// A model's folder with these files.
+fn folder(files: &[(&str, &str)]) -> tempfile::TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    for (name, text) in files {
+        fs::write(folder.path().join(name), text).unwrap();
+    }
+    folder
+}
+
+fn load(files: &[(&str, &str)], config: Option<&str>) -> Result<ModelConfig, String> {
+    let folder = folder(files);
+    load_model("m", folder.path(), config, &ModelDefaults::default()).map_err(|problems| problems.in_one_line())
+}
+
+fn yaml(text: &str, defaults: &ModelDefaults) -> Result<ModelConfig, Problems> {
+    load_model("m", folder(&[(OURS, text)]).path(), None, defaults)
+}
+
+#[test]
+fn a_model_wins_over_the_defaults_key_by_key() {
+    let mut defaults = ModelDefaults { instances: Amount::Exactly(3), ..ModelDefaults::default() };
+    defaults.batching.max_queue = 7;
+    let text = "versions: { latest: 2 }\nbatching: { max_rows: 8 }\nclass_labels: { logits: labels.txt }\n";
+    let model = yaml(text, &defaults).unwrap();
+    assert_eq!(model.defaults.versions, Versions::Latest(2));
+    assert_eq!(model.defaults.instances, Amount::Exactly(3));
+    assert_eq!((model.defaults.batching.max_rows, model.defaults.batching.max_queue), (8, 7));
+    assert!(model.class_labels["logits"].ends_with("labels.txt"));
+    let unchanged = yaml("", &defaults).unwrap();
+    assert_eq!(unchanged.defaults, defaults);
+}
+
+#[test]
+fn problems_of_a_model_are_all_named() {
+    let text = "versions: []\nbatching: { max_row: 1, pad: auto }\nwarmup: off\nensemble: {}\n\
+                class_labels: { a: ../x, b: /etc/passwd }\n";
+    let problems = yaml(text, &ModelDefaults::default()).unwrap_err();
+    assert_eq!(problems.list.len(), 7, "{problems}");
+    assert!(problems.to_string().contains("model.yaml: `ensemble` is not available in this version"), "{problems}");
+}
+
+#[test]
+fn a_folder_that_says_nothing_has_the_defaults() {
+    assert_eq!(load(&[], None).unwrap().defaults, ModelDefaults::default());
+}
+
+#[test]
+fn ours_decides_what_theirs_is_silent_about() {
+    let theirs = "max_batch_size: 8\noutput [{ name: \"y\" dims: [ 3 ] label_filename: \"a.txt\" }]\n";
+    let ours = "threads: 2\ninstances: 3\nbatching: { max_queue: 9 }\nclass_labels: { z: b.txt }\n";
+    let model = load(&[(THEIRS, theirs), (OURS, ours)], None).unwrap();
+    assert_eq!((model.defaults.threads, model.defaults.instances), (Amount::Exactly(2), Amount::Exactly(3)));
+    let batching = model.defaults.batching;
+    assert_eq!((batching.enabled, batching.max_rows, batching.max_queue), (Switch::On, 8, 9));
+    let labels: Vec<_> = model.class_labels.iter().map(|(name, path)| (&**name, path.file_name().unwrap())).collect();
+    assert_eq!(labels, [("y", "a.txt".as_ref()), ("z", "b.txt".as_ref())]);
+}
+
+#[test]
+fn what_both_say_must_be_the_same() {
+    let theirs = "max_batch_size: 8\ninstance_group [{ count: 2 kind: KIND_CPU }]\nversion_policy: { all { } }\n\
+        dynamic_batching { max_queue_delay_microseconds: 100 default_queue_policy { max_queue_size: 7 } }\n\
+        output [{ name: \"y\" label_filename: \"a.txt\" }]\n";
+    let same = "instances: 2\nversions: all\nclass_labels: { y: a.txt }\n\
+        batching: { enabled: true, max_rows: 8, max_delay: 0.1ms, max_queue: 7 }\n";
+    let model = load(&[(THEIRS, theirs), (OURS, same)], None).unwrap();
+    assert_eq!(model.defaults.batching.max_delay, Duration::from_micros(100));
+    for (ours, complaint) in [
+        ("batching: { max_rows: 4 }", "batching.max_rows: is 4 and contradicts `max_batch_size: 8` in config.pbtxt"),
+        ("batching: { enabled: false }", "batching.enabled: is false and contradicts `max_batch_size: 8`"),
+        (
+            "batching: { max_delay: 1ms }",
+            "batching.max_delay: is 1ms and contradicts `max_queue_delay_microseconds: 100`",
+        ),
+        ("batching: { max_queue: 1 }", "batching.max_queue: is 1 and contradicts `max_queue_size: 7`"),
+        ("instances: auto", "instances: is auto and contradicts `instance_group[0].count: 2`"),
+        ("versions: [1, 3]", "versions: is [1,3] and contradicts `version_policy: { all }`"),
+        ("class_labels: { y: b.txt }", "class_labels.y: is b.txt and contradicts `label_filename: a.txt`"),
+    ] {
+        let error = load(&[(THEIRS, theirs), (OURS, ours)], None).unwrap_err();
+        assert!(error.starts_with(&format!("model.yaml {complaint}")), "{error}");
+    }
+}
+
+#[test]
+fn what_a_call_brings_stands_for_both() {
+    let files =
+        [(THEIRS, "this is no configuration"), (OURS, "threads: 2\nbatching: { max_rows: 4 }\nversions: all\n")];
+    let model = load(&files, Some(r#"{"max_batch_size":16}"#)).unwrap();
+    assert_eq!((model.defaults.batching.max_rows, model.defaults.threads), (16, Amount::Exactly(2)));
+    assert_eq!(model.defaults.versions, Versions::default(), "what it is silent about is as by default");
+    let error = load(&files, Some(r#"{"max_batch_size":-1,"colour":"red"}"#)).unwrap_err();
+    assert!(error.starts_with("config: ") && error.contains("colour"), "{error}");
+    let error = load(&files, Some(r#"{"max_batch_size":-1}"#)).unwrap_err();
+    assert_eq!(error, "config max_batch_size: is -1, expected 0 or above");
+}
+
+#[test]
+fn both_files_problems_are_named_and_no_path_of_this_machine() {
+    let error = load(&[(THEIRS, "name: \"n\""), (OURS, "thread: 2\n")], None).unwrap_err();
+    assert_eq!(
+        error,
+        "config.pbtxt name: is `n`, and the model is `m`; model.yaml thread: unknown key; the nearest valid one is `threads`"
+    );
+    let error = load(&[(THEIRS, "\n\ncolour: 1\n")], None).unwrap_err();
+    assert!(error.starts_with("config.pbtxt: line 3: ") && error.contains("colour"), "{error}");
+}
+
+#[test]
+fn many_problems_are_not_all_told_in_one_line() {
+    let error = load(&[(THEIRS, &"input { }\n".repeat(20))], None).unwrap_err();
+    assert!(error.starts_with("config.pbtxt input[0]: has no name; ") && error.ends_with("; and 12 more"), "{error}");
+}
+
+#[test]
+fn only_small_files_of_text_are_read() {
+    for file in [THEIRS, OURS] {
+        let large = "#".repeat(LARGEST + 1);
+        assert_eq!(load(&[(file, &large)], None).unwrap_err(), format!("{file}: is larger than 1 MiB"));
+        assert!(load(&[(file, &large[1..])], None).is_ok());
+        let folder = tempfile::tempdir().unwrap();
+        let read = |folder: &Path| {
+            let read = load_model("m", folder, None, &ModelDefaults::default());
+            read.map_err(|problems| problems.in_one_line()).unwrap_err()
+        };
+        fs::write(folder.path().join(file), [0xFF]).unwrap();
+        assert_eq!(read(folder.path()), format!("{file}: is not UTF-8"));
+        fs::remove_file(folder.path().join(file)).unwrap();
+        // Opening it would wait for a writer.
+        let made = std::process::Command::new("mkfifo").arg(folder.path().join(file)).status().unwrap();
+        assert!(made.success());
+        assert_eq!(read(folder.path()), format!("{file}: is not a regular file"));
+    }
+    let large = format!("{{\"name\":\"{}\"}}", "m".repeat(LARGEST));
+    assert_eq!(load(&[], Some(&large)).unwrap_err(), "config: is larger than 1 MiB");
+}
+
+#[test]
+fn what_is_shipped_as_an_example_is_read() {
+    let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/models/config.pbtxt");
+    let text = fs::read_to_string(path).unwrap();
+    let model = load(&[(THEIRS, &text)], None).unwrap();
+    assert_eq!(model.defaults.batching.max_rows, 16);
+    assert_eq!(model.samples.len(), 1);
+    assert_eq!(model.warnings.len(), 2, "{:?}", model.warnings);
+}

@@ -1,0 +1,389 @@
+//! What a model configuration of Triton's says, in this program's words (contract 02 section 10).
+//!
+//! It arrives as `wire::proto` has read it, whichever form it had. What applies here becomes a setting; what does not is
+//! named in a warning that says what happens instead; what would make serving the model wrong is a problem. Knows nothing of
+//! `model.yaml`, and nothing of the model: whether the two fit is found out when it is opened.
+
+mod tensors;
+mod warmup;
+
+use super::{
+    Problems,
+    raw::{Amount, Switch, Versions},
+    units::{Delay, Number},
+    validate,
+};
+use crate::{
+    call::Notes,
+    model::Sample,
+    tensor::Signature,
+    wire::proto::inference::{
+        ModelConfig, ModelDynamicBatching, ModelInstanceGroup, model_config::SchedulingChoice,
+        model_instance_group::Kind, model_queue_policy::TimeoutAction, model_version_policy::PolicyChoice,
+    },
+};
+use std::{collections::BTreeMap, path::PathBuf, sync::Arc, time::Duration};
+
+/// Most instances of a model: each is a session with weights of its own.
+const INSTANCES: usize = 1024;
+/// Warnings that are told: each is a line of the log whenever the model is loaded.
+const WARNINGS: usize = 64;
+/// Longest delay; beyond it, sums with the clock could overflow.
+const DELAY: Duration = Duration::from_secs(365 * 86_400);
+
+/// Parameters that Triton's back end for ONNX Runtime obeys, and this program does not.
+const OBEYED: [&str; 8] = [
+    "intra_op_thread_count",
+    "inter_op_thread_count",
+    "execution_mode",
+    "enable_mem_arena",
+    "enable_mem_pattern",
+    "memory.enable_memory_arena_shrinkage",
+    "session.use_device_allocator_for_initializers",
+    "optimization.graph_optimization_level",
+];
+
+/// A setting, and how the file has it.
+#[derive(Debug)]
+pub(super) struct Word<T> {
+    pub(super) value: T,
+    /// As the file has it, for messages.
+    pub(super) text: String,
+}
+
+/// All that was said. What is `None` or empty was not.
+#[derive(Debug, Default)]
+pub(super) struct Said {
+    pub(super) versions: Option<Word<Versions>>,
+    pub(super) instances: Option<Word<Amount>>,
+    pub(super) enabled: Option<Word<Switch>>,
+    pub(super) max_rows: Option<Word<Number>>,
+    pub(super) max_delay: Option<Word<Delay>>,
+    pub(super) max_queue: Option<Word<Number>>,
+    /// Files in the model's folder, by output.
+    pub(super) labels: BTreeMap<String, Word<PathBuf>>,
+    /// The file of each version.
+    pub(super) file: Option<String>,
+    pub(super) declared: Option<Signature>,
+    pub(super) samples: Vec<Sample>,
+    pub(super) notes: Notes,
+    pub(super) warnings: Vec<String>,
+}
+
+/// Reads one configuration.
+struct Reader<'a> {
+    config: &'a ModelConfig,
+    /// The file, before each warning.
+    label: &'a str,
+    said: Said,
+    problems: &'a mut Problems,
+}
+
+/// What `config` says of the model `name`. `label` is what the configuration is called in warnings; problems are named by
+/// their place in it.
+pub(super) fn read(config: &ModelConfig, name: &str, label: &str, problems: &mut Problems) -> Said {
+    let mut reader = Reader { config, label, said: Said::default(), problems };
+    reader.names(name);
+    reader.refused();
+    reader.without_effect();
+    reader.batching();
+    reader.instances();
+    reader.versions();
+    reader.file();
+    reader.notes();
+    reader.tensors();
+    reader.samples();
+    reader.said
+}
+
+impl<T> Word<T> {
+    fn new(value: T, text: impl Into<String>) -> Self {
+        Self { value, text: text.into() }
+    }
+}
+
+impl Reader<'_> {
+    fn problem(&mut self, path: impl Into<String>, text: impl Into<String>) {
+        self.problems.push(path, text);
+    }
+
+    fn warn(&mut self, path: &str, text: &str) {
+        match self.said.warnings.len() {
+            ..WARNINGS => self.said.warnings.push(format!("{} {path}: {text}", self.label)),
+            WARNINGS => self.said.warnings.push(format!("{} has more that does not apply here", self.label)),
+            _ => {}
+        }
+    }
+
+    /// Rows are counted by a dimension that the file leaves out.
+    fn counts_rows(&self) -> bool {
+        self.config.max_batch_size.is_some_and(|rows| rows > 0)
+    }
+
+    fn names(&mut self, name: &str) {
+        let config = self.config;
+        if !config.name.is_empty() && config.name != name {
+            self.problem("name", format!("is `{}`, and the model is `{name}`", shown(&config.name)));
+        }
+        if !matches!(&*config.platform, "" | "onnxruntime_onnx") {
+            let text =
+                format!("is `{}`, expected `onnxruntime_onnx`: only ONNX models run here", shown(&config.platform));
+            self.problem("platform", text);
+        }
+        if !matches!(&*config.backend, "" | "onnxruntime" | "onnxruntime_onnx") {
+            let text = format!("is `{}`, expected `onnxruntime`: only ONNX models run here", shown(&config.backend));
+            self.problem("backend", text);
+        }
+    }
+
+    /// What would make every answer wrong, or no answer at all.
+    fn refused(&mut self) {
+        let config = self.config;
+        if config.model_transaction_policy.is_some_and(|policy| policy.decoupled) {
+            let text = "is true, and an ONNX model answers each call exactly once: callers would wait for more";
+            self.problem("model_transaction_policy.decoupled", text);
+        }
+        match &config.scheduling_choice {
+            Some(SchedulingChoice::SequenceBatching(_)) => {
+                let text = "keeps a state between calls, and none is kept here: every call would begin a new sequence";
+                self.problem("sequence_batching", text);
+            }
+            Some(SchedulingChoice::EnsembleScheduling(_)) => {
+                self.problem(
+                    "ensemble_scheduling",
+                    "is made of other models, and there is no file of it that could run",
+                );
+            }
+            Some(SchedulingChoice::DynamicBatching(_)) | None => {}
+        }
+        if config.model_operations.as_ref().is_some_and(|found| !found.op_library_filename.is_empty()) {
+            let text = "has libraries of operators, which are not loaded here: the model could not run";
+            self.problem("model_operations", text);
+        }
+        if !config.batch_input.is_empty() {
+            self.problem("batch_input", "is to be made of each batch, and is not made here: the model would miss it");
+        }
+        if !config.batch_output.is_empty() {
+            let text = "is to be cut by other shapes than its own, and is not here: rows would go to the wrong callers";
+            self.problem("batch_output", text);
+        }
+    }
+
+    /// What changes how well the model runs elsewhere, and nothing here.
+    fn without_effect(&mut self) {
+        let config = self.config;
+        let agents = config.model_repository_agents.as_ref().is_some_and(|found| !found.agents.is_empty());
+        let metrics = config.model_metrics.as_ref().is_some_and(|found| !found.metric_control.is_empty());
+        let cached = config.response_cache.is_some_and(|cache| cache.enable);
+        for (said, path, text) in [
+            (
+                config.optimization.is_some(),
+                "optimization",
+                "has no effect: ONNX Runtime optimises as it does by default",
+            ),
+            (
+                !config.cc_model_filenames.is_empty(),
+                "cc_model_filenames",
+                "has no effect: models run on the CPU, from `default_model_filename`",
+            ),
+            (agents, "model_repository_agents", "has no effect: files are read as they are"),
+            (!config.runtime.is_empty(), "runtime", "has no effect: models run on ONNX Runtime"),
+            (metrics, "model_metrics", "has no effect: metrics are the same for all models"),
+            (cached, "response_cache", "has no effect: there is no response cache in this version"),
+        ] {
+            if said {
+                self.warn(path, text);
+            }
+        }
+    }
+
+    fn batching(&mut self) {
+        match self.config.max_batch_size {
+            None => {}
+            Some(0) => self.said.enabled = Some(Word::new(Switch::Off, "max_batch_size: 0")),
+            Some(rows) => match usize::try_from(rows) {
+                Ok(count) => {
+                    let text = format!("max_batch_size: {rows}");
+                    self.said.enabled = Some(Word::new(Switch::On, text.clone()));
+                    self.said.max_rows = Some(Word::new(Number(count), text));
+                }
+                Err(_) => self.problem("max_batch_size", format!("is {rows}, expected 0 or above")),
+            },
+        }
+        let Some(SchedulingChoice::DynamicBatching(dynamic)) = &self.config.scheduling_choice else { return };
+        if self.config.max_batch_size == Some(0) {
+            return self.warn("dynamic_batching", "has no effect: `max_batch_size` is 0, so calls run one by one");
+        }
+        self.dynamic_batching(dynamic);
+    }
+
+    fn dynamic_batching(&mut self, dynamic: &ModelDynamicBatching) {
+        let micros = dynamic.max_queue_delay_microseconds;
+        let delay = Duration::from_micros(micros);
+        if delay > DELAY {
+            self.problem("dynamic_batching.max_queue_delay_microseconds", format!("is {micros}, which is above 365d"));
+        } else if micros > 0 {
+            self.said.max_delay = Some(Word::new(Delay(delay), format!("max_queue_delay_microseconds: {micros}")));
+        }
+        let policy = dynamic.default_queue_policy.unwrap_or_default();
+        if let Ok(size @ 1..) = usize::try_from(policy.max_queue_size) {
+            self.said.max_queue = Some(Word::new(Number(size), format!("max_queue_size: {size}")));
+        }
+        let preferred = &dynamic.preferred_batch_size;
+        // Whole batches alone are what is done anyway.
+        let prefers = !preferred.is_empty() && preferred.iter().any(|size| Some(*size) != self.config.max_batch_size);
+        let late = policy.timeout_action != i32::from(TimeoutAction::Reject);
+        for (said, path, text) in [
+            (prefers, "preferred_batch_size", "has no effect: a batch takes what waits, up to `max_batch_size`"),
+            (dynamic.preserve_ordering, "preserve_ordering", "has no effect: answers leave as they are ready"),
+            (dynamic.priority_levels > 0, "priority_levels", "has no effect: calls run in the order they came"),
+            (
+                dynamic.default_priority_level > 0,
+                "default_priority_level",
+                "has no effect: calls run in the order they came",
+            ),
+            (!dynamic.priority_queue_policy.is_empty(), "priority_queue_policy", "has no effect: there is one queue"),
+            (late, "default_queue_policy.timeout_action", "has no effect: a call that is late is refused"),
+            (
+                policy.default_timeout_microseconds > 0,
+                "default_queue_policy.default_timeout_microseconds",
+                "has no effect: the deadline of a call is `limits.deadline.default`",
+            ),
+            (
+                policy.allow_timeout_override,
+                "default_queue_policy.allow_timeout_override",
+                "has no effect: a call may always ask for less time, up to `limits.deadline.max`",
+            ),
+        ] {
+            if said {
+                self.warn(&format!("dynamic_batching.{path}"), text);
+            }
+        }
+    }
+
+    fn instances(&mut self) {
+        let mut total = 0_usize;
+        let mut texts = Vec::new();
+        for (at, group) in self.config.instance_group.iter().enumerate() {
+            let path = format!("instance_group[{at}]");
+            let counted = self.group(&path, group);
+            // Unset counts as one, as for Triton.
+            match usize::try_from(group.count.max(1)) {
+                _ if group.count < 0 => {
+                    self.problem(format!("{path}.count"), format!("is {}, expected 1 or above", group.count));
+                }
+                Ok(count) if counted => {
+                    total = total.saturating_add(count);
+                    texts.push(format!("{path}.count: {count}"));
+                }
+                _ => {}
+            }
+        }
+        if total > INSTANCES {
+            self.problem("instance_group", format!("asks for {total} instances, expected at most {INSTANCES}"));
+        } else if total > 0 {
+            self.said.instances = Some(Word::new(Amount::Exactly(total), texts.join(", ")));
+        }
+    }
+
+    /// Whether the instances of a group are made here as they are meant.
+    fn group(&mut self, path: &str, group: &ModelInstanceGroup) -> bool {
+        for (said, field) in [
+            (group.rate_limiter.is_some(), "rate_limiter"),
+            (!group.profile.is_empty(), "profile"),
+            (!group.secondary_devices.is_empty(), "secondary_devices"),
+            (!group.host_policy.is_empty(), "host_policy"),
+        ] {
+            if said {
+                self.warn(
+                    &format!("{path}.{field}"),
+                    "has no effect: instances run on the CPU, each when it is needed",
+                );
+            }
+        }
+        if group.passive {
+            self.warn(&format!("{path}.passive"), "has no effect: an instance that takes no calls is not made");
+            return false;
+        }
+        match Kind::try_from(group.kind) {
+            Ok(Kind::Cpu) => true,
+            Ok(Kind::Auto) => {
+                if !group.gpus.is_empty() {
+                    self.warn(&format!("{path}.gpus"), "has no effect: the model runs on the CPU here");
+                }
+                true
+            }
+            Ok(kind @ (Kind::Gpu | Kind::Model)) => {
+                let text =
+                    format!("is {}: the model runs on the CPU here, and the count is not taken", kind.as_str_name());
+                self.warn(&format!("{path}.kind"), &text);
+                false
+            }
+            Err(_) => {
+                self.problem(format!("{path}.kind"), format!("is {}, which is no kind", group.kind));
+                false
+            }
+        }
+    }
+
+    fn versions(&mut self) {
+        let policy = self.config.version_policy.as_ref().and_then(|policy| policy.policy_choice.as_ref());
+        self.said.versions = match policy {
+            None => None,
+            Some(PolicyChoice::All(_)) => Some(Word::new(Versions::All, "version_policy: { all }")),
+            Some(PolicyChoice::Latest(latest)) => {
+                // Unset counts as one, as for Triton.
+                let count = usize::try_from(latest.num_versions).unwrap_or(usize::MAX).max(1);
+                let text = format!("version_policy: {{ latest: {{ num_versions: {count} }} }}");
+                Some(Word::new(Versions::Latest(count), text))
+            }
+            Some(PolicyChoice::Specific(specific)) => {
+                let path = "version_policy.specific.versions";
+                if specific.versions.is_empty() {
+                    return self.problem(path, "is empty, expected one version at least");
+                }
+                let numbers: Vec<u64> = specific.versions.iter().filter_map(|v| u64::try_from(*v).ok()).collect();
+                if numbers.len() < specific.versions.len() || numbers.contains(&0) {
+                    return self.problem(path, "has a version below 1");
+                }
+                let text = format!("version_policy: {{ specific: {{ versions: {numbers:?} }} }}");
+                Some(Word::new(Versions::Listed(numbers), text))
+            }
+        };
+    }
+
+    fn file(&mut self) {
+        let name = &self.config.default_model_filename;
+        if validate::is_plain(name) {
+            self.said.file = Some(name.clone());
+        } else if !name.is_empty() {
+            let text = format!("is `{}`, expected the plain name of a file: letters, digits and `._-`", shown(name));
+            self.problem("default_model_filename", text);
+        }
+    }
+
+    fn notes(&mut self) {
+        let sorted: BTreeMap<_, _> = self.config.parameters.iter().collect();
+        for (name, parameter) in sorted {
+            if OBEYED.contains(&name.as_str()) {
+                let instead = match name.as_str() {
+                    "intra_op_thread_count" => "has no effect: `threads` in model.yaml says how many",
+                    _ => "has no effect: ONNX Runtime runs with its defaults",
+                };
+                self.warn(&format!("parameters.{name}"), instead);
+            }
+            self.said.notes.parameters.push((name.as_str().into(), parameter.string_value.as_str().into()));
+        }
+        let tags: BTreeMap<_, _> = self.config.metric_tags.iter().collect();
+        let shared = |text: &String| Arc::from(text.as_str());
+        self.said.notes.tags = tags.into_iter().map(|(name, text)| (shared(name), shared(text))).collect();
+    }
+}
+
+/// Something that was written, short enough to be quoted.
+fn shown(text: &str) -> &str {
+    &text[..text.floor_char_boundary(64)]
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,260 @@
+//! Each field of a model configuration, and what becomes of it.
+
+use super::*;
+use crate::{
+    call::ImageFormat,
+    model::{Fill, SampleInput},
+    tensor::{DataType, TensorSpec},
+    wire::proto::parse_config_text,
+};
+
+fn read_text(text: &str) -> (Said, Vec<String>) {
+    let config = parse_config_text(text).unwrap_or_else(|error| panic!("{error}"));
+    let mut problems = Problems::new("");
+    let said = read(&config, "m", "config.pbtxt", &mut problems);
+    (said, problems.list.into_iter().map(|problem| format!("{}: {}", problem.path, problem.text)).collect())
+}
+
+fn said(text: &str) -> Said {
+    let (said, problems) = read_text(text);
+    assert_eq!(problems, [""; 0], "{text}");
+    said
+}
+
+/// Said without a warning.
+fn plain(text: &str) -> Said {
+    let said = said(text);
+    assert_eq!(said.warnings, [""; 0], "{text}");
+    said
+}
+
+fn only_problem(text: &str) -> String {
+    let (_, problems) = read_text(text);
+    assert_eq!(problems.len(), 1, "{text}: {problems:?}");
+    problems.into_iter().next().unwrap()
+}
+
+fn only_warning(text: &str) -> String {
+    let said = said(text);
+    assert_eq!(said.warnings.len(), 1, "{text}: {:?}", said.warnings);
+    said.warnings.into_iter().next().unwrap()
+}
+
+#[test]
+fn an_empty_configuration_says_nothing() {
+    let said = plain("");
+    assert!(said.enabled.is_none() && said.max_rows.is_none() && said.instances.is_none() && said.versions.is_none());
+    assert!(said.declared.is_none() && said.file.is_none() && said.samples.is_empty());
+}
+
+#[test]
+fn it_must_be_this_model_and_an_onnx_model() {
+    plain("name: \"m\" platform: \"onnxruntime_onnx\" backend: \"onnxruntime\"");
+    plain("backend: \"onnxruntime_onnx\"");
+    assert_eq!(only_problem("name: \"n\""), "name: is `n`, and the model is `m`");
+    assert!(only_problem("platform: \"tensorrt_plan\"").contains("`tensorrt_plan`, expected `onnxruntime_onnx`"));
+    assert!(only_problem("backend: \"python\"").contains("`python`, expected `onnxruntime`"));
+}
+
+#[test]
+fn a_batch_size_switches_batching_on_or_off() {
+    let on = plain("max_batch_size: 8");
+    assert_eq!((on.enabled.unwrap().value, on.max_rows.unwrap().value), (Switch::On, Number(8)));
+    let off = plain("max_batch_size: 0");
+    assert_eq!(off.enabled.unwrap().value, Switch::Off);
+    assert!(off.max_rows.is_none());
+    assert!(only_problem("max_batch_size: -2").starts_with("max_batch_size: is -2"));
+}
+
+#[test]
+fn tensors_are_declared_with_the_rows_that_the_file_leaves_out() {
+    let tensors = "input [{ name: \"x\" data_type: TYPE_STRING dims: [ -1, 4 ] }] output [{ name: \"y\" dims: [] }]";
+    let dims = [None, Some(4)];
+    let spec = |dims: &[_]| TensorSpec { name: "x".into(), dtype: Some(DataType::Bytes), dims: dims.to_vec() };
+    let batched = plain(&format!("max_batch_size: 2 {tensors}")).declared.unwrap();
+    assert_eq!(batched.inputs, [spec(&[None, None, Some(4)])]);
+    assert_eq!((batched.outputs[0].dtype, &*batched.outputs[0].dims), (None, &[][..]), "nothing is said of it");
+    for text in [tensors, &format!("max_batch_size: 0 {tensors}")] {
+        assert_eq!(plain(text).declared.unwrap().inputs, [spec(&dims)]);
+    }
+    for (text, problem) in [
+        ("input [{ dims: [ 1 ] }]", "input[0]: has no name"),
+        ("input [{ name: \"x\" }, { name: \"x\" }]", "input[1]: `x` is there twice"),
+        ("output [{ name: \"y\" dims: [ 0 ] }]", "output[0].dims: has 0, expected -1 or a number above 0"),
+        ("output [{ name: \"y\" dims: [ -2 ] }]", "output[0].dims: has -2, expected -1 or a number above 0"),
+        ("input [{ name: \"x\" dims: [ 1 ] reshape { shape: [ ] } }]", "input[0].reshape: would show callers"),
+        ("output [{ name: \"y\" dims: [ 1 ] reshape { shape: [ ] } }]", "output[0].reshape: would show callers"),
+    ] {
+        assert!(only_problem(text).starts_with(problem), "{}", only_problem(text));
+    }
+}
+
+#[test]
+fn what_clients_read_is_kept_for_them() {
+    let text = "max_batch_size: 1 input [{ name: \"x\" format: FORMAT_NHWC dims: [ 2, 2, 3 ] }] \
+        parameters { key: \"b\" value { string_value: \"2\" } } parameters { key: \"a\" value { string_value: \"1\" } } \
+        metric_tags { key: \"site\" value: \"east\" }";
+    let Notes { formats, parameters, tags } = plain(text).notes;
+    assert_eq!(formats, [("x".into(), ImageFormat::Nhwc)]);
+    assert_eq!(parameters, [("a".into(), "1".into()), ("b".into(), "2".into())]);
+    assert_eq!(tags, [("site".into(), "east".into())]);
+    let problem = only_problem("max_batch_size: 1 input [{ name: \"x\" format: FORMAT_NCHW dims: [ 4 ] }]");
+    assert_eq!(problem, "input[0].format: is that of an image, and `dims` has 1 dimensions, expected 3");
+    let obeyed = only_warning("parameters { key: \"intra_op_thread_count\" value { string_value: \"4\" } }");
+    assert!(obeyed.contains("`threads` in model.yaml"), "{obeyed}");
+}
+
+#[test]
+fn labels_lie_in_the_models_folder() {
+    let text = |file: &str| format!("output [{{ name: \"y\" label_filename: \"{file}\" }}]");
+    assert_eq!(plain(&text("a/labels.txt")).labels["y"].value, PathBuf::from("a/labels.txt"));
+    for file in ["../labels.txt", "/etc/passwd", "a/../../b", "./x"] {
+        assert!(only_problem(&text(file)).starts_with("output[0].label_filename: `"), "{file}");
+    }
+}
+
+#[test]
+fn dynamic_batching_is_a_delay_and_a_queue() {
+    let text = "dynamic_batching { max_queue_delay_microseconds: 100 default_queue_policy { max_queue_size: 7 } }";
+    let found = plain(text);
+    assert_eq!(found.max_delay.unwrap().value.0, Duration::from_micros(100));
+    assert_eq!(found.max_queue.unwrap().value, Number(7));
+    let silent = plain("max_batch_size: 4 dynamic_batching { preferred_batch_size: [ 4 ] }");
+    assert!(silent.max_delay.is_none() && silent.max_queue.is_none());
+    for field in [
+        "preferred_batch_size: [ 2, 4 ]",
+        "preserve_ordering: true",
+        "priority_levels: 2",
+        "default_priority_level: 1",
+        "priority_queue_policy { key: 1 value { max_queue_size: 1 } }",
+        "default_queue_policy { timeout_action: DELAY }",
+        "default_queue_policy { default_timeout_microseconds: 5 }",
+        "default_queue_policy { allow_timeout_override: true }",
+    ] {
+        let warning = only_warning(&format!("dynamic_batching {{ {field} }}"));
+        let name: String = field.chars().take_while(|c| *c != ':' && *c != ' ').collect();
+        assert!(warning.starts_with(&format!("config.pbtxt dynamic_batching.{name}")), "{warning}");
+        assert!(warning.contains("has no effect: "), "{warning}");
+    }
+    assert!(only_warning("max_batch_size: 0 dynamic_batching { }").contains("one by one"));
+    let long = format!("dynamic_batching {{ max_queue_delay_microseconds: {} }}", u64::MAX);
+    assert!(only_problem(&long).contains("above 365d"));
+}
+
+#[test]
+fn instances_on_the_cpu_are_counted_together() {
+    let count = |text: &str| said(text).instances.map(|word| word.value);
+    assert_eq!(count("instance_group [{ count: 2 }, { count: 3 kind: KIND_CPU }, { }]"), Some(Amount::Exactly(6)));
+    assert_eq!(count("instance_group [{ count: 2 kind: KIND_GPU }]"), None);
+    assert_eq!(count("instance_group [{ count: 2 }, { count: 8 kind: KIND_MODEL }]"), Some(Amount::Exactly(2)));
+    let gpu = only_warning("instance_group [{ count: 2 kind: KIND_GPU gpus: [ 0 ] }]");
+    assert!(gpu.starts_with("config.pbtxt instance_group[0].kind: is KIND_GPU: the model runs on the CPU"), "{gpu}");
+    for field in ["profile: \"a\"", "passive: true", "host_policy: \"a\"", "gpus: 1", "rate_limiter { priority: 1 }"] {
+        let warning = only_warning(&format!("instance_group [{{ {field} }}]"));
+        assert!(warning.contains("has no effect"), "{warning}");
+    }
+    assert!(only_problem("instance_group [{ count: -1 }]").starts_with("instance_group[0].count: is -1"));
+    assert!(only_problem("instance_group [{ count: 1000 }, { count: 25 }]").contains("1025 instances"));
+}
+
+#[test]
+fn versions_are_chosen() {
+    let versions = |text: &str| plain(&format!("version_policy: {{ {text} }}")).versions.map(|word| word.value);
+    assert_eq!(versions("all { }"), Some(Versions::All));
+    assert_eq!(versions("latest { }"), Some(Versions::Latest(1)));
+    assert_eq!(versions("latest { num_versions: 3 }"), Some(Versions::Latest(3)));
+    assert_eq!(versions("specific: { versions: [ 1, 3 ] }"), Some(Versions::Listed(vec![1, 3])));
+    assert_eq!(versions(""), None);
+    assert!(only_problem("version_policy: { specific { } }").contains("is empty"));
+    assert!(only_problem("version_policy: { specific { versions: [ 0 ] } }").contains("below 1"));
+}
+
+#[test]
+fn another_file_has_a_plain_name() {
+    assert_eq!(plain("default_model_filename: \"net.onnx\"").file.as_deref(), Some("net.onnx"));
+    for name in ["../x.onnx", "a/b.onnx", ".hidden", "/x", "a b"] {
+        assert!(only_problem(&format!("default_model_filename: \"{name}\"")).contains("plain name"), "{name}");
+    }
+}
+
+#[test]
+fn what_would_be_served_wrongly_is_refused() {
+    for (text, path) in [
+        ("model_transaction_policy { decoupled: true }", "model_transaction_policy.decoupled"),
+        ("sequence_batching { }", "sequence_batching"),
+        ("ensemble_scheduling { step [{ model_name: \"a\" }] }", "ensemble_scheduling"),
+        ("model_operations { op_library_filename: \"a.so\" }", "model_operations"),
+        ("batch_input [{ kind: BATCH_ELEMENT_COUNT }]", "batch_input"),
+        ("batch_output [{ kind: BATCH_SCATTER_WITH_INPUT_SHAPE }]", "batch_output"),
+    ] {
+        assert!(only_problem(text).starts_with(&format!("{path}: ")), "{}", only_problem(text));
+    }
+    plain("model_transaction_policy { decoupled: false } model_operations { }");
+}
+
+#[test]
+fn what_has_no_effect_is_said() {
+    for (text, path) in [
+        ("optimization { graph { level: 1 } }", "optimization"),
+        ("cc_model_filenames { key: \"8.0\" value: \"a.onnx\" }", "cc_model_filenames"),
+        ("model_repository_agents { agents [{ name: \"checksum\" }] }", "model_repository_agents"),
+        ("runtime: \"other.so\"", "runtime"),
+        ("model_metrics { metric_control [{ metric_identifier { family: \"a\" } }] }", "model_metrics"),
+        ("response_cache { enable: true }", "response_cache"),
+        ("input [{ name: \"x\" optional: true }]", "input[0].optional"),
+        ("input [{ name: \"x\" is_shape_tensor: true }]", "input[0].is_shape_tensor"),
+        ("input [{ name: \"x\" allow_ragged_batch: true }]", "input[0].allow_ragged_batch"),
+        ("input [{ name: \"x\" is_non_linear_format_io: true }]", "input[0].is_non_linear_format_io"),
+        ("output [{ name: \"y\" is_shape_tensor: true }]", "output[0].is_shape_tensor"),
+        ("output [{ name: \"y\" is_non_linear_format_io: true }]", "output[0].is_non_linear_format_io"),
+    ] {
+        assert!(
+            only_warning(text).starts_with(&format!("config.pbtxt {path}: has no effect")),
+            "{}",
+            only_warning(text)
+        );
+    }
+    plain("response_cache { enable: false }");
+}
+
+#[test]
+fn samples_have_whole_shapes() {
+    let sample = |fields: &str, data: &str| {
+        format!(
+            "model_warmup [{{ {fields} inputs {{ key: \"x\" value {{ data_type: TYPE_INT64 dims: [ 4 ] {data} }} }} }}]"
+        )
+    };
+    let found =
+        plain(&format!("max_batch_size: 8 {}", sample("name: \"a\" batch_size: 2 count: 3", "zero_data: true")));
+    let input =
+        |dims: &[usize], fill| SampleInput { name: "x".into(), dtype: DataType::Int64, dims: dims.to_vec(), fill };
+    assert_eq!(found.samples, [Sample { name: "a".into(), inputs: vec![input(&[2, 4], Fill::Zeros)], runs: 3 }]);
+    let found = plain(&sample("", "random_data: true"));
+    assert_eq!(found.samples, [Sample { name: "0".into(), inputs: vec![input(&[4], Fill::Random)], runs: 1 }]);
+    let file = sample("", "input_data_file: \"raw\"");
+    assert!(only_warning(&file).contains("inputs[`x`].input_data_file: `raw` is not read"), "{}", only_warning(&file));
+    assert_eq!(said(&file).samples[0].inputs[0].fill, Fill::Random);
+    for (text, problem) in [
+        (sample("", ""), "model_warmup[0].inputs[`x`]: has no data"),
+        (sample("batch_size: 2", "zero_data: true"), "model_warmup[0].batch_size: is 2, expected 1"),
+        (
+            format!("max_batch_size: 2 {}", sample("batch_size: 3", "zero_data: true")),
+            "model_warmup[0].batch_size: is 3",
+        ),
+        (sample("count: 1001", "zero_data: true"), "model_warmup[0].count: is 1001"),
+        (sample("", "zero_data: true").replace("[ 4 ]", "[ -1 ]"), "model_warmup[0].inputs[`x`].dims: has a number"),
+        (sample("", "zero_data: true").replace("TYPE_INT64", "TYPE_INVALID"), "model_warmup[0].inputs[`x`].data_type"),
+    ] {
+        assert!(only_problem(&text).starts_with(problem), "{}", only_problem(&text));
+    }
+}
+
+#[test]
+fn warnings_have_an_end() {
+    let groups = "{ passive: true },".repeat(500);
+    let warnings = said(&format!("instance_group [{} {{ }}]", groups)).warnings;
+    assert_eq!(
+        (warnings.len(), &*warnings[WARNINGS]),
+        (WARNINGS + 1, "config.pbtxt has more that does not apply here")
+    );
+}
