@@ -32,6 +32,8 @@ pub struct Fields<'a> {
     pub encoded: bool,
     /// Whether there is an `accept-encoding`.
     accepts: bool,
+    /// Whether `accept` names problem details before anything else (contract 10 section 3).
+    pub problem: bool,
     /// Whether there is an `origin`: a page is asking.
     pub origin: bool,
     /// [`JSON_LENGTH`].
@@ -68,6 +70,7 @@ impl<'a> Fields<'a> {
             content_type: None,
             encoded: false,
             accepts: false,
+            problem: false,
             origin: false,
             json_length: Single::Absent,
             upgrade: false,
@@ -82,6 +85,7 @@ impl<'a> Fields<'a> {
                 "host" => fields.host.see(value),
                 "content-type" => _ = fields.content_type.get_or_insert(value),
                 "content-encoding" => fields.encoded = true,
+                "accept" => fields.problem |= is_problem(value),
                 "accept-encoding" => fields.accepts = true,
                 "origin" => fields.origin = true,
                 "inference-header-content-length" => fields.json_length.see(value),
@@ -134,6 +138,12 @@ impl<'a> Fields<'a> {
             None => Credentials::None,
         }
     }
+}
+
+fn is_problem(accept: &HeaderValue) -> bool {
+    const PROBLEM: &[u8] = b"application/problem+json";
+    let (first, rest) = accept.as_bytes().split_at(accept.len().min(PROBLEM.len()));
+    first.eq_ignore_ascii_case(PROBLEM) && matches!(rest.trim_ascii_start(), [] | [b',' | b';', ..])
 }
 
 impl<'a> Single<'a> {

@@ -31,6 +31,7 @@ use http::{
     header::{ACCEPT_ENCODING, UPGRADE},
 };
 use hyper::body::Incoming;
+use render::Voice;
 use route::{Family, Probe, Route, SharedMemory};
 use std::{
     future::Ready,
@@ -40,7 +41,7 @@ use std::{
 /// What is kept of a request's head while its call runs.
 struct Asked {
     id: CallId,
-    version: Version,
+    voice: Voice,
     sender: Credentials,
     /// Whether it named a content encoding.
     encoded: bool,
@@ -74,22 +75,22 @@ pub fn serve(
         Ok(Route::Infer(model)) => {
             let wishes = Arc::new(OnceLock::new());
             let pending = infer::pending(&connection, fields, body, model, Arc::clone(&wishes));
-            let asked = Asked::of(id, request.version(), fields);
+            let asked = Asked::of(id, request, fields);
             Either::Right(call(connection, asked, Intent::Infer, pending, Some(wishes)))
         }
         Ok(Route::Inspect(inspect)) => {
-            let asked = Asked::of(id, request.version(), fields);
+            let asked = Asked::of(id, request, fields);
             let pending = Pending::ready(Operation::Inspect(inspect));
             Either::Right(call(connection, asked, Intent::Inspect, pending, None))
         }
         Ok(Route::InferStream(model)) => {
             let pending = infer::pending_of_events(&connection, fields, body, model);
-            let asked = Asked::of(id, request.version(), fields);
+            let asked = Asked::of(id, request, fields);
             Either::Left(Rare::Right(Box::pin(sse::serve(connection, asked, pending, sse::Dialect::Infer))))
         }
         Ok(Route::Generate(model, streams)) => {
             let pending = generate::pending(&connection, fields, body, model);
-            let asked = Asked { form: Form::Generate, ..Asked::of(id, request.version(), fields) };
+            let asked = Asked { form: Form::Generate, ..Asked::of(id, request, fields) };
             if streams {
                 Either::Left(Rare::Right(Box::pin(sse::serve(connection, asked, pending, sse::Dialect::Generate))))
             } else {
@@ -97,32 +98,29 @@ pub fn serve(
             }
         }
         Ok(Route::Change(change)) => {
-            let asked = Asked::of(id, request.version(), fields);
+            let asked = Asked::of(id, request, fields);
             let intent = change.intent();
             let pending = repository::pending(&connection, fields, body, change);
             Either::Right(call(connection, asked, intent, pending, None))
         }
         Ok(Route::SharedMemory(question)) => {
-            let asked = Asked { form: Form::SharedMemory(question), ..Asked::of(id, request.version(), fields) };
+            let asked = Asked { form: Form::SharedMemory(question), ..Asked::of(id, request, fields) };
             let pending = Pending::ready(Operation::Inspect(Inspect::Server));
             Either::Right(call(connection, asked, Intent::Inspect, pending, None))
         }
         Ok(Route::V1(ask)) => match ask.call(&connection, request.method(), fields, body) {
             Ok((intent, pending, wanted)) => {
-                let asked = Asked { form: Form::V1(wanted), ..Asked::of(id, request.version(), fields) };
+                let asked = Asked { form: Form::V1(wanted), ..Asked::of(id, request, fields) };
                 Either::Right(call(connection, asked, intent, pending, None))
             }
-            Err(error) => now(render::error(&error, &id, request.version())),
+            Err(error) => now(Voice::of(request, fields).error(&error, &id)),
         },
         Ok(Route::Probe(probe)) => now(answer_probe(probe, &connection, &id)),
         Ok(Route::Page(page)) => now(page.answer(&id)),
         Ok(Route::WebSocketOnly) if connection.surfaces.has(Surface::WebSocket) => now(not_upgraded(request, &id)),
         // An upgrade would not help.
         Ok(Route::WebSocketOnly) => now(refuse(request, &Error::NoRoute("this is not served on this address".into()))),
-        Err(miss) => {
-            let (version, path) = (request.version(), request.uri().path());
-            now(render::family_error(miss.family, &miss.error, &id, version, path))
-        }
+        Err(miss) => now(Voice::of(request, fields).miss(miss.family, &miss.error, &id, request.uri().path())),
     }
 }
 
@@ -162,9 +160,9 @@ async fn call(
     input: Pending,
     wishes: Option<Arc<OnceLock<Wishes>>>,
 ) -> Response {
-    let Asked { id, version, sender, encoded, form } = asked;
+    let Asked { id, voice, sender, encoded, form } = asked;
     if let Err(error) = connection.gate() {
-        return render::error(&error, &id, version);
+        return voice.error(&error, &id);
     }
     let head = Head::new(id.clone(), Surface::Rest, intent, Arc::clone(&connection.peer));
     let reply = connection.frontend.gateway.call(Call { head, sender, input }).await;
@@ -183,7 +181,7 @@ async fn call(
     };
     rendered.unwrap_or_else(|error| {
         connection.observe(&error);
-        let mut response = render::error(&error, &id, version);
+        let mut response = voice.error(&error, &id);
         if encoded && matches!(error, Error::UnsupportedMedia(_)) {
             response.headers_mut().insert(ACCEPT_ENCODING, body::ACCEPTED);
         }
@@ -214,7 +212,13 @@ fn closes(version: Version) -> bool {
 }
 
 impl Asked {
-    fn of(id: CallId, version: Version, fields: &Fields<'_>) -> Self {
-        Self { id, version, sender: fields.credentials(), encoded: fields.encoded, form: Form::V2 }
+    fn of(id: CallId, request: &Request<()>, fields: &Fields<'_>) -> Self {
+        Self {
+            id,
+            voice: Voice::of(request, fields),
+            sender: fields.credentials(),
+            encoded: fields.encoded,
+            form: Form::V2,
+        }
     }
 }

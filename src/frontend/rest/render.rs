@@ -3,7 +3,7 @@
 use super::{
     super::{
         Body, Frontend, body,
-        head::{JSON_LENGTH, REQUEST_ID},
+        head::{Fields, JSON_LENGTH, REQUEST_ID},
         http::Response,
     },
     closes,
@@ -16,7 +16,7 @@ use crate::{
 };
 use bytes::Bytes;
 use http::{
-    HeaderMap, HeaderValue, StatusCode, Version,
+    HeaderMap, HeaderValue, Request, StatusCode, Version,
     header::{ALLOW, CONNECTION, CONTENT_TYPE, RETRY_AFTER, WWW_AUTHENTICATE},
 };
 use std::{
@@ -123,6 +123,35 @@ async fn infer(
     let mut response = response_of(StatusCode::OK, BINARY, Body::Frames(frames), id);
     response.headers_mut().insert(JSON_LENGTH, HeaderValue::from(length));
     Ok(response)
+}
+
+/// How errors are told to whoever asked.
+#[derive(Debug)]
+pub(super) struct Voice {
+    version: Version,
+    /// The path, if problem details are wanted (contract 10 section 3).
+    problem: Option<Box<str>>,
+}
+
+impl Voice {
+    /// As the head of a request has it.
+    pub(super) fn of(request: &Request<()>, fields: &Fields<'_>) -> Self {
+        Self { version: request.version(), problem: fields.problem.then(|| request.uri().path().into()) }
+    }
+
+    /// An error of a route of `family`.
+    pub(super) fn miss(&self, family: Family, error: &Error, id: &CallId, path: &str) -> Response {
+        let family = if self.problem.is_some() { Family::Problem } else { family };
+        family_error(family, error, id, self.version, path)
+    }
+
+    /// An error of a call.
+    pub(super) fn error(&self, error: &Error, id: &CallId) -> Response {
+        match &self.problem {
+            Some(path) => family_error(Family::Problem, error, id, self.version, path),
+            None => family_error(Family::Text, error, id, self.version, ""),
+        }
+    }
 }
 
 /// An error of a V2 route.

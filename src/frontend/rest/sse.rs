@@ -4,10 +4,7 @@
 //! stream runs on a task of its own that is gone as soon as nobody reads: dropping the reply cancels the work behind it.
 //! What an event looks like is the dialect's.
 
-use super::{
-    Asked,
-    render::{self, stream_response},
-};
+use super::{Asked, render::stream_response};
 use crate::{
     call::{Call, CallId, Chunk, Head, InferResponse, Intent, Parameter, Pending, Reply, ReplyStream, Surface},
     error::Error,
@@ -75,9 +72,9 @@ impl Dialect {
 
 /// Answers a request whose reply is a stream of events, whether the model streams or not.
 pub(super) async fn serve(connection: Arc<Connection>, asked: Asked, pending: Pending, dialect: Dialect) -> Response {
-    let Asked { id, version, sender, .. } = asked;
+    let Asked { id, voice, sender, .. } = asked;
     if let Err(error) = connection.gate() {
-        return render::error(&error, &id, version);
+        return voice.error(&error, &id);
     }
     let head = Head::new(id.clone(), Surface::Rest, Intent::Infer, Arc::clone(&connection.peer));
     let call = connection.frontend.gateway.call(Call { head, sender, input: pending });
@@ -86,11 +83,11 @@ pub(super) async fn serve(connection: Arc<Connection>, asked: Asked, pending: Pe
     let first = match timeout(FIRST, source.next()).await {
         Ok(Event::Failed(error)) => {
             writer.connection.observe(&error);
-            return render::error(&error, &writer.id, version);
+            return voice.error(&error, &writer.id);
         }
         Ok(event) => match writer.write(event) {
             Ok(event) => event,
-            Err(error) => return render::error(&error, &writer.id, version),
+            Err(error) => return voice.error(&error, &writer.id),
         },
         // It takes its time: from here on a failure is an event.
         Err(_) => Some(Bytes::from_static(json::KEEP_ALIVE)),

@@ -235,3 +235,23 @@ async fn what_a_listener_does_not_serve_is_not_found() {
     assert_eq!((response.status().as_u16(), &response.headers()["grpc-status"]), (200, &http::HeaderValue::from(12)));
     assert_eq!(get2(&mut client, "/v2/models").await.0, 200);
 }
+
+#[tokio::test]
+async fn who_names_problem_details_first_gets_them_on_every_route() {
+    let server = server();
+    let large = "x".repeat(200);
+    for (path, code) in [("/v2/models/m/infer", 400), ("/v1/models/m:explain", 501), ("/v2/nothing", 404)] {
+        for accept in ["application/problem+json", "Application/Problem+JSON;q=1, application/json"] {
+            let answer = server.post(path, &format!("accept: {accept}\r\n"), &large).await;
+            assert_eq!(status(&answer), code, "{answer}");
+            assert_eq!(header(&answer, "content-type"), Some("application/problem+json"), "{answer}");
+            let problem: serde_json::Value = serde_json::from_str(&body(&answer)).unwrap();
+            assert_eq!((&problem["status"], &problem["instance"]), (&code.into(), &path.into()), "{problem}");
+            assert!(problem["error"].is_string() && problem["detail"].is_string(), "{problem}");
+        }
+        for accept in ["application/json, application/problem+json", "*/*", "application/problem+jsonx"] {
+            let answer = server.post(path, &format!("accept: {accept}\r\n"), &large).await;
+            assert_eq!(header(&answer, "content-type"), Some("application/json"), "{answer}");
+        }
+    }
+}
