@@ -7,6 +7,7 @@ mod allocations;
 mod bad_input;
 mod cancel;
 mod datatypes;
+mod doors;
 mod drain;
 mod floods;
 mod listeners;

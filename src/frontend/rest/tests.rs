@@ -245,7 +245,7 @@ async fn who_names_problem_details_first_gets_them_on_every_route() {
             let answer = server.post(path, &format!("accept: {accept}\r\n"), &large).await;
             assert_eq!(status(&answer), code, "{answer}");
             assert_eq!(header(&answer, "content-type"), Some("application/problem+json"), "{answer}");
-            let problem: serde_json::Value = serde_json::from_str(&body(&answer)).unwrap();
+            let problem: serde_json::Value = serde_json::from_str(body(&answer)).unwrap();
             assert_eq!((&problem["status"], &problem["instance"]), (&code.into(), &path.into()), "{problem}");
             assert!(problem["error"].is_string() && problem["detail"].is_string(), "{problem}");
         }
