@@ -130,7 +130,7 @@ def test_there_is_no_shared_memory(client, kind):
     # Many clients begin with this.
     getattr(client, f"unregister_{kind}_shared_memory")()
     getattr(client, f"unregister_{kind}_shared_memory")("region")
-    arguments = ("region", "/key", 64) if kind == "system" else ("region", b"handle", 0, 64)
+    arguments = ("region", "/key", 64) if kind == "system" else ("region", b"aGFuZGxl", 0, 64)
     error = refused(getattr(client, f"register_{kind}_shared_memory"), *arguments)
     assert error.status() == client.status(501, "UNIMPLEMENTED")
     assert "shared memory" in error.message()
