@@ -31,6 +31,7 @@ class Client:
         self.grpc = name.startswith("grpc")
         self.aio = name.endswith("aio")
         self.runner = runner
+        self.address = address
         self.plain = _MODULES["grpc" if self.grpc else "http"]
 
         async def inside_the_loop():
