@@ -14,7 +14,6 @@ import tritonclient.grpc.aio
 import tritonclient.http
 import tritonclient.http.aio
 
-NAMES = ["http", "http.aio", "grpc", "grpc.aio"]
 _MODULES = {
     "http": tritonclient.http,
     "http.aio": tritonclient.http.aio,

@@ -99,9 +99,15 @@ def main():
     pins = [HERE / name for name in ("requirements.txt", "constraints.txt", "requirements-perf.txt")]
     made("python", stamp(*pins), make_python)
     made("node", stamp(HERE / "web" / "package.json", HERE / "web" / "package-lock.json"), make_web)
-    command = [str(BIN / "python"), "-m", "pytest", str(HERE), *arguments.arguments]
     where = {"SLUICEGATE": str(program), "CLIENTS_WEB": str(WEB), "PYTHONDONTWRITEBYTECODE": "1"}
-    sys.exit(subprocess.run(command, cwd=HERE, env={**environment(), **where}).returncode)
+    worst = 0
+    # KServe's and Triton's Python packages name the same messages, and no process can have both.
+    for folder in (HERE, HERE / "apart"):
+        command = [str(BIN / "python"), "-m", "pytest", str(folder), *arguments.arguments]
+        code = subprocess.run(command, cwd=HERE, env={**environment(), **where}).returncode
+        # 5: what was asked for is in the other folder.
+        worst = max(worst, 0 if code == 5 and arguments.arguments else code)
+    sys.exit(worst)
 
 
 if __name__ == "__main__":
