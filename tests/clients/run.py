@@ -2,7 +2,7 @@
 """Asks a server with the clients of others: makes what they need in target/clients, then runs the tests of this folder.
 
     make clients                                      # builds first
-    python3 tests/clients/run.py [PROGRAM] [-- ARGUMENTS OF PYTEST]
+    python3 tests/clients/run.py [--program PROGRAM] [ARGUMENTS OF PYTEST]
 
 PROGRAM is the server, target/debug/sluicegate if none is named. What is installed is pinned by requirements.txt,
 constraints.txt and web/package-lock.json, and is installed again only when these, or Python, change.
@@ -89,10 +89,9 @@ def environment():
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("program", nargs="?", type=Path, default=ROOT / "target" / "debug" / "sluicegate")
-    parser.add_argument("arguments", nargs="*", help="of pytest, after --")
-    arguments = parser.parse_args()
-    program = arguments.program.resolve()
+    parser.add_argument("--program", type=Path, default=ROOT / "target" / "debug" / "sluicegate")
+    ours, pytests = parser.parse_known_args()
+    program = ours.program.resolve()
     if not os.access(program, os.X_OK):
         fail(f"there is no program {program}: run `cargo build`, or name one")
     MADE.mkdir(parents=True, exist_ok=True)
@@ -103,10 +102,10 @@ def main():
     worst = 0
     # KServe's and Triton's Python packages name the same messages, and no process can have both.
     for folder in (HERE, HERE / "apart"):
-        command = [str(BIN / "python"), "-m", "pytest", str(folder), *arguments.arguments]
+        command = [str(BIN / "python"), "-m", "pytest", str(folder), *pytests]
         code = subprocess.run(command, cwd=HERE, env={**environment(), **where}).returncode
         # 5: what was asked for is in the other folder.
-        worst = max(worst, 0 if code == 5 and arguments.arguments else code)
+        worst = max(worst, 0 if code == 5 and pytests else code)
     sys.exit(worst)
 
 
