@@ -1,12 +1,15 @@
 """Servers and clients that the tests share. run.py makes what is needed and starts pytest."""
 
 import asyncio
+import os
 import shutil
 
 import pytest
 
 from gate import HERE, MODELS, Gate
 
+# Where there is no perf_analyzer, run.py has said so.
+collect_ignore = [] if os.environ.get("PERF_ANALYZER") else ["test_perf_analyzer.py"]
 # The clients that four.py puts behind one way of asking. It is imported late: see apart/test_kserve.py.
 FOUR = ["http", "http.aio", "grpc", "grpc.aio"]
 # What `animals` calls its three classes: `mlp_4_16_3` under another name, with labels.

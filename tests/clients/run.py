@@ -71,7 +71,7 @@ def make_python():
     # Without it all else is as it was: some systems are older than the only wheel.
     result = subprocess.run([*pip, "--no-deps", "--only-binary=:all:", "-r", str(HERE / "requirements-perf.txt")],
                             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    (MADE / "perf.log").write_text(result.stdout)
+    (MADE / "perf_analyzer.log").write_text(result.stdout)
 
 
 def make_web():
@@ -80,6 +80,26 @@ def make_web():
     for name in ("package.json", "package-lock.json"):
         shutil.copy(HERE / "web" / name, WEB)
     run("installing the clients of Node", [str(BIN / "npm"), "ci", "--no-audit", "--no-fund"], cwd=WEB, env=environment())
+
+
+def perf_analyzer():
+    """The command of perf_analyzer, if there is one that starts; else says why not."""
+    named = os.environ.get("PERF_ANALYZER")
+    command = named or str(BIN / "perf_analyzer")
+    why = "cannot be installed here: pip found no wheel of it for this system (it needs x86-64 and glibc 2.38)"
+    if named or os.access(command, os.X_OK):
+        try:
+            result = subprocess.run([command, "--version"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        except OSError as error:
+            why = f"does not start: {error}"
+        else:
+            if result.returncode == 0:
+                return {"PERF_ANALYZER": command}
+            why = f"does not start: {(result.stdout.strip().splitlines() or ['it said nothing'])[0]}"
+    if named:
+        fail(f"{named} {why}")
+    say(f"perf_analyzer is left out, it {why}")
+    return {}
 
 
 def environment():
@@ -98,7 +118,7 @@ def main():
     pins = [HERE / name for name in ("requirements.txt", "constraints.txt", "requirements-perf.txt")]
     made("python", stamp(*pins), make_python)
     made("node", stamp(HERE / "web" / "package.json", HERE / "web" / "package-lock.json"), make_web)
-    where = {"SLUICEGATE": str(program), "CLIENTS_WEB": str(WEB), "PYTHONDONTWRITEBYTECODE": "1"}
+    where = {"SLUICEGATE": str(program), "CLIENTS_WEB": str(WEB), "PYTHONDONTWRITEBYTECODE": "1", **perf_analyzer()}
     worst = 0
     # KServe's and Triton's Python packages name the same messages, and no process can have both.
     for folder in (HERE, HERE / "apart"):

@@ -99,25 +99,39 @@ def test_a_model_appears_while_the_server_runs(manager, explicit):
     manager.unload_model(name)
 
 
-def test_a_configuration_with_the_load_is_refused(manager):
-    error = refused(manager.load_model, "two_by_two", config=json.dumps({"max_batch_size": 5}))
-    assert error.status() == manager.status(400, "INVALID_ARGUMENT")
-    assert "two_by_two" in error.message() and "configuration" in error.message()
+def test_a_configuration_may_be_given_with_the_load(manager):
+    config = {"max_batch_size": 5}
+    manager.load_model("two_by_two", config=json.dumps(config))
+    found = manager.read("get_model_config", "two_by_two")
+    found = found["config"] if manager.grpc else found
+    assert found["max_batch_size"] == 5
+    manager.unload_model("two_by_two")
+    gone(manager, "two_by_two")
+
+
+def test_a_configuration_that_is_none_is_refused(manager):
+    error = refused(manager.load_model, "two_by_two", config="{no json")
+    assert error.status() == manager.status(400, "INVALID_ARGUMENT") and "config" in error.message()
     assert not ready(manager, "two_by_two")
 
 
-def test_files_with_the_load_are_refused(manager):
-    files = {"file:1/model.onnx": (MODELS / "echo_fp32" / "1" / "model.onnx").read_bytes()}
+def load_with_files(manager, name, files, config="{}"):
     if manager.grpc:
-        error = refused(manager.load_model, "two_by_two", config="{}", files=files)
-        status, message = error.status(), error.message()
-    else:
-        # The clients over HTTP leave bytes in their JSON, which cannot be written: said by hand, in base64.
-        body = {"parameters": {"config": "{}", **{k: base64.b64encode(v).decode() for k, v in files.items()}}}
-        answer = requests.post(f"http://{manager.address}/v2/repository/models/two_by_two/load", json=body, timeout=30)
-        status, message = str(answer.status_code), answer.json()["error"]
-    assert status == manager.status(400, "INVALID_ARGUMENT") and "two_by_two" in message
-    assert not ready(manager, "two_by_two")
+        manager.load_model(name, config=config, files=files)
+        return
+    # The clients over HTTP leave bytes in their JSON, which cannot be written: said by hand, in base64.
+    text = {path: base64.b64encode(data).decode() for path, data in files.items()}
+    body = {"parameters": {"config": config, **text}}
+    answer = requests.post(f"http://{manager.address}/v2/repository/models/{name}/load", json=body, timeout=30)
+    answer.raise_for_status()
+
+
+def test_a_model_may_be_given_with_the_load(manager):
+    name = "given_" + manager.name.replace(".", "_")
+    load_with_files(manager, name, {"file:1/model.onnx": (MODELS / "echo_int64" / "1" / "model.onnx").read_bytes()})
+    assert manager.infer(name, [manager.tensor("x", np.int64([7]))]).as_numpy("y")[0] == 7
+    manager.unload_model(name)
+    gone(manager, name)
 
 
 @pytest.mark.parametrize("count", [1, 2, 9])
