@@ -12,6 +12,8 @@ ROOT = HERE.parent.parent
 MODELS = ROOT / "tests" / "models" / "good"
 # The program under test: run.py says which.
 BINARY = os.environ.get("SLUICEGATE", str(ROOT / "target" / "debug" / "sluicegate"))
+# What run.py installed.
+MADE = Path(os.environ.get("CLIENTS_MADE", ROOT / "target" / "clients"))
 # Seconds for what takes one or two on a machine that is not busy.
 PATIENCE = 60
 

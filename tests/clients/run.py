@@ -63,15 +63,26 @@ def made(name, wanted, make):
     say(f"installed {name} in {time.monotonic() - started:.0f} s")
 
 
+def new_environment(folder):
+    """Makes a virtual environment and returns its command that installs."""
+    shutil.rmtree(folder, ignore_errors=True)
+    run("making a virtual environment", [sys.executable, "-m", "venv", str(folder)])
+    return [str(folder / "bin" / "pip"), "install", "--quiet", "--disable-pip-version-check"]
+
+
 def make_python():
-    shutil.rmtree(MADE / "venv", ignore_errors=True)
-    run("making a virtual environment", [sys.executable, "-m", "venv", str(MADE / "venv")])
-    pip = [str(BIN / "pip"), "install", "--quiet", "--disable-pip-version-check"]
+    pip = new_environment(MADE / "venv")
     run("installing the Python clients", [*pip, "-r", str(HERE / "requirements.txt"), "-c", str(HERE / "constraints.txt")])
     # Without it all else is as it was: some systems are older than the only wheel.
     result = subprocess.run([*pip, "--no-deps", "--only-binary=:all:", "-r", str(HERE / "requirements-perf.txt")],
                             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     (MADE / "perf_analyzer.log").write_text(result.stdout)
+
+
+def make_tfserving():
+    pip = new_environment(MADE / "tfserving")
+    # The list is whole: what these packages say they need is TensorFlow.
+    run("installing TensorFlow Serving's messages", [*pip, "--no-deps", "-r", str(HERE / "requirements-tfserving.txt")])
 
 
 def make_web():
@@ -117,8 +128,9 @@ def main():
     MADE.mkdir(parents=True, exist_ok=True)
     pins = [HERE / name for name in ("requirements.txt", "constraints.txt", "requirements-perf.txt")]
     made("python", stamp(*pins), make_python)
+    made("tfserving", stamp(HERE / "requirements-tfserving.txt"), make_tfserving)
     made("node", stamp(HERE / "web" / "package.json", HERE / "web" / "package-lock.json"), make_web)
-    where = {"SLUICEGATE": str(program), "CLIENTS_WEB": str(WEB), "PYTHONDONTWRITEBYTECODE": "1", **perf_analyzer()}
+    where = {"SLUICEGATE": str(program), "CLIENTS_MADE": str(MADE), "PYTHONDONTWRITEBYTECODE": "1", **perf_analyzer()}
     worst = 0
     # KServe's and Triton's Python packages name the same messages, and no process can have both.
     for folder in (HERE, HERE / "apart"):

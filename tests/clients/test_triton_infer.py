@@ -5,6 +5,7 @@ import copy
 import gzip
 import json
 import queue
+import time
 import zlib
 
 import ml_dtypes
@@ -13,6 +14,7 @@ import pytest
 import requests
 import tritonclient.grpc
 import tritonclient.http
+import tritonclient.http.aio
 from tritonclient.utils import InferenceServerException
 
 from four import rows
@@ -183,15 +185,16 @@ def test_an_answer_is_really_compressed_when_the_client_asks(gate, algorithm, un
     same(result.as_numpy("y"), sent)
 
 
-def test_bodies_made_and_read_without_a_client(gate):
+@pytest.mark.parametrize("kind", [tritonclient.http.InferenceServerClient, tritonclient.http.aio.InferenceServerClient])
+def test_bodies_made_and_read_without_a_client(gate, kind):
     tensor = tritonclient.http.InferInput("x", [2, 4], "FP32").set_data_from_numpy(rows())
-    body, length = tritonclient.http.InferenceServerClient.generate_request_body([tensor], request_id="by-hand")
+    body, length = kind.generate_request_body([tensor], request_id="by-hand")
     answer = requests.post(
         f"{gate.url}/v2/models/mlp_4_16_3/infer", data=body, timeout=10,
         headers={"inference-header-content-length": str(length)},
     )
     length = int(answer.headers["inference-header-content-length"])
-    result = tritonclient.http.InferenceServerClient.parse_response_body(answer.content, header_length=length)
+    result = kind.parse_response_body(answer.content, header_length=length)
     assert result.get_response()["id"] == "by-hand" and result.as_numpy("y").shape == (2, 3)
 
 
@@ -226,12 +229,8 @@ def test_many_requests_in_flight_over_grpc(gate):
         assert result is None and error.status() == "StatusCode.NOT_FOUND"
 
 
+@pytest.mark.parametrize("client", ["http.aio", "grpc.aio"], indirect=True)
 def test_many_requests_in_flight_over_asyncio(client):
-    if not client.aio:
-        # These wait for one answer at a time.
-        assert not asyncio.iscoroutinefunction(type(client.inner).infer)
-        return
-
     async def all_of_them():
         def ask(number):
             return client.inner.infer("echo_fp32", [client.tensor("x", np.float32([number]))], request_id=str(number))
@@ -240,3 +239,15 @@ def test_many_requests_in_flight_over_asyncio(client):
 
     for number, result in enumerate(client.runner.run(all_of_them())):
         assert result.as_numpy("y")[0] == number and client.response(result)["id"] == str(number)
+
+
+def test_a_client_over_grpc_may_ping_and_hold_its_connection(gate):
+    options = tritonclient.grpc.KeepAliveOptions(
+        keepalive_time_ms=200, keepalive_timeout_ms=5_000, keepalive_permit_without_calls=True, http2_max_pings_without_data=0
+    )
+    with tritonclient.grpc.InferenceServerClient(gate.address, keepalive_options=options) as client:
+        tensor = tritonclient.grpc.InferInput("x", [1], "FP32").set_data_from_numpy(np.float32([1]))
+        for _ in range(3):
+            assert client.infer("echo_fp32", [tensor]).as_numpy("y")[0] == 1
+            # Time for some pings, of which none may be one too many.
+            time.sleep(0.5)

@@ -1,6 +1,7 @@
 """What Triton's clients ask about a server and its models: health, metadata, configuration, statistics, settings."""
 
 import pytest
+from google.protobuf import json_format
 from tritonclient.utils import InferenceServerException
 
 from four import number, rows
@@ -121,6 +122,25 @@ def test_settings_change_only_where_clients_may_manage(client):
         error = refused(call, **argument)
         assert error.status() == client.status(501, "UNIMPLEMENTED")
         assert "models.control" in error.message() or "explicit" in error.message()
+
+
+@pytest.mark.parametrize("client", ["grpc", "grpc.aio"], indirect=True)
+@pytest.mark.parametrize("method, arguments", [
+    ("get_server_metadata", []), ("get_model_metadata", ["two_by_two"]), ("get_model_config", ["two_by_two"]),
+    ("get_model_repository_index", []), ("get_inference_statistics", ["constant"]), ("get_trace_settings", []),
+    ("get_log_settings", []), ("get_system_shared_memory_status", []), ("get_cuda_shared_memory_status", []),
+])
+def test_messages_and_their_json_say_the_same(client, method, arguments):
+    message = getattr(client, method)(*arguments)
+    found = json_format.ParseDict(client.read(method, *arguments), type(message)())
+    assert found == message
+
+
+@pytest.mark.parametrize("client", ["http", "http.aio"], indirect=True)
+def test_a_query_changes_nothing(client):
+    query = {"a": 1, "b": ["x", "y"]}
+    assert client.is_model_ready("mlp_4_16_3", query_params=query) is True
+    assert client.get_model_metadata("mlp_4_16_3", query_params=query)["name"] == "mlp_4_16_3"
 
 
 @pytest.mark.parametrize("kind", ["system", "cuda"])

@@ -3,7 +3,6 @@
 import os
 import shutil
 import subprocess
-from pathlib import Path
 
 import grpc
 import pytest
@@ -11,10 +10,10 @@ from google.protobuf.descriptor_pb2 import FileDescriptorProto, FileDescriptorSe
 from google.protobuf.descriptor_pool import DescriptorPool
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
 
-from gate import HERE
+from gate import HERE, MADE
 
 # Where run.py installed the packages: Node looks for them beside the files that name them.
-WEB = Path(os.environ.get("CLIENTS_WEB", HERE / "web"))
+WEB = MADE / "web"
 
 
 @pytest.fixture(scope="module")

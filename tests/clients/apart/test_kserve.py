@@ -216,3 +216,41 @@ def test_many_at_once(kind, gate, runner):
             await client.close()
 
     assert [answer.outputs[0].as_numpy()[0] for answer in runner.run(all_of_them())] == list(range(32))
+
+
+@pytest.fixture
+def ask_v1(gate, runner):
+    """Calls a method of the REST client as it speaks by default: V1."""
+    async def one(method, *arguments, **named):
+        async with InferenceRESTClient(RESTConfig(protocol="v1")) as client:
+            return await getattr(client, method)(gate.url, *arguments, **named)
+
+    return lambda method, *arguments, **named: runner.run(one(method, *arguments, **named))
+
+
+def test_v1_the_server_is_live_and_a_model_ready(ask_v1):
+    assert ask_v1("is_server_live") is True
+    assert ask_v1("is_model_ready", "mlp_4_16_3") is True
+    with pytest.raises(httpx.HTTPStatusError, match="nobody"):
+        ask_v1("is_model_ready", "nobody")
+
+
+def test_v1_predicts_what_v2_infers(ask, ask_v1):
+    answer = ask_v1("infer", {"instances": ROWS.tolist()}, model_name="mlp_4_16_3")
+    found = np.array(answer["predictions"], np.float32)
+    assert found.tobytes() == ask("infer", request("mlp_4_16_3", ROWS)).outputs[0].as_numpy().tobytes()
+
+
+def test_v1_several_inputs_by_name(ask_v1):
+    instances = [{"a": [1, 2], "b": [10, 20]}]
+    answer = ask_v1("infer", {"instances": instances}, model_name="two_by_two")
+    assert answer["predictions"] == [{"sum": [11, 22], "difference": [-9, -18]}]
+
+
+def test_v1_refusals_carry_their_message(ask_v1):
+    with pytest.raises(httpx.HTTPStatusError, match=r"`x`.*400"):
+        ask_v1("infer", {"instances": [[1, 2, 3]]}, model_name="mlp_4_16_3")
+    with pytest.raises(httpx.HTTPStatusError, match="404"):
+        ask_v1("infer", {"instances": ROWS.tolist()}, model_name="nobody")
+    with pytest.raises(httpx.HTTPStatusError, match="501"):
+        ask_v1("explain", "mlp_4_16_3", {"instances": ROWS.tolist()})
