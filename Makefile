@@ -8,7 +8,7 @@ ARGS    ?=
 # Official builds of ONNX Runtime send usage data unless told not to; the program says so itself, tools may not.
 export ORT_DISABLE_TELEMETRY := 1
 
-.PHONY: help run build test lint bench onnxruntime
+.PHONY: help run build test clients lint bench onnxruntime
 
 help: ## list the targets
 	@awk -F':.*## ' '/^[a-z]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -26,9 +26,14 @@ lint: ## format check and clippy, warnings denied
 	$(CARGO) fmt --check
 	$(CARGO) clippy --locked --all-targets -- -D warnings
 
-test: onnxruntime lint ## format check, clippy, all tests, documentation build
+test: onnxruntime lint ## format check, clippy, all tests, the clients of others, documentation build
 	$(CARGO) test --locked
+	@$(PYTHON) tests/clients/run.py
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked --no-deps --document-private-items
+
+clients: onnxruntime ## ask a server with the clients of others: Triton's, KServe's, gRPC's, pages'
+	@$(CARGO) build --locked
+	@$(PYTHON) tests/clients/run.py
 
 bench: build ## Criterion benches, then end to end against the reference server (needs wrk)
 	$(CARGO) bench --locked

@@ -206,7 +206,7 @@ fn serve_rest(
     body: Incoming,
 ) -> BoxFuture<'static, Response> {
     match (connection.frontend.settings.rest.compress_above, fields.accepted()) {
-        (Some(above), Some(coding)) => {
+        (Some(above), Some(coding)) if compression::may(request.uri().path()) => {
             let response = rest::serve(connection, request, fields, body);
             async move { compression::compressed(response.await, coding, above).await }.boxed()
         }

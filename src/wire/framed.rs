@@ -196,6 +196,19 @@ mod tests {
     }
 
     #[test]
+    fn null_behind_the_size_of_binary_data_is_no_data() {
+        let json = concat!(
+            r#"{"inputs":[{"name":"A","shape":[0],"datatype":"UINT8","parameters":{"binary_data_size":0},"data":null},"#,
+            r#"{"name":"B","shape":[1],"datatype":"UINT8","parameters":{"binary_data_size":1},"data":null}]}"#
+        );
+        let (request, _) = decode(json, &[7]).unwrap();
+        let data: Vec<&[u8]> = request.inputs.tensors().unwrap().iter().map(|input| &input.tensor.data()[..]).collect();
+        assert_eq!(data, [&[][..], &[7]]);
+        let error = decode(r#"{"inputs":[{"name":"A","shape":[1],"datatype":"UINT8","data":null}]}"#, &[]).unwrap_err();
+        assert!(error.to_string().contains("`A`"), "{error}");
+    }
+
+    #[test]
     fn an_input_has_one_source_of_data() {
         let json = concat!(
             r#"{"inputs":[{"name":"A","shape":[1],"datatype":"UINT8","data":[1],"#,

@@ -1,12 +1,12 @@
 #!/usr/bin/env python3
-"""Clients of TensorFlow Serving and KServe V1 ask `digits` and `text_length`, over REST and gRPC, and get the same bits.
+r"""Clients of TensorFlow Serving and KServe V1 ask `digits` and `text_length`, over REST and gRPC, and get the same bits.
 
 REST is spoken by `requests`, as both projects' documentation shows it. gRPC is spoken by `min-tfs-client`, which brings
 the published messages of TensorFlow Serving without TensorFlow; they are of an age that needs an old protobuf:
 
-    python3 -m venv /tmp/tfs && /tmp/tfs/bin/pip install requests numpy grpcio 'protobuf<3.21'
-    /tmp/tfs/bin/pip install --no-deps min-tfs-client==1.0.2 tensorflow-serving-client-grpc==2.3.0
-    PROTOCOL_BUFFERS_PYTHON_IMPLEMENTATION=python /tmp/tfs/bin/python tests/clients/tfserving.py 127.0.0.1:8080
+    make clients        # asks a server of its own, in the environment that requirements-tfserving.txt pins
+    PROTOCOL_BUFFERS_PYTHON_IMPLEMENTATION=python target/clients/tfserving/bin/python \
+        tests/clients/tfserving.py 127.0.0.1:8080
 """
 
 import base64

@@ -162,6 +162,18 @@ async fn a_response_is_packed_for_who_takes_it_and_only_if_it_is_worth_it() {
     assert!(!head.contains("content-encoding"), "switched off: {head}");
 }
 
+#[tokio::test]
+async fn only_outputs_are_packed() {
+    let rest = Rest { compress_above: Some(1) };
+    let server = Plan { settings: Settings { rest, ..Settings::default() }, ..Plan::default() }.start(echo);
+    let (head, _) = post(&server, "accept-encoding: gzip\r\n", INFER.as_bytes()).await;
+    assert!(head.contains("content-encoding: gzip\r\n"), "{head}");
+    let (head, _) = post(&server, "accept-encoding: gzip\r\n", b"{").await;
+    assert!(status(&head) == 400 && !head.contains("content-encoding"), "{head}");
+    let head = server.say("GET /v2 HTTP/1.1\r\nhost: a\r\nconnection: close\r\naccept-encoding: gzip\r\n\r\n").await;
+    assert!(status(&head) == 200 && !head.contains("content-encoding"), "{head}");
+}
+
 proptest! {
     #[test]
     fn arbitrary_bytes_never_panic_and_what_was_packed_comes_back(data in prop::collection::vec(any::<u8>(), 0..2000)) {

@@ -1,7 +1,8 @@
 //! Responses of REST in the coding that a client takes (`rest.compression`, contract 02 section 2).
 //!
-//! Only what is whole and worth it: events flow, and a small answer would gain nothing. The length of a JSON header counts
-//! its bytes before this.
+//! Only what is whole and worth it: events flow, and a small answer would gain nothing. Of V2's answers only those of
+//! models: Triton compresses no others, and its asyncio client takes any coding, yet reads those others as they come. Errors
+//! are never compressed, for the same reason. The length of a JSON header counts its bytes before this.
 
 use super::Response;
 use crate::frontend::{
@@ -10,8 +11,16 @@ use crate::frontend::{
 };
 use http::{HeaderValue, header};
 
-/// `response` in `coding`, if it is whole and has more than `above` bytes. What cannot be compressed stays as it is.
+/// Whether what a path answers may be compressed.
+pub(super) fn may(path: &str) -> bool {
+    !path.starts_with("/v2") || ["/infer", "/generate"].iter().any(|end| path.ends_with(end))
+}
+
+/// `response` in `coding`, if it is a success, whole and has more than `above` bytes. What cannot be compressed stays as it is.
 pub(super) async fn compressed(response: Response, coding: Coding, above: usize) -> Response {
+    if !response.status().is_success() {
+        return response;
+    }
     let (mut parts, body) = response.into_parts();
     let pieces = match body {
         Body::Full(bytes) if bytes.len() > above => vec![bytes],
