@@ -290,7 +290,7 @@ impl fmt::Debug for Inner {
 impl Waiting {
     fn reply(&mut self, answer: Result<Result<Answer, Error>, oneshot::error::RecvError>) -> Result<Reply, Error> {
         let Answer { outputs, timing } = answer.unwrap_or_else(|_| Err(self.unanswered()))?;
-        let Asked { head, model, client_id, outputs: wanted } = &mut self.asked;
+        let Asked { head, model, client_id, outputs: wanted, .. } = &mut self.asked;
         let _ = head.facts.timing.set(timing);
         respond(model, client_id.take(), wanted, outputs, timing).map(Reply::Infer)
     }
