@@ -5,7 +5,7 @@ use crate::{
     call::{Inspect, Intent, Manage, Operation, Pending, Surface},
     error::Error,
     frontend::{Connection, body, head::Fields},
-    wire::json,
+    wire::{json, no_shared_memory},
 };
 use hyper::body::Incoming;
 use std::sync::Arc;
@@ -54,9 +54,7 @@ impl SharedMemory {
         match self {
             Self::Status => Ok(b"[]"),
             Self::Unregister => Ok(b"{}"),
-            Self::Register => {
-                Err(Error::Unimplemented("this server has no shared memory, send tensors in the request".into()))
-            }
+            Self::Register => Err(no_shared_memory()),
         }
     }
 }
