@@ -30,7 +30,7 @@ fn world(files: &[(&str, &str)]) -> World {
         directories: vec![directory.path().to_owned()],
         load: Load::None,
         // What a call brings says how many versions it wants.
-        reader: Some(Reader::new(|source, defaults| {
+        reader: Some(Reader::new(move |source, defaults| {
             if source.config == Some("held") {
                 let _ = until.lock().unwrap().recv();
                 return Ok(defaults.clone());

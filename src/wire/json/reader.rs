@@ -339,7 +339,7 @@ impl<'a> Reader<'a> {
                 Some(b'{') => open.push(Open::Object(self.object()?)),
                 Some(b'[') => open.push(Open::Array(self.array()?)),
                 Some(b'"') => drop(self.string()?),
-                _ if words.iter().any(|word| self.take(*word)) => {}
+                _ if words.iter().any(|word| self.take(word)) => {}
                 Some(b'-' | b'0'..=b'9') => drop(self.number()?),
                 _ if self.take("true") || self.take("false") || self.take("null") => {}
                 _ => return Err(self.unexpected("a value")),
