@@ -19,6 +19,8 @@ mod unary;
 mod web;
 
 #[cfg(test)]
+mod beside_tests;
+#[cfg(test)]
 mod fixture;
 
 pub(in crate::frontend) use status::{refuse, status};

@@ -133,8 +133,11 @@ pub(super) async fn serve(connection: Arc<Connection>, id: CallId, question: Que
             asked.answer(decode, encode).await
         }
         Question::RepositoryModelLoad => {
-            let decode =
-                |m: pb::RepositoryModelLoadRequest| proto::decode_load(m).map(Manage::Load).map(Operation::Manage);
+            let frontend = Arc::clone(&asked.connection.frontend);
+            let decode = move |m: pb::RepositoryModelLoadRequest| {
+                let request = frontend.hold_files(proto::decode_load(m)?)?;
+                Ok(Operation::Manage(Manage::Load(request)))
+            };
             let encode = |report| match report {
                 R::Loaded(name) => {
                     Ok(pb::RepositoryModelLoadResponse { model_name: name.as_ref().into(), is_loaded: true })

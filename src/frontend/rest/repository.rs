@@ -30,13 +30,17 @@ pub(super) fn pending(connection: &Arc<Connection>, fields: &Fields<'_>, body: I
         connection.frontend.metrics.body_received(Surface::Rest, bytes.len() as u64);
         let length = bytes.len();
         body::offload(length, move || {
-            let settings = &connection.frontend.settings.wire;
+            let frontend = &connection.frontend;
+            let settings = &frontend.settings.wire;
             Ok(match change {
                 Change::Index => {
                     let ready = json::decode_index(&bytes, settings)?;
                     Operation::Inspect(Inspect::Index { ready })
                 }
-                Change::Load(model) => Operation::Manage(Manage::Load(json::decode_load(&bytes, model, settings)?)),
+                Change::Load(model) => {
+                    let request = frontend.hold_files(json::decode_load(&bytes, model, settings)?)?;
+                    Operation::Manage(Manage::Load(request))
+                }
                 Change::Unload(model) => {
                     Operation::Manage(Manage::Unload(json::decode_unload(&bytes, model, settings)?))
                 }
