@@ -21,7 +21,7 @@ pub use body::Body;
 pub use settings::Settings;
 
 use crate::{
-    call::{Gateway, LoadRequest, Peer, Readiness, Surface},
+    call::{Gateway, Peer, Readiness, Surface},
     error::Error,
     limit::address::AddressGate,
     telemetry::metrics::Metrics,
@@ -73,23 +73,6 @@ pub struct Connection {
     pub surfaces: Surfaces,
     /// Health watches that are open on it.
     watches: AtomicUsize,
-}
-
-impl Frontend {
-    /// Counts the files that a load brings until the loader is done with them: it may wait long, and what counted them on
-    /// their way in ends with the body.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::Overloaded`] if the memory budget has no room.
-    fn hold_files(&self, mut request: LoadRequest) -> Result<LoadRequest, Error> {
-        let mut files: Vec<_> = request.files.iter_mut().map(|(_, data)| std::mem::take(data)).collect();
-        self.memory.hold_all(&mut files)?;
-        for ((_, data), held) in request.files.iter_mut().zip(files) {
-            *data = held;
-        }
-        Ok(request)
-    }
 }
 
 impl Connection {

@@ -19,8 +19,6 @@ mod unary;
 mod web;
 
 #[cfg(test)]
-mod beside_tests;
-#[cfg(test)]
 mod fixture;
 
 pub(in crate::frontend) use status::{refuse, status};

@@ -135,7 +135,9 @@ pub(super) async fn serve(connection: Arc<Connection>, id: CallId, question: Que
         Question::RepositoryModelLoad => {
             let frontend = Arc::clone(&asked.connection.frontend);
             let decode = move |m: pb::RepositoryModelLoadRequest| {
-                let request = frontend.hold_files(proto::decode_load(m)?)?;
+                let mut request = proto::decode_load(m)?;
+                // It may wait long, and what counted the files on their way in ends with the message.
+                frontend.memory.hold_named(&mut request.files)?;
                 Ok(Operation::Manage(Manage::Load(request)))
             };
             let encode = |report| match report {

@@ -38,7 +38,9 @@ pub(super) fn pending(connection: &Arc<Connection>, fields: &Fields<'_>, body: I
                     Operation::Inspect(Inspect::Index { ready })
                 }
                 Change::Load(model) => {
-                    let request = frontend.hold_files(json::decode_load(&bytes, model, settings)?)?;
+                    let mut request = json::decode_load(&bytes, model, settings)?;
+                    // It may wait long, and what counted the files on their way in ends with the body.
+                    frontend.memory.hold_named(&mut request.files)?;
                     Operation::Manage(Manage::Load(request))
                 }
                 Change::Unload(model) => {
