@@ -9,8 +9,7 @@ use crate::support::{
 };
 use http::HeaderMap;
 use serde_json::{Value, json};
-use sluicegate::backend::ort::Runtime;
-use std::{path::Path, sync::Arc};
+use std::path::Path;
 
 /// Status, headers and body of one exchange.
 async fn ask(running: &Running, method: &str, path: &str, body: impl Into<bytes::Bytes>) -> (u16, HeaderMap, String) {
@@ -52,9 +51,7 @@ async fn real(folder: &str) -> Running {
 }
 
 async fn real_with(setup: Setup, folder: &str) -> Running {
-    let runtime = Runtime::load(None).unwrap_or_else(|error| panic!("{error}"));
-    let models = Path::new(env!("CARGO_MANIFEST_DIR")).join(folder);
-    setup.start_with(&models, Arc::new(runtime), Vec::new()).await
+    setup.start_over(folder).await
 }
 
 const ROW: &str = r#"{"instances":[[1,2,3,4.5]]}"#;
