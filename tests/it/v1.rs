@@ -6,6 +6,7 @@ mod grpc;
 use crate::support::{
     Running, Setup,
     client::{http_request, http1},
+    scripts::World,
 };
 use http::HeaderMap;
 use serde_json::{Value, json};
@@ -81,6 +82,15 @@ async fn a_verb_follows_a_colon_however_it_is_written() {
     assert_eq!(explain, "models of this server explain nothing");
     refusal(&running, "GET", "/v1/models/double:predict", "", 405).await;
     refusal(&running, "POST", "/v1/models/double", "", 405).await;
+}
+
+#[tokio::test]
+async fn a_name_may_have_dots_before_the_verb() {
+    let world = World::explicit("all", &[("a.b-c_d.v2/1/model.onnx", "double")]).await;
+    for path in ["/v1/models/a.b-c_d.v2:predict", "/v1/models/a%2Eb-c_d.v2/versions/1:predict"] {
+        assert_eq!(answer(&world.running, path, ROW).await, DOUBLED, "{path}");
+    }
+    assert_eq!(get(&world.running, "/v1/models/a.b-c_d.v2").await["ready"], true);
 }
 
 #[tokio::test]

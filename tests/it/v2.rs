@@ -1,4 +1,7 @@
-//! The Open Inference Protocol and its binary tensors as their clients see them: real models, real sockets.
+//! The Open Inference Protocol as its clients see it: real models, real sockets.
+
+mod binary;
+mod messages;
 
 use crate::support::{
     Running, Setup,
@@ -7,15 +10,7 @@ use crate::support::{
 };
 use http::HeaderMap;
 use serde_json::{Value, json};
-use sluicegate::{
-    call::Surface,
-    wire::proto::inference::{
-        self as pb, InferTensorContents, ModelInferRequest,
-        infer_parameter::ParameterChoice,
-        model_infer_request::{InferInputTensor, InferRequestedOutputTensor},
-    },
-};
-use tonic_types::StatusExt;
+use sluicegate::{call::Surface, wire::proto::inference as pb};
 
 async fn models() -> Running {
     Setup::new().start_over("tests/models/good").await
@@ -55,16 +50,6 @@ async fn refusal(running: &Running, model: &str, body: &str, expected: u16) -> S
 /// A request of one input, `x`.
 fn one(datatype: &str, shape: &str, data: &str) -> String {
     format!(r#"{{"inputs":[{{"name":"x","datatype":"{datatype}","shape":{shape},"data":{data}}}]}}"#)
-}
-
-/// A request in two parts, with or without saying how long the first is.
-async fn framed(running: &Running, model: &str, length: Option<&str>, parts: &[&[u8]]) -> (u16, HeaderMap, Vec<u8>) {
-    let mut request = http_request(running, "POST", &format!("/v2/models/{model}/infer"), None, parts.concat());
-    if let Some(length) = length {
-        request.headers_mut().insert("inference-header-content-length", length.parse().unwrap());
-    }
-    let (parts, body) = http1(running, request).await.into_parts();
-    (parts.status.as_u16(), parts.headers, body.to_vec())
 }
 
 #[tokio::test]
@@ -247,28 +232,6 @@ async fn integers_are_exact_and_what_does_not_fit_is_refused_by_its_place() {
 }
 
 #[tokio::test]
-async fn strings_that_are_no_text_come_back_in_binary_only() {
-    let running = models().await;
-    let header = |wish: &str| {
-        format!(
-            r#"{{{wish}"inputs":[{{"name":"x","datatype":"BYTES","shape":[1],"parameters":{{"binary_data_size":6}}}}]}}"#
-        )
-    };
-    let raw = b"\x02\0\0\0\xff\0";
-    let json = header("");
-    let length = json.len().to_string();
-    let (status, _, body) = framed(&running, "echo_bytes", Some(&length), &[json.as_bytes(), raw]).await;
-    let error: Value = serde_json::from_slice(&body).unwrap();
-    assert_eq!(status, 400, "{error}");
-    assert!(error["error"].as_str().unwrap().contains("binary output"), "{error}");
-    let json = header(r#""parameters":{"binary_data_output":true},"#);
-    let length = json.len().to_string();
-    let (status, headers, body) = framed(&running, "echo_bytes", Some(&length), &[json.as_bytes(), raw]).await;
-    assert_eq!((status, &headers["content-type"]), (200, &"application/octet-stream".parse().unwrap()));
-    assert!(body.ends_with(raw));
-}
-
-#[tokio::test]
 async fn a_scalar_and_no_elements_at_all_go_in_and_come_out_on_every_surface() {
     let running = models().await;
     for surface in Surface::ALL {
@@ -283,171 +246,4 @@ async fn a_scalar_and_no_elements_at_all_go_in_and_come_out_on_every_surface() {
     // A scalar needs no list around it.
     let bare = answer(&running, "scalar", &one("FP32", "[]", "0.25")).await;
     assert!(bare.ends_with(r#""shape":[],"data":[0.5]}]}"#), "{bare}");
-}
-
-#[tokio::test]
-async fn the_length_of_the_json_may_be_said_and_must_be_true() {
-    let running = models().await;
-    let json = one("FP32", "[1]", "[0.5]");
-    let binary = r#"{"inputs":[{"name":"x","datatype":"FP32","shape":[1],"parameters":{"binary_data_size":4}}]}"#;
-    let raw = 0.5_f32.to_le_bytes();
-    let number = |length: usize| length.to_string();
-    let (all, beyond, before) = (number(json.len()), number(json.len() + 1), number(json.len() - 1));
-    let part = number(binary.len());
-    for (length, parts, expected) in [
-        (None, [json.as_bytes(), b""], 200),
-        (Some(&*all), [json.as_bytes(), b""], 200),
-        (Some(&part), [binary.as_bytes(), &raw], 200),
-        (Some("0"), [&raw, b""], 200),
-        (Some(&before), [json.as_bytes(), b""], 400),
-        (Some(&beyond), [json.as_bytes(), b""], 400),
-        (Some("-1"), [json.as_bytes(), b""], 400),
-        (Some("abc"), [json.as_bytes(), b""], 400),
-        // Bytes that the JSON does not speak of are an error, and never the next request.
-        (Some(&all), [json.as_bytes(), b"more"], 400),
-        (Some(&part), [binary.as_bytes(), &raw[..3]], 400),
-        (None, [binary.as_bytes(), &raw], 400),
-    ] {
-        let (status, headers, body) = framed(&running, "echo_fp32", length, &parts).await;
-        let shown = String::from_utf8_lossy(&body);
-        assert_eq!(status, expected, "{length:?}: {shown}");
-        match headers.get("inference-header-content-length") {
-            // A raw body is answered in kind.
-            Some(said) => {
-                assert_eq!(length, Some("0"));
-                let json: usize = said.to_str().unwrap().parse().unwrap();
-                assert_eq!(body[json..], raw);
-            }
-            None if status == 200 => assert!(shown.contains("\"data\":[0.5]"), "{shown}"),
-            None => assert!(shown.starts_with("{\"error\":\""), "{shown}"),
-        }
-    }
-}
-
-#[tokio::test]
-async fn json_and_binary_inputs_mix_and_outputs_follow_the_default_or_their_own_wish() {
-    let running = models().await;
-    let ask = async |wishes: &str| {
-        let json = format!(
-            r#"{{{wishes}"inputs":[{{"name":"a","datatype":"FP32","shape":[1,2],"data":[1.5,2]}},{{"name":"b","datatype":"INT32","shape":[1,2],"parameters":{{"binary_data_size":8}}}}]}}"#
-        );
-        let length = json.len().to_string();
-        let raw = [1_i32.to_le_bytes(), 1_i32.to_le_bytes()].concat();
-        let (status, headers, body) = framed(&running, "two_by_two", Some(&length), &[json.as_bytes(), &raw]).await;
-        assert_eq!(status, 200, "{}", String::from_utf8_lossy(&body));
-        let length = headers.get("inference-header-content-length");
-        let length = length.map_or(body.len(), |length| length.to_str().unwrap().parse().unwrap());
-        (serde_json::from_slice::<Value>(&body[..length]).unwrap()["outputs"].clone(), body[length..].to_vec())
-    };
-    let raw = |values: [f32; 2]| values.map(f32::to_le_bytes).concat();
-    let (sum, difference) = (raw([2.5, 3.0]), raw([0.5, 1.0]));
-    let (outputs, tail) = ask("").await;
-    assert_eq!((&outputs[0]["data"], &outputs[1]["data"], tail), (&json!([2.5, 3.0]), &json!([0.5, 1.0]), vec![]));
-    let default = r#""parameters":{"binary_data_output":true},"#;
-    let (outputs, tail) = ask(default).await;
-    assert_eq!(tail, [&sum[..], &difference].concat());
-    assert_eq!(outputs[1]["parameters"], json!({ "binary_data_size": 8 }));
-    // A listed output takes the default unless it says otherwise.
-    let listed = r#""outputs":[{"name":"difference"},{"name":"sum","parameters":{"binary_data":false}}],"#;
-    let (outputs, tail) = ask(&format!("{default}{listed}")).await;
-    assert_eq!((tail, &outputs[1]["data"]), (difference, &json!([2.5, 3.0])));
-    let listed = r#""outputs":[{"name":"sum","parameters":{"binary_data":true}},{"name":"difference"}],"#;
-    let (outputs, tail) = ask(listed).await;
-    assert_eq!((tail, &outputs[1]["data"]), (sum, &json!([0.5, 1.0])));
-}
-
-fn input(datatype: &str, contents: Option<InferTensorContents>) -> InferInputTensor {
-    InferInputTensor { name: "x".into(), datatype: datatype.into(), shape: vec![1], contents, ..Default::default() }
-}
-
-fn message(model: &str, inputs: Vec<InferInputTensor>, raw: &[&'static [u8]]) -> ModelInferRequest {
-    let raw_input_contents = raw.iter().map(|raw| bytes::Bytes::from_static(raw)).collect();
-    ModelInferRequest { model_name: model.into(), inputs, raw_input_contents, ..Default::default() }
-}
-
-#[tokio::test]
-async fn a_message_has_its_tensors_raw_or_typed_and_wholly() {
-    let running = models().await;
-    let mut client = grpc(&running).await;
-    let floats = || Some(InferTensorContents { fp32_contents: vec![0.5], ..Default::default() });
-    let ints = |value| Some(InferTensorContents { int_contents: vec![value], ..Default::default() });
-    for (request, field, said) in [
-        (message("echo_fp32", vec![input("FP32", floats())], &[&[0; 4]]), "x", "both raw and typed"),
-        (message("echo_fp32", vec![input("FP32", None)], &[&[0; 4], &[0; 4]]), "request", "2 entries for 1 inputs"),
-        (message("echo_fp32", vec![input("FP32", None)], &[&[0; 3]]), "x", "3 bytes, expected 4"),
-        (message("echo_fp32", vec![input("FP32", None)], &[]), "x", "no data"),
-        (message("echo_int8", vec![input("INT8", ints(200))], &[]), "x", "`200` at index 0"),
-        (message("echo_int64", vec![input("INT64", ints(1))], &[]), "x", "expected `int64_contents`"),
-        (message("echo_fp16", vec![input("FP16", floats())], &[]), "x", "raw_input_contents"),
-    ] {
-        let status = client.model_infer(request).await.unwrap_err();
-        assert_eq!(status.code(), tonic::Code::InvalidArgument, "{status:?}");
-        assert!(status.message().contains(said), "{status:?}");
-        assert_eq!(status.get_details_bad_request().unwrap().field_violations[0].field, field);
-    }
-    // Raw, also where it was asked typed, and one entry for each output, also for an empty one.
-    let typed =
-        client.model_infer(message("echo_fp32", vec![input("FP32", floats())], &[])).await.unwrap().into_inner();
-    assert_eq!(typed.raw_output_contents, [0.5_f32.to_le_bytes().to_vec()]);
-    assert!(typed.outputs[0].contents.is_none());
-    let none =
-        client.model_infer(message("nonzero", vec![input("FP32", None)], &[&[0; 4]])).await.unwrap().into_inner();
-    assert_eq!((&none.outputs[0].shape[..], &none.raw_output_contents[..]), (&[1, 0][..], &[bytes::Bytes::new()][..]));
-}
-
-#[tokio::test]
-async fn reserved_parameters_have_their_types_on_a_call_too() {
-    let running = models().await;
-    let mut client = grpc(&running).await;
-    let mut ask = async |name: &str, choice| {
-        let mut request = message("echo_fp32", vec![input("FP32", None)], &[&[0, 0, 0, 0x3f]]);
-        request.parameters.insert(name.into(), pb::InferParameter { parameter_choice: Some(choice) });
-        client.model_infer(request).await.map(|_| ()).map_err(|status| (status.code(), status.message().to_owned()))
-    };
-    use ParameterChoice::{BoolParam, DoubleParam, Int64Param, StringParam, Uint64Param};
-    for (name, choice) in [
-        // Triton's C++ client sends it with every call, a stream or not.
-        ("triton_enable_empty_final_response", BoolParam(false)),
-        ("triton_enable_empty_final_response", BoolParam(true)),
-        ("priority", Int64Param(1)),
-        ("priority", Uint64Param(2)),
-        ("timeout", Int64Param(10_000_000)),
-        ("timeout", Int64Param(0)),
-        ("sequence_id", Uint64Param(7)),
-        ("sequence_id", StringParam("s".into())),
-        ("mine", DoubleParam(0.5)),
-    ] {
-        assert_eq!(ask(name, choice).await, Ok(()), "{name}");
-    }
-    for (name, choice) in [
-        ("timeout", Uint64Param(5)),
-        ("timeout", StringParam("5".into())),
-        ("priority", Int64Param(-1)),
-        ("sequence_start", BoolParam(true)),
-        ("triton_unknown", BoolParam(true)),
-        ("headers", StringParam("a".into())),
-    ] {
-        let (code, text) = ask(name, choice).await.unwrap_err();
-        assert_eq!(code, tonic::Code::InvalidArgument, "{name}");
-        assert!(text.contains(&format!("`{name}`")), "{text}");
-    }
-}
-
-#[tokio::test]
-async fn classes_may_come_in_binary_too() {
-    let running = models().await;
-    let body = r#"{"inputs":[{"name":"x","datatype":"FP32","shape":[3],"data":[0.5,3.3,-1]}],"outputs":[{"name":"y","parameters":{"classification":1,"binary_data":true}}]}"#;
-    let (status, headers, text) = ask(&running, "POST", "/v2/models/echo_fp32/infer", body).await;
-    assert_eq!(status, 200, "{}", String::from_utf8_lossy(&text));
-    let length: usize = headers["inference-header-content-length"].to_str().unwrap().parse().unwrap();
-    // Every element of this model is a row of its own, with the one class that it has.
-    let element = |text: &str| [&u32::try_from(text.len()).unwrap().to_le_bytes()[..], text.as_bytes()].concat();
-    let expected = ["0.500000:0", "3.300000:0", "-1.000000:0"].map(element).concat();
-    assert_eq!(text[length..], expected);
-    let mut request = message("scalar", vec![InferInputTensor { shape: vec![], ..input("FP32", None) }], &[&[0; 4]]);
-    let wish =
-        ("classification".to_owned(), pb::InferParameter { parameter_choice: Some(ParameterChoice::Int64Param(5)) });
-    request.outputs.push(InferRequestedOutputTensor { name: "y".into(), parameters: [wish].into() });
-    let found = grpc(&running).await.model_infer(request).await.unwrap().into_inner();
-    assert_eq!((&*found.outputs[0].datatype, &found.outputs[0].shape[..]), ("BYTES", &[1][..]));
 }
