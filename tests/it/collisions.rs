@@ -56,7 +56,9 @@ async fn the_error_is_text_or_an_object_or_a_problem_by_the_family_of_the_path()
     assert_eq!((status, &headers["content-type"]), (426, &"application/problem+json".parse().unwrap()));
     assert_eq!(problem["status"], 426, "{problem}");
     let keyed = Setup::new().with_key().start().await;
-    let response = http1(&keyed, http_request(&keyed, "POST", "/v2/stream", None, "")).await;
+    let mut request = http_request(&keyed, "POST", "/v2/stream", None, "");
+    request.headers_mut().insert("content-type", "application/x-ndjson".parse().unwrap());
+    let response = http1(&keyed, request).await;
     assert_eq!(response.headers()["content-type"], "application/problem+json");
     let problem: Value = serde_json::from_slice(response.body()).unwrap();
     assert_eq!((&problem["status"], &problem["code"]), (&json!(401), &json!("unauthenticated")), "{problem}");
