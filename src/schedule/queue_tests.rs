@@ -11,7 +11,7 @@ use std::time::Duration;
 const MS: Duration = Duration::from_millis(1);
 
 fn policy() -> BatchPolicy {
-    BatchPolicy { enabled: true, max_rows: 8, max_delay: Duration::ZERO, max_queue: 16 }
+    BatchPolicy { enabled: true, max_rows: 8, max_queue: 16, ..BatchPolicy::default() }
 }
 
 fn fill(queue: &mut BatchQueue, now: Instant, rows: &[usize]) -> Vec<Receiver> {
@@ -123,7 +123,8 @@ fn jobs_of_another_shape_stay_in_their_order() {
 fn a_higher_level_goes_first_and_one_level_is_the_order_of_arrival() {
     let now = Instant::now();
     // (levels, default, what the jobs ask for, the order in which they run)
-    let table: [(u32, Option<u32>, &[u32], &[usize]); 5] = [
+    type Row<'a> = (u32, Option<u32>, &'a [u32], &'a [usize]);
+    let table: [Row<'_>; 5] = [
         (1, None, &[0, 3, 1, 2], &[0, 1, 2, 3]),
         (3, None, &[0, 3, 1, 2, 1], &[2, 4, 3, 0, 1]),
         (3, Some(1), &[2, 0, 1, 0], &[1, 2, 3, 0]),

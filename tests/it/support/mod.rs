@@ -209,7 +209,7 @@ impl Running {
         self.inner.app.loaded().await;
     }
 
-    fn control(&self, model: &str) -> &FakeControl {
+    pub fn control(&self, model: &str) -> &FakeControl {
         &self.inner.controls.iter().find(|(name, _)| *name == model).expect("a model of this test").1
     }
 
