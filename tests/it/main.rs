@@ -6,10 +6,12 @@
 mod allocations;
 mod bad_input;
 mod cancel;
+mod collisions;
 mod datatypes;
 mod doors;
 mod drain;
 mod floods;
+mod grpc;
 mod listeners;
 mod onnx;
 mod overload;
@@ -23,3 +25,4 @@ mod switches;
 mod tidy;
 mod tunnels;
 mod v1;
+mod v2;
