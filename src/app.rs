@@ -131,7 +131,7 @@ async fn start_with(config: Config, opener: Arc<dyn Open>, switches: Switches) -
     };
     body::start_decoders(config.runtime.decode_threads);
     let lanes = Arc::new(Lanes::start(settings::lanes(&config.runtime)).map_err(StartError::new)?);
-    let repository = Arc::new(Repository::default());
+    let repository = Arc::new(Repository::new(readiness.clone()));
     let loader = Arc::new(Loader::new(
         settings::models(&config),
         opener,

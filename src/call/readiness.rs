@@ -4,12 +4,20 @@ use std::sync::{
     Arc,
     atomic::{AtomicU8, Ordering},
 };
+use tokio::sync::watch;
 
 /// Whether the server is live and takes work. Cloning shares the value.
 ///
 /// Probes read it outside the stack (architecture section 3, invariant 3). It starts as loading.
 #[derive(Clone, Debug, Default)]
-pub struct Readiness(Arc<AtomicU8>);
+pub struct Readiness(Arc<Inner>);
+
+#[derive(Debug, Default)]
+struct Inner {
+    state: AtomicU8,
+    /// Carries nothing: whoever hears of a change asks again.
+    changes: watch::Sender<()>,
+}
 
 const LOADED: u8 = 1;
 const DRAINING: u8 = 2;
@@ -18,17 +26,17 @@ const BROKEN: u8 = 4;
 impl Readiness {
     /// True once models are loaded and until draining starts (contract 01 section 1).
     pub fn is_ready(&self) -> bool {
-        self.0.load(Ordering::Acquire) == LOADED
+        self.0.state.load(Ordering::Acquire) == LOADED
     }
 
     /// False only after an unrecoverable fault.
     pub fn is_live(&self) -> bool {
-        self.0.load(Ordering::Acquire) & BROKEN == 0
+        self.0.state.load(Ordering::Acquire) & BROKEN == 0
     }
 
     /// Why [`Readiness::is_ready`] is false, for people.
     pub fn reason(&self) -> &'static str {
-        match self.0.load(Ordering::Acquire) {
+        match self.0.state.load(Ordering::Acquire) {
             state if state & BROKEN != 0 => "the server is broken",
             state if state & DRAINING != 0 => "the server is draining",
             LOADED => "the server is ready",
@@ -39,31 +47,56 @@ impl Readiness {
     /// Says whether everything that readiness waits for is loaded.
     pub fn set_loaded(&self, loaded: bool) {
         if loaded {
-            self.0.fetch_or(LOADED, Ordering::AcqRel);
+            self.0.state.fetch_or(LOADED, Ordering::AcqRel);
         } else {
-            self.0.fetch_and(!LOADED, Ordering::AcqRel);
+            self.0.state.fetch_and(!LOADED, Ordering::AcqRel);
         }
+        self.changed();
     }
 
     /// Says that draining has begun. There is no way back.
     pub fn set_draining(&self) {
-        self.0.fetch_or(DRAINING, Ordering::AcqRel);
+        self.0.state.fetch_or(DRAINING, Ordering::AcqRel);
+        self.changed();
     }
 
     /// True once draining has begun.
     pub fn is_draining(&self) -> bool {
-        self.0.load(Ordering::Acquire) & DRAINING != 0
+        self.0.state.load(Ordering::Acquire) & DRAINING != 0
     }
 
     /// Says that the server cannot recover. There is no way back.
     pub fn set_broken(&self) {
-        self.0.fetch_or(BROKEN, Ordering::AcqRel);
+        self.0.state.fetch_or(BROKEN, Ordering::AcqRel);
+        self.changed();
+    }
+
+    /// Says that something about readiness has changed: this value, or a model.
+    pub fn changed(&self) {
+        self.0.changes.send_replace(());
+    }
+
+    /// Hears of every change from now on; of several at once, once.
+    pub fn changes(&self) -> watch::Receiver<()> {
+        self.0.changes.subscribe()
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn whoever_listens_hears_of_each_change() {
+        let readiness = Readiness::default();
+        let mut changes = readiness.changes();
+        for change in [|it: &Readiness| it.set_loaded(true), Readiness::changed, Readiness::set_draining] {
+            assert!(!changes.has_changed().unwrap());
+            change(&readiness);
+            assert!(changes.has_changed().unwrap());
+            changes.mark_unchanged();
+        }
+    }
 
     #[test]
     fn draining_ends_readiness_and_not_life() {

@@ -135,7 +135,7 @@ impl Loader {
                 loaded.versions.push(Arc::clone(&found.version));
             }
             Err(reason) => {
-                let reason = self.without_folders(&reason);
+                let reason = self.without_folders(found, &reason);
                 tracing::error!(model = %found.name, version = %found.version, reason, "model not loaded");
                 self.repository.failed(&found.name, &found.version, &reason);
                 if !self.repository.is_serving(&found.name, &found.version) {
@@ -147,11 +147,12 @@ impl Loader {
     }
 
     /// Paths in a reason begin at the models' folder: callers read them too (contract 00 section 2, rule 3).
-    fn without_folders(&self, reason: &str) -> String {
-        let temporary = std::env::temp_dir();
-        let folders = self.settings.directories.iter().chain([&temporary]);
-        folders.fold(reason.to_owned(), |text, folder| match folder.to_str() {
-            Some(folder) if !folder.is_empty() => text.replace(&format!("{}/", folder.trim_end_matches('/')), ""),
+    fn without_folders(&self, found: &Found, reason: &str) -> String {
+        // Files that came in a load lie in a folder of no name; to the caller they are the model's.
+        let brought = found.files.as_ref().map(|files| (files.path(), format!("{}/", found.name)));
+        let folders = self.settings.directories.iter().map(|folder| (folder.as_path(), String::new()));
+        brought.into_iter().chain(folders).fold(reason.to_owned(), |text, (folder, instead)| match folder.to_str() {
+            Some(folder) if !folder.is_empty() => text.replace(&format!("{}/", folder.trim_end_matches('/')), &instead),
             _ => text,
         })
     }

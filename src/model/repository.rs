@@ -8,7 +8,7 @@ use super::{
     state::{Version, Versions, not_found},
 };
 use crate::{
-    call::{CatalogEntry, IndexEntry, ModelRef, ModelReport, Report, VersionsReport},
+    call::{CatalogEntry, IndexEntry, ModelRef, ModelReport, Readiness, Report, VersionsReport},
     error::Error,
 };
 use arc_swap::ArcSwap;
@@ -23,11 +23,18 @@ use std::{
 pub struct Repository {
     /// Names are those of folders. Strangers' names are looked up and never kept, so a fast hasher is enough.
     models: ArcSwap<HashMap<Arc<str>, Arc<Versions>>>,
+    /// Told of every change.
+    readiness: Readiness,
 }
 
 // === impl Repository ===
 
 impl Repository {
+    /// An empty one. Whoever waits for changes of `readiness` hears of its own.
+    pub fn new(readiness: Readiness) -> Self {
+        Self { models: ArcSwap::default(), readiness }
+    }
+
     /// The model that a call means (contract 01 section 5): the version it names, else the highest
     /// that is ready.
     ///
@@ -265,6 +272,7 @@ impl Repository {
             }
             models
         });
+        self.readiness.changed();
     }
 }
 

@@ -180,13 +180,20 @@ pub(super) const VERSION: &str = "version";
 /// What the names of the files of a load begin with.
 pub(super) const FILE: &str = "file:";
 
-/// The error of a parameter that a load or unload does not know (contract 02 section 5).
+/// The error of a parameter that a load does not know (contract 02 section 5).
 #[cold]
 pub(super) fn unknown_load_parameter(name: &str) -> Error {
-    let name = shown(name);
-    Error::invalid(format!(
-        "parameter `{name}` is unknown, expected `config`, `file:VERSION/NAME`, `version` or `unload_dependents`"
-    ))
+    unknown(name, "`config`, `file:VERSION/NAME` or `version`")
+}
+
+/// The error of a parameter that an unload does not know.
+#[cold]
+pub(super) fn unknown_unload_parameter(name: &str) -> Error {
+    unknown(name, "`unload_dependents` or `version`")
+}
+
+fn unknown(name: &str, expected: &str) -> Error {
+    Error::invalid(format!("parameter `{}` is unknown, expected {expected}", shown(name)))
 }
 
 /// The error of a log setting that a call may not change, or that does not exist (contract 02 section 11).

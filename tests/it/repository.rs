@@ -2,7 +2,7 @@
 
 use crate::support::{
     KEY, Setup,
-    client::{Client, Failure, Request, status_failure},
+    client::{Client, Failure, Request, grpc_channel, status_failure},
     scripts::World,
 };
 use base64::{Engine, engine::general_purpose::STANDARD};
@@ -12,6 +12,8 @@ use sluicegate::{
     wire::proto::inference::{self as pb, model_repository_parameter::ParameterChoice},
 };
 use std::collections::HashMap;
+use tokio_stream::StreamExt;
+use tonic_health::pb::{HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient};
 
 fn load(model: &str) -> String {
     format!("/v2/repository/models/{model}/load")
@@ -262,6 +264,23 @@ async fn a_second_order_for_the_same_model_is_a_conflict() {
 }
 
 #[tokio::test]
+async fn a_watcher_hears_each_change_of_its_model() {
+    let world = World::explicit("[a]", &[("a/1/model.onnx", "double")]).await;
+    let mut health = HealthClient::new(grpc_channel(&world.running).await);
+    let request = HealthCheckRequest { service: "model:a".into() };
+    let mut watch = health.watch(request).await.unwrap().into_inner();
+    let mut said = async || watch.next().await.unwrap().unwrap().status();
+    assert_eq!(said().await, ServingStatus::Serving);
+    for _ in 0..3 {
+        world.rest("POST", "/v2/repository/models/a/unload", "{}").await;
+        assert_ne!(said().await, ServingStatus::Serving);
+        world.rest("POST", &load("a"), "{}").await;
+        // On the way it may be unknown, and be loading.
+        while said().await != ServingStatus::Serving {}
+    }
+}
+
+#[tokio::test]
 async fn a_load_that_fails_says_why_without_a_path_and_changes_nothing() {
     let files = [("a/1/model.onnx", "double"), ("bad/1/model.onnx", "nonsense"), ("text/1/model.onnx", "double")];
     let world = World::explicit("[a]", &files).await;
@@ -275,6 +294,16 @@ async fn a_load_that_fails_says_why_without_a_path_and_changes_nothing() {
         ("text", json!({ "parameters": { "config": "{\"colour\":1}" } }), "colour"),
         ("a", json!({ "parameters": { "config": "{\"name\":\"b\"}" } }), "config name: is `b`, and the model is `a`"),
         ("a", json!({ "parameters": { "config": "{}", "file:1/model.onnx": STANDARD.encode("junk") } }), "junk"),
+        (
+            "a",
+            json!({ "parameters": { "config": "{}", "file:1/other.onnx": STANDARD.encode("junk") } }),
+            "`a/1/model.onnx`",
+        ),
+        (
+            "a",
+            json!({ "parameters": { "unload_dependents": true } }),
+            "expected `config`, `file:VERSION/NAME` or `version`",
+        ),
         ("stats", json!({}), "`stats` is taken"),
         ("a", json!({ "parameters": { "colour": "red" } }), "parameter `colour` is unknown"),
     ] {

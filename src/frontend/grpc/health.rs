@@ -21,15 +21,14 @@ use std::{
     sync::{Arc, atomic::Ordering},
     time::Duration,
 };
+use tokio::sync::watch;
 use tonic::Status;
 use tonic_health::pb::{HealthCheckRequest, HealthCheckResponse, health_check_response::ServingStatus};
 
 /// The service's name.
 pub(super) const SERVICE: &str = "grpc.health.v1.Health";
-/// How soon a watcher hears of a change: the readiness value wakes nobody, and reading it is one atomic load.
-const POLL: Duration = Duration::from_secs(1);
-/// The same for a model, where asking is a call.
-const POLL_MODEL: Duration = Duration::from_secs(5);
+/// How often a watcher looks without being told of a change: grants, which hide models, tell nobody.
+const POLL: Duration = Duration::from_secs(5);
 /// Watches of one connection: they ask for no credentials, and each keeps the server busy for as long as it likes.
 const WATCHES: usize = 16;
 /// The longest life of a watch. Clients open another.
@@ -173,13 +172,6 @@ impl Subject {
         }
     }
 
-    fn poll(&self) -> Duration {
-        match self {
-            Self::Model(_) => POLL_MODEL,
-            Self::Server | Self::Unknown(_) => POLL,
-        }
-    }
-
     async fn status(&self, connection: &Connection) -> ServingStatus {
         match self {
             Self::Server => overall(connection),
@@ -212,6 +204,7 @@ struct Watching {
     id: CallId,
     subject: Subject,
     leash: Leash,
+    changes: watch::Receiver<()>,
     last: Option<ServingStatus>,
     /// Why the stream ends, once the last change is said.
     end: Option<Error>,
@@ -225,7 +218,9 @@ fn watch(
     subject: Subject,
     leash: Leash,
 ) -> impl Stream<Item = Result<HealthCheckResponse, Status>> + Send + 'static {
-    unfold(Watching { place, id, subject, leash, last: None, end: None, over: false }, |mut watching| async move {
+    let changes = place.0.frontend.readiness.changes();
+    let watching = Watching { place, id, subject, leash, changes, last: None, end: None, over: false };
+    unfold(watching, |mut watching| async move {
         let item = watching.next().await?;
         Some((item, watching))
     })
@@ -236,6 +231,8 @@ fn watch(
 impl Watching {
     async fn next(&mut self) -> Option<Result<HealthCheckResponse, Status>> {
         while !self.over {
+            // Before looking: a change after it is another one.
+            self.changes.mark_unchanged();
             let now = self.subject.status(&self.place.0).await;
             if self.last.replace(now) != Some(now) {
                 return Some(Ok(response(now)));
@@ -247,7 +244,8 @@ impl Watching {
             tokio::select! {
                 // Once more around: NOT_SERVING is said before the end.
                 error = self.leash.pulled() => self.end = Some(error),
-                () = tokio::time::sleep(self.subject.poll()) => {}
+                Ok(()) = self.changes.changed() => {}
+                () = tokio::time::sleep(POLL) => {}
             }
         }
         None

@@ -408,6 +408,20 @@ async fn a_watcher_hears_the_state_then_changes_then_the_end() {
     assert_eq!((end.code(), metadata(&end, "error-code")), (Code::Unavailable, Some("not_ready")));
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_watcher_hears_of_a_change_when_it_comes() {
+    let world = plain();
+    let mut health = HealthClient::new(world.channel().await);
+    let mut watch = health.watch(check("")).await.unwrap().into_inner();
+    assert_eq!(watch.next().await.unwrap().unwrap().status, 1);
+    let before = tokio::time::Instant::now();
+    for loaded in [false, true, false] {
+        world.connection.frontend.readiness.set_loaded(loaded);
+        assert_eq!(watch.next().await.unwrap().unwrap().status, if loaded { 1 } else { 2 });
+    }
+    assert!(before.elapsed() < Duration::from_secs(1), "it was told, and did not look by itself");
+}
+
 #[tokio::test]
 async fn a_watcher_of_an_unknown_name_is_told_and_stays() {
     let world = plain();

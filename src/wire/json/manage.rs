@@ -65,7 +65,7 @@ pub fn decode_unload(body: &[u8], mut model: ModelRef, settings: &Settings) -> R
             // Nothing here depends on another model.
             "unload_dependents" => drop(reader.boolean()?),
             reserved::VERSION => model.version = Some(reader.string()?.into()),
-            _ => return Err(reserved::unknown_load_parameter(name)),
+            _ => return Err(reserved::unknown_unload_parameter(name)),
         }
         Ok(())
     })?;

@@ -54,7 +54,7 @@ pub fn decode_unload(message: pb::RepositoryModelUnloadRequest) -> Result<ModelR
             ("unload_dependents", _) => return Err(wrong(&name, "`true` or `false`")),
             (reserved::VERSION, Some(ParameterChoice::StringParam(version))) => model.version = given(version),
             (reserved::VERSION, _) => return Err(wrong(&name, "a string")),
-            _ => return Err(reserved::unknown_load_parameter(&name)),
+            _ => return Err(reserved::unknown_unload_parameter(&name)),
         }
     }
     Ok(model)

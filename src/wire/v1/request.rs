@@ -147,6 +147,8 @@ fn rows(reader: &mut Reader<'_>, signature: &Signature, settings: &Settings) -> 
     }
     // Known before the run: no need to run for an answer that cannot be given.
     if let Some(output) = signature.outputs.iter().find(|output| output.dims.is_empty()) {
+        // Columns would not help where there is no type to write them in.
+        output.known_dtype()?;
         return Err(no_rows(&format!("output `{}` has no dimensions", output.name)));
     }
     inputs.into_iter().map(|input| input.finish(true)).collect()

@@ -125,6 +125,9 @@ fn a_scalar_is_a_column_and_no_row() {
     let said = "output `total` has no dimensions, so the answer has no rows: send `inputs` instead of `instances`";
     assert_eq!(refusal(&reduced, r#"{"instances":[1]}"#), said);
     assert!(predict(&reduced, r#"{"inputs":[1]}"#).is_ok());
+    let untold = TensorSpec { dtype: None, ..spec("total", DataType::Fp32, &[]) };
+    let untold = model(vec![spec("x", DataType::Fp32, &[FREE])], vec![untold], &[]);
+    assert!(matches!(predict(&untold, r#"{"instances":[1]}"#), Err(Error::Unimplemented(_))), "columns would not help");
 }
 
 #[test]
