@@ -120,7 +120,7 @@ impl Fixture {
         };
         let authenticator = Arc::new(Authenticator::new(&settings).expect("the file is valid"));
         let (address, local) = (([127, 0, 0, 1], 50_000).into(), ([127, 0, 0, 1], 8080).into());
-        let peer = Peer { address, local, tls: false };
+        let peer = Peer::new(address, local);
         let identity = authenticator.verify(&peer, &Credentials::Bearer(KEY.into())).expect("the key is good");
         let router = Router::new(repository);
         let bare = Gateway::new(Bare { router: router.clone(), identity });

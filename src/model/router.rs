@@ -198,6 +198,7 @@ impl Parts {
                 let (name, unloading) = (Arc::clone(&model.name), control.unload(model));
                 Inner::Elsewhere(Box::pin(async move { unloading.await.map(|()| Report::Unloaded(name)) }))
             }
+            Manage::Nothing => Inner::report(Report::Server(SERVER)),
             Manage::Trace(change) => {
                 if let Some(model) = &change.model {
                     self.repository.resolve(model)?;
@@ -354,7 +355,7 @@ mod tests {
 
     fn call(operation: Operation) -> Decoded {
         let address = ([127, 0, 0, 1], 1).into();
-        let peer = Arc::new(Peer { address, local: address, tls: false });
+        let peer = Arc::new(Peer::new(address, address));
         let mut head = Head::new(CallId::make(), Surface::Rest, Intent::Infer, peer);
         head.deadline = Instant::now() + Duration::from_secs(60);
         head.stream_deadline = head.deadline;
