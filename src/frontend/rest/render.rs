@@ -17,7 +17,7 @@ use crate::{
 use bytes::Bytes;
 use http::{
     HeaderMap, HeaderValue, Request, StatusCode, Version,
-    header::{ALLOW, CONNECTION, CONTENT_TYPE, RETRY_AFTER, WWW_AUTHENTICATE},
+    header::{ALLOW, CACHE_CONTROL, CONNECTION, CONTENT_TYPE, RETRY_AFTER, WWW_AUTHENTICATE},
 };
 use std::{
     collections::VecDeque,
@@ -125,6 +125,15 @@ async fn infer(
     Ok(response)
 }
 
+/// A ticket, which nobody but its reader may keep (contract 06 C1 item 2).
+pub(super) fn ticket(ticket: &str, age: Duration, id: &CallId) -> Response {
+    // Base64url needs no escape.
+    let body = format!("{{\"ticket\":\"{ticket}\",\"expires_in\":{}}}", age.as_secs());
+    let mut response = json(StatusCode::OK, body.into(), id);
+    response.headers_mut().insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    response
+}
+
 /// How errors are told to whoever asked.
 #[derive(Debug)]
 pub(super) struct Voice {
@@ -134,6 +143,11 @@ pub(super) struct Voice {
 }
 
 impl Voice {
+    /// The same, in problem details in any case.
+    pub(super) fn in_problems(self, request: &Request<()>) -> Self {
+        Self { problem: Some(request.uri().path().into()), ..self }
+    }
+
     /// As the head of a request has it.
     pub(super) fn of(request: &Request<()>, fields: &Fields<'_>) -> Self {
         Self { version: request.version(), problem: fields.problem.then(|| request.uri().path().into()) }
