@@ -4,7 +4,9 @@
 #![allow(missing_docs, unreachable_pub, missing_debug_implementations, clippy::unwrap_used)]
 
 mod allocations;
+mod auth;
 mod bad_input;
+mod canary;
 mod cancel;
 mod datatypes;
 mod doors;
@@ -15,11 +17,13 @@ mod onnx;
 mod overload;
 mod parity;
 mod program;
+mod renewal;
 mod repository;
 mod statistics;
 mod support;
 mod surfaces;
 mod switches;
 mod tidy;
+mod tls;
 mod tunnels;
 mod v1;
