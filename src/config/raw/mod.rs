@@ -7,7 +7,7 @@ mod choice;
 mod limits;
 mod models;
 
-pub use choice::{Amount, Load, Paths, Provider, Switch, Versions};
+pub use choice::{Amount, Load, Names, Paths, Provider, Switch, Versions};
 pub use limits::{
     Address, Concurrency, Connections, Deadline, Http2, Limits, Policy, PolicyBy, PolicyUnit, Sizes, Timers, WebSocket,
 };
@@ -58,6 +58,26 @@ pub struct Listen {
 #[expect(missing_docs, reason = "the keys are explained in config/sluicegate.full.yaml")]
 pub struct Tls {
     pub certificates: Vec<Certificate>,
+    pub clients: Option<Clients>,
+}
+
+/// Whose certificates are taken.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+#[expect(missing_docs, reason = "the keys are explained in config/sluicegate.full.yaml")]
+pub struct Clients {
+    pub ca: PathBuf,
+    pub certificate: Demand,
+}
+
+/// Whether a client certificate has to be there.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[expect(missing_docs, reason = "see `frontend::tls::Clients`")]
+pub enum Demand {
+    #[default]
+    Required,
+    Optional,
 }
 
 /// A certificate chain with its key, both PEM files.
@@ -75,6 +95,7 @@ pub struct Certificate {
 #[expect(missing_docs, reason = "the keys are explained in config/sluicegate.full.yaml")]
 pub struct Admin {
     pub address: String,
+    pub tls: Option<Tls>,
 }
 
 /// How callers prove who they are.
@@ -84,6 +105,8 @@ pub struct Admin {
 pub struct Auth {
     pub anonymous: Anonymous,
     pub api_keys: Option<ApiKeys>,
+    pub jwt: Vec<Jwt>,
+    pub mtls: Option<Mtls>,
     pub websocket: AuthWebSocket,
 }
 
@@ -106,11 +129,50 @@ pub struct ApiKeys {
     pub file: PathBuf,
 }
 
+/// Tokens of one issuer.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+#[expect(missing_docs, reason = "the keys are explained in config/sluicegate.full.yaml")]
+pub struct Jwt {
+    pub issuer: String,
+    pub audience: Names,
+    pub algorithms: Vec<String>,
+    /// A URL or a path.
+    pub jwks: Option<String>,
+    pub ca: Option<PathBuf>,
+    pub refresh: Span,
+    pub key: Option<PathBuf>,
+    pub identity: String,
+    pub prefix: String,
+    pub groups: Option<String>,
+    pub require: Vec<String>,
+}
+
+/// Client certificates as a proof.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+#[expect(missing_docs, reason = "the keys are explained in config/sluicegate.full.yaml")]
+pub struct Mtls {
+    pub identity: CertificateName,
+}
+
+/// Which of a certificate's names is an identity.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[expect(missing_docs, reason = "see `auth::certificate::Name`")]
+pub enum CertificateName {
+    #[default]
+    SanUri,
+    SanDns,
+    Subject,
+}
+
 /// What browsers may do instead of sending a header.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 #[expect(missing_docs, reason = "the keys are explained in config/sluicegate.full.yaml")]
 pub struct AuthWebSocket {
+    pub tickets: Span,
     pub subprotocol: bool,
     pub first_message: bool,
     pub origins: Vec<String>,
@@ -283,10 +345,19 @@ pub struct Drain {
 
 impl Shaped for Config {
     fn example() -> Self {
-        let certificates = vec![Certificate::default()];
+        let tls = Tls { certificates: vec![Certificate::default()], clients: Some(Clients::default()) };
+        let path = || Some(PathBuf::default());
+        let jwt =
+            Jwt { jwks: Some(String::new()), ca: path(), key: path(), groups: Some(String::new()), ..Jwt::default() };
         Self {
-            listen: vec![Listen { tls: Some(Tls { certificates }), ..Listen::default() }],
-            auth: Auth { api_keys: Some(ApiKeys::default()), ..Auth::default() },
+            listen: vec![Listen { tls: Some(tls.clone()), ..Listen::default() }],
+            admin: Some(Admin { tls: Some(tls), ..Admin::default() }),
+            auth: Auth {
+                api_keys: Some(ApiKeys::default()),
+                jwt: vec![jwt],
+                mtls: Some(Mtls::default()),
+                ..Auth::default()
+            },
             grants: vec![Grant::default()],
             limits: Limits { rate: vec![Policy::default()], ..Limits::default() },
             models: Models {
@@ -359,7 +430,25 @@ impl Default for Listen {
 
 impl Default for Admin {
     fn default() -> Self {
-        Self { address: "127.0.0.1:9464".to_owned() }
+        Self { address: "127.0.0.1:9464".to_owned(), tls: None }
+    }
+}
+
+impl Default for Jwt {
+    fn default() -> Self {
+        Self {
+            issuer: String::new(),
+            audience: Names::default(),
+            algorithms: Vec::new(),
+            jwks: None,
+            ca: None,
+            refresh: Span(std::time::Duration::from_secs(300)),
+            key: None,
+            identity: "sub".to_owned(),
+            prefix: String::new(),
+            groups: None,
+            require: vec!["exp".to_owned()],
+        }
     }
 }
 
@@ -367,6 +456,7 @@ impl Default for AuthWebSocket {
     fn default() -> Self {
         let settings = crate::frontend::settings::WebSocket::default();
         Self {
+            tickets: Span(settings.tickets),
             subprotocol: settings.subprotocol_token,
             first_message: settings.first_message,
             origins: settings.origins,
