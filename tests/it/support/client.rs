@@ -386,9 +386,12 @@ pub async fn websocket(running: &Running, key: Option<&str>) -> Result<Socket, F
         }
         // Who brings no key at the handshake may still bring it in `hello`; who does not is closed (contract 06 C7).
         Some(Ok(Message::Close(Some(frame)))) => {
-            assert_eq!(u16::from(frame.code), 4401, "{frame:?}");
-            let message = frame.reason.to_string();
-            Err(Failure { code: "unauthenticated".into(), message, retry_after: None })
+            let code = match u16::from(frame.code) {
+                4401 => "unauthenticated",
+                4403 => "permission_denied",
+                other => panic!("{other}: {frame:?}"),
+            };
+            Err(Failure { code: code.into(), message: frame.reason.to_string(), retry_after: None })
         }
         other => panic!("{other:?}"),
     }
