@@ -212,7 +212,7 @@ pub fn revoked_key(running: &Running) {
 }
 
 impl Running {
-    fn control(&self, model: &str) -> &FakeControl {
+    pub fn control(&self, model: &str) -> &FakeControl {
         &self.inner.controls.iter().find(|(name, _)| *name == model).expect("a model of this test").1
     }
 
