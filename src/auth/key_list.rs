@@ -79,7 +79,7 @@ impl KeyList {
     /// # Errors
     ///
     /// [`KeyListError`] if the file cannot be written, or would say something wrong.
-    pub fn add(mut self, line: &str) -> Result<(), KeyListError> {
+    pub fn append(mut self, line: &str) -> Result<(), KeyListError> {
         let document = format!("version: 1\nkeys:\n{line}\n");
         let mut added = read_entries(&self.path, document.as_bytes()).map_err(KeyListError::File)?;
         self.entries.append(&mut added);
@@ -105,7 +105,7 @@ impl KeyList {
         entry.revoked = Some(now.clone());
         let mut text = String::with_capacity(self.text.len() + 64);
         for line in self.text.split_inclusive('\n') {
-            // The line of the key, as it is written by `add`.
+            // The line of the key, as it is written by `append`.
             let end = line.trim_start().starts_with("- {").then(|| line.rfind('}')).flatten();
             match end {
                 Some(end) if names(line, id) => {
@@ -230,7 +230,7 @@ mod tests {
 
     fn add(path: &Path, terms: &Terms) -> NewKey {
         let key = api_key::generate().unwrap();
-        KeyList::open(path).unwrap().add(&key.entry("web", terms, now())).unwrap();
+        KeyList::open(path).unwrap().append(&key.entry("web", terms, now())).unwrap();
         key
     }
 
@@ -310,7 +310,7 @@ mod tests {
         let key = add(&folder.path().join("other.yaml"), &Terms::default());
         fs::copy(folder.path().join("other.yaml"), &path).unwrap();
         let twice = key.entry("web", &Terms::default(), now());
-        assert!(KeyList::open(&path).unwrap().add(&twice).is_err(), "the same key again");
+        assert!(KeyList::open(&path).unwrap().append(&twice).is_err(), "the same key again");
         assert!(works(&path, &key));
     }
 }

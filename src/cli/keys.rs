@@ -88,7 +88,7 @@ fn new(identity: &str, terms: &Terms, file: Option<&Path>) -> ExitCode {
             println!("{entry}");
         }
         Some(path) => {
-            if let Err(error) = KeyList::open(path).and_then(|list| list.add(&entry)) {
+            if let Err(error) = KeyList::open(path).and_then(|list| list.append(&entry)) {
                 return failed(&error);
             }
             // Alone on standard output, so that a script can keep it.

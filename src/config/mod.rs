@@ -394,4 +394,6 @@ impl FromStr for LogFormat {
 }
 
 #[cfg(test)]
+mod auth_tests;
+#[cfg(test)]
 mod tests;

@@ -5,6 +5,8 @@ use base64::{
     Engine,
     engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD},
 };
+use http_body_util::BodyExt;
+use hyper_util::rt::{TokioExecutor, TokioIo};
 use sluicegate::{
     auth::{Authenticator, api_key},
     config::{Config, Overrides},
@@ -75,6 +77,34 @@ fn say(address: &str, request: &[u8]) -> String {
     String::from_utf8_lossy(&all).into_owned()
 }
 
+/// The same over HTTP/2: one request for each of `fields`, as REST and as gRPC.
+fn say_http2(address: &str, fields: &[(&'static str, String)]) -> String {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(async {
+        let stream = tokio::net::TcpStream::connect(address).await.unwrap();
+        let (mut sender, connection) =
+            hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await.unwrap();
+        tokio::spawn(connection);
+        let mut heard = String::new();
+        for (name, value) in fields {
+            for (method, path, kind) in [
+                ("GET", "/v2/models/digits", "application/json"),
+                ("POST", "/inference.GRPCInferenceService/ModelMetadata", "application/grpc"),
+                ("POST", "/v2/stream", "application/x-ndjson"),
+            ] {
+                let request = http::Request::builder().method(method).uri(format!("http://{address}{path}"));
+                let request = request.header("content-type", kind).header(*name, value.as_str());
+                let request = request.body(http_body_util::Empty::<bytes::Bytes>::new()).unwrap();
+                let (parts, body) = sender.send_request(request).await.unwrap().into_parts();
+                let body = body.collect().await.unwrap();
+                let trailers = body.trailers().cloned();
+                heard += &format!("{parts:?} {trailers:?} {:?}", body.to_bytes());
+            }
+        }
+        heard
+    })
+}
+
 /// A masked text frame (RFC 6455 section 5.2), whose mask is nothing.
 fn frame(text: &str) -> Vec<u8> {
     let length = u16::try_from(text.len()).unwrap().to_be_bytes();
@@ -132,6 +162,8 @@ fn no_secret_is_in_any_log_metric_or_answer() {
             heard += &say(&address, head("GET /v2/models/nobody", &fields).as_bytes());
         }
         heard += &say(&address, head(&format!("GET /v2?api_key={secret}"), "").as_bytes());
+        let fields = [("authorization", format!("Bearer {secret}")), ("x-api-key", secret.to_owned())];
+        heard += &say_http2(&address, &fields);
         let upgrade = "upgrade: websocket\r\nconnection: Upgrade\r\nsec-websocket-version: 13\r\n\
                        sec-websocket-key: AQIDBAUGBwgJCgsMDQ4PEA==\r\n";
         let handshake = |target: &str, fields: &str| {
