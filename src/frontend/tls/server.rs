@@ -36,7 +36,10 @@ impl ResolvesServerCert for Certificates {
     fn resolve(&self, hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
         // A name may have several, with keys of different kinds: an old client cannot use each of them.
         let schemes = hello.signature_schemes();
-        self.choose(hello.server_name(), |certified| certified.key.choose_scheme(schemes).is_some()).cloned()
+        let chosen = self.choose(hello.server_name(), |certified| certified.key.choose_scheme(schemes).is_some());
+        // Who can use none is told so by the handshake (`handshake_failure`); without a certificate it would be told that it
+        // has no access, which is another matter.
+        chosen.or_else(|| self.0.first()).cloned()
     }
 }
 
