@@ -18,11 +18,14 @@ impl Certificates {
     }
 
     /// The first that is for `name` and that `can_use` accepts; without one, the first that it accepts.
+    ///
+    /// Who can use none is given one all the same, and so told by the handshake what is the matter (`handshake_failure`):
+    /// without a certificate it would hear that it has no access, which is another matter.
     fn choose(&self, name: Option<&str>, can_use: impl Fn(&CertifiedKey) -> bool) -> Option<&Arc<CertifiedKey>> {
         let name = name.and_then(|name| ServerName::try_from(name).ok());
         let mut usable = self.0.iter().filter(|certified| can_use(certified));
         let named = name.and_then(|name| usable.clone().find(|certified| is_for(certified, &name)));
-        named.or_else(|| usable.next())
+        named.or_else(|| usable.next()).or_else(|| self.0.first())
     }
 }
 
@@ -36,10 +39,7 @@ impl ResolvesServerCert for Certificates {
     fn resolve(&self, hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
         // A name may have several, with keys of different kinds: an old client cannot use each of them.
         let schemes = hello.signature_schemes();
-        let chosen = self.choose(hello.server_name(), |certified| certified.key.choose_scheme(schemes).is_some());
-        // Who can use none is told so by the handshake (`handshake_failure`); without a certificate it would be told that it
-        // has no access, which is another matter.
-        chosen.or_else(|| self.0.first()).cloned()
+        self.choose(hello.server_name(), |certified| certified.key.choose_scheme(schemes).is_some()).cloned()
     }
 }
 
@@ -78,6 +78,7 @@ mod tests {
         let not_first = |certified: &CertifiedKey| !std::ptr::eq(certified, &*list[0]);
         let chosen = certificates.choose(Some("a.example"), not_first).unwrap();
         assert!(Arc::ptr_eq(chosen, &list[1]));
-        assert!(certificates.choose(Some("a.example"), |_| false).is_none());
+        let hopeless = certificates.choose(Some("a.example"), |_| false).unwrap();
+        assert!(Arc::ptr_eq(hopeless, &list[0]));
     }
 }
