@@ -6,7 +6,7 @@
 mod allocations;
 mod auth;
 mod bad_input;
-mod canary;
+
 mod cancel;
 mod collisions;
 mod datatypes;
@@ -21,6 +21,7 @@ mod parity;
 mod program;
 mod renewal;
 mod repository;
+mod secrets;
 mod statistics;
 mod support;
 mod surfaces;
