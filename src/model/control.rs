@@ -1,8 +1,9 @@
 //! Loading and unloading while the server runs, by calls of intent `manage` (contract 02 section 5).
 //!
 //! A [`Control`] is what the router holds: it hands orders to the loader, which runs on the control runtime, and waits for
-//! what comes of them. One thing at a time is done with a model; a second order for it is a conflict. What a load is made
-//! of is the loader's; who may order one was decided above.
+//! what comes of them. One thing at a time is done with a model; a second order for it is a conflict. Questions wait for no
+//! order: whoever loads a large model wants to see how far it is. What a load is made of is the loader's; who may order one
+//! was decided above.
 
 use super::{Loader, Repository, State};
 use crate::{
@@ -19,7 +20,7 @@ use tokio::{
     task::JoinSet,
 };
 
-/// Orders that wait for the loader; beyond it they are refused.
+/// Orders that wait for the loader, and questions; beyond it they are refused.
 const WAITING: usize = 64;
 /// Orders that are carried out at once: each may read gigabytes.
 const AT_ONCE: usize = 4;
@@ -30,24 +31,30 @@ const LOOK: Duration = Duration::from_millis(20);
 #[derive(Clone, Debug)]
 pub struct Control {
     orders: mpsc::Sender<Order>,
+    questions: mpsc::Sender<Question>,
 }
 
 /// Where the loader takes orders from.
 #[derive(Debug)]
-pub struct Orders(mpsc::Receiver<Order>);
+pub struct Orders {
+    orders: mpsc::Receiver<Order>,
+    questions: mpsc::Receiver<Question>,
+}
 
 #[derive(Debug)]
 struct Order {
     what: What,
-    done: oneshot::Sender<Result<Vec<Arc<str>>, Error>>,
+    done: oneshot::Sender<Result<(), Error>>,
 }
 
 #[derive(Debug)]
 enum What {
     Load(LoadRequest),
     Unload(ModelRef),
-    Names,
 }
+
+/// Who wants to hear which models could be loaded.
+type Question = oneshot::Sender<Vec<Arc<str>>>;
 
 /// Models that something is being done with.
 #[derive(Debug, Default)]
@@ -61,8 +68,9 @@ struct Turn(Arc<Busy>, Arc<str>);
 impl Control {
     /// A handle, and what the loader reads: see [`Orders::obey`].
     pub fn new() -> (Self, Orders) {
-        let (orders, receiver) = mpsc::channel(WAITING);
-        (Self { orders }, Orders(receiver))
+        let (orders, ordered) = mpsc::channel(WAITING);
+        let (questions, asked) = mpsc::channel(WAITING);
+        (Self { orders, questions }, Orders { orders: ordered, questions: asked })
     }
 
     /// Loads a model, or loads it again; over when it takes calls.
@@ -72,8 +80,7 @@ impl Control {
     /// [`Error::ModelNotFound`], [`Error::Conflict`], [`Error::Overloaded`], or [`Error::InvalidRequest`] with what is
     /// wrong with the model.
     pub fn load(&self, request: LoadRequest) -> impl Future<Output = Result<(), Error>> + Send + use<> {
-        let order = self.order(What::Load(request));
-        async { order.await.map(drop) }
+        self.order(What::Load(request))
     }
 
     /// Takes a model, or one version of it, out of service; over when it takes no more calls.
@@ -82,8 +89,7 @@ impl Control {
     ///
     /// [`Error::ModelNotFound`], [`Error::Conflict`] or [`Error::Overloaded`].
     pub fn unload(&self, model: ModelRef) -> impl Future<Output = Result<(), Error>> + Send + use<> {
-        let order = self.order(What::Unload(model));
-        async { order.await.map(drop) }
+        self.order(What::Unload(model))
     }
 
     /// Names of the models that could be loaded.
@@ -92,10 +98,15 @@ impl Control {
     ///
     /// [`Error::Overloaded`].
     pub fn names(&self) -> impl Future<Output = Result<Vec<Arc<str>>, Error>> + Send + use<> {
-        self.order(What::Names)
+        let (question, answer) = oneshot::channel();
+        let sent = self.questions.try_send(question);
+        async move {
+            sent.map_err(|_| Error::Overloaded { what: "questions to the loader" })?;
+            answer.await.map_err(|_| Error::ShuttingDown)
+        }
     }
 
-    fn order(&self, what: What) -> impl Future<Output = Result<Vec<Arc<str>>, Error>> + Send + use<> {
+    fn order(&self, what: What) -> impl Future<Output = Result<(), Error>> + Send + use<> {
         let (done, answer) = oneshot::channel();
         let sent = self.orders.try_send(Order { what, done });
         async move {
@@ -109,26 +120,45 @@ impl Control {
 // === impl Orders ===
 
 impl Orders {
-    /// Carries out orders until no handle is left. To be run on the control runtime.
-    pub async fn obey(mut self, loader: Arc<Loader>, repository: Arc<Repository>) {
-        let busy = Arc::new(Busy::default());
-        let mut working = JoinSet::new();
-        while let Some(Order { what, done }) = self.0.recv().await {
-            while working.len() >= AT_ONCE {
-                // A panic in one order is its own: its caller finds its channel closed.
-                drop(working.join_next().await);
-            }
-            let (loader, repository, busy) = (Arc::clone(&loader), Arc::clone(&repository), Arc::clone(&busy));
-            working.spawn(async move {
-                let result = match what {
-                    What::Load(request) => load(&loader, &repository, &busy, request).await,
-                    What::Unload(model) => unload(&loader, &repository, &busy, &model),
-                    What::Names => Ok(loader.names().await),
-                };
-                // A caller that has gone does not want to know.
-                let _ = done.send(result);
-            });
-            while working.try_join_next().is_some() {}
+    /// Carries out orders, and answers questions, until no handle is left. To be run on the control runtime.
+    pub async fn obey(self, loader: Arc<Loader>, repository: Arc<Repository>) {
+        let Self { orders, questions } = self;
+        tokio::join!(carry_out(orders, &loader, &repository), answer(questions, &loader));
+    }
+}
+
+async fn carry_out(mut orders: mpsc::Receiver<Order>, loader: &Arc<Loader>, repository: &Arc<Repository>) {
+    let busy = Arc::new(Busy::default());
+    let mut working = JoinSet::new();
+    while let Some(Order { what, done }) = orders.recv().await {
+        while working.len() >= AT_ONCE {
+            // A panic in one order is its own: its caller finds its channel closed.
+            drop(working.join_next().await);
+        }
+        let (loader, repository, busy) = (Arc::clone(loader), Arc::clone(repository), Arc::clone(&busy));
+        working.spawn(async move {
+            let result = match what {
+                What::Load(request) => load(&loader, &repository, &busy, request).await,
+                What::Unload(model) => unload(&loader, &repository, &busy, &model),
+            };
+            // A caller that has gone does not want to know.
+            let _ = done.send(result);
+        });
+        while working.try_join_next().is_some() {}
+    }
+}
+
+/// One look at the disk at a time, for all who asked before it began.
+async fn answer(mut questions: mpsc::Receiver<Question>, loader: &Loader) {
+    while let Some(first) = questions.recv().await {
+        let mut waiting = vec![first];
+        while let Ok(next) = questions.try_recv() {
+            waiting.push(next);
+        }
+        let names = loader.names().await;
+        for question in waiting {
+            // A caller that has gone does not want to know.
+            let _ = question.send(names.clone());
         }
     }
 }
@@ -138,7 +168,7 @@ async fn load(
     repository: &Arc<Repository>,
     busy: &Arc<Busy>,
     request: LoadRequest,
-) -> Result<Vec<Arc<str>>, Error> {
+) -> Result<(), Error> {
     let name = Arc::clone(&request.model.name);
     let version = request.model.version.clone();
     let _turn = busy.take(&name)?;
@@ -154,15 +184,10 @@ async fn load(
         let gone = repository.serving(&name).into_iter().filter(|version| !loaded.versions.contains(version));
         gone.for_each(|version| retire(loader, repository, &name, &version));
     }
-    Ok(Vec::new())
+    Ok(())
 }
 
-fn unload(
-    loader: &Arc<Loader>,
-    repository: &Arc<Repository>,
-    busy: &Arc<Busy>,
-    model: &ModelRef,
-) -> Result<Vec<Arc<str>>, Error> {
+fn unload(loader: &Arc<Loader>, repository: &Arc<Repository>, busy: &Arc<Busy>, model: &ModelRef) -> Result<(), Error> {
     let _turn = busy.take(&model.name)?;
     for (version, state, _) in repository.versions(model)?.versions {
         match state {
@@ -172,7 +197,7 @@ fn unload(
             VersionState::Loading | VersionState::Unloading | VersionState::Unloaded => {}
         }
     }
-    Ok(Vec::new())
+    Ok(())
 }
 
 /// Takes a version out of service now; its instances go when its last call is answered.

@@ -9,7 +9,7 @@ use crate::{
     },
     telemetry::metrics::Metrics,
 };
-use std::{fs, path::Path};
+use std::{fs, path::Path, sync::mpsc as blocking};
 use tempfile::TempDir;
 
 struct World {
@@ -17,16 +17,24 @@ struct World {
     repository: Arc<Repository>,
     metrics: Arc<Metrics>,
     directory: TempDir,
+    /// Dropped, it lets loads go on whose configuration is `held`.
+    held: blocking::Sender<()>,
 }
 
 /// Nothing is loaded at first.
 fn world(files: &[(&str, &str)]) -> World {
     let directory = directory(files);
+    let (held, until) = blocking::channel();
+    let until = Mutex::new(until);
     let settings = Settings {
         directories: vec![directory.path().to_owned()],
         load: Load::None,
         // What a call brings says how many versions it wants.
-        reader: Some(Reader::new(|source, defaults| {
+        reader: Some(Reader::new(move |source, defaults| {
+            if source.config == Some("held") {
+                let _ = until.lock().unwrap().recv();
+                return Ok(defaults.clone());
+            }
             let latest = source.config.map_or(Ok(1), str::parse).map_err(|_| "no number".to_owned())?;
             Ok(ModelSettings { versions: VersionPolicy::Latest(latest), ..defaults.clone() })
         })),
@@ -37,7 +45,7 @@ fn world(files: &[(&str, &str)]) -> World {
     let loader = Loader::new(settings, opener, Arc::clone(&repository), Arc::clone(&metrics), None);
     let (control, orders) = Control::new();
     tokio::spawn(orders.obey(Arc::new(loader), Arc::clone(&repository)));
-    World { control, repository, metrics, directory }
+    World { control, repository, metrics, directory, held }
 }
 
 impl World {
@@ -92,6 +100,26 @@ async fn the_index_has_what_was_never_loaded_by_name_only() {
     assert_eq!(entries, expected);
     let Report::Index(ready) = world.repository.index(Vec::new(), true) else { panic!() };
     assert_eq!(ready, expected[..1]);
+}
+
+#[tokio::test]
+async fn a_question_waits_for_no_order() {
+    let names: Vec<_> = (0..=AT_ONCE).map(|number| format!("m{number}")).collect();
+    let files: Vec<_> = names.iter().map(|name| format!("{name}/1/model.onnx")).collect();
+    let world = world(&files.iter().map(|path| (&**path, "ok")).collect::<Vec<_>>());
+    let request =
+        |name: &String| LoadRequest { model: reference(name), config: Some("held".into()), files: Vec::new() };
+    let loads: Vec<_> = names.iter().map(|name| tokio::spawn(world.control.load(request(name)))).collect();
+    let asked = [world.control.names(), world.control.names()];
+    let answers = tokio::time::timeout(Duration::from_secs(10), futures_util::future::join_all(asked)).await;
+    for answer in answers.expect("it is answered while all that is done at once is being done") {
+        assert_eq!(answer.unwrap().len(), names.len());
+    }
+    assert!(loads.iter().all(|load| !load.is_finished()));
+    drop(world.held);
+    for load in loads {
+        load.await.unwrap().unwrap();
+    }
 }
 
 #[tokio::test]

@@ -3,10 +3,9 @@
 //! Opens every model once and runs none.
 
 use super::{
-    Settings, declared, labels,
-    loader::{check_rows, may_batch},
-    samples,
+    Settings, declared, labels, samples,
     scan::scan,
+    workshop::{check_rows, may_batch},
 };
 use crate::{
     backend::{Open, SessionSettings},

@@ -1,29 +1,20 @@
-//! Makes models: opens, warms up and measures them on a thread of its own, then puts them where
-//! they run and into the repository.
+//! Loads models: has them prepared on a thread of its own, then puts them where they run and into the repository.
 //!
-//! A model that cannot be loaded is reported and the rest is served. The loader knows files and back
-//! ends; which calls a model gets is the repository's business.
+//! A model that cannot be loaded is reported and the rest is served. How one is opened and measured is the workshop's
+//! business, which calls it gets the repository's.
 
 use super::{
-    Model, ModelSettings, Repository, Settings, State,
-    classify::Labels,
-    declared, labels,
-    measure::{Measured, measure},
-    samples,
-    scan::{self, Found, Problem},
+    Model, Repository, Settings, State,
+    scan::{self, Found},
+    workshop::{Event, Place, Prepared, Wanted, Workshop, key, reason},
 };
 use crate::{
-    backend::{Backend, Open, SessionSettings},
+    backend::Open,
     call::{LoadRequest, ModelKey},
-    schedule::{Execution, Plan, Scheduler, turn::Lanes},
+    schedule::{Scheduler, turn::Lanes},
     telemetry::metrics::Metrics,
-    tensor::Signature,
 };
-use std::{
-    panic::{AssertUnwindSafe, catch_unwind},
-    sync::Arc,
-    time::{Duration, Instant, SystemTime},
-};
+use std::{sync::Arc, time::SystemTime};
 use tokio::sync::{mpsc, oneshot};
 
 /// Loads the models of a directory into a repository.
@@ -36,15 +27,6 @@ pub struct Loader {
     lanes: Option<Lanes>,
 }
 
-/// What is to be loaded.
-#[derive(Debug)]
-enum Wanted {
-    /// What is configured to be loaded at start.
-    Configured,
-    /// What a load call asks for.
-    One(LoadRequest),
-}
-
 /// What came of loading.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Loaded {
@@ -54,44 +36,6 @@ pub struct Loaded {
     pub versions: Vec<Arc<str>>,
     /// What was not loaded, as `NAME/VERSION` or a path, and why, in plain words.
     pub failed: Vec<(String, String)>,
-}
-
-/// What the loader's thread tells.
-enum Event {
-    Scanned(Vec<Found>, Vec<Problem>),
-    Prepared(Box<Found>, Result<Box<Prepared>, String>),
-}
-
-/// A model whose instances are open and wait for their place.
-struct Prepared {
-    plan: Plan,
-    place: Place,
-    decoupled: bool,
-    labels: Vec<Option<Labels>>,
-    /// From the first look at the file to the last warm-up run.
-    took: Duration,
-}
-
-enum Place {
-    Threads(Vec<Box<dyn Backend>>),
-    Lanes { max_rows: usize, instances: Vec<Box<dyn Backend>>, spare: Box<dyn Backend> },
-}
-
-/// What preparing needs, on whatever thread.
-struct Workshop {
-    settings: Arc<Settings>,
-    opener: Arc<dyn Open>,
-    metrics: Arc<Metrics>,
-    /// 0: there are no lanes.
-    lanes: usize,
-}
-
-/// How a model is going to run, once it has been measured.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Decision {
-    pub(super) batches: bool,
-    /// Most rows of a batch on a lane; `None`: threads.
-    pub(super) turn_rows: Option<usize>,
 }
 
 // === impl Loader ===
@@ -240,199 +184,6 @@ impl Loader {
             files: found.files.clone(),
         })
     }
-}
-
-fn key(found: &Found) -> ModelKey {
-    ModelKey { name: Arc::clone(&found.name), version: Arc::clone(&found.version) }
-}
-
-/// An error in the words that operators read: the cause, which clients never see.
-pub(super) fn reason(error: &crate::error::Error) -> String {
-    std::error::Error::source(error).map_or_else(|| error.to_string(), ToString::to_string)
-}
-
-// === impl Workshop ===
-
-impl Workshop {
-    fn work(&self, wanted: &Wanted, events: &mpsc::Sender<Event>) {
-        let (found, problems) = match wanted {
-            Wanted::Configured => scan::scan(&self.settings),
-            Wanted::One(request) => scan::one(&self.settings, request),
-        };
-        let threads = self.threads(&found);
-        // A send fails only if nobody wants the models any more.
-        if events.blocking_send(Event::Scanned(found.clone(), problems)).is_err() {
-            return;
-        }
-        for found in found {
-            let prepare = AssertUnwindSafe(|| self.prepare(&found, threads).map(Box::new));
-            let prepared = catch_unwind(prepare).unwrap_or_else(|_| Err("panicked while it was loaded".to_owned()));
-            if events.blocking_send(Event::Prepared(Box::new(found), prepared)).is_err() {
-                return;
-            }
-        }
-    }
-
-    /// Threads within one operator for a model that does not say: the inference cores, shared by the
-    /// models that are sure to run on threads.
-    fn threads(&self, found: &[Found]) -> usize {
-        let large = found.iter().filter(|found| found.bytes > self.settings.turn.weights).count();
-        (self.settings.inference_cores / large.max(1)).max(1)
-    }
-
-    fn prepare(&self, found: &Found, threads: usize) -> Result<Prepared, String> {
-        let began = Instant::now();
-        if let Some(fault) = &found.fault {
-            return Err(fault.clone());
-        }
-        let settings = &found.settings;
-        let large = found.bytes > self.settings.turn.weights;
-        let wide = SessionSettings { threads: settings.threads.unwrap_or(threads).max(1) };
-        // What may run on lanes is opened as it would run there: with one thread.
-        let narrow = SessionSettings { threads: settings.threads.unwrap_or(1).max(1) };
-        let try_lanes = self.lanes > 0 && !large && settings.execution != Execution::Thread;
-        let mut session = if try_lanes { narrow } else { wide.clone() };
-        let mut first = self.open(found, &session)?;
-        if let Some(declared) = &settings.declared {
-            declared::check(declared, first.signature())?;
-        }
-        for warning in &settings.warnings {
-            tracing::warn!(model = %found.name, warning, "part of a model's configuration does not apply here");
-        }
-        let labels = labels::read(settings, &found.folder, first.signature())?;
-        let decoupled = first.is_decoupled();
-        let measured = if settings.warmup && !decoupled {
-            let rows = if may_batch(settings, first.signature()) { settings.batching.max_rows } else { 1 };
-            measure(&mut *first, rows, &self.settings.turn)
-        } else {
-            Measured { max_rows: 1, ..Measured::default() }
-        };
-        let decision = self.decide(settings, &*first, large, &measured)?;
-        let samples = samples::make(settings, first.signature(), decision.batches)?;
-        let more = |count: usize, session: &SessionSettings| {
-            (0..count).map(|_| self.open(found, session)).collect::<Result<Vec<_>, _>>()
-        };
-        let signature = Arc::clone(first.signature());
-        let place = match decision.turn_rows {
-            Some(max_rows) => {
-                let mut instances = more(self.lanes, &session)?;
-                if settings.warmup {
-                    instances.iter_mut().for_each(|instance| warm(&mut **instance));
-                }
-                for instance in instances.iter_mut().chain([&mut first]) {
-                    samples::run(&samples, &mut **instance)?;
-                }
-                Place::Lanes { max_rows, instances, spare: first }
-            }
-            None => {
-                if session != wide {
-                    // It turned out too slow for a lane: open it again with its share of the cores.
-                    // The first is dropped before, not after: there may not be memory for both.
-                    session = wide;
-                    drop(first);
-                    first = self.open(found, &session)?;
-                }
-                let mut instances = more(settings.instances.unwrap_or(1).saturating_sub(1), &session)?;
-                instances.push(first);
-                if settings.warmup && !decoupled {
-                    instances.iter_mut().for_each(|instance| warm(&mut **instance));
-                }
-                for instance in &mut instances {
-                    samples::run(&samples, &mut **instance)?;
-                }
-                Place::Threads(instances)
-            }
-        };
-        let plan = self.plan(found, signature, session, &decision);
-        Ok(Prepared { plan, place, decoupled, labels, took: began.elapsed() })
-    }
-
-    fn plan(&self, found: &Found, signature: Arc<Signature>, session: SessionSettings, decision: &Decision) -> Plan {
-        let key = Arc::new(key(found));
-        let (opener, path, files) = (Arc::clone(&self.opener), found.path.clone(), found.files.clone());
-        Plan {
-            metrics: self.metrics.model(&key),
-            key,
-            signature,
-            policy: found.settings.batching.policy(decision.batches),
-            reopen: Arc::new(move || {
-                // Held for as long as this may be called.
-                let _files = &files;
-                opener.open(&path, &session)
-            }),
-        }
-    }
-
-    fn open(&self, found: &Found, session: &SessionSettings) -> Result<Box<dyn Backend>, String> {
-        if !found.path.exists() {
-            return Err(format!("`{}` is not there", found.path.display()));
-        }
-        self.opener.open(&found.path, session).map_err(|error| error.to_string())
-    }
-
-    fn decide(
-        &self,
-        settings: &ModelSettings,
-        backend: &dyn Backend,
-        large: bool,
-        measured: &Measured,
-    ) -> Result<Decision, String> {
-        let signature = backend.signature();
-        let turn = &self.settings.turn;
-        if settings.batching.enabled == Some(true) {
-            check_rows(settings, signature)?;
-            if !signature.is_batchable() || backend.is_decoupled() {
-                return Err(format!("{BATCHING}, and the model has no inputs or answers with streams"));
-            }
-            if let Some(output) = measured.stray.and_then(|index| signature.outputs.get(index)) {
-                return Err(format!("{BATCHING}: output `{}` does not follow the rows of the inputs", output.name));
-            }
-        }
-        let batches = may_batch(settings, signature) && measured.stray.is_none() && !backend.is_decoupled();
-        let light = !large && backend.weight_bytes() <= turn.weights;
-        let fast = measured.run.is_some_and(|run| run <= turn.run);
-        let on_lanes = match settings.execution {
-            Execution::Thread => false,
-            Execution::Auto => self.lanes > 0 && light && fast && !backend.is_decoupled(),
-            Execution::Turn if self.lanes == 0 => {
-                return Err("`execution: turn` needs `runtime.kind: lanes`".to_owned());
-            }
-            Execution::Turn if backend.is_decoupled() => return Err("`execution: turn` is not for streams".to_owned()),
-            Execution::Turn => true,
-        };
-        Ok(Decision { batches, turn_rows: on_lanes.then_some(measured.max_rows) })
-    }
-}
-
-/// How batching is asked for, in messages.
-const BATCHING: &str = "batching is asked for (`batching.enabled`, or `max_batch_size` in a model configuration)";
-
-/// Where batching is asked for, every first dimension must be free to count rows.
-///
-/// # Errors
-///
-/// For operators, in plain words: the tensor whose first dimension is not.
-pub(super) fn check_rows(settings: &ModelSettings, signature: &Signature) -> Result<(), String> {
-    let mut specs = signature.inputs.iter().chain(&signature.outputs);
-    match specs.find(|spec| settings.batching.enabled == Some(true) && !spec.has_free_rows()) {
-        Some(spec) => {
-            let found = declared::shape(spec);
-            Err(format!("{BATCHING}: `{}` has shape {found}, expected a free first dimension", spec.name))
-        }
-        None => Ok(()),
-    }
-}
-
-/// Whether rows of several calls may run together, before the model was run.
-pub(super) fn may_batch(settings: &ModelSettings, signature: &Signature) -> bool {
-    // Whoever asks for batches of one row wants the first dimension to count rows, as Triton's clients then expect.
-    settings.batching.enabled.unwrap_or(settings.batching.max_rows > 1) && signature.is_batchable()
-}
-
-/// A few runs, of which nothing is learnt: the first calls should not pay for them.
-fn warm(backend: &mut dyn Backend) {
-    let settings = crate::schedule::TurnSettings::default();
-    let _ = measure(backend, 1, &settings);
 }
 
 #[cfg(test)]

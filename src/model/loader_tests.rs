@@ -8,7 +8,7 @@ use crate::{
         Fill, Sample, SampleInput,
         testing::{Opener, directory},
     },
-    schedule::TurnSettings,
+    schedule::{Execution, TurnSettings},
     tensor::DataType,
 };
 use std::{sync::atomic::Ordering, time::Duration};

@@ -15,13 +15,16 @@ mod samples;
 mod scan;
 pub mod signature;
 pub mod spec;
+mod state;
 #[cfg(test)]
 mod testing;
+mod workshop;
 
 pub use loader::{Loaded, Loader};
-pub use repository::{Repository, State};
+pub use repository::Repository;
 pub use router::Router;
 pub use spec::{Batching, Fill, Load, ModelSettings, Reader, Sample, SampleInput, Settings, Source, VersionPolicy};
+pub use state::State;
 
 use crate::{
     call::{ConfigReport, ModelKey, ServedVersions, StatisticsReport},

@@ -3,79 +3,26 @@
 //! Calls read a snapshot and take no lock; writers copy it. A repository knows nothing of files or
 //! of how a model is made.
 
-use super::Model;
+use super::{
+    Model, State,
+    state::{Version, Versions, not_found},
+};
 use crate::{
-    call::{CatalogEntry, IndexEntry, ModelRef, ModelReport, Report, VersionState, VersionsReport},
+    call::{CatalogEntry, IndexEntry, ModelRef, ModelReport, Report, VersionsReport},
     error::Error,
 };
 use arc_swap::ArcSwap;
 use foldhash::HashMap;
 use std::{
-    cmp::Reverse,
     sync::Arc,
     time::{Instant, SystemTime},
 };
-
-/// What can be said of one version of a model.
-#[derive(Clone, Debug)]
-pub enum State {
-    /// It is being opened and warmed up.
-    Loading,
-    /// It takes calls.
-    Ready(Arc<Model>),
-    /// It cannot be loaded, for this reason, which operators read.
-    Failed(Arc<str>),
-    /// It takes no new calls.
-    Unloading,
-    /// It was served and is no longer: known by name only.
-    Unloaded,
-}
-
-/// What clients read of a model that could not be loaded.
-const FAILED: &str = "not served: loading it failed";
 
 /// All models of the process.
 #[derive(Debug, Default)]
 pub struct Repository {
     /// Names are those of folders. Strangers' names are looked up and never kept, so a fast hasher is enough.
     models: ArcSwap<HashMap<Arc<str>, Arc<Versions>>>,
-}
-
-/// Versions of one model, the highest first.
-#[derive(Clone, Debug, Default)]
-struct Versions(Vec<Version>);
-
-#[derive(Clone, Debug)]
-struct Version {
-    name: Arc<str>,
-    state: State,
-}
-
-// === impl State ===
-
-impl State {
-    /// The word used in errors and logs.
-    pub const fn name(&self) -> &'static str {
-        match self {
-            Self::Loading => "loading",
-            Self::Ready(_) => "ready",
-            Self::Failed(_) => "failed",
-            Self::Unloading => "unloading",
-            Self::Unloaded => "unloaded",
-        }
-    }
-
-    /// The same in the vocabulary of reports, and why it is not served, which operators and clients read.
-    fn told(&self) -> (VersionState, Arc<str>) {
-        match self {
-            Self::Loading => (VersionState::Loading, "loading".into()),
-            Self::Ready(_) => (VersionState::Ready, "".into()),
-            // Why it failed may name files: that is for the log, the banner and `check`.
-            Self::Failed(_) => (VersionState::Failed, FAILED.into()),
-            Self::Unloading => (VersionState::Unloading, "unloading".into()),
-            Self::Unloaded => (VersionState::Unloaded, "unloaded".into()),
-        }
-    }
 }
 
 // === impl Repository ===
@@ -238,14 +185,7 @@ impl Repository {
 
     /// Says what has become of a version. A model that it replaces finishes the calls it has.
     pub fn set(&self, name: &Arc<str>, version: &Arc<str>, state: &State) {
-        self.change(name, |versions| {
-            let entry = Version { name: Arc::clone(version), state: state.clone() };
-            match versions.0.iter_mut().find(|known| known.name == *version) {
-                Some(known) => *known = entry,
-                None => versions.0.push(entry),
-            }
-            versions.0.sort_by_cached_key(|version| Reverse(order(&version.name)));
-        });
+        self.change(name, |versions| versions.set(version, state));
     }
 
     /// Says that a version is being loaded. One that takes calls goes on taking them until it is replaced.
@@ -328,65 +268,16 @@ impl Repository {
     }
 }
 
-impl State {
-    fn model(&self) -> Option<Arc<Model>> {
-        match self {
-            Self::Ready(model) => Some(Arc::clone(model)),
-            Self::Loading | Self::Failed(_) | Self::Unloading | Self::Unloaded => None,
-        }
-    }
-}
-
-// === impl Versions ===
-
-impl Versions {
-    fn get(&self, name: &str) -> Option<&Version> {
-        self.0.iter().find(|version| *version.name == *name)
-    }
-
-    /// The version whose state explains best why there is none that is ready.
-    fn most_hopeful(&self) -> Option<&Version> {
-        self.0.iter().min_by_key(|version| match version.state {
-            State::Ready(_) => 0,
-            State::Loading => 1,
-            State::Unloading => 2,
-            State::Failed(_) => 3,
-            State::Unloaded => 4,
-        })
-    }
-
-    fn ready(&self, version: Option<&Version>, wanted: &ModelRef) -> Result<Arc<Model>, Error> {
-        match version.map(|version| &version.state) {
-            Some(State::Ready(model)) => Ok(Arc::clone(model)),
-            Some(State::Unloaded) | None => Err(not_found(wanted)),
-            Some(state) => {
-                // Why it failed may name files: that is for the log, the banner and `check`.
-                let state = if matches!(state, State::Failed(_)) { FAILED } else { state.name() };
-                Err(Error::ModelNotReady { model: Arc::clone(&wanted.name), state })
-            }
-        }
-    }
-}
-
 fn find<'a>(models: &'a HashMap<Arc<str>, Arc<Versions>>, wanted: &ModelRef) -> Result<&'a Versions, Error> {
     // An unknown name is reported without its version: it is the name that is unknown.
     let unknown = || Error::ModelNotFound { model: Arc::clone(&wanted.name), version: None };
     models.get(&wanted.name).map(Arc::as_ref).ok_or_else(unknown)
 }
 
-fn not_found(wanted: &ModelRef) -> Error {
-    Error::ModelNotFound { model: Arc::clone(&wanted.name), version: wanted.version.clone() }
-}
-
 /// When a model came into service, as seconds since 1970; 0 if there is none.
 fn seconds(model: Option<&Model>) -> u64 {
     let since = model.map_or(SystemTime::UNIX_EPOCH, |model| model.since);
     since.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs()
-}
-
-/// Integers by value, and all of them above names that are no integers.
-fn order(version: &str) -> (Option<u64>, String) {
-    (version.parse().ok(), version.to_owned())
 }
 
 #[cfg(test)]

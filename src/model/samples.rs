@@ -56,7 +56,7 @@ pub(super) fn run(samples: &[Made], backend: &mut dyn Backend) -> Result<(), Str
             } else {
                 backend.run(inputs).map(drop)
             };
-            ran.map_err(|error| format!("warm-up sample `{name}` failed: {}", super::loader::reason(&error)))?;
+            ran.map_err(|error| format!("warm-up sample `{name}` failed: {}", super::workshop::reason(&error)))?;
         }
     }
     Ok(())

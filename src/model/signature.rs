@@ -39,9 +39,8 @@ pub fn check(signature: &Signature, batches: bool, mut inputs: Vec<NamedTensor>)
     if inputs.len() > specs.len() {
         return Err(misnamed(signature, &inputs));
     }
-    if let Some(spec) = specs.iter().chain(&signature.outputs).find(|spec| spec.dtype.is_none()) {
-        let text = format!("the model's tensor `{}` has a type that the protocol cannot carry", spec.name);
-        return Err(Error::Unimplemented(text.into()));
+    for spec in specs.iter().chain(&signature.outputs) {
+        spec.known_dtype()?;
     }
     for (input, spec) in inputs.iter().zip(specs) {
         check_tensor(&input.tensor, spec)?;

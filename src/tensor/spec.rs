@@ -4,6 +4,7 @@
 //! request is checked against it live in `model/signature.rs`.
 
 use super::DataType;
+use crate::error::Error;
 use std::sync::Arc;
 
 /// One input or output of a model.
@@ -21,6 +22,18 @@ impl TensorSpec {
     /// The V2 name of the element type, `INVALID` if it has none.
     pub fn dtype_name(&self) -> &'static str {
         self.dtype.map_or("INVALID", DataType::name)
+    }
+
+    /// The element type, for whoever has to read or write elements.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Unimplemented`] for a type that V2 cannot name.
+    pub fn known_dtype(&self) -> Result<DataType, Error> {
+        self.dtype.ok_or_else(|| {
+            let text = format!("the model's tensor `{}` has a type that the protocol cannot carry", self.name);
+            Error::Unimplemented(text.into())
+        })
     }
 
     /// The dimensions as V2 writes them, with `-1` for a free one.

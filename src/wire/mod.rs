@@ -14,6 +14,8 @@ mod reserved;
 pub mod tfserving;
 pub mod v1;
 
+pub use reserved::{EMPTY_FINAL, FINAL, no_shared_memory, say_final};
+
 use crate::{
     call::NamedTensor,
     error::Error,

@@ -10,8 +10,8 @@ use crate::{
 use bytes::Bytes;
 
 /// Encodes `error` as problem details about the path `instance`, with `error`, `code`, `request_id` and `retryable`
-/// beside.
-pub fn encode(error: &Error, id: &CallId, instance: &str) -> Bytes {
+/// beside. `status` is that of the response line: for some errors it is not the one of their code.
+pub fn encode(error: &Error, status: u16, id: &CallId, instance: &str) -> Bytes {
     let code = error.code();
     let mut out = Vec::with_capacity(384);
     // Relative, so that every deployment points at its own documentation.
@@ -20,7 +20,7 @@ pub fn encode(error: &Error, id: &CallId, instance: &str) -> Bytes {
     out.extend_from_slice(b"\",\"title\":\"");
     out.extend_from_slice(title(code).as_bytes());
     out.extend_from_slice(b"\",\"status\":");
-    out.extend_from_slice(itoa::Buffer::new().format(status(error)).as_bytes());
+    out.extend_from_slice(itoa::Buffer::new().format(status).as_bytes());
     out.extend_from_slice(b",\"detail\":");
     json::write_string(&mut out, &error.to_string());
     out.extend_from_slice(b",\"instance\":");
@@ -46,15 +46,6 @@ pub fn plain(status: u16, title: &str, detail: &str, id: &CallId, instance: &str
     json::write_string(&mut out, &id.to_string());
     out.push(b'}');
     out.into()
-}
-
-/// The HTTP status; it must equal the one of the response line.
-fn status(error: &Error) -> u16 {
-    match error {
-        // Contract 00 section 2: the client's fault, not ours.
-        Error::BodyStalled => 408,
-        _ => error.code().row().http,
-    }
 }
 
 const fn title(code: Code) -> &'static str {
@@ -87,7 +78,7 @@ mod tests {
         let id = CallId::Given("c-1".into());
         let error = Error::NoRoute("no such path".into());
         assert_eq!(
-            std::str::from_utf8(&encode(&error, &id, "/v1/ws/\"x")).unwrap(),
+            std::str::from_utf8(&encode(&error, 404, &id, "/v1/ws/\"x")).unwrap(),
             concat!(
                 r#"{"type":"/docs#error-not_found","title":"Not found","status":404,"detail":"no such path","#,
                 r#""instance":"/v1/ws/\"x","error":"no such path","code":"not_found","request_id":"c-1","retryable":false}"#
@@ -99,13 +90,5 @@ mod tests {
     fn every_code_has_its_own_type() {
         let titles: std::collections::HashSet<_> = Code::ALL.into_iter().map(title).collect();
         assert_eq!(titles.len(), Code::ALL.len());
-    }
-
-    #[test]
-    fn a_stalled_body_is_the_client_s_fault() {
-        let value: serde_json::Value =
-            serde_json::from_slice(&encode(&Error::BodyStalled, &CallId::make(), "/")).unwrap();
-        assert_eq!(value["status"], 408);
-        assert_eq!(value["code"], "deadline_exceeded");
     }
 }

@@ -19,10 +19,7 @@ pub(super) fn input(expected: &Expected, bytes: &Bytes) -> Result<NamedTensor, E
         let inputs = signature.inputs.len();
         return Err(Error::invalid(format!("a raw body for a model with {inputs} inputs, expected a JSON header")));
     };
-    let Some(dtype) = spec.dtype else {
-        let text = format!("the model's tensor `{}` has a type that the protocol cannot carry", spec.name);
-        return Err(Error::Unimplemented(text.into()));
-    };
+    let dtype = spec.known_dtype()?;
     let mut dims = spec.dims.clone();
     if let (true, Some(rows)) = (*batches, dims.first_mut()) {
         *rows = Some(1);

@@ -4,7 +4,7 @@
 
 use super::json::MEMBERS;
 use crate::{
-    call::{Parameter, Parameters},
+    call::{InferResponse, Parameter, Parameters},
     error::Error,
 };
 use std::{num::NonZeroUsize, time::Duration};
@@ -56,7 +56,7 @@ impl Options {
             ("sequence_end", _) if boolean(name, &value)? => self.sequence = Some("sequence_end"),
             ("sequence_start" | "sequence_end", _) => {}
             ("headers", _) => return Err(Error::invalid("parameter `headers` is reserved")),
-            ("triton_enable_empty_final_response", Form::Grpc) => {
+            (EMPTY_FINAL, Form::Grpc) => {
                 boolean(name, &value)?;
                 self.keep(name, value)?;
             }
@@ -83,6 +83,23 @@ impl Options {
         self.parameters.push((name.into(), value));
         Ok(())
     }
+}
+
+/// Says whether a response is the last one of its request (contract 02 section 4, item 4).
+pub const FINAL: &str = "triton_final_response";
+/// Asks for an empty last response of a request that streams (contract 02 section 4, item 5).
+pub const EMPTY_FINAL: &str = "triton_enable_empty_final_response";
+
+/// Says in a response of a stream whether it is the `last` one, unless the model says so itself.
+pub fn say_final(response: &mut InferResponse, last: bool) {
+    if !response.parameters.iter().any(|(name, _)| &**name == FINAL) {
+        response.parameters.push((FINAL.into(), Parameter::Bool(last)));
+    }
+}
+
+/// The error of bringing shared memory (contract 02 section 12).
+pub fn no_shared_memory() -> Error {
+    Error::Unimplemented("this server has no shared memory, send tensors in the request".into())
 }
 
 /// The parameter of an output that asks for its best classes instead of its numbers (contract 02 section 8).
@@ -251,7 +268,7 @@ mod tests {
 
     #[test]
     fn reserved_names_are_refused_and_others_kept() {
-        let name = "triton_enable_empty_final_response";
+        let name = EMPTY_FINAL;
         assert!(take(Form::Rest, name, Parameter::Bool(false)).is_err());
         let kept = take(Form::Grpc, name, Parameter::Bool(false)).unwrap().parameters;
         assert_eq!(kept, [(name.into(), Parameter::Bool(false))]);

@@ -6,7 +6,6 @@
 mod allocations;
 mod auth;
 mod bad_input;
-
 mod cancel;
 mod collisions;
 mod datatypes;

@@ -130,7 +130,8 @@ async fn a_streaming_model_streams_on_streaming_surfaces() {
 
     // A unary surface cannot carry three answers, and says so.
     let mut client = Client::connect(Surface::Rest, &running, None).await.unwrap();
-    client.infer(&Request::new("stream", &[1, 4], vec![0.0; 4])).await.unwrap_err();
+    let refused = client.infer(&Request::new("stream", &[1, 4], vec![0.0; 4])).await.unwrap_err();
+    assert_eq!(refused.code, "unimplemented");
 }
 
 #[tokio::test]

@@ -245,7 +245,11 @@ impl Reader<'_> {
         for (said, path, text) in [
             (prefers, "preferred_batch_size", "has no effect: a batch takes what waits, up to `max_batch_size`"),
             (dynamic.preserve_ordering, "preserve_ordering", "has no effect: answers leave as they are ready"),
-            (!dynamic.priority_queue_policy.is_empty(), "priority_queue_policy", "has no effect: there is one queue"),
+            (
+                !dynamic.priority_queue_policy.is_empty(),
+                "priority_queue_policy",
+                "has no effect: all levels share one queue",
+            ),
             (late, "default_queue_policy.timeout_action", "has no effect: a call that is late is refused"),
             (
                 policy.default_timeout_microseconds > 0,

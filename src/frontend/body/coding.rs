@@ -1,7 +1,8 @@
 //! Content codings: request bodies are inflated within their limits, responses are compressed where that is wanted.
 //!
-//! Knows gzip, deflate and zstd (contract 02 section 2, contract 05 section 1.1) and nothing of what is in a body. All of it happens in memory that was
-//! counted: what a bomb would grow to is cut off while it grows.
+//! Knows gzip, deflate and zstd (contract 02 section 2, contract 05 section 1.1) and nothing of what is in a body. Memory is
+//! counted while a body is inflated, and what a bomb would grow to is cut off while it grows; a response that is compressed
+//! was counted before, and its copy is smaller and is not.
 
 use super::{
     memory::FREE,

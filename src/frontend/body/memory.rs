@@ -85,6 +85,20 @@ impl Memory {
         Ok(())
     }
 
+    /// The same for the values of `named`.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Overloaded`] if the budget does not have them.
+    pub fn hold_named(&self, named: &mut [(Arc<str>, Bytes)]) -> Result<(), Error> {
+        let mut pieces: Vec<_> = named.iter_mut().map(|(_, value)| std::mem::take(value)).collect();
+        self.hold_all(&mut pieces)?;
+        for ((_, value), held) in named.iter_mut().zip(pieces) {
+            *value = held;
+        }
+        Ok(())
+    }
+
     /// As [`Memory::reserve`]; `None` for what is too small to be counted.
     ///
     /// # Errors

@@ -4,14 +4,17 @@
 //! stack's to say.
 
 use super::{
-    Request, refuse,
-    unary::{answer, call},
+    Request,
+    unary::{call, mismatch, respond},
 };
 use crate::{
     call::{CallId, Inspect, Intent, Manage, ModelRef, Operation, Reply, Report},
     error::Error,
     frontend::{Connection, http::Response},
-    wire::proto::{self, inference as pb},
+    wire::{
+        no_shared_memory,
+        proto::{self, inference as pb},
+    },
 };
 use prost::Message;
 use std::sync::Arc;
@@ -78,7 +81,6 @@ impl Question {
 pub(super) async fn serve(connection: Arc<Connection>, id: CallId, question: Question, request: Request) -> Response {
     use Report as R;
     let asked = Asked { connection, id, intent: question.intent(), request };
-    let nothing = || Error::Unimplemented("this server has no shared memory, send tensors in the request".into());
     match question {
         Question::ModelReady => {
             let decode = |m: pb::ModelReadyRequest| inspect(Inspect::Ready(model(m.name, m.version)?));
@@ -131,8 +133,13 @@ pub(super) async fn serve(connection: Arc<Connection>, id: CallId, question: Que
             asked.answer(decode, encode).await
         }
         Question::RepositoryModelLoad => {
-            let decode =
-                |m: pb::RepositoryModelLoadRequest| proto::decode_load(m).map(Manage::Load).map(Operation::Manage);
+            let frontend = Arc::clone(&asked.connection.frontend);
+            let decode = move |m: pb::RepositoryModelLoadRequest| {
+                let mut request = proto::decode_load(m)?;
+                // It may wait long, and what counted the files on their way in ends with the message.
+                frontend.memory.hold_named(&mut request.files)?;
+                Ok(Operation::Manage(Manage::Load(request)))
+            };
             let encode = |report| match report {
                 R::Loaded(name) => {
                     Ok(pb::RepositoryModelLoadResponse { model_name: name.as_ref().into(), is_loaded: true })
@@ -186,7 +193,7 @@ pub(super) async fn serve(connection: Arc<Connection>, id: CallId, question: Que
         }
         Question::SystemSharedMemoryRegister => {
             let decode = |_: pb::SystemSharedMemoryRegisterRequest| inspect(Inspect::Server);
-            asked.answer(decode, |_| Err::<pb::SystemSharedMemoryRegisterResponse, _>(nothing())).await
+            asked.answer(decode, |_| Err::<pb::SystemSharedMemoryRegisterResponse, _>(no_shared_memory())).await
         }
         Question::CudaSharedMemoryStatus => {
             let decode = |_: pb::CudaSharedMemoryStatusRequest| inspect(Inspect::Server);
@@ -198,7 +205,7 @@ pub(super) async fn serve(connection: Arc<Connection>, id: CallId, question: Que
         }
         Question::CudaSharedMemoryRegister => {
             let decode = |_: pb::CudaSharedMemoryRegisterRequest| inspect(Inspect::Server);
-            asked.answer(decode, |_| Err::<pb::CudaSharedMemoryRegisterResponse, _>(nothing())).await
+            asked.answer(decode, |_| Err::<pb::CudaSharedMemoryRegisterResponse, _>(no_shared_memory())).await
         }
     }
 }
@@ -227,22 +234,12 @@ impl Asked {
             Ok(_) => Err(mismatch()),
             Err(error) => Err(error),
         };
-        match reply {
-            Ok(message) => answer(&connection, &id, message),
-            Err(error) => {
-                connection.observe(&error);
-                refuse(&id, &error)
-            }
-        }
+        respond(&connection, &id, reply)
     }
 }
 
 fn inspect(question: Inspect) -> Result<Operation, Error> {
     Ok(Operation::Inspect(question))
-}
-
-fn mismatch() -> Error {
-    Error::internal("another question was answered")
 }
 
 fn model(name: String, version: String) -> Result<ModelRef, Error> {

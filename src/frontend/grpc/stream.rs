@@ -4,7 +4,7 @@
 
 use super::{arriving, input::Input, status};
 use crate::{
-    call::{Call, CallId, Credentials, Facts, Head, InferResponse, Inspect, Operation, Parameter, Pending, Surface},
+    call::{Call, CallId, Credentials, Facts, Head, InferResponse, Inspect, Operation, Pending, Surface},
     error::{Error, Stage},
     frontend::{
         Connection, Phase, Settings,
@@ -13,12 +13,16 @@ use crate::{
             Speaker, State, Ticket, Weigh, Why,
         },
     },
-    wire::proto::{
-        self,
-        inference::{
-            InferParameter, ModelInferRequest, ModelInferResponse, ModelStreamInferResponse,
-            infer_parameter::ParameterChoice,
+    wire::{
+        EMPTY_FINAL, FINAL,
+        proto::{
+            self,
+            inference::{
+                InferParameter, ModelInferRequest, ModelInferResponse, ModelStreamInferResponse,
+                infer_parameter::ParameterChoice,
+            },
         },
+        say_final,
     },
 };
 use futures_util::Stream;
@@ -31,11 +35,6 @@ use std::{
 };
 use tokio::{sync::mpsc::Receiver, time::Instant};
 use tonic::{Status, codec::Streaming};
-
-/// Says whether a response is the last one of its request (contract 02 section 4, item 4).
-const FINAL: &str = "triton_final_response";
-/// Asks for an empty last response of a request that streams (item 5).
-const EMPTY_FINAL: &str = "triton_enable_empty_final_response";
 
 type Answer = Result<ModelStreamInferResponse, Status>;
 
@@ -213,9 +212,7 @@ impl Codec for Protocol {
         mut response: InferResponse,
         out: &mut Outbox<Answer>,
     ) -> Result<(), Error> {
-        if !response.parameters.iter().any(|(name, _)| &**name == FINAL) {
-            response.parameters.push((FINAL.into(), Parameter::Bool(last)));
-        }
+        say_final(&mut response, last);
         let mut response = proto::encode_infer(response, about.note.typed);
         self.connection.frontend.memory.hold_all(&mut response.raw_output_contents)?;
         if response.id.is_empty() {

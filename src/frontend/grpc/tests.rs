@@ -205,6 +205,31 @@ async fn a_message_beyond_the_memory_budget_is_overloaded() {
 }
 
 #[tokio::test]
+async fn the_files_of_a_load_are_counted_for_as_long_as_it_takes() {
+    let world = world(Settings::default(), |call: Inbound| async move {
+        let operation = call.input.await?;
+        assert!(matches!(operation, Operation::Manage(_)));
+        std::future::pending::<()>().await;
+        drop(operation);
+        Err(Error::Cancelled)
+    });
+    let choice = pb::model_repository_parameter::ParameterChoice::BytesParam(vec![0; 200_000].into());
+    let parameters = [("file:1/m".to_owned(), pb::ModelRepositoryParameter { parameter_choice: Some(choice) })].into();
+    let load = pb::RepositoryModelLoadRequest { model_name: "m".into(), parameters, ..Default::default() };
+    let mut client = world.client().await;
+    let loading = tokio::spawn(async move { client.repository_model_load(load).await });
+    let memory = &world.connection.frontend.memory;
+    let counted = async |bytes: usize| {
+        while memory.used() != bytes {
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(10), counted(200_000)).await.expect("the file and nothing else");
+    loading.abort();
+    tokio::time::timeout(Duration::from_secs(10), counted(0)).await.expect("what nobody waits for is let go of");
+}
+
+#[tokio::test]
 async fn what_is_no_message_is_internal_with_a_reason() {
     let world = plain();
     let truncated = framed(&request())[..12].to_vec();

@@ -6,7 +6,7 @@ use super::{
     Request,
     input::keep,
     refuse,
-    unary::{answer, call, only},
+    unary::{call, mismatch, respond, whole},
 };
 use crate::{
     call::{CallId, InferRequest, Inputs, Inspect, Intent, ModelRef, Operation, Reply, Report, Untyped},
@@ -96,11 +96,7 @@ async fn predict(connection: &Arc<Connection>, id: &CallId, request: Request) ->
         let _ = found.set(tf::contents(&message.inputs));
         operation(&shared, message)
     };
-    let response = match call(connection, id, Intent::Infer, request, decode).await? {
-        Reply::Infer(response) => response,
-        Reply::Stream(stream) => only(stream).await?,
-        Reply::Report(_) => return Err(mismatch()),
-    };
+    let response = whole(call(connection, id, Intent::Infer, request, decode).await?).await?;
     let contents: Contents = contents.get().copied().unwrap_or_default();
     Ok(tf::encode_predict(&response, contents))
 }
@@ -127,18 +123,4 @@ fn operation(connection: &Arc<Connection>, message: pb::PredictRequest) -> Resul
         })
     });
     Ok(Operation::Infer(InferRequest { outputs, ..InferRequest::new(model, Inputs::Untyped(inputs)) }))
-}
-
-fn respond<M: Message + Default + 'static>(connection: &Connection, id: &CallId, reply: Result<M, Error>) -> Response {
-    match reply {
-        Ok(message) => answer(connection, id, message),
-        Err(error) => {
-            connection.observe(&error);
-            refuse(id, &error)
-        }
-    }
-}
-
-fn mismatch() -> Error {
-    Error::internal("another question was answered")
 }

@@ -45,18 +45,14 @@ pub(super) async fn infer(connection: Arc<Connection>, id: CallId, request: Requ
         Input::hold(&settings, message)?.decode(&settings.frontend.settings.wire)
     };
     let response = match call(&connection, &id, Intent::Infer, request, decode).await {
-        Ok(Reply::Infer(response)) => Ok(response),
-        Ok(Reply::Stream(stream)) => only(stream).await,
-        Ok(Reply::Report(_)) => Err(Error::internal("a report answers an inference")),
+        Ok(reply) => whole(reply).await,
         Err(error) => Err(error),
     };
-    match response {
-        Ok(response) => {
-            let typed = typed.is_some_and(|typed| typed.load(Ordering::Relaxed));
-            answer(&connection, &id, proto::encode_infer(response, typed))
-        }
-        Err(error) => refused(&connection, &id, &error),
-    }
+    let encode = |response| {
+        let typed = typed.is_some_and(|typed| typed.load(Ordering::Relaxed));
+        proto::encode_infer(response, typed)
+    };
+    respond(&connection, &id, response.map(encode))
 }
 
 /// `ServerLive` and `ServerReady`: without credentials, not counted as calls.
@@ -142,11 +138,34 @@ async fn one<M>(mut messages: Streaming<M>, limit: usize) -> Result<M, Error> {
     }
 }
 
-/// A unary method renders a streaming reply only if it is one chunk (contract 02 section 4, item 8).
-pub(super) async fn only(mut stream: ReplyStream) -> Result<InferResponse, Error> {
+/// The one response of an inference. A unary method renders a streaming reply only if it is one chunk (contract 02
+/// section 4, item 8).
+pub(super) async fn whole(reply: Reply) -> Result<InferResponse, Error> {
+    match reply {
+        Reply::Infer(response) => Ok(response),
+        Reply::Stream(stream) => only(stream).await,
+        Reply::Report(_) => Err(mismatch()),
+    }
+}
+
+async fn only(mut stream: ReplyStream) -> Result<InferResponse, Error> {
     let decoupled = || Error::Unimplemented("this model does not answer once; use `ModelStreamInfer`".into());
     let Chunk::Tensors(response) = stream.next().await.ok_or_else(decoupled)??;
     if stream.has_more().await? { Err(decoupled()) } else { Ok(response) }
+}
+
+/// The error of a reply that is no answer to what was asked.
+pub(super) fn mismatch() -> Error {
+    Error::internal("another question was answered")
+}
+
+/// One message and status 0, or what went wrong.
+pub(super) fn respond<M: Message + Default + 'static>(
+    connection: &Connection,
+    id: &CallId,
+    reply: Result<M, Error>,
+) -> Response {
+    reply.map_or_else(|error| refused(connection, id, &error), |message| answer(connection, id, message))
 }
 
 fn refused(connection: &Connection, id: &CallId, error: &Error) -> Response {

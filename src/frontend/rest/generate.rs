@@ -4,10 +4,9 @@ use super::{infer, render};
 use crate::{
     call::{CallId, ModelRef, Operation, Pending, Reply, Surface},
     error::Error,
-    frontend::{Connection, body, head::Fields, http::Response},
+    frontend::{Connection, Frontend, body, head::Fields, http::Response},
     wire::json,
 };
-use http::StatusCode;
 use hyper::body::Incoming;
 use std::sync::Arc;
 
@@ -29,10 +28,10 @@ pub(super) fn pending(connection: &Arc<Connection>, fields: &Fields<'_>, body: I
 /// # Errors
 ///
 /// [`Error::Unimplemented`] for a model that streams; what has no JSON form.
-pub(super) async fn reply(reply: Reply, id: &CallId, connection: &Connection) -> Result<Response, Error> {
+pub(super) async fn reply(reply: Reply, id: &CallId, frontend: &Arc<Frontend>) -> Result<Response, Error> {
     let response = render::whole(reply).await?;
-    let frontend = &connection.frontend;
-    let body = frontend.memory.hold(json::encode_generate(&response, &frontend.settings.wire)?)?;
-    frontend.metrics.body_sent(Surface::Rest, body.len() as u64);
-    Ok(render::json(StatusCode::OK, body, id))
+    render::outputs(response, id, frontend, |response, _, frontend| {
+        json::encode_generate(response, &frontend.settings.wire)
+    })
+    .await
 }

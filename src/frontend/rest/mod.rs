@@ -16,7 +16,7 @@ mod v1;
 pub(super) use render::{error, id_value, plain};
 
 use super::{
-    Connection, body,
+    Connection,
     head::{self, Fields},
     http::Response,
 };
@@ -26,10 +26,7 @@ use crate::{
     wire::Wishes,
 };
 use futures_util::future::{BoxFuture, Either};
-use http::{
-    HeaderName, HeaderValue, Request, StatusCode, Version,
-    header::{ACCEPT_ENCODING, UPGRADE},
-};
+use http::{HeaderName, HeaderValue, Request, StatusCode, Version, header::UPGRADE};
 use hyper::body::Incoming;
 use render::Voice;
 use route::{Family, Probe, Route, SharedMemory};
@@ -43,8 +40,6 @@ struct Asked {
     id: CallId,
     voice: Voice,
     sender: Credentials,
-    /// Whether it named a content encoding.
-    encoded: bool,
     form: Form,
 }
 
@@ -172,7 +167,7 @@ async fn call(
     input: Pending,
     wishes: Option<Arc<OnceLock<Wishes>>>,
 ) -> Response {
-    let Asked { id, voice, sender, encoded, form } = asked;
+    let Asked { id, voice, sender, form } = asked;
     if let Err(error) = connection.gate() {
         return voice.error(&error, &id);
     }
@@ -182,7 +177,7 @@ async fn call(
         (Ok(_), Form::SharedMemory(question)) => {
             question.answer().map(|body| render::json(StatusCode::OK, bytes::Bytes::from_static(body), &id))
         }
-        (Ok(reply), Form::Generate) => Box::pin(generate::reply(reply, &id, &connection)).await,
+        (Ok(reply), Form::Generate) => Box::pin(generate::reply(reply, &id, &connection.frontend)).await,
         // Boxed, so that calls of V2 do not carry the room for this.
         (Ok(reply), Form::V1(wanted)) => Box::pin(wanted.render(reply, &id, &connection.frontend)).await,
         (Ok(_), Form::Ticket(credentials)) => {
@@ -197,11 +192,7 @@ async fn call(
     };
     rendered.unwrap_or_else(|error| {
         connection.observe(&error);
-        let mut response = voice.error(&error, &id);
-        if encoded && matches!(error, Error::UnsupportedMedia(_)) {
-            response.headers_mut().insert(ACCEPT_ENCODING, body::ACCEPTED);
-        }
-        response
+        voice.error(&error, &id)
     })
 }
 
@@ -229,12 +220,6 @@ fn closes(version: Version) -> bool {
 
 impl Asked {
     fn of(id: CallId, request: &Request<()>, fields: &Fields<'_>) -> Self {
-        Self {
-            id,
-            voice: Voice::of(request, fields),
-            sender: fields.credentials(),
-            encoded: fields.encoded,
-            form: Form::V2,
-        }
+        Self { id, voice: Voice::of(request, fields), sender: fields.credentials(), form: Form::V2 }
     }
 }

@@ -153,9 +153,6 @@ fn described(operation: &Operation, form: Form, path: &[&str], meaning: &Value) 
     for status in statuses {
         described["responses"][status] = json!({ "$ref": format!("#/components/responses/{status}") });
     }
-    if matches!(operation.id, "loadModel" | "unloadModel") {
-        described["responses"]["409"] = json!({ "$ref": "#/components/responses/409" });
-    }
     described
 }
 

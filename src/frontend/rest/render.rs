@@ -17,7 +17,7 @@ use crate::{
 use bytes::Bytes;
 use http::{
     HeaderMap, HeaderValue, Request, StatusCode, Version,
-    header::{ALLOW, CACHE_CONTROL, CONNECTION, CONTENT_TYPE, RETRY_AFTER, WWW_AUTHENTICATE},
+    header::{ACCEPT_ENCODING, ALLOW, CACHE_CONTROL, CONNECTION, CONTENT_TYPE, RETRY_AFTER, WWW_AUTHENTICATE},
 };
 use std::{
     collections::VecDeque,
@@ -94,18 +94,10 @@ async fn infer(
 ) -> Result<Response, Error> {
     let binary = wishes.filter(|wishes| wishes.any_binary(response.outputs.iter().map(|output| &*output.name)));
     let Some(wishes) = binary else {
-        let bytes: usize = response.outputs.iter().map(|output| output.tensor.data().len()).sum();
-        let body = if body::is_small(bytes * TEXT) {
-            v2::encode_infer(&response, id, &frontend.settings.wire)?
-        } else {
-            let (call, shared) = (id.clone(), Arc::clone(frontend));
-            let encode = move || v2::encode_infer(&response, &call, &shared.settings.wire);
-            // Boxed, so that the many small answers do not carry the room for this.
-            Box::pin(body::offload(bytes * TEXT, encode)).await?
-        };
-        let body = frontend.memory.hold(body)?;
-        frontend.metrics.body_sent(Surface::Rest, body.len() as u64);
-        return Ok(json(StatusCode::OK, body, id));
+        return outputs(response, id, frontend, |response, id, frontend| {
+            v2::encode_infer(response, id, &frontend.settings.wire)
+        })
+        .await;
     };
     let framed::Framed { header, tensors } = framed::encode_infer(&response, id, wishes, &frontend.settings.wire)?;
     // Nothing binary came of it: clients then parse the whole body as JSON (contract 02 section 1.2).
@@ -134,12 +126,41 @@ pub(super) fn ticket(ticket: &str, age: Duration, id: &CallId) -> Response {
     response
 }
 
+/// A response whose body `encode` makes of outputs: here if they are few, else on the decoding threads.
+///
+/// # Errors
+///
+/// What `encode` answers; [`Error::Overloaded`] if there is no room for the body.
+pub(super) async fn outputs<E>(
+    response: InferResponse,
+    id: &CallId,
+    frontend: &Arc<Frontend>,
+    encode: E,
+) -> Result<Response, Error>
+where
+    E: FnOnce(&InferResponse, &CallId, &Frontend) -> Result<Bytes, Error> + Send + 'static,
+{
+    let bytes: usize = response.outputs.iter().map(|output| output.tensor.data().len()).sum();
+    let body = if body::is_small(bytes * TEXT) {
+        encode(&response, id, frontend)?
+    } else {
+        let (call, shared) = (id.clone(), Arc::clone(frontend));
+        // Boxed, so that the many small answers do not carry the room for this.
+        Box::pin(body::offload(bytes * TEXT, move || encode(&response, &call, &shared))).await?
+    };
+    let body = frontend.memory.hold(body)?;
+    frontend.metrics.body_sent(Surface::Rest, body.len() as u64);
+    Ok(json(StatusCode::OK, body, id))
+}
+
 /// How errors are told to whoever asked.
 #[derive(Debug)]
 pub(super) struct Voice {
     version: Version,
     /// The path, if problem details are wanted (contract 10 section 3).
     problem: Option<Box<str>>,
+    /// Whether the request named a content encoding.
+    encoded: bool,
 }
 
 impl Voice {
@@ -150,7 +171,8 @@ impl Voice {
 
     /// As the head of a request has it.
     pub(super) fn of(request: &Request<()>, fields: &Fields<'_>) -> Self {
-        Self { version: request.version(), problem: fields.problem.then(|| request.uri().path().into()) }
+        let problem = fields.problem.then(|| request.uri().path().into());
+        Self { version: request.version(), problem, encoded: fields.encoded }
     }
 
     /// An error of a route of `family`.
@@ -161,10 +183,14 @@ impl Voice {
 
     /// An error of a call.
     pub(super) fn error(&self, error: &Error, id: &CallId) -> Response {
-        match &self.problem {
+        let mut response = match &self.problem {
             Some(path) => family_error(Family::Problem, error, id, self.version, path),
             None => family_error(Family::Text, error, id, self.version, ""),
+        };
+        if self.encoded && matches!(error, Error::UnsupportedMedia(_)) {
+            response.headers_mut().insert(ACCEPT_ENCODING, body::ACCEPTED);
         }
+        response
     }
 }
 
@@ -178,21 +204,18 @@ pub(super) fn family_error(family: Family, error: &Error, id: &CallId, version: 
     if matches!(error, Error::TrailersTooLarge) {
         return plain(StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, &error.to_string(), id);
     }
+    let status = match error {
+        // The one time-out that is the client's (contract 00 section 2).
+        Error::BodyStalled => StatusCode::REQUEST_TIMEOUT,
+        // 499 is for logs only. Who still reads has sent less than it announced.
+        Error::Cancelled => StatusCode::BAD_REQUEST,
+        _ => StatusCode::from_u16(error.code().row().http).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR),
+    };
     let (kind, body) = match family {
         Family::Text => (JSON, v2::encode_error(error, id)),
         Family::OpenAi => (JSON, open_ai(error)),
-        Family::Problem => (PROBLEM, problem::encode(error, id, instance)),
+        Family::Problem => (PROBLEM, problem::encode(error, status.as_u16(), id, instance)),
     };
-    let code = error.code();
-    let mut status = StatusCode::from_u16(code.row().http).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-    if matches!(error, Error::BodyStalled) {
-        // The one time-out that is the client's (contract 00 section 2).
-        status = StatusCode::REQUEST_TIMEOUT;
-    }
-    if matches!(error, Error::Cancelled) {
-        // 499 is for logs only. Who still reads has sent less than it announced.
-        status = StatusCode::BAD_REQUEST;
-    }
     let mut response = response_of(status, kind, Body::Full(body), id);
     let headers = response.headers_mut();
     if let Some(after) = error.retry_after() {
@@ -306,6 +329,7 @@ fn open_ai(error: &Error) -> Bytes {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use http_body_util::BodyExt;
 
     #[test]
     fn retry_after_is_whole_seconds_rounded_up() {
@@ -318,6 +342,19 @@ mod tests {
         assert_eq!(seconds(Duration::from_millis(1)), "1");
         assert_eq!(seconds(Duration::from_millis(1001)), "2");
         assert_eq!(seconds(Duration::from_secs(7)), "7");
+    }
+
+    #[tokio::test]
+    async fn a_problem_has_the_status_of_its_response() {
+        for (error, status) in
+            [(Error::BodyStalled, 408), (Error::Cancelled, 400), (Error::NoRoute("gone".into()), 404)]
+        {
+            let response = family_error(Family::Problem, &error, &CallId::make(), Version::HTTP_11, "/v1/ws");
+            assert_eq!(response.status(), status);
+            let body = response.into_body().collect().await.unwrap().to_bytes();
+            let body: serde_json::Value = serde_json::from_slice(&body).unwrap();
+            assert_eq!((&body["status"], &body["code"]), (&status.into(), &error.code().name().into()));
+        }
     }
 
     #[test]

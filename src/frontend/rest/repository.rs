@@ -5,7 +5,7 @@ use crate::{
     call::{Inspect, Intent, Manage, Operation, Pending, Surface},
     error::Error,
     frontend::{Connection, body, head::Fields},
-    wire::json,
+    wire::{json, no_shared_memory},
 };
 use hyper::body::Incoming;
 use std::sync::Arc;
@@ -30,13 +30,19 @@ pub(super) fn pending(connection: &Arc<Connection>, fields: &Fields<'_>, body: I
         connection.frontend.metrics.body_received(Surface::Rest, bytes.len() as u64);
         let length = bytes.len();
         body::offload(length, move || {
-            let settings = &connection.frontend.settings.wire;
+            let frontend = &connection.frontend;
+            let settings = &frontend.settings.wire;
             Ok(match change {
                 Change::Index => {
                     let ready = json::decode_index(&bytes, settings)?;
                     Operation::Inspect(Inspect::Index { ready })
                 }
-                Change::Load(model) => Operation::Manage(Manage::Load(json::decode_load(&bytes, model, settings)?)),
+                Change::Load(model) => {
+                    let mut request = json::decode_load(&bytes, model, settings)?;
+                    // It may wait long, and what counted the files on their way in ends with the body.
+                    frontend.memory.hold_named(&mut request.files)?;
+                    Operation::Manage(Manage::Load(request))
+                }
                 Change::Unload(model) => {
                     Operation::Manage(Manage::Unload(json::decode_unload(&bytes, model, settings)?))
                 }
@@ -54,9 +60,7 @@ impl SharedMemory {
         match self {
             Self::Status => Ok(b"[]"),
             Self::Unregister => Ok(b"{}"),
-            Self::Register => {
-                Err(Error::Unimplemented("this server has no shared memory, send tensors in the request".into()))
-            }
+            Self::Register => Err(no_shared_memory()),
         }
     }
 }

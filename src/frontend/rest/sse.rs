@@ -6,10 +6,10 @@
 
 use super::{Asked, render::stream_response};
 use crate::{
-    call::{Call, CallId, Chunk, Head, InferResponse, Intent, Parameter, Pending, Reply, ReplyStream, Surface},
+    call::{Call, CallId, Chunk, Head, InferResponse, Intent, Pending, Reply, ReplyStream, Surface},
     error::Error,
     frontend::{Connection, Phase, body::Body, http::Response},
-    wire::{Settings, json},
+    wire::{Settings, json, say_final},
 };
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
@@ -23,8 +23,6 @@ use tokio::{
 
 /// How long the head waits for the first output (contract 07 section 1.2).
 const FIRST: Duration = Duration::from_secs(10);
-/// Says whether a response is the last one of its request (contract 02 section 4).
-const FINAL: &str = "triton_final_response";
 
 /// How a stream of events is written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -46,9 +44,7 @@ impl Dialect {
     fn output(self, mut response: InferResponse, last: bool, id: &CallId, settings: &Settings) -> Result<Bytes, Error> {
         match self {
             Self::Infer => {
-                if !response.parameters.iter().any(|(name, _)| &**name == FINAL) {
-                    response.parameters.push((FINAL.into(), Parameter::Bool(last)));
-                }
+                say_final(&mut response, last);
                 json::encode_output_event(&response, id, settings)
             }
             Self::Generate => json::encode_generate(&response, settings).map(|data| json::event(None, &data)),

@@ -136,6 +136,15 @@ async fn events_cannot_carry_raw_tensors() {
 }
 
 #[tokio::test]
+async fn a_coding_that_is_not_read_is_refused_with_those_that_are() {
+    for path in ["infer_stream", "generate_stream", "infer", "generate"] {
+        let refused = server().post(&format!("/v2/models/whole/{path}"), "content-encoding: br\r\n", BODY).await;
+        assert_eq!(status(&refused), 415, "{refused}");
+        assert!(refused.contains("accept-encoding: gzip, deflate, zstd\r\n"), "{refused}");
+    }
+}
+
+#[tokio::test]
 async fn a_reader_that_goes_away_ends_the_work() {
     let server = server();
     let mut stream = server.connect().await;

@@ -83,6 +83,19 @@ async fn unknown_paths_wrong_methods_and_later_routes_have_their_own_status() {
 }
 
 #[tokio::test]
+async fn the_files_of_a_load_are_counted_beside_its_body() {
+    let mut settings = Settings::default();
+    settings.concurrency.memory = 300_000;
+    let server = Plan { settings, ..Plan::default() }.start(echo);
+    let load = |base64: usize| format!(r#"{{"parameters":{{"config":"","file:1/m":"{}"}}}}"#, "A".repeat(base64));
+    let small = server.post("/v2/repository/models/m/load", "", &load(120_000)).await;
+    assert_eq!(status(&small), 200, "{small}");
+    let large = server.post("/v2/repository/models/m/load", "", &load(200_000)).await;
+    assert_eq!(status(&large), 503, "{large}");
+    assert!(body(&large).contains(r#""code":"overloaded""#), "{large}");
+}
+
+#[tokio::test]
 async fn a_model_that_is_not_ready_is_503() {
     let server = server();
     assert_eq!(body(&server.ask("GET", "/v2/models/m/ready").await), r#"{"name":"m","ready":true}"#);

@@ -19,8 +19,6 @@ use http::{Method, StatusCode};
 use hyper::body::Incoming;
 use std::sync::{Arc, OnceLock};
 
-/// Characters of JSON for each byte of a tensor, roughly: what is large is written on the decoding threads.
-const TEXT: usize = 3;
 /// Types of an event in structured mode begin with this (contract 03 section 9).
 const EVENT: &str = "application/cloudevents";
 
@@ -164,12 +162,7 @@ impl Wanted {
             return Ok(render::json(StatusCode::OK, body, id));
         }
         let response = render::whole(reply).await?;
-        let size = response.outputs.iter().map(|output| output.tensor.data().len()).sum::<usize>() * TEXT;
-        let shared = Arc::clone(frontend);
-        let body = body::offload(size, move || self.infer(&response, &shared)).await?;
-        let body = frontend.memory.hold(body)?;
-        frontend.metrics.body_sent(Surface::Rest, body.len() as u64);
-        Ok(render::json(StatusCode::OK, body, id))
+        render::outputs(response, id, frontend, move |response, _, frontend| self.infer(response, frontend)).await
     }
 
     fn infer(self, response: &InferResponse, frontend: &Frontend) -> Result<Bytes, Error> {

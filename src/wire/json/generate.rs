@@ -78,10 +78,7 @@ fn tensors(body: &[u8], expected: &Expected, settings: &Settings) -> Result<Vec<
 }
 
 fn tensor(reader: &mut Reader<'_>, spec: &TensorSpec, settings: &Settings) -> Result<Tensor, Error> {
-    let Some(dtype) = spec.dtype else {
-        let text = format!("the model's tensor `{}` has a type that the protocol cannot carry", spec.name);
-        return Err(Error::Unimplemented(text.into()));
-    };
+    let dtype = spec.known_dtype()?;
     let is_scalar = reader.peek() != Some(b'[');
     let count = if is_scalar { 1 } else { count(reader, &spec.name)? };
     let shape = shape(spec, count)?;

@@ -3,14 +3,14 @@
 //! All are one small object, but for the files of a load; an empty body is an empty object. What the calls mean is not
 //! known here.
 
-use super::reader::{Items, Members, Reader, twice};
+use super::reader::Reader;
 use crate::{
     call::{LoadRequest, LoggingChange, ModelRef, TraceChange},
     error::Error,
     wire::{Settings, reserved},
 };
 use base64::{Engine, engine::general_purpose::STANDARD};
-use std::{borrow::Cow, sync::Arc};
+use std::sync::Arc;
 
 /// Reads the body of an index: whether only what is ready is wanted.
 ///
@@ -83,7 +83,7 @@ pub fn decode_trace(body: &[u8], model: Option<ModelRef>, settings: &Settings) -
         let values = match reader.peek() {
             Some(b'[') => {
                 let mut values: Vec<Arc<str>> = Vec::new();
-                let mut items: Items = reader.array()?;
+                let mut items = reader.array()?;
                 while reader.item(&mut items)? {
                     values.push(reader.string()?.into());
                 }
@@ -156,14 +156,10 @@ fn object<'a>(
     reader: &mut Reader<'a>,
     take: &mut impl FnMut(&mut Reader<'a>, &str) -> Result<(), Error>,
 ) -> Result<(), Error> {
-    let mut seen: Vec<Cow<'a, str>> = Vec::new();
-    let mut members: Members = reader.object()?;
+    let mut members = reader.object()?;
     while let Some(name) = reader.member(&mut members)? {
-        if seen.contains(&name) {
-            return Err(twice(&name));
-        }
         take(reader, &name)?;
-        seen.push(name);
+        reader.note(&members, name)?;
     }
     Ok(())
 }
@@ -211,6 +207,18 @@ mod tests {
         assert!(logging(br#"{"log_file":"x"}"#).contains("`log_file`"));
         assert!(logging(br#"{"log_info":1}"#).contains("`true` or `false`"));
         assert!(logging(br#"{"log_verbose_level":-1}"#).contains("`-1`"));
+    }
+
+    #[test]
+    fn an_object_has_so_many_members_and_no_more() {
+        // Looking for names that stand twice would take for ever among the millions that a body has room for.
+        let names = |count: usize| (0..count).map(|name| format!("\"{name}\":0")).collect::<Vec<_>>().join(",");
+        let index = |count| decode_index(format!("{{{}}}", names(count)).as_bytes(), &settings());
+        assert!(index(1000).is_ok());
+        assert!(index(2000).unwrap_err().to_string().contains("members"));
+        let text = |count: usize| (0..count).map(|name| format!("\"{name}\":\"\"")).collect::<Vec<_>>().join(",");
+        let trace = |count| decode_trace(format!("{{{}}}", text(count)).as_bytes(), None, &settings());
+        assert!(trace(1000).is_ok() && trace(2000).is_err());
     }
 
     #[test]

@@ -328,12 +328,18 @@ impl<'a> Reader<'a> {
 
     /// Skips one value of any kind, however large, and checks its grammar.
     pub(in crate::wire) fn skip(&mut self) -> Result<(), Error> {
+        self.skip_with(&[])
+    }
+
+    /// The same where `words` are values too.
+    pub(in crate::wire) fn skip_with(&mut self, words: &[&'static str]) -> Result<(), Error> {
         let mut open: SmallVec<[Open; 4]> = SmallVec::new();
         loop {
             match self.peek() {
                 Some(b'{') => open.push(Open::Object(self.object()?)),
                 Some(b'[') => open.push(Open::Array(self.array()?)),
                 Some(b'"') => drop(self.string()?),
+                _ if words.iter().any(|word| self.take(word)) => {}
                 Some(b'-' | b'0'..=b'9') => drop(self.number()?),
                 _ if self.take("true") || self.take("false") || self.take("null") => {}
                 _ => return Err(self.unexpected("a value")),

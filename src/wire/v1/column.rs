@@ -65,10 +65,7 @@ impl<'a> Column<'a> {
     ///
     /// [`Error::Unimplemented`] for a type that the protocol cannot carry.
     pub(super) fn new(spec: &'a TensorSpec, name: &'a str, room: usize) -> Result<Self, Error> {
-        let Some(dtype) = spec.dtype else {
-            let text = format!("the model's tensor `{}` has a type that the protocol cannot carry", spec.name);
-            return Err(Error::Unimplemented(text.into()));
-        };
+        let dtype = spec.known_dtype()?;
         let data = Vec::with_capacity(room);
         Ok(Self { spec, name, dtype, data, dims: Dims::new(), rank: None, values: 0 })
     }

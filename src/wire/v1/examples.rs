@@ -4,10 +4,10 @@
 //! one feature for each example, and which answers one row of scores, or one number, for each; others are told why not.
 
 use super::{
+    NUMBERS,
     column::{Column, Place},
     request::{OWN, array, inputs, signature_name},
     response::{Writer, finite},
-    skip::skip,
 };
 use crate::{
     call::{Expected, Labels, NamedTensor},
@@ -63,7 +63,7 @@ pub fn decode_examples(
                 continue;
             }
             _ => {
-                skip(&mut reader)?;
+                reader.skip_with(&NUMBERS)?;
                 reader.note(&members, member)?;
                 continue;
             }
@@ -72,7 +72,7 @@ pub fn decode_examples(
         if place.replace(reader.position()).is_some() {
             return Err(twice(&member));
         }
-        skip(&mut reader)?;
+        reader.skip_with(&NUMBERS)?;
     }
     reader.end()?;
     let Some(examples) = examples else { return Err(Error::invalid("the request has no `examples`")) };

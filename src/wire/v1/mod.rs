@@ -13,7 +13,6 @@ mod names;
 mod report;
 mod request;
 mod response;
-mod skip;
 #[cfg(test)]
 mod tests;
 
@@ -25,6 +24,9 @@ pub(in crate::wire) use report::dtype_name;
 pub use report::{SIGNATURE, encode_catalog, encode_metadata, encode_model, encode_status, version_status};
 pub use request::{decode_object, decode_predict};
 pub use response::{encode_object, encode_predict};
+
+/// Tokens that are numbers here, and nowhere else in JSON.
+const NUMBERS: [&str; 3] = ["NaN", "Infinity", "-Infinity"];
 
 /// How the tensors of a request are laid out, and so those of its answer (contract 03 sections 2 and 3).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -1,11 +1,10 @@
 //! Requests to predict: rows, columns, and the bare object of `POST /predict` (contract 03 section 2).
 
 use super::{
-    Form, Names, SIGNATURE,
+    Form, NUMBERS, Names, SIGNATURE,
     column::{Column, Place},
     element::binary,
     response::no_rows,
-    skip::skip,
 };
 use crate::{
     call::{Expected, NamedTensor},
@@ -46,7 +45,7 @@ pub fn decode_predict(
             }
             // KServe hands other members to its model; these models take none (contract 03 section 2).
             _ => {
-                skip(&mut reader)?;
+                reader.skip_with(&NUMBERS)?;
                 reader.note(&members, member)?;
                 continue;
             }
