@@ -170,7 +170,7 @@ async fn may_manage(connection: &Connection, request: &Request<Incoming>, id: Ca
 /// Problem details (contract 10 section 3).
 fn refusal(error: &Error, id: &CallId, path: &str) -> Response<Full<Bytes>> {
     let status = StatusCode::from_u16(error.code().row().http).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-    let mut response = plain(status, problem::encode(error, id, path));
+    let mut response = plain(status, problem::encode(error, status.as_u16(), id, path));
     let headers = response.headers_mut();
     headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
     if status == StatusCode::UNAUTHORIZED {
