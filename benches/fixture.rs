@@ -2,9 +2,10 @@
 //!
 //! Shared by the bench that times a call and the test that counts its allocations.
 
+use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 use futures_util::future::BoxFuture;
 use sluicegate::{
-    auth::{self, Authenticator, Grants, grants},
+    auth::{self, Authenticator, Grants, grants, jwt},
     backend::fake::FakeOpen,
     call::{
         Call, CallId, Credentials, Gateway, Head, Identity, Inbound, InferRequest, Intent, ModelRef, NamedTensor,
@@ -33,6 +34,18 @@ use tower::Service;
 
 const KEY: &str = "sg_bench-bench-bench-bench-bench-bench-bench0";
 
+const SECRET: &str = "bench-bench-bench-bench-bench-bench-bench0";
+
+/// Signed with [`SECRET`]: 800 bytes, of which most say nothing.
+fn token() -> String {
+    let encode = |json: &str| URL_SAFE_NO_PAD.encode(json);
+    let rest = "x".repeat(500);
+    let claims = format!(r#"{{"iss":"bench","aud":"bench","sub":"bench","exp":4102444800,"rest":"{rest}"}}"#);
+    let signed = format!("{}.{}", encode(r#"{"alg":"HS256"}"#), encode(&claims));
+    let key = ring::hmac::Key::new(ring::hmac::HMAC_SHA256, SECRET.as_bytes());
+    format!("{signed}.{}", URL_SAFE_NO_PAD.encode(ring::hmac::sign(&key, signed.as_bytes())))
+}
+
 /// A lane with one model `double`, and the gateway to it. Everything is on: key, rate, grants, metrics, access log.
 pub(crate) struct Fixture {
     pub(crate) runtime: Runtime,
@@ -40,6 +53,10 @@ pub(crate) struct Fixture {
     pub(crate) gateway: Gateway,
     /// Only what a call cannot do without: the body is read, the router runs it.
     pub(crate) bare: Gateway,
+    /// The API key of the caller.
+    pub(crate) key: Credentials,
+    /// A token for the same identity, as long as those of issuers are.
+    pub(crate) token: Credentials,
     peer: Arc<Peer>,
     _guard: LaneGuard,
 }
@@ -101,7 +118,19 @@ impl Fixture {
         let text =
             format!("version: 1\nkeys:\n  - {{ id: k_1, hash: \"{hash}\", identity: bench, intents: [infer] }}\n");
         std::fs::write(&keys, text).expect("the folder is ours");
-        let settings = auth::Settings { keys: Some(keys), ..auth::Settings::default() };
+        let secret = folder.path().join("secret");
+        std::fs::write(&secret, SECRET).expect("the folder is ours");
+        let issuer = jwt::Issuer {
+            issuer: "bench".into(),
+            audience: vec!["bench".into()],
+            algorithms: vec![jwt::Algorithm::Hs256],
+            keys: jwt::Keys::File(secret),
+            identity: "sub".into(),
+            prefix: "".into(),
+            groups: None,
+            require: Vec::new(),
+        };
+        let settings = auth::Settings { keys: Some(keys), jwt: vec![issuer], ..auth::Settings::default() };
         let plenty = NonZeroU64::new(1_000_000_000).expect("not zero");
         let policy = Policy {
             name: "plenty".into(),
@@ -120,7 +149,7 @@ impl Fixture {
         };
         let authenticator = Arc::new(Authenticator::new(&settings).expect("the file is valid"));
         let (address, local) = (([127, 0, 0, 1], 50_000).into(), ([127, 0, 0, 1], 8080).into());
-        let peer = Peer { address, local, tls: false };
+        let peer = Peer::new(address, local);
         let identity = authenticator.verify(&peer, &Credentials::Bearer(KEY.into())).expect("the key is good");
         let router = Router::new(repository);
         let bare = Gateway::new(Bare { router: router.clone(), identity });
@@ -134,14 +163,17 @@ impl Fixture {
             grants: Arc::new(Grants::new(vec![rule])),
             router,
         });
-        Self { runtime, gateway, bare, peer: Arc::new(peer), _guard: guard }
+        let (key, token) = (Credentials::Bearer(KEY.into()), Credentials::Bearer(token().into()));
+        Self { runtime, gateway, bare, key, token, peer: Arc::new(peer), _guard: guard }
     }
 
     /// One call as a front-end makes it, names, credentials and tensor included; waits for its reply.
-    pub(crate) async fn call(&self, gateway: &Gateway) {
+    pub(crate) async fn call(&self, gateway: &Gateway, sender: &Credentials) {
+        let Credentials::Bearer(sender) = sender else { panic!("a bearer of something") };
         let call = Call {
             head: Head::new(CallId::make(), Surface::Rest, Intent::Infer, Arc::clone(&self.peer)),
-            sender: Credentials::Bearer(KEY.into()),
+            // A front-end copies it out of the head.
+            sender: Credentials::Bearer((**sender).into()),
             // As a front-end does it: the body is decoded when it is polled.
             input: Pending::new(async {
                 let mut data = Vec::with_capacity(16);

@@ -3,7 +3,7 @@
 //!
 //! `alone` waits for each reply, so every call pays for a turn of its own; in `of 64` sixty-four calls are in flight, as
 //! on a busy lane, and the time is that of one of them. `without layers` is the same call straight to the router: the
-//! difference is what the stack costs.
+//! difference is what the stack costs. `with a token` is the whole call of somebody who has a token (JWT) for a key.
 
 #[path = "fixture.rs"]
 mod fixture;
@@ -11,7 +11,7 @@ mod fixture;
 use criterion::{Criterion, criterion_group, criterion_main};
 use fixture::Fixture;
 use futures_util::future::join_all;
-use sluicegate::call::Gateway;
+use sluicegate::call::{Credentials, Gateway};
 use std::time::{Duration, Instant};
 
 /// As in the program.
@@ -21,22 +21,22 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 /// Calls in flight on a busy lane.
 const BUSY: u64 = 64;
 
-fn alone(fixture: &Fixture, gateway: &Gateway, count: u64) -> Duration {
+fn alone(fixture: &Fixture, gateway: &Gateway, sender: &Credentials, count: u64) -> Duration {
     fixture.runtime.block_on(async {
         let begun = Instant::now();
         for _ in 0..count {
-            fixture.call(gateway).await;
+            fixture.call(gateway, sender).await;
         }
         begun.elapsed()
     })
 }
 
-fn busy(fixture: &Fixture, gateway: &Gateway, count: u64) -> Duration {
+fn busy(fixture: &Fixture, gateway: &Gateway, sender: &Credentials, count: u64) -> Duration {
     fixture.runtime.block_on(async {
         let rounds = count.div_ceil(BUSY);
         let begun = Instant::now();
         for _ in 0..rounds {
-            join_all((0..BUSY).map(|_| fixture.call(gateway))).await;
+            join_all((0..BUSY).map(|_| fixture.call(gateway, sender))).await;
         }
         // Criterion asked for `count` calls; whole rounds were made.
         begun.elapsed().mul_f64(count as f64 / (rounds * BUSY) as f64)
@@ -45,12 +45,16 @@ fn busy(fixture: &Fixture, gateway: &Gateway, count: u64) -> Duration {
 
 fn call(criterion: &mut Criterion) {
     let fixture = Fixture::new();
-    for (name, gateway) in [("a whole call", &fixture.gateway), ("without layers", &fixture.bare)] {
+    for (name, gateway, sender) in [
+        ("a whole call", &fixture.gateway, &fixture.key),
+        ("with a token", &fixture.gateway, &fixture.token),
+        ("without layers", &fixture.bare, &fixture.key),
+    ] {
         criterion.bench_function(&format!("{name}, alone"), |bencher| {
-            bencher.iter_custom(|count| alone(&fixture, gateway, count));
+            bencher.iter_custom(|count| alone(&fixture, gateway, sender, count));
         });
         criterion.bench_function(&format!("{name}, of 64"), |bencher| {
-            bencher.iter_custom(|count| busy(&fixture, gateway, count));
+            bencher.iter_custom(|count| busy(&fixture, gateway, sender, count));
         });
     }
 }

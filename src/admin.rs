@@ -1,23 +1,33 @@
 //! `/livez`, `/readyz` and `/metrics` on a listener of their own.
 //!
 //! Outside the stack on purpose (architecture section 3, invariant 3): they read one value or one
-//! page, and must answer when every slot is taken.
+//! page, and must answer when every slot is taken. Whatever else is asked of this listener, the stack is asked first whether
+//! its sender may manage the server: who may not does not learn what there is (attack I12).
 
 use crate::{
-    call::Readiness,
+    call::{Call, CallId, Head, Intent, Manage, Operation, Peer, Pending, Readiness, Surface},
+    error::Error,
+    frontend::{
+        Connection, Frontend, Surfaces, head,
+        tls::{self, Tls},
+    },
     model::{Repository, State},
     telemetry::metrics::Metrics,
+    wire::problem,
 };
 use bytes::Bytes;
 use http::{
     Method, Request, Response, StatusCode,
-    header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE, HeaderValue},
+    header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE, HeaderValue, WWW_AUTHENTICATE},
 };
 use http_body_util::Full;
 use hyper::{body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use std::{convert::Infallible, sync::Arc, time::Duration};
-use tokio::net::TcpListener;
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    net::TcpListener,
+};
 
 /// Open connections at once: probes and scrapers, never clients.
 const CONNECTIONS: usize = 64;
@@ -37,20 +47,26 @@ pub struct Admin {
     pub metrics: Arc<Metrics>,
     /// Whose failures `/readyz` names.
     pub repository: Arc<Repository>,
+    /// Who is asked about everything else.
+    pub frontend: Arc<Frontend>,
 }
 
 impl Admin {
     /// Serves until the future is dropped.
-    pub async fn serve(self, listener: TcpListener) {
-        self.serve_at_once(listener, CONNECTIONS).await;
+    pub async fn serve(self, listener: TcpListener, tls: Option<Tls>) {
+        self.serve_at_once(listener, tls, CONNECTIONS).await;
     }
 
-    async fn serve_at_once(self, listener: TcpListener, connections: usize) {
+    async fn serve_at_once(self, listener: TcpListener, tls: Option<Tls>, connections: usize) {
         let slots = Arc::new(tokio::sync::Semaphore::new(connections));
         loop {
             let Ok(slot) = Arc::clone(&slots).acquire_owned().await else { return };
-            let stream = match listener.accept().await {
-                Ok((stream, _)) => stream,
+            let (stream, mut peer) = match listener.accept().await {
+                Ok((stream, remote)) => {
+                    // A connection that has no address of ours is gone, and nobody hears what it is told.
+                    let local = stream.local_addr().unwrap_or(remote);
+                    (stream, Peer { tls: tls.is_some(), ..Peer::new(remote, local) })
+                }
                 Err(error) => {
                     tracing::warn!(%error, "admin listener cannot accept");
                     tokio::time::sleep(Duration::from_millis(100)).await;
@@ -58,29 +74,57 @@ impl Admin {
                 }
             };
             let admin = self.clone();
+            let acceptor = tls.as_ref().map(Tls::acceptor);
             tokio::spawn(async move {
-                let service = service_fn(move |request| {
-                    let response = admin.answer(&request);
-                    async move { Ok::<_, Infallible>(response) }
-                });
-                let connection = http1::Builder::new()
-                    .timer(TokioTimer::new())
-                    .header_read_timeout(HEADER)
-                    .keep_alive(false)
-                    .serve_connection(TokioIo::new(stream), service);
-                match tokio::time::timeout(CONNECTION, connection).await {
-                    Ok(Ok(())) => {}
-                    Ok(Err(error)) => tracing::debug!(%error, "admin connection ended"),
-                    Err(_) => tracing::debug!("admin connection took too long"),
+                let connection = async {
+                    match acceptor {
+                        None => admin.connection(stream, peer).await,
+                        // It has the time of a head to begin: a head is what has to follow.
+                        Some(acceptor) => match tokio::time::timeout(HEADER, acceptor.accept(stream)).await {
+                            Ok(Ok(stream)) => {
+                                peer.certificate = tls::shown(&stream).map(Arc::new);
+                                admin.connection(stream, peer).await;
+                            }
+                            Ok(Err(error)) => tracing::debug!(%error, "an admin connection did not begin"),
+                            Err(_) => tracing::debug!("an admin connection did not begin in time"),
+                        },
+                    }
+                };
+                if tokio::time::timeout(CONNECTION, connection).await.is_err() {
+                    tracing::debug!("admin connection took too long");
                 }
                 drop(slot);
             });
         }
     }
 
-    fn answer(&self, request: &Request<Incoming>) -> Response<Full<Bytes>> {
+    async fn connection(self, stream: impl AsyncRead + AsyncWrite + Unpin, peer: Peer) {
+        let connection = Connection::new(Arc::clone(&self.frontend), Arc::new(peer), Surfaces::NONE);
+        let shared = Arc::new((self, connection));
+        let service = service_fn(move |request: Request<Incoming>| {
+            let shared = Arc::clone(&shared);
+            async move {
+                let (admin, connection) = &*shared;
+                Ok::<_, Infallible>(admin.answer(connection, &request).await)
+            }
+        });
+        let connection = http1::Builder::new()
+            .timer(TokioTimer::new())
+            .header_read_timeout(HEADER)
+            .keep_alive(false)
+            .serve_connection(TokioIo::new(stream), service);
+        if let Err(error) = connection.await {
+            tracing::debug!(%error, "admin connection ended");
+        }
+    }
+
+    async fn answer(&self, connection: &Connection, request: &Request<Incoming>) -> Response<Full<Bytes>> {
         let path = request.uri().path();
         if !matches!(path, "/livez" | "/readyz" | "/metrics") {
+            let id = head::call_id(request.headers());
+            if let Err(error) = may_manage(connection, request, id.clone()).await {
+                return refusal(&error, &id, path);
+            }
             return plain(StatusCode::NOT_FOUND, "not found, expected /livez, /readyz or /metrics\n");
         }
         if !matches!(*request.method(), Method::GET | Method::HEAD) {
@@ -113,6 +157,28 @@ impl Admin {
     }
 }
 
+/// Whether the sender of `request` may manage the server, by the same stack that every call goes through.
+async fn may_manage(connection: &Connection, request: &Request<Incoming>, id: CallId) -> Result<(), Error> {
+    connection.gate()?;
+    let head = Head::new(id, Surface::Rest, Intent::Manage, Arc::clone(&connection.peer));
+    let sender = head::credentials(request.headers());
+    let input = Pending::ready(Operation::Manage(Manage::Nothing));
+    let asked = connection.frontend.gateway.call(Call { head, sender, input }).await;
+    asked.map(drop).inspect_err(|error| connection.observe(error))
+}
+
+/// Problem details (contract 10 section 3).
+fn refusal(error: &Error, id: &CallId, path: &str) -> Response<Full<Bytes>> {
+    let status = StatusCode::from_u16(error.code().row().http).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+    let mut response = plain(status, problem::encode(error, status.as_u16(), id, path));
+    let headers = response.headers_mut();
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
+    if status == StatusCode::UNAUTHORIZED {
+        headers.insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+    }
+    response
+}
+
 fn plain(status: StatusCode, text: impl Into<Bytes>) -> Response<Full<Bytes>> {
     let mut response = Response::new(Full::new(text.into()));
     *response.status_mut() = status;
@@ -137,8 +203,9 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let repository = Arc::default();
-        let admin = Admin { readiness: Readiness::default(), metrics: Arc::new(metrics), repository };
-        tokio::spawn(admin.serve_at_once(listener, 1));
+        let frontend = Arc::clone(&crate::frontend::testing::connection().frontend);
+        let admin = Admin { readiness: Readiness::default(), metrics: Arc::new(metrics), repository, frontend };
+        tokio::spawn(admin.serve_at_once(listener, None, 1));
         address
     }
 

@@ -3,21 +3,22 @@
 //! Everything is made here and handed down; no other module reaches for a global.
 
 mod banner;
+mod reload;
 mod settings;
 
 pub use settings::models as model_settings;
 
 use crate::{
     admin::Admin,
-    auth::{Authenticator, grants::Grants},
+    auth::{Authenticator, grants::Grants, jwt::Tokens},
     backend::Open,
     call::{ModelRef, Readiness},
     config::{self, Config, Listen},
     frontend::{
-        Frontend, Phase, Surfaces,
+        Frontend, Phase, Surfaces, Tickets,
         accept::{Listener, Places},
         body,
-        tls::Tls,
+        tls::{self, Speaks, Tls},
     },
     lane::Lanes,
     layer::admit::Slots,
@@ -27,10 +28,12 @@ use crate::{
     telemetry::{self, access_log::AccessLog, metrics::Metrics, switches::Switches},
 };
 use futures_util::FutureExt;
+use reload::Reloader;
 use std::{
     convert::Infallible,
     fmt,
     net::SocketAddr,
+    path::Path,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -40,8 +43,6 @@ use tokio::{
     task::JoinSet,
 };
 
-/// How often the file of keys is looked at: a revoked key must fail within a second (contract 06 C1).
-const KEYS_EVERY: Duration = Duration::from_millis(500);
 /// How long inference threads have to end once nobody waits for them any more.
 const THREADS_END: Duration = Duration::from_millis(500);
 /// The access log's last lines have this long to be written.
@@ -54,6 +55,7 @@ const SWEEP_EVERY: Duration = Duration::from_secs(10);
 pub struct App {
     bound: Vec<Bound>,
     admin: Option<SocketAddr>,
+    admin_tls: bool,
     metrics: Arc<Metrics>,
     readiness: Readiness,
     phase: watch::Sender<Phase>,
@@ -114,11 +116,14 @@ async fn start_with(config: Config, opener: Arc<dyn Open>, switches: Switches) -
     // Ports first: a second instance should fail before it loads a gigabyte of models.
     let listeners = config.listen.iter().map(bind).collect::<Result<Vec<_>, _>>()?;
     let admin = match &config.admin {
-        Some(admin) => Some(bind_admin(admin.address).await?),
+        Some(admin) => Some(bind_admin(admin).await?),
         None => None,
     };
 
     let authenticator = Arc::new(Authenticator::new(&config.auth).map_err(StartError::new)?);
+    if let Some(tokens) = authenticator.tokens() {
+        tokens.fetch().await;
+    }
     let limiter = Arc::new(RateLimiter::new(config.rates.clone(), Instant::now(), config.buckets));
     let slots = config.concurrency;
     let access_log = match config.telemetry.access_log {
@@ -163,13 +168,18 @@ async fn start_with(config: Config, opener: Arc<dyn Open>, switches: Switches) -
         metrics: Arc::clone(&metrics),
         addresses: Arc::clone(&addresses),
         memory: body::Memory::new(config.frontend.concurrency.memory),
+        tickets: Tickets::new(config.frontend.websocket.tickets),
+        proofs: authenticator.changes(),
         settings: config.frontend,
     });
 
     let mut tasks = JoinSet::new();
+    let admin_tls = admin.as_ref().and_then(|(_, tls)| tls.clone());
+    let has_admin_tls = admin_tls.is_some();
+    let tls_in_use: Vec<Tls> = listeners.iter().filter_map(Listener::tls).cloned().chain(admin_tls).collect();
     let bind = |(listener, listen): (&Listener, &Listen)| Bound {
         address: listener.local(),
-        tls: listener.is_tls(),
+        tls: listener.tls().is_some(),
         surfaces: listen.surfaces,
     };
     let bound = listeners.iter().zip(&config.listen).map(bind).collect();
@@ -184,13 +194,29 @@ async fn start_with(config: Config, opener: Arc<dyn Open>, switches: Switches) -
         );
         tasks.spawn(accept.map(|_| Some("a listener")));
     }
-    let admin_address = admin.as_ref().and_then(|listener| listener.local_addr().ok());
-    if let Some(listener) = admin {
-        let admin =
-            Admin { readiness: readiness.clone(), metrics: Arc::clone(&metrics), repository: Arc::clone(&repository) };
-        tasks.spawn(admin.serve(listener).map(|()| Some("the admin listener")));
+    let admin_address = admin.as_ref().and_then(|(listener, _)| listener.local_addr().ok());
+    if let Some((listener, tls)) = admin {
+        let admin = Admin {
+            readiness: readiness.clone(),
+            metrics: Arc::clone(&metrics),
+            repository: Arc::clone(&repository),
+            frontend: Arc::clone(&frontend),
+        };
+        tasks.spawn(admin.serve(listener, tls).map(|()| Some("the admin listener")));
     }
-    tasks.spawn(reload_keys(authenticator, Arc::clone(&metrics)).map(|()| Some("the reader of keys")));
+    let mut reloader = Reloader::default();
+    reload_credentials(&mut reloader, &authenticator);
+    for tls in tls_in_use {
+        let files: Vec<_> = tls.settings().files().map(Path::to_owned).collect();
+        reloader.add("certificates", files, move || tls.reload().map_err(|error| error.to_string()));
+    }
+    tasks.spawn(async move {
+        match authenticator.tokens() {
+            Some(tokens) => match tokens.keep_fetching().await {},
+            None => None,
+        }
+    });
+    tasks.spawn(reloader.run(Arc::clone(&metrics)).map(|()| Some("the reader of changed files")));
     tasks.spawn(async move {
         loop {
             tokio::time::sleep(SWEEP_EVERY).await;
@@ -222,6 +248,7 @@ async fn start_with(config: Config, opener: Arc<dyn Open>, switches: Switches) -
     Ok(App {
         bound,
         admin: admin_address,
+        admin_tls: has_admin_tls,
         metrics,
         readiness,
         phase,
@@ -284,47 +311,40 @@ pub fn run(config: Config, opener: Arc<dyn Open>, ort_version: &str) -> Result<(
     result
 }
 
-/// The certificate of a listener, read and checked; `None` for clear text.
+/// The certificates of a listener, read and checked; `None` for clear text.
 ///
 /// # Errors
 ///
 /// [`StartError`] names the file and what is wrong with it.
-pub fn tls(listen: &Listen) -> Result<Option<Tls>, StartError> {
-    match listen.tls.as_deref() {
-        Some([tls]) => Tls::from_files(&tls.certificate, &tls.key).map(Some).map_err(StartError::new),
-        Some(_) => Err(StartError(format!(
-            "listener `{}` has several certificates, which this version cannot choose from; give it one",
-            listen.address
-        ))),
-        None => Ok(None),
-    }
+pub fn tls(settings: Option<&tls::Settings>, speaks: Speaks) -> Result<Option<Tls>, StartError> {
+    settings.map(|settings| Tls::new(settings.clone(), speaks)).transpose().map_err(StartError::new)
 }
 
 fn bind(listen: &Listen) -> Result<Listener, StartError> {
-    let tls = tls(listen)?;
+    let tls = tls(listen.tls.as_ref(), Speaks::Both)?;
     Listener::bind(listen.address, listen.surfaces, tls).map_err(StartError::new)
 }
 
-async fn bind_admin(address: SocketAddr) -> Result<TcpListener, StartError> {
-    let bound = TcpListener::bind(address).await;
-    bound.map_err(|error| StartError(format!("cannot listen on `{address}` (`admin.address`): {error}")))
+async fn bind_admin(admin: &config::Admin) -> Result<(TcpListener, Option<Tls>), StartError> {
+    let (address, tls) = (admin.address, tls(admin.tls.as_ref(), Speaks::Http1)?);
+    match TcpListener::bind(address).await {
+        Ok(listener) => Ok((listener, tls)),
+        Err(error) => Err(StartError(format!("cannot listen on `{address}` (`admin.address`): {error}"))),
+    }
 }
 
-/// Re-reads the file of keys when it changes. A broken file changes nothing, and is said once per change.
-async fn reload_keys(authenticator: Arc<Authenticator>, metrics: Arc<Metrics>) {
-    loop {
-        tokio::time::sleep(KEYS_EVERY).await;
-        match authenticator.reload_if_changed() {
-            Ok(false) => {}
-            Ok(true) => {
-                metrics.config_reloaded(true);
-                tracing::info!("keys were read again");
-            }
-            Err(error) => {
-                metrics.config_reloaded(false);
-                tracing::error!(%error, "keys cannot be read again, the old ones stay");
-            }
-        }
+/// What callers prove themselves by may change while they call.
+fn reload_credentials(reloader: &mut Reloader, authenticator: &Arc<Authenticator>) {
+    if let Some(path) = authenticator.key_file() {
+        let (path, authenticator) = (path.to_owned(), Arc::clone(authenticator));
+        reloader.add("keys", [path], move || authenticator.reload_keys().map_err(|error| error.to_string()));
+    }
+    for (place, path) in authenticator.tokens().into_iter().flat_map(Tokens::files) {
+        let (path, authenticator) = (path.to_owned(), Arc::clone(authenticator));
+        reloader.add("keys of an issuer", [path], move || match authenticator.tokens() {
+            Some(tokens) => tokens.reload(place).map_err(|error| error.to_string()),
+            None => Ok(()),
+        });
     }
 }
 

@@ -3,14 +3,17 @@
 //! A flag wins over its variable `SLUICEGATE_<FLAG>`, which wins over the file, which wins over defaults.
 //! Exit status: 0 all is well, 2 the configuration or a model is wrong, 1 anything else.
 
+mod keys;
+
 use crate::{
     app,
-    auth::api_key,
     backend::ort::Runtime,
     config::{self, Config, Overrides, Problems},
+    frontend::tls::Speaks,
     model::describe::describe,
 };
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use keys::Keys;
 use std::{
     fmt::{self, Write as _},
     io::{self, Write as _},
@@ -18,7 +21,6 @@ use std::{
     path::{Path, PathBuf},
     process::ExitCode,
     sync::Arc,
-    time::SystemTime,
 };
 
 /// Exit status for a wrong configuration or model.
@@ -44,7 +46,7 @@ enum Command {
     Serve(Serve),
     /// Explain the configuration and every model; exit 2 if something is wrong
     Check(Check),
-    /// Make API keys
+    /// Make, list and revoke API keys
     Keys {
         #[command(subcommand)]
         command: Keys,
@@ -86,21 +88,6 @@ struct Check {
     onnxruntime: Option<PathBuf>,
 }
 
-#[derive(Debug, Subcommand)]
-enum Keys {
-    /// Make a key: prints it once, and the entry for keys.yaml
-    New {
-        /// Identity that the key proves
-        #[arg(long)]
-        identity: String,
-        /// Groups of that identity; may be repeated
-        #[arg(long = "group")]
-        groups: Vec<String>,
-    },
-    /// Read a key from standard input and print its hash for keys.yaml
-    Hash,
-}
-
 #[derive(Clone, Copy, Debug, ValueEnum)]
 enum LogFormat {
     Pretty,
@@ -118,8 +105,7 @@ impl Cli {
         match self.command {
             Some(Command::Serve(arguments)) => serve(&arguments),
             Some(Command::Check(arguments)) => check(&arguments),
-            Some(Command::Keys { command: Keys::New { identity, groups } }) => new_key(&identity, &groups),
-            Some(Command::Keys { command: Keys::Hash }) => hash_key(),
+            Some(Command::Keys { command }) => command.run(),
             None => ExitCode::FAILURE,
         }
     }
@@ -205,13 +191,20 @@ fn explain(text: &mut String, config: &Config, runtime: &Runtime) -> Result<bool
     for listen in &config.listen {
         let tls = if listen.tls.is_some() { "TLS" } else { "clear text" };
         writeln!(text, "listens on {} ({tls}): {}", listen.address, listen.surfaces.names().join(", "))?;
-        if let Err(error) = app::tls(listen) {
+        if let Err(error) = app::tls(listen.tls.as_ref(), Speaks::Both) {
             problems += 1;
             writeln!(text, "  problem: {error}")?;
         }
     }
     match &config.admin {
-        Some(admin) => writeln!(text, "metrics and probes on {}", admin.address)?,
+        Some(admin) => {
+            let tls = if admin.tls.is_some() { "TLS" } else { "clear text" };
+            writeln!(text, "metrics and probes on {} ({tls})", admin.address)?;
+            if let Err(error) = app::tls(admin.tls.as_ref(), Speaks::Http1) {
+                problems += 1;
+                writeln!(text, "  problem: {error}")?;
+            }
+        }
         None => writeln!(text, "no admin listener")?,
     }
     match (config.auth.has_method(), config.grants.len()) {
@@ -249,31 +242,6 @@ fn explain(text: &mut String, config: &Config, runtime: &Runtime) -> Result<bool
         problems => writeln!(text, "\n{problems} problems; what has none would be served")?,
     }
     Ok(problems > 0)
-}
-
-fn new_key(identity: &str, groups: &[String]) -> ExitCode {
-    let key = match api_key::generate() {
-        Ok(key) => key,
-        Err(error) => return failed(&error),
-    };
-    println!("{}", key.key);
-    println!("\nThis is the only time it is shown. Put this below `keys:` in keys.yaml:\n");
-    println!("{}", key.entry(identity, groups, SystemTime::now()));
-    ExitCode::SUCCESS
-}
-
-fn hash_key() -> ExitCode {
-    let mut key = String::new();
-    if let Err(error) = io::stdin().read_line(&mut key) {
-        return failed(&error);
-    }
-    match key.trim() {
-        "" => failed(&"no key on standard input"),
-        key => {
-            println!("{}", api_key::hash(key));
-            ExitCode::SUCCESS
-        }
-    }
 }
 
 fn wrong(problems: &Problems) -> ExitCode {

@@ -60,7 +60,8 @@ fn write(text: &mut String, app: &App, loaded: &Loaded, ort_version: &str, secur
         writeln!(text, "  {scheme}://{}  {}", bound.address, bound.surfaces.names().join(", "))?;
     }
     if let Some(admin) = app.admin_address() {
-        writeln!(text, "  http://{admin}  /metrics /livez /readyz")?;
+        let scheme = if app.admin_tls { "https" } else { "http" };
+        writeln!(text, "  {scheme}://{admin}  /metrics /livez /readyz")?;
     }
     writeln!(text)?;
     for surface in Surface::ALL {

@@ -4,8 +4,8 @@
 //! else happens to it, and is never kept, compared or logged as it came.
 
 use super::{
-    key_file::{self, KeyFileError},
-    timestamp,
+    key_file::{self, Entry, KeyFileError},
+    key_list, timestamp,
 };
 use crate::call::Identity;
 use arc_swap::ArcSwap;
@@ -18,7 +18,7 @@ use std::{
     hash::{BuildHasherDefault, Hasher},
     io::Read,
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, PoisonError},
+    sync::Arc,
     time::SystemTime,
 };
 use subtle::ConstantTimeEq;
@@ -32,9 +32,9 @@ pub(super) struct Key {
     /// SHA-256 of the whole key.
     pub(super) digest: [u8; 32],
     /// Whom it proves.
+    ///
+    /// It is proven until the earlier of `expires` and `revoked`.
     pub(super) identity: Arc<Identity>,
-    /// When it stops being valid: the earlier of `expires` and `revoked`.
-    pub(super) until: Option<SystemTime>,
 }
 
 /// All keys of one reading of the file.
@@ -50,9 +50,19 @@ pub struct Keyring {
 pub struct KeyFile {
     path: PathBuf,
     ring: ArcSwap<Keyring>,
-    /// Digest of the contents that were read last, broken ones included, so that each is reported once; `None` if the
-    /// file could not be read.
-    seen: Mutex<Option<[u8; 32]>>,
+}
+
+/// What a new key is for, besides its identity.
+#[derive(Clone, Debug, Default)]
+pub struct Terms {
+    /// Groups of the identity.
+    pub groups: Vec<String>,
+    /// The only intents it is for; none: all.
+    pub intents: Vec<String>,
+    /// Patterns of the only models it is for; none: all.
+    pub models: Vec<String>,
+    /// When it ends.
+    pub expires: Option<SystemTime>,
 }
 
 /// A new key, to be shown once.
@@ -101,7 +111,7 @@ impl Keyring {
         }
         let digest: [u8; 32] = Sha256::digest(credential).into();
         let key = self.keys.get(&prefix(&digest))?.iter().find(|key| is_same(&key.digest, &digest))?;
-        match key.until {
+        match key.identity.until() {
             // The clock is read only for keys that end.
             Some(until) if until <= now() => None,
             Some(_) | None => Some(Arc::clone(&key.identity)),
@@ -129,12 +139,8 @@ impl KeyFile {
     ///
     /// Every problem of the file.
     pub fn open(path: &Path) -> Result<Self, KeyFileError> {
-        let contents = read(path)?;
-        Ok(Self {
-            path: path.to_owned(),
-            ring: ArcSwap::from_pointee(Keyring::new(key_file::parse(path, &contents)?)),
-            seen: Mutex::new(Some(Sha256::digest(&contents).into())),
-        })
+        let keys = key_file::parse(path, &read(path)?)?;
+        Ok(Self { path: path.to_owned(), ring: ArcSwap::from_pointee(Keyring::new(keys)) })
     }
 
     /// The identity that `credential` proves, if it is a key that is valid now.
@@ -142,26 +148,21 @@ impl KeyFile {
         self.ring.load().find(credential, SystemTime::now)
     }
 
-    /// Reads the file again and takes its keys over if they are others; true if so.
-    ///
-    /// Contents are compared, not times: a Kubernetes secret is swapped as a link to a folder. Reads the file, so it
-    /// is called from a timer of the control runtime and not from a lane.
+    /// Reads the file again and takes its keys over. Called when it has changed, from the control runtime and not from a
+    /// lane.
     ///
     /// # Errors
     ///
-    /// What is wrong with the new file, once per change. The old keys stay in force.
-    pub fn reload_if_changed(&self) -> Result<bool, KeyFileError> {
-        let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
-        let contents = match read(&self.path) {
-            Ok(contents) => contents,
-            Err(error) => return if seen.take().is_some() { Err(error) } else { Ok(false) },
-        };
-        let digest: [u8; 32] = Sha256::digest(&contents).into();
-        if seen.replace(digest) == Some(digest) {
-            return Ok(false);
-        }
-        self.ring.store(Arc::new(Keyring::new(key_file::parse(&self.path, &contents)?)));
-        Ok(true)
+    /// What is wrong with the new file. The old keys stay in force.
+    pub fn reload(&self) -> Result<(), KeyFileError> {
+        let keys = key_file::parse(&self.path, &read(&self.path)?)?;
+        self.ring.store(Arc::new(Keyring::new(keys)));
+        Ok(())
+    }
+
+    /// Where the keys are.
+    pub fn path(&self) -> &Path {
+        &self.path
     }
 }
 
@@ -203,16 +204,20 @@ pub fn hash(key: &str) -> String {
 }
 
 impl NewKey {
-    /// The line for `keys.yaml`, made at `now`, for an identity that belongs to `groups`.
-    pub fn entry(&self, identity: &str, groups: &[String], now: SystemTime) -> String {
-        // JSON strings are YAML strings, whatever the identity contains.
-        let identity = serde_json::Value::from(identity);
-        let groups = match groups {
-            [] => String::new(),
-            groups => format!(", groups: {}", serde_json::Value::from(groups)),
-        };
-        let created = timestamp::format(now);
-        format!("- {{ id: {}, hash: \"{}\", identity: {identity}{groups}, created: {created} }}", self.id, self.hash)
+    /// The line for `keys.yaml`, made at `now`, for `identity` on these terms.
+    pub fn entry(&self, identity: &str, terms: &Terms, now: SystemTime) -> String {
+        let shared = |list: &[String]| list.iter().map(|text| Arc::from(text.as_str())).collect::<Vec<Arc<str>>>();
+        key_list::line(&Entry {
+            id: self.id.clone(),
+            hash: self.hash.clone(),
+            identity: identity.to_owned(),
+            groups: shared(&terms.groups),
+            intents: (!terms.intents.is_empty()).then(|| terms.intents.clone()),
+            models: (!terms.models.is_empty()).then(|| shared(&terms.models)),
+            created: Some(timestamp::format(now)),
+            expires: terms.expires.map(timestamp::format),
+            revoked: None,
+        })
     }
 }
 
@@ -239,8 +244,8 @@ mod tests {
         assert_eq!(new.key.len(), 46);
         assert!(new.key.starts_with("sg_") && new.hash.len() == 71);
         let dir = tempfile::tempdir().unwrap();
-        let keys =
-            KeyFile::open(&file(&dir, &[new.entry("we\"b: {", &["mo,bile".to_owned()], SystemTime::now())])).unwrap();
+        let groups = Terms { groups: vec!["mo,bile".to_owned()], ..Terms::default() };
+        let keys = KeyFile::open(&file(&dir, &[new.entry("we\"b: {", &groups, SystemTime::now())])).unwrap();
         assert_eq!(&**keys.find(&new.key).unwrap().id(), "we\"b: {");
         assert!(keys.find(&new.key[..45]).is_none());
         assert!(keys.find("").is_none());
@@ -261,10 +266,10 @@ mod tests {
 
     #[test]
     fn a_key_is_valid_until_its_end() {
-        let identity = Arc::new(Identity::proven("web", Vec::new(), crate::call::Scope::Granted));
         let until = UNIX_EPOCH + Duration::from_secs(100);
+        let identity = Identity::proven("web", Vec::new(), crate::call::Scope::Granted).until_time(Some(until));
         let digest = Sha256::digest("sg_x").into();
-        let ring = Keyring::new(vec![Key { digest, identity, until: Some(until) }]);
+        let ring = Keyring::new(vec![Key { digest, identity: Arc::new(identity) }]);
         assert!(ring.find("sg_x", || until - Duration::from_nanos(1)).is_some());
         assert!(ring.find("sg_x", || until).is_none());
     }
@@ -276,36 +281,33 @@ mod tests {
         let mut other = digest;
         other[31] ^= 1;
         let ring = Keyring::new(vec![
-            Key { digest: other, identity: identity("other"), until: None },
-            Key { digest, identity: identity("web"), until: None },
+            Key { digest: other, identity: identity("other") },
+            Key { digest, identity: identity("web") },
         ]);
         assert_eq!(&**ring.find("sg_x", SystemTime::now).unwrap().id(), "web");
     }
 
     #[test]
-    fn a_changed_file_is_taken_over() {
+    fn a_file_that_is_read_again_is_taken_over() {
         let (dir, old, new) = (tempfile::tempdir().unwrap(), generate().unwrap(), generate().unwrap());
-        let keys = KeyFile::open(&file(&dir, &[old.entry("old", &[], UNIX_EPOCH)])).unwrap();
-        assert!(!keys.reload_if_changed().unwrap());
-        file(&dir, &[new.entry("new", &[], UNIX_EPOCH)]);
-        assert!(keys.reload_if_changed().unwrap());
+        let keys = KeyFile::open(&file(&dir, &[old.entry("old", &Terms::default(), UNIX_EPOCH)])).unwrap();
+        file(&dir, &[new.entry("new", &Terms::default(), UNIX_EPOCH)]);
+        keys.reload().unwrap();
         assert!(keys.find(&old.key).is_none() && keys.find(&new.key).is_some());
     }
 
     #[test]
-    fn a_broken_file_is_reported_once_and_the_old_keys_stay() {
+    fn the_old_keys_outlive_a_broken_file() {
         let (dir, key) = (tempfile::tempdir().unwrap(), generate().unwrap());
-        let path = file(&dir, &[key.entry("web", &[], UNIX_EPOCH)]);
+        let path = file(&dir, &[key.entry("web", &Terms::default(), UNIX_EPOCH)]);
         let keys = KeyFile::open(&path).unwrap();
         fs::write(&path, "version: 1\nkeys: [nonsense]").unwrap();
-        assert!(keys.reload_if_changed().is_err());
-        assert!(!keys.reload_if_changed().unwrap());
+        assert!(keys.reload().is_err());
         fs::remove_file(&path).unwrap();
-        assert!(keys.reload_if_changed().is_err());
-        assert!(!keys.reload_if_changed().unwrap());
+        assert!(keys.reload().is_err());
         assert!(keys.find(&key.key).is_some());
         file(&dir, &[]);
-        assert!(keys.reload_if_changed().unwrap());
+        keys.reload().unwrap();
         assert!(keys.find(&key.key).is_none());
     }
 }

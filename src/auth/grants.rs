@@ -33,6 +33,8 @@ pub enum Grantee {
     Identity(Arc<str>),
     /// `group:NAME`: each member.
     Group(Arc<str>),
+    /// `claim:NAME=VALUE`: whose token says so. Members of objects have names with dots.
+    Claim(Arc<str>, Arc<str>),
     /// `anonymous`: callers without credentials, with `auth.anonymous: always`.
     Anonymous,
 }
@@ -45,6 +47,8 @@ pub struct Grants {
     identities: HashMap<Arc<str>, Vec<usize>>,
     /// Indices of rules, by the name of a group.
     groups: HashMap<Arc<str>, Vec<usize>>,
+    /// Indices of rules, by the name and then the value of a claim.
+    claims: HashMap<Arc<str>, HashMap<Arc<str>, Vec<usize>>>,
 }
 
 // === impl Grantee ===
@@ -59,13 +63,19 @@ impl Grantee {
         match text.split_once(':') {
             _ if text == ANONYMOUS => Ok(Self::Anonymous),
             Some(("identity", ANONYMOUS)) => Err(format!("`{text}` names nobody; write {ANONYMOUS}")),
-            Some(("identity" | "group", name)) if name.contains('*') => {
+            Some(("identity" | "group" | "claim", name)) if name.contains('*') => {
                 Err(format!("`{text}` has a `*`, which stands for models and versions only; use a group"))
             }
             Some(("identity", name)) if !name.is_empty() => Ok(Self::Identity(name.into())),
             Some(("group", name)) if !name.is_empty() => Ok(Self::Group(name.into())),
-            Some(("claim", _)) => Err(format!("`{text}`: grants by claim are not available in this version")),
-            _ => Err(format!("`{text}` is nobody, expected identity:NAME, group:NAME or {ANONYMOUS}")),
+            Some(("claim", claim)) => match claim.split_once('=') {
+                // Of an object or a list the end of a path is named, and there is none that is empty.
+                Some((name, value)) if !name.is_empty() => Ok(Self::Claim(name.into(), value.into())),
+                _ => Err(format!("`{text}` is no claim, expected claim:NAME=VALUE")),
+            },
+            _ => {
+                Err(format!("`{text}` is nobody, expected identity:NAME, group:NAME, claim:NAME=VALUE or {ANONYMOUS}"))
+            }
         }
     }
 }
@@ -96,6 +106,9 @@ impl Grants {
                 let places = match to {
                     Grantee::Identity(name) => grants.identities.entry(Arc::clone(name)),
                     Grantee::Group(name) => grants.groups.entry(Arc::clone(name)),
+                    Grantee::Claim(name, value) => {
+                        grants.claims.entry(Arc::clone(name)).or_default().entry(Arc::clone(value))
+                    }
                     Grantee::Anonymous => grants.identities.entry(ANONYMOUS.into()),
                 };
                 places.or_default().push(index);
@@ -152,7 +165,10 @@ impl Grants {
     fn rules_of<'a>(&'a self, identity: &'a Identity) -> impl Iterator<Item = &'a Rule> {
         let own = self.identities.get(identity.id());
         let shared = identity.groups().iter().filter_map(|group| self.groups.get(group));
-        own.into_iter().chain(shared).flatten().map(|index| &self.rules[*index])
+        // Most grants name no claim, and then no claim is looked up.
+        let claims = if self.claims.is_empty() { &[] } else { identity.claims() };
+        let said = claims.iter().filter_map(|(name, value)| self.claims.get(name)?.get(value));
+        own.into_iter().chain(shared).chain(said).flatten().map(|index| &self.rules[*index])
     }
 }
 
@@ -313,9 +329,32 @@ mod tests {
     #[test]
     fn grantees_are_spelled_out() {
         assert_eq!(Grantee::parse("group:a:b"), Ok(Grantee::Group("a:b".into())));
-        for wrong in ["web", "identity:", "group:", "identity:*", "identity:anonymous", "user:web", ""] {
+        assert_eq!(Grantee::parse("claim:a.b=c=d"), Ok(Grantee::Claim("a.b".into(), "c=d".into())));
+        for wrong in [
+            "web",
+            "identity:",
+            "group:",
+            "identity:*",
+            "identity:anonymous",
+            "user:web",
+            "",
+            "claim:a",
+            "claim:=a",
+            "claim:a=*",
+        ] {
             assert!(Grantee::parse(wrong).is_err(), "{wrong}");
         }
-        assert!(Grantee::parse("claim:tenant=acme").unwrap_err().contains("not available in this version"));
+    }
+
+    #[test]
+    fn a_claim_has_grants_and_its_name_alone_has_none() {
+        let grants = Grants::new(vec![rule(&["claim:tenant=acme"], &[Intent::Infer], &["m"], &["*"])]);
+        let with = |claims: &[(&str, &str)]| {
+            let claims = claims.iter().map(|(name, value)| (Arc::from(*name), Arc::from(*value))).collect();
+            infer(&grants, &granted("a").with_claims(claims), "m").is_ok()
+        };
+        assert!(with(&[("tenant", "other"), ("tenant", "acme")]));
+        assert!(!with(&[("tenant", "other")]) && !with(&[("other", "acme")]) && !with(&[]));
+        assert!(infer(&grants, &identity("acme", &["acme", "tenant=acme"], Scope::Granted), "m").is_err());
     }
 }

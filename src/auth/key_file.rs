@@ -42,20 +42,42 @@ struct File {
     keys: Option<Vec<Entry>>,
 }
 
-#[derive(Deserialize)]
+/// A key, as written.
+#[derive(Clone, Deserialize, PartialEq, Eq)]
 #[serde(deny_unknown_fields)]
-struct Entry {
-    id: String,
-    hash: String,
-    identity: String,
+pub(super) struct Entry {
+    pub(super) id: String,
+    pub(super) hash: String,
+    pub(super) identity: String,
     #[serde(default)]
-    groups: Vec<Arc<str>>,
-    intents: Option<Vec<String>>,
-    models: Option<Vec<Arc<str>>>,
+    pub(super) groups: Vec<Arc<str>>,
+    pub(super) intents: Option<Vec<String>>,
+    pub(super) models: Option<Vec<Arc<str>>>,
     // Asked for so that it is written down; nothing depends on it.
-    created: Option<String>,
-    expires: Option<String>,
-    revoked: Option<String>,
+    pub(super) created: Option<String>,
+    pub(super) expires: Option<String>,
+    pub(super) revoked: Option<String>,
+}
+
+impl fmt::Debug for Entry {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // Somebody may have put the key itself where its hash belongs.
+        f.debug_struct("Entry").field("id", &self.id).finish_non_exhaustive()
+    }
+}
+
+/// The entries of a file, unchecked.
+///
+/// # Errors
+///
+/// If it has not the form of one.
+pub(super) fn read_entries(path: &Path, contents: &[u8]) -> Result<Vec<Entry>, KeyFileError> {
+    Ok(read(path, contents)?.keys.unwrap_or_default())
+}
+
+fn read(path: &Path, contents: &[u8]) -> Result<File, KeyFileError> {
+    let error = |problem: String| KeyFileError { path: path.to_owned(), problems: vec![problem] };
+    serde_saphyr::from_slice_with_options(contents, options()).map_err(|problem| error(problem.to_string()))
 }
 
 /// Reads the contents of a key file.
@@ -65,8 +87,7 @@ struct Entry {
 /// Every problem of it.
 pub(super) fn parse(path: &Path, contents: &[u8]) -> Result<Vec<Key>, KeyFileError> {
     let error = |problems| KeyFileError { path: path.to_owned(), problems };
-    let file: File = serde_saphyr::from_slice_with_options(contents, options())
-        .map_err(|problem| error(vec![problem.to_string()]))?;
+    let file = read(path, contents)?;
     let mut problems = Vec::new();
     if file.version != 1 {
         problems.push(format!("version: {} is not known, expected 1", file.version));
@@ -134,8 +155,10 @@ fn key(entry: &Entry, complain: &mut dyn FnMut(String)) -> Option<Key> {
     };
     Some(Key {
         digest: digest?,
-        identity: Arc::new(Identity::proven(entry.identity.as_str(), entry.groups.clone(), scope)),
-        until: [expires, revoked].into_iter().flatten().min(),
+        identity: Arc::new(
+            Identity::proven(entry.identity.as_str(), entry.groups.clone(), scope)
+                .until_time([expires, revoked].into_iter().flatten().min()),
+        ),
     })
 }
 
@@ -181,7 +204,7 @@ mod tests {
         assert_eq!(keys.len(), 1);
         assert_eq!(&**keys[0].identity.id(), "web");
         assert_eq!(keys[0].identity.groups(), [Arc::from("mobile")]);
-        assert_eq!(keys[0].until, timestamp::parse("2026-06-01T00:00:00Z"));
+        assert_eq!(keys[0].identity.until(), timestamp::parse("2026-06-01T00:00:00Z"));
         assert!(matches!(keys[0].identity.scope(), Scope::Narrowed { intents: Some(i), .. } if *i == [Intent::Infer]));
     }
 

@@ -118,7 +118,7 @@ mod tests {
 
     fn call() -> Inbound {
         let address = ([127, 0, 0, 1], 1).into();
-        let peer = Arc::new(Peer { address, local: address, tls: false });
+        let peer = Arc::new(Peer::new(address, address));
         let head = Head::new(CallId::make(), Surface::Rest, Intent::Inspect, peer);
         Call { head, sender: Credentials::None, input: Pending::ready(Operation::Inspect(Inspect::Models)) }
     }

@@ -7,6 +7,8 @@ use std::sync::Arc;
 /// A change of the server, of intent `manage`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Manage {
+    /// Nothing: asks whether the caller may change anything.
+    Nothing,
     /// Loads a model, or loads it again.
     Load(LoadRequest),
     /// Stops serving a model, or the one version that is named.
@@ -62,7 +64,7 @@ impl Manage {
             Self::Load(request) => Some(&request.model),
             Self::Unload(model) => Some(model),
             Self::Trace(change) => change.model.as_ref(),
-            Self::Logging(_) => None,
+            Self::Logging(_) | Self::Nothing => None,
         }
     }
 }

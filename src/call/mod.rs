@@ -16,7 +16,7 @@ mod stream;
 mod watch;
 
 pub use gateway::Gateway;
-pub use identity::{Credentials, Identity, Peer, Scope};
+pub use identity::{Certificate, Credentials, Identity, Peer, Scope};
 pub use inputs::{Expected, Inputs, Labels, Untyped};
 pub use manage::{LoadRequest, LoggingChange, Manage, NewValues, TraceChange};
 pub use operation::{

@@ -6,11 +6,6 @@
 pub(super) const LATER: &[&str] = &[
     "profile",
     "listen.*.trusted_proxies",
-    "listen.*.tls.clients",
-    "admin.tls",
-    "auth.jwt",
-    "auth.mtls",
-    "auth.websocket.tickets",
     "limits.connections.per_identity",
     "limits.concurrency.queue_delay",
     "limits.http2.max_age",

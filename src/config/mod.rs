@@ -23,7 +23,7 @@ use later::LATER;
 use crate::{
     auth::{self, grants},
     call::Notes,
-    frontend::{self, Surfaces},
+    frontend::{self, Surfaces, tls},
     limit::{self, address},
     model::Sample,
     tensor::Signature,
@@ -79,24 +79,17 @@ pub struct Listen {
     pub address: SocketAddr,
     /// What it serves.
     pub surfaces: Surfaces,
-    /// Certificates with their keys, by SNI; `None`: clear text.
-    pub tls: Option<Vec<Certificate>>,
-}
-
-/// A certificate chain with its key, both PEM files.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Certificate {
-    /// The chain, leaf first.
-    pub certificate: PathBuf,
-    /// The private key.
-    pub key: PathBuf,
+    /// How it speaks TLS; `None`: clear text.
+    pub tls: Option<tls::Settings>,
 }
 
 /// The admin listener.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Admin {
     /// Where. Port 0: the system chooses.
     pub address: SocketAddr,
+    /// How it speaks TLS; `None`: clear text.
+    pub tls: Option<tls::Settings>,
 }
 
 /// Calls in flight (`limits.concurrency`).
@@ -340,6 +333,13 @@ impl Config {
         if has_identities && self.grants.is_empty() {
             warnings.push("`grants` is empty: nobody may do anything".to_owned());
         }
+        let clear = |issuer: &&auth::jwt::Issuer| matches!(&issuer.keys, auth::jwt::Keys::Url { url, .. } if url.scheme_str() == Some("http"));
+        if let Some(issuer) = self.auth.jwt.iter().find(clear) {
+            let name = &issuer.issuer;
+            warnings.push(format!(
+                "the keys of `{name}` (`auth.jwt`) are fetched in clear text: whoever is on the way can make tokens"
+            ));
+        }
         if self.auth.anonymous == auth::Anonymous::Never && !self.auth.has_method() {
             warnings.push("`auth` has no method and `auth.anonymous` is never: every call will be refused".to_owned());
         }
@@ -393,5 +393,7 @@ impl FromStr for LogFormat {
     }
 }
 
+#[cfg(test)]
+mod auth_tests;
 #[cfg(test)]
 mod tests;

@@ -100,9 +100,9 @@ impl Listener {
         self.local
     }
 
-    /// Whether TLS ends here.
-    pub fn is_tls(&self) -> bool {
-        self.tls.is_some()
+    /// How it speaks TLS, if it does.
+    pub fn tls(&self) -> Option<&Tls> {
+        self.tls.as_ref()
     }
 
     /// Accepts until draining begins, then closes the listener. Each connection goes to `deal`.

@@ -13,15 +13,17 @@ pub mod http;
 pub mod rest;
 pub mod settings;
 #[cfg(test)]
-mod testing;
+pub(crate) mod testing;
+mod ticket;
 pub mod tls;
 pub mod websocket;
 
 pub use body::Body;
 pub use settings::Settings;
+pub use ticket::Tickets;
 
 use crate::{
-    call::{Gateway, Peer, Readiness, Surface},
+    call::{Credentials, Gateway, Peer, Readiness, Surface},
     error::Error,
     limit::address::AddressGate,
     telemetry::metrics::Metrics,
@@ -46,6 +48,10 @@ pub struct Frontend {
     pub addresses: Arc<AddressGate>,
     /// Bytes of bodies and outputs held (`limits.concurrency.memory`).
     pub memory: body::Memory,
+    /// What browsers traded their credentials for.
+    pub tickets: Tickets,
+    /// Changes when somebody who is known may not be any more: a key was revoked, an issuer has other keys.
+    pub proofs: watch::Receiver<()>,
 }
 
 /// How far the process is on its way out (contract 07 section 5).
@@ -89,6 +95,14 @@ impl Connection {
     pub fn gate(&self) -> Result<(), Error> {
         let checked = self.frontend.addresses.check(self.peer.address.ip());
         checked.inspect_err(|_| self.frontend.metrics.refused("address"))
+    }
+
+    /// `sent`, as it has to be written down to prove the same on another connection.
+    fn portable(&self, sent: &Credentials) -> Credentials {
+        match (sent, &self.peer.certificate) {
+            (Credentials::None, Some(certificate)) => Credentials::Certificate(Arc::clone(certificate)),
+            _ => sent.clone(),
+        }
     }
 
     /// Tells the address gate about an error that is about to be rendered.

@@ -144,6 +144,8 @@ pub struct WebSocket {
     pub control_frames: usize,
     /// First credit of a streaming request, in `output` messages.
     pub credit: u32,
+    /// How long a ticket may be used after it was made (contract 06 C1 item 2).
+    pub tickets: Duration,
     /// Whether a subprotocol may carry a token (contract 06 C1 item 3).
     pub subprotocol_token: bool,
     /// Whether `hello` may carry a token (contract 06 C1 item 4).
@@ -320,6 +322,7 @@ impl Default for WebSocket {
             read_buffer: 4 * KIB,
             control_frames: 10,
             credit: 16,
+            tickets: Duration::from_secs(30),
             subprotocol_token: true,
             first_message: true,
             origins: Vec::new(),

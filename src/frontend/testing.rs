@@ -1,7 +1,7 @@
 //! A server on a free port over a stack that a test makes up, and clients that say exactly what they are told.
 
 use super::{
-    Connection, Frontend, Phase, Settings, Surfaces,
+    Connection, Frontend, Phase, Settings, Surfaces, Tickets,
     accept::{Listener, Places, serve},
     body::Memory,
     tls::Tls,
@@ -69,6 +69,8 @@ impl Plan {
         let frontend = Arc::new(Frontend {
             gateway,
             memory: Memory::new(self.settings.concurrency.memory),
+            tickets: Tickets::new(self.settings.websocket.tickets),
+            proofs: watch::channel(()).1,
             settings: self.settings,
             readiness: readiness.clone(),
             phase: watched.clone(),
@@ -166,19 +168,21 @@ pub(super) async fn get2(
 }
 
 /// A connection that nobody opened, over a stack that knows nobody.
-pub(super) fn connection() -> Connection {
+pub(crate) fn connection() -> Connection {
     let settings = Settings::default();
     let address = SocketAddr::from(([127, 0, 0, 1], 1));
     let frontend = Frontend {
         gateway: Gateway::new(tower::service_fn(nobody)),
         memory: Memory::new(settings.concurrency.memory),
+        tickets: Tickets::new(settings.websocket.tickets),
+        proofs: watch::channel(()).1,
         settings,
         readiness: Readiness::default(),
         phase: watch::channel(Phase::Serving).1,
         metrics: Arc::default(),
         addresses: Arc::new(AddressGate::new(address::Settings::default())),
     };
-    let peer = Peer { address, local: address, tls: false };
+    let peer = Peer::new(address, address);
     Connection::new(Arc::new(frontend), Arc::new(peer), Surfaces::ALL)
 }
 

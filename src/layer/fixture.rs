@@ -69,7 +69,7 @@ impl Observer for Ears {
 
 pub(crate) fn head(intent: Intent) -> Head {
     let address = "127.0.0.1:40000".parse().unwrap();
-    let peer = Peer { address, local: "127.0.0.1:8080".parse().unwrap(), tls: false };
+    let peer = Peer::new(address, "127.0.0.1:8080".parse().unwrap());
     Head::new(CallId::make(), Surface::Rest, intent, Arc::new(peer))
 }
 

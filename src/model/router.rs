@@ -185,27 +185,34 @@ impl Parts {
     }
 
     fn manage(&self, change: Manage) -> Result<Inner, Error> {
-        let Some(control) = &self.control else {
-            return Err(Error::Unimplemented(
-                "nothing can be changed over this API: `models.control` is not `explicit`".into(),
-            ));
+        let control = || {
+            self.control.as_ref().ok_or_else(|| {
+                let text = "nothing can be changed over this API: `models.control` is not `explicit`";
+                Error::Unimplemented(text.into())
+            })
         };
         Ok(match change {
+            // Whoever comes this far may change what there is to change.
+            Manage::Nothing => Inner::report(Report::Server(SERVER)),
             Manage::Load(request) => {
-                let (name, loading) = (Arc::clone(&request.model.name), control.load(request));
+                let (name, loading) = (Arc::clone(&request.model.name), control()?.load(request));
                 Inner::Elsewhere(Box::pin(async move { loading.await.map(|()| Report::Loaded(name)) }))
             }
             Manage::Unload(model) => {
-                let (name, unloading) = (Arc::clone(&model.name), control.unload(model));
+                let (name, unloading) = (Arc::clone(&model.name), control()?.unload(model));
                 Inner::Elsewhere(Box::pin(async move { unloading.await.map(|()| Report::Unloaded(name)) }))
             }
             Manage::Trace(change) => {
+                control()?;
                 if let Some(model) = &change.model {
                     self.repository.resolve(model)?;
                 }
                 Inner::report(Report::Trace(self.switches.change_trace(&change)?))
             }
-            Manage::Logging(change) => Inner::report(Report::Logging(self.switches.change_logging(&change)?)),
+            Manage::Logging(change) => {
+                control()?;
+                Inner::report(Report::Logging(self.switches.change_logging(&change)?))
+            }
         })
     }
 }
@@ -356,7 +363,7 @@ mod tests {
 
     fn call(operation: Operation) -> Decoded {
         let address = ([127, 0, 0, 1], 1).into();
-        let peer = Arc::new(Peer { address, local: address, tls: false });
+        let peer = Arc::new(Peer::new(address, address));
         let mut head = Head::new(CallId::make(), Surface::Rest, Intent::Infer, peer);
         head.deadline = Instant::now() + Duration::from_secs(60);
         head.stream_deadline = head.deadline;

@@ -4,6 +4,7 @@
 #![allow(missing_docs, unreachable_pub, missing_debug_implementations, clippy::unwrap_used)]
 
 mod allocations;
+mod auth;
 mod bad_input;
 mod cancel;
 mod collisions;
@@ -17,12 +18,15 @@ mod onnx;
 mod overload;
 mod parity;
 mod program;
+mod renewal;
 mod repository;
+mod secrets;
 mod statistics;
 mod support;
 mod surfaces;
 mod switches;
 mod tidy;
+mod tls;
 mod tunnels;
 mod v1;
 mod v2;

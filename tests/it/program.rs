@@ -304,3 +304,39 @@ fn a_new_key_is_hashed_as_keys_hash_does() {
     let hashed = text(&hash.wait_with_output().unwrap().stdout);
     assert!(hashed.trim().starts_with("sha256:") && printed.contains(hashed.trim()), "{printed} and {hashed}");
 }
+
+#[test]
+fn keys_are_made_listed_and_revoked_in_a_file() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("keys.yaml");
+    let file = file.to_str().unwrap();
+    let new = |more: &[&str]| {
+        let made = run(&[&["keys", "new", "--identity", "web", "--file", file], more].concat());
+        assert!(made.status.success(), "{}", text(&made.stderr));
+        let id = text(&made.stderr).split_whitespace().find(|word| word.starts_with("k_")).unwrap().to_owned();
+        (text(&made.stdout).trim().to_owned(), id.trim_end_matches('.').to_owned())
+    };
+    let (key, id) = new(&["--group", "mobile", "--intent", "infer", "--model", "digits", "--expires", "90d"]);
+    let (_, other) = new(&[]);
+    assert!(key.starts_with("sg_") && key.len() == 46, "alone on standard output: {key}");
+    let list = || text(&run(&["keys", "list", "--file", file]).stdout);
+    let row =
+        |id: &str| list().lines().find(|line| line.starts_with(id)).unwrap_or_else(|| panic!("{}", list())).to_owned();
+    for word in ["web", "mobile", "infer on digits", "active"] {
+        assert!(row(&id).contains(word), "{word} in\n{}", list());
+    }
+    assert!(run(&["keys", "revoke", &id, "--file", file]).status.success());
+    assert!(row(&id).ends_with("revoked") && row(&other).ends_with("active"), "{}", list());
+    assert!(!list().contains("sha256") && !list().contains(&key));
+    for wrong in [
+        &["keys", "revoke", "k_NOBODY", "--file", file][..],
+        &["keys", "list", "--file", "/nonexistent/keys.yaml"],
+        &["keys", "new", "--identity", "anonymous", "--file", file],
+        &["keys", "new", "--identity", "web", "--intent", "fly", "--file", file],
+        &["keys", "new", "--identity", "web", "--expires", "0d", "--file", file],
+        &["keys", "new", "--identity", "web", "--expires", "soon", "--file", file],
+    ] {
+        assert!(!run(wrong).status.success(), "{wrong:?}");
+    }
+    assert_eq!(list().lines().count(), 3, "what was wrong has left nothing behind");
+}

@@ -56,6 +56,10 @@ pub enum Load {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Paths(pub Vec<PathBuf>);
 
+/// One name or several.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Names(pub Vec<String>);
+
 /// Where ONNX Runtime runs a model; others than the CPU come later.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Provider;
@@ -140,7 +144,7 @@ macro_rules! deserialize_choice {
     )*};
 }
 
-deserialize_choice!(Amount, Switch, Versions, Load, Paths, Provider);
+deserialize_choice!(Amount, Switch, Versions, Load, Paths, Names, Provider);
 
 impl Choice for Amount {
     const EXPECTED: &str = "auto or a number from 1 up";
@@ -217,6 +221,18 @@ impl Choice for Paths {
     }
 }
 
+impl Choice for Names {
+    const EXPECTED: &str = "a name or a list of names";
+
+    fn word(word: &str) -> Option<Self> {
+        Some(Self(vec![word.to_owned()]))
+    }
+
+    fn list<'de, A: SeqAccess<'de>>(list: A) -> Result<Option<Self>, A::Error> {
+        Vec::deserialize(value::SeqAccessDeserializer::new(list)).map(|names| Some(Self(names)))
+    }
+}
+
 impl Choice for Provider {
     const EXPECTED: &str = "cpu; other providers are not available in this version";
 
@@ -269,6 +285,15 @@ impl Serialize for Paths {
         match self.0.as_slice() {
             [path] => path.serialize(serializer),
             paths => paths.serialize(serializer),
+        }
+    }
+}
+
+impl Serialize for Names {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self.0.as_slice() {
+            [name] => name.serialize(serializer),
+            names => names.serialize(serializer),
         }
     }
 }

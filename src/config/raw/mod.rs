@@ -3,11 +3,15 @@
 //! Unknown keys are refused, defaults stand on the structs and come from the settings that they end up in, so that
 //! there is one source of each number. Nothing is checked here beyond types and units.
 
+mod auth;
 mod choice;
 mod limits;
 mod models;
 
-pub use choice::{Amount, Load, Paths, Provider, Switch, Versions};
+pub use auth::{
+    Anonymous, ApiKeys, Auth, AuthWebSocket, Certificate, CertificateName, Clients, Demand, Jwt, Mtls, Tls,
+};
+pub use choice::{Amount, Load, Names, Paths, Provider, Switch, Versions};
 pub use limits::{
     Address, Concurrency, Connections, Deadline, Http2, Limits, Policy, PolicyBy, PolicyUnit, Sizes, Timers, WebSocket,
 };
@@ -52,68 +56,13 @@ pub struct Listen {
     pub tls: Option<Tls>,
 }
 
-/// TLS of one listener.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-#[expect(missing_docs, reason = "the keys are explained in config/sluicegate.full.yaml")]
-pub struct Tls {
-    pub certificates: Vec<Certificate>,
-}
-
-/// A certificate chain with its key, both PEM files.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-#[expect(missing_docs, reason = "the keys are explained in config/sluicegate.full.yaml")]
-pub struct Certificate {
-    pub certificate: PathBuf,
-    pub key: PathBuf,
-}
-
 /// The admin listener.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 #[expect(missing_docs, reason = "the keys are explained in config/sluicegate.full.yaml")]
 pub struct Admin {
     pub address: String,
-}
-
-/// How callers prove who they are.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-#[expect(missing_docs, reason = "the keys are explained in config/sluicegate.full.yaml")]
-pub struct Auth {
-    pub anonymous: Anonymous,
-    pub api_keys: Option<ApiKeys>,
-    pub websocket: AuthWebSocket,
-}
-
-/// What callers without credentials are.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-#[expect(missing_docs, reason = "see `auth::Anonymous`")]
-pub enum Anonymous {
-    #[default]
-    Loopback,
-    Always,
-    Never,
-}
-
-/// API keys from a file.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-#[expect(missing_docs, reason = "the keys are explained in config/sluicegate.full.yaml")]
-pub struct ApiKeys {
-    pub file: PathBuf,
-}
-
-/// What browsers may do instead of sending a header.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-#[expect(missing_docs, reason = "the keys are explained in config/sluicegate.full.yaml")]
-pub struct AuthWebSocket {
-    pub subprotocol: bool,
-    pub first_message: bool,
-    pub origins: Vec<String>,
+    pub tls: Option<Tls>,
 }
 
 /// One grant.
@@ -283,10 +232,19 @@ pub struct Drain {
 
 impl Shaped for Config {
     fn example() -> Self {
-        let certificates = vec![Certificate::default()];
+        let tls = Tls { certificates: vec![Certificate::default()], clients: Some(Clients::default()) };
+        let path = || Some(PathBuf::default());
+        let jwt =
+            Jwt { jwks: Some(String::new()), ca: path(), key: path(), groups: Some(String::new()), ..Jwt::default() };
         Self {
-            listen: vec![Listen { tls: Some(Tls { certificates }), ..Listen::default() }],
-            auth: Auth { api_keys: Some(ApiKeys::default()), ..Auth::default() },
+            listen: vec![Listen { tls: Some(tls.clone()), ..Listen::default() }],
+            admin: Some(Admin { tls: Some(tls), ..Admin::default() }),
+            auth: Auth {
+                api_keys: Some(ApiKeys::default()),
+                jwt: vec![jwt],
+                mtls: Some(Mtls::default()),
+                ..Auth::default()
+            },
             grants: vec![Grant::default()],
             limits: Limits { rate: vec![Policy::default()], ..Limits::default() },
             models: Models {
@@ -359,18 +317,7 @@ impl Default for Listen {
 
 impl Default for Admin {
     fn default() -> Self {
-        Self { address: "127.0.0.1:9464".to_owned() }
-    }
-}
-
-impl Default for AuthWebSocket {
-    fn default() -> Self {
-        let settings = crate::frontend::settings::WebSocket::default();
-        Self {
-            subprotocol: settings.subprotocol_token,
-            first_message: settings.first_message,
-            origins: settings.origins,
-        }
+        Self { address: "127.0.0.1:9464".to_owned(), tls: None }
     }
 }
 

@@ -127,7 +127,7 @@ pub(super) fn rates(raw: &[raw::Policy], problems: &mut Problems) -> Vec<Policy>
             problems.push(format!("{path}.unit"), "only `calls` is available in this version");
         }
         let intents = match &raw.intents {
-            Some(names) => super::intents(&format!("{path}.intents"), names, problems),
+            Some(names) => super::auth::intents(&format!("{path}.intents"), names, problems),
             None => Policy::default_intents(),
         };
         let Some(limit) = raw.limit else {

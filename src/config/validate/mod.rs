@@ -1,18 +1,15 @@
 //! From what people wrote to what the program sees; whatever is wrong is reported with its path, all of it.
 
+mod auth;
 mod limits;
 mod models;
 
 pub(super) use models::{OUTSIDE, is_inside, is_plain, model, model_defaults, model_file};
 
-use super::{Admin, Certificate, Config, Drain, Listen, Overrides, Problems, Runtime, Telemetry, Turn, raw};
+use super::{Admin, Config, Drain, Listen, Overrides, Problems, Runtime, Telemetry, Turn, raw};
 use crate::{
-    auth::{
-        self,
-        api_key::KeyFile,
-        grants::{Grantee, INTENTS, Rule},
-    },
-    call::{Intent, ModelRef, Surface},
+    auth as authentication,
+    call::{ModelRef, Surface},
     frontend::{Settings, Surfaces, settings},
     wire,
 };
@@ -36,19 +33,28 @@ pub(super) fn config(
     if raw.version != 1 {
         problems.push("version", format!("{} is not known, expected 1", raw.version));
     }
-    let auth = authentication(&raw.auth, folder, problems);
+    let auth = auth::authentication(&raw.auth, folder, problems);
+    auth::check_mtls(raw, problems);
     let mut models = models::models(&raw.models, if writes_directory { folder } else { Path::new("") }, problems);
     models.directories = overrides.models.map_or(models.directories, |directory| vec![directory]);
-    let admin = raw.admin.as_ref().and_then(|admin| address("admin.address", &admin.address, problems));
+    let admin = raw.admin.as_ref().and_then(|admin| {
+        let tls = admin.tls.as_ref().map(|tls| auth::tls("admin", tls, folder, problems));
+        address("admin.address", &admin.address, problems).map(|address| Admin { address, tls })
+    });
+    // The address that a flag says, with the certificates that only the file can.
+    let admin = match overrides.admin_listen {
+        Some(address) => Some(Admin { address, tls: admin.and_then(|admin| admin.tls) }),
+        None => admin,
+    };
     let mut runtime = runtime(&raw.runtime, folder);
     runtime.onnxruntime = overrides.onnxruntime.or(runtime.onnxruntime);
     let mut log = raw.telemetry.log;
     log.format = overrides.log_format.unwrap_or(log.format);
     let config = Config {
         listen: listeners(&raw.listen, &overrides.listen, folder, &auth, problems),
-        admin: overrides.admin_listen.or(admin).map(|address| Admin { address }),
+        admin,
         auth,
-        grants: raw.grants.iter().enumerate().map(|(at, grant)| rule(at, grant, problems)).collect(),
+        grants: raw.grants.iter().enumerate().map(|(at, grant)| auth::rule(at, grant, problems)).collect(),
         frontend: frontend(raw, problems),
         addresses: limits::addresses(&raw.limits, problems),
         rates: limits::rates(&raw.limits.rate, problems),
@@ -77,7 +83,7 @@ fn listeners(
     raw: &[raw::Listen],
     flags: &[SocketAddr],
     folder: &Path,
-    auth: &auth::Settings,
+    auth: &authentication::Settings,
     problems: &mut Problems,
 ) -> Vec<Listen> {
     if raw.is_empty() && flags.is_empty() {
@@ -88,8 +94,7 @@ fn listeners(
         let path = format!("listen[{at}]");
         let found = address(&format!("{path}.address"), &listen.address, problems);
         let surfaces = surfaces(&format!("{path}.surfaces"), &listen.surfaces, problems);
-        let tls =
-            listen.tls.as_ref().map(|tls| certificates(&format!("{path}.tls.certificates"), tls, folder, problems));
+        let tls = listen.tls.as_ref().map(|tls| auth::tls(&path, tls, folder, problems));
         if let Some(address) = found {
             listeners.push((format!("{path}.address"), Listen { address, surfaces, tls }));
         }
@@ -103,12 +108,12 @@ fn listeners(
             problems.push(path, format!("{address} is there twice"));
         }
         let is_open = !address.ip().to_canonical().is_loopback();
-        if is_open && !auth.has_method() && auth.anonymous == auth::Anonymous::Loopback {
+        if is_open && !auth.has_method() && auth.anonymous == authentication::Anonymous::Loopback {
             problems.push(
                 path,
                 format!(
                     "{address} can be reached from other machines, and nothing is configured by which callers prove \
-                     who they are; configure `auth.api_keys`, or write `auth.anonymous: always` to let everyone in \
+                     who they are; configure `auth.api_keys`, `auth.jwt` or `auth.mtls`, or write `auth.anonymous: always` to let everyone in \
                      with the grants of `anonymous`"
                 ),
             );
@@ -141,18 +146,6 @@ fn surfaces(path: &str, names: &[String], problems: &mut Problems) -> Surfaces {
     })
 }
 
-fn certificates(path: &str, tls: &raw::Tls, folder: &Path, problems: &mut Problems) -> Vec<Certificate> {
-    if tls.certificates.is_empty() {
-        problems.push(path, "the list is empty, expected one certificate at least");
-    }
-    let mut named = |path: String, name: &Path| file(&path, name, folder, problems);
-    let certificate = |(at, pair): (usize, &raw::Certificate)| Certificate {
-        certificate: named(format!("{path}[{at}].certificate"), &pair.certificate),
-        key: named(format!("{path}[{at}].key"), &pair.key),
-    };
-    tls.certificates.iter().enumerate().map(certificate).collect()
-}
-
 /// A file that must be there, from the folder of the configuration.
 fn file(path: &str, name: &Path, folder: &Path, problems: &mut Problems) -> PathBuf {
     let place = folder.join(name);
@@ -168,68 +161,9 @@ fn file(path: &str, name: &Path, folder: &Path, problems: &mut Problems) -> Path
     place
 }
 
-fn authentication(raw: &raw::Auth, folder: &Path, problems: &mut Problems) -> auth::Settings {
-    let anonymous = match raw.anonymous {
-        raw::Anonymous::Loopback => auth::Anonymous::Loopback,
-        raw::Anonymous::Always => auth::Anonymous::Always,
-        raw::Anonymous::Never => auth::Anonymous::Never,
-    };
-    let keys = raw.api_keys.as_ref().map(|keys| {
-        let before = problems.list.len();
-        let path = file("auth.api_keys.file", &keys.file, folder, problems);
-        // Read for its problems only: the authenticator reads it again, and keeps it.
-        if problems.list.len() == before
-            && let Err(error) = KeyFile::open(&path)
-        {
-            for problem in error.problems {
-                problems.push("auth.api_keys.file", format!("{}: {problem}", path.display()));
-            }
-        }
-        path
-    });
-    auth::Settings { anonymous, keys }
-}
-
-fn rule(at: usize, raw: &raw::Grant, problems: &mut Problems) -> Rule {
-    let path = format!("grants[{at}]");
-    for (key, list) in [("to", &raw.to), ("models", &raw.models), ("versions", &raw.versions)] {
-        if list.is_empty() {
-            problems.push(format!("{path}.{key}"), "is missing or empty, so this grants nothing");
-        }
-    }
-    let mut to = Vec::new();
-    for (index, text) in raw.to.iter().enumerate() {
-        match Grantee::parse(text) {
-            Ok(grantee) => to.push(grantee),
-            Err(problem) => problems.push(format!("{path}.to[{index}]"), problem),
-        }
-    }
-    let shared = |list: &[String]| list.iter().map(|text| Arc::from(text.as_str())).collect();
-    Rule {
-        to,
-        intents: intents(&format!("{path}.intents"), &raw.intents, problems),
-        models: shared(&raw.models),
-        versions: shared(&raw.versions),
-    }
-}
-
-/// Intents by their names.
-fn intents(path: &str, names: &[String], problems: &mut Problems) -> Vec<Intent> {
-    if names.is_empty() {
-        problems.push(path, format!("is missing or empty, expected some of {INTENTS}"));
-    }
-    let mut intents = Vec::new();
-    for (at, name) in names.iter().enumerate() {
-        match Intent::parse(name) {
-            Some(intent) => intents.push(intent),
-            None => problems.push(format!("{path}[{at}]"), format!("`{name}` is not an intent, expected {INTENTS}")),
-        }
-    }
-    intents
-}
-
 fn frontend(raw: &raw::Config, problems: &mut Problems) -> Settings {
     let mut settings = limits::frontend(&raw.limits, problems);
+    settings.websocket.tickets = raw.auth.websocket.tickets.0;
     settings.websocket.subprotocol_token = raw.auth.websocket.subprotocol;
     settings.websocket.first_message = raw.auth.websocket.first_message;
     settings.websocket.origins.clone_from(&raw.auth.websocket.origins);

@@ -10,7 +10,11 @@ use super::{
 };
 use crate::{
     call::{Peer, Surface},
-    frontend::{Connection, Frontend, Settings, Surfaces, http::answer, tls::Tls},
+    frontend::{
+        Connection, Frontend, Settings, Surfaces,
+        http::answer,
+        tls::{Tls, shown},
+    },
     telemetry::metrics::Kind,
 };
 use hyper::{
@@ -58,11 +62,12 @@ async fn run(accepted: Accepted, frontend: Arc<Frontend>) -> io::Result<()> {
     stream.set_nodelay(true)?;
     let activity = Arc::new(Activity::default());
     let raw = Raw::new(stream, Arc::clone(&activity));
-    let peer = Arc::new(Peer { address: remote, local, tls: tls.is_some() });
+    let mut peer = Peer { tls: tls.is_some(), ..Peer::new(remote, local) };
 
     let (mut stream, agreed) = match tls {
         Some((tls, handshakes)) => {
             let tls = handshake(raw, &tls, &handshakes, &frontend).await?;
+            peer.certificate = shown(&tls).map(Arc::new);
             let agreed = match tls.get_ref().1.alpn_protocol() {
                 Some(b"h2") => Some(Http::Two),
                 Some(_) => Some(Http::One),
@@ -81,7 +86,7 @@ async fn run(accepted: Accepted, frontend: Arc<Frontend>) -> io::Result<()> {
 
     let kind = if http == Http::Two { Kind::Http2 } else { Kind::Http1 };
     frontend.metrics.connection_is(&mut place.gauge, kind);
-    let connection = Arc::new(Connection::new(Arc::clone(&frontend), peer, surfaces));
+    let connection = Arc::new(Connection::new(Arc::clone(&frontend), Arc::new(peer), surfaces));
     let socket = Socket::new(stream, prefix, Arc::clone(&activity), place);
     let (timers, phase) = (frontend.settings.timers, frontend.phase.clone());
     match http {

@@ -6,6 +6,7 @@ use crate::{
     frontend::{
         Settings,
         testing::{Plan, Server, echo, get2, http2, nobody, rest, silence, status, tardy, until},
+        tls::{self, Pair, Speaks},
     },
 };
 use bytes::Bytes;
@@ -166,7 +167,8 @@ fn certificate() -> (Tls, CertificateDer<'static>) {
     std::fs::write(&certificate, made.cert.pem()).unwrap();
     std::fs::write(&key, made.signing_key.serialize_pem()).unwrap();
     let root = CertificateDer::from_pem_file(&certificate).unwrap();
-    (Tls::from_files(&certificate, &key).unwrap(), root)
+    let settings = tls::Settings { certificates: vec![Pair { certificate, key }], clients: None };
+    (Tls::new(settings, Speaks::Both).unwrap(), root)
 }
 
 async fn connect_tls(

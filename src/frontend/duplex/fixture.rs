@@ -2,16 +2,19 @@
 
 use crate::{
     call::{
-        Call, Chunk, Credentials, Gateway, Identity, Inbound, InferRequest, InferResponse, Inspect, ModelKey,
+        Call, Chunk, Credentials, Facts, Gateway, Identity, Inbound, InferRequest, InferResponse, Inspect, ModelKey,
         Operation, Parameter, Peer, Readiness, Reply, ReplyStream, Report, Scope, Timing,
     },
     error::Error,
-    frontend::{Connection, Frontend, Phase, Settings, Surfaces, body::Memory},
+    frontend::{Connection, Frontend, Phase, Settings, Surfaces, Tickets, body::Memory, duplex::Speaker},
     limit::address::{self, AddressGate},
 };
-use std::sync::{
-    Arc,
-    atomic::{AtomicBool, AtomicUsize, Ordering},
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+    },
+    time::SystemTime,
 };
 use tokio::sync::{Semaphore, mpsc, watch};
 
@@ -36,6 +39,7 @@ pub(in crate::frontend) struct Fixture {
     pub(in crate::frontend) connection: Arc<Connection>,
     pub(in crate::frontend) stack: Arc<Stack>,
     pub(in crate::frontend) phase: watch::Sender<Phase>,
+    pub(in crate::frontend) proofs: watch::Sender<()>,
 }
 
 struct InFlight(Arc<Stack>);
@@ -59,9 +63,12 @@ impl Fixture {
         let answering = Arc::clone(&stack);
         let gateway = Gateway::new(tower::service_fn(move |call| answer(Arc::clone(&answering), call)));
         let (phase, watched) = watch::channel(Phase::Serving);
+        let (proofs, doubted) = watch::channel(());
         let frontend = Frontend {
             gateway,
             memory: Memory::new(settings.concurrency.memory),
+            tickets: Tickets::new(settings.websocket.tickets),
+            proofs: doubted,
             settings,
             readiness: Readiness::default(),
             phase: watched,
@@ -69,9 +76,17 @@ impl Fixture {
             addresses: Arc::new(AddressGate::new(address::Settings::default())),
         };
         let any = ([127, 0, 0, 1], 8080).into();
-        let peer = Arc::new(Peer { address: any, local: any, tls: false });
+        let peer = Arc::new(Peer::new(any, any));
         let connection = Connection::new(Arc::new(frontend), peer, Surfaces::ALL);
-        Self { connection: Arc::new(connection), stack, phase }
+        Self { connection: Arc::new(connection), stack, phase, proofs }
+    }
+
+    /// Somebody whom the stack has proven, until a time if there is one.
+    pub(in crate::frontend) fn speaker(&self, until: Option<SystemTime>) -> Speaker {
+        let facts = Facts::default();
+        let identity = Identity::proven("t", Vec::new(), Scope::Granted).until_time(until);
+        facts.identity.set(Arc::new(identity)).expect("these facts are new");
+        Speaker::proven(Credentials::None, Arc::new(facts))
     }
 
     pub(in crate::frontend) fn in_flight(&self) -> usize {

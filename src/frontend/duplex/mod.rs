@@ -24,13 +24,14 @@ pub(super) use pipe::Pipe;
 pub(super) use session::Session;
 
 use crate::{
-    call::{Facts, InferResponse, Surface},
+    call::{Credentials, Facts, InferResponse, Surface},
     error::Error,
 };
 use std::{
     borrow::Cow,
     fmt::Debug,
     hash::Hash,
+    sync::Arc,
     task::{Context, Poll},
     time::{Duration, Instant as StdInstant},
 };
@@ -213,6 +214,35 @@ pub(super) enum Why {
     Fault(u16, Cow<'static, str>),
     /// The session itself failed.
     Error(Error),
+}
+
+/// Who a session speaks for.
+#[derive(Clone, Debug)]
+pub(super) struct Speaker {
+    /// What its calls are sent with.
+    credentials: Credentials,
+    /// What the stack learned when it proved them; `None` if it did not, or was not asked.
+    proof: Option<Arc<Facts>>,
+}
+
+impl Speaker {
+    /// Whoever `credentials` prove: the stack has said so in `proof`.
+    pub(super) const fn proven(credentials: Credentials, proof: Arc<Facts>) -> Self {
+        Self { credentials, proof: Some(proof) }
+    }
+
+    /// Nobody that the stack knows.
+    pub(super) const fn unknown() -> Self {
+        Self { credentials: Credentials::None, proof: None }
+    }
+
+    /// When the proof will have ended, if that is known.
+    fn until(&self) -> Option<Instant> {
+        let until = self.proof.as_ref()?.identity.get()?.until()?;
+        let left = until.duration_since(std::time::SystemTime::now()).unwrap_or_default();
+        // A time that no clock will reach is no end.
+        Instant::now().checked_add(left)
+    }
 }
 
 /// Limits and choices of one session.

@@ -1,19 +1,21 @@
 //! The loop itself: one session, its calls in flight, and its end.
 
 mod calls;
+mod proof;
 
 use super::{
-    Beyond, Codec, Link, Outbox, Received, Rules, Sending, State, Ticket, Why,
+    Beyond, Codec, Link, Outbox, Received, Rules, Sending, Speaker, State, Ticket, Why,
     exchange::{Event, Exchange},
     within,
 };
 use crate::{
-    call::{Credentials, Facts, InferResponse, Reply},
+    call::{Facts, InferResponse},
     error::Error,
     frontend::{Connection, Phase},
     telemetry::metrics::Gauge,
 };
-use futures_util::{future::BoxFuture, stream::FuturesUnordered};
+use futures_util::stream::FuturesUnordered;
+use proof::Proof;
 use std::{
     collections::{HashMap, VecDeque},
     future::poll_fn,
@@ -40,8 +42,13 @@ pub(in crate::frontend) struct Session<C: Codec, L> {
     rules: Rules,
     codec: C,
     link: L,
-    sender: Credentials,
-    proving: Option<(Credentials, BoxFuture<'static, Result<Reply, Error>>)>,
+    speaker: Speaker,
+    /// Credentials that the client has sent. Nothing is read until they are known.
+    proving: Option<Proof>,
+    /// The speaker's own, looked at again. All else goes on meanwhile.
+    checking: Option<Proof>,
+    /// When to look at them again.
+    check: Option<Instant>,
     running: FuturesUnordered<Exchange<C>>,
     entries: HashMap<C::Tag, Entry<C>>,
     /// Tags in the order of requests, where answers leave in that order.
@@ -86,7 +93,13 @@ enum Life {
 
 enum Step {
     Over,
-    Phase { orphaned: bool },
+    Phase {
+        orphaned: bool,
+    },
+    /// Credentials may have been revoked; `orphaned` if nobody will say so again.
+    Proofs {
+        orphaned: bool,
+    },
 }
 
 impl<C, L> Session<C, L>
@@ -94,11 +107,11 @@ where
     C: Codec,
     L: Link<Received = C::Received, Frame = C::Frame>,
 {
-    /// A session that speaks for `sender`.
+    /// A session that speaks for `speaker`.
     pub(in crate::frontend) fn new(
         connection: Arc<Connection>,
         rules: Rules,
-        sender: Credentials,
+        speaker: Speaker,
         codec: C,
         link: L,
     ) -> Self {
@@ -107,8 +120,10 @@ where
             connection,
             codec,
             link,
-            sender,
+            check: speaker.until(),
+            speaker,
             proving: None,
+            checking: None,
             running: FuturesUnordered::new(),
             entries: HashMap::new(),
             order: VecDeque::new(),
@@ -131,13 +146,18 @@ where
         // What was said before this session was there counts too.
         phase.mark_changed();
         let mut sleep = pin!(sleep_until(Instant::now() + FAR));
-        let mut orphaned = false;
+        let mut proofs = self.connection.frontend.proofs.clone();
+        let (mut orphaned, mut unheard) = (false, false);
         loop {
             let step = {
                 let mut changed = pin!(phase.changed());
+                let mut doubted = pin!(proofs.changed());
                 poll_fn(|cx| {
                     if !orphaned && let Poll::Ready(result) = changed.as_mut().poll(cx) {
                         return Poll::Ready(Step::Phase { orphaned: result.is_err() });
+                    }
+                    if !unheard && let Poll::Ready(result) = doubted.as_mut().poll(cx) {
+                        return Poll::Ready(Step::Proofs { orphaned: result.is_err() });
                     }
                     self.poll(cx, sleep.as_mut()).map(|()| Step::Over)
                 })
@@ -145,6 +165,11 @@ where
             };
             match step {
                 Step::Over => return,
+                Step::Proofs { orphaned } => {
+                    unheard = orphaned;
+                    self.outbox.set_now(Instant::now());
+                    self.look_again();
+                }
                 Step::Phase { orphaned: true } => {
                     // A process without a phase is on its way out too.
                     orphaned = true;
@@ -169,6 +194,7 @@ where
             let mut moved = false;
             if !self.is_closing() {
                 moved |= self.poll_proof(cx);
+                moved |= self.poll_check(cx);
                 moved |= self.poll_input(cx);
                 moved |= self.poll_running(cx);
                 self.settle();
@@ -241,21 +267,6 @@ where
         moved
     }
 
-    fn poll_proof(&mut self, cx: &mut Context<'_>) -> bool {
-        let Some((_, call)) = &mut self.proving else { return false };
-        let Poll::Ready(reply) = call.as_mut().poll(cx) else { return false };
-        let Some((credentials, _)) = self.proving.take() else { return false };
-        let result = reply.map(drop);
-        match &result {
-            Ok(()) => self.sender = credentials,
-            Err(error) => self.connection.observe(error),
-        }
-        if let Err(why) = self.codec.proved(result, &mut self.outbox) {
-            self.fault(why);
-        }
-        true
-    }
-
     // --- the end ---
 
     fn drain(&mut self, within: Duration) {
@@ -320,6 +331,7 @@ where
         self.entries = HashMap::new();
         self.order = VecDeque::new();
         self.proving = None;
+        self.checking = None;
         drop(mem::take(&mut self.running));
         if matches!(why, Why::SlowConsumer) {
             self.outbox.clear();
@@ -340,7 +352,7 @@ where
             return Some(until);
         }
         let stalled = self.stalled.map(|since| since + self.rules.write_stall);
-        [stalled, self.codec.deadline(self.state())].into_iter().flatten().min()
+        [stalled, self.check, self.codec.deadline(self.state())].into_iter().flatten().min()
     }
 
     /// Ready if something was due: true if the session is over with it.
@@ -363,6 +375,8 @@ where
             }
             if self.stalled.is_some_and(|since| since + self.rules.write_stall <= now) {
                 self.end(&Why::SlowConsumer);
+            } else if self.check.is_some_and(|moment| moment <= now) {
+                self.look_again();
             } else if let Err(why) = self.codec.due(self.state(), &mut self.outbox) {
                 self.fault(why);
             }

@@ -4,7 +4,7 @@ use super::serve;
 use crate::{
     call::{Gateway, Inbound, Peer, Readiness, Reply},
     error::Error,
-    frontend::{Connection, Frontend, Phase, Settings, Surfaces, body::Memory},
+    frontend::{Connection, Frontend, Phase, Settings, Surfaces, Tickets, body::Memory},
     limit::address::{self, AddressGate},
     telemetry::metrics::Metrics,
     wire::proto::inference::{self as pb, grpc_inference_service_client::GrpcInferenceServiceClient},
@@ -60,6 +60,8 @@ where
     let memory = Memory::new(settings.concurrency.memory);
     let frontend = Frontend {
         gateway: Gateway::new(tower::service_fn(answer)),
+        tickets: Tickets::new(settings.websocket.tickets),
+        proofs: watch::channel(()).1,
         settings,
         readiness,
         phase,
@@ -67,7 +69,7 @@ where
         addresses: Arc::new(AddressGate::new(address::Settings::default())),
         memory,
     };
-    let peer = Peer { address: ([127, 0, 0, 1], 50_000).into(), local: ([127, 0, 0, 1], 80).into(), tls: false };
+    let peer = Peer::new(([127, 0, 0, 1], 50_000).into(), ([127, 0, 0, 1], 80).into());
     let connection = Connection::new(Arc::new(frontend), Arc::new(peer), Surfaces::ALL);
     World { connection: Arc::new(connection), phase: sender }
 }

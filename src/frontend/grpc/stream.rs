@@ -10,7 +10,7 @@ use crate::{
         Connection, Phase, Settings,
         duplex::{
             About, Ask, Beyond, Codec, Credit, Link, Opened, Order, Outbox, Pipe, Received, Rules, Sending, Session,
-            State, Ticket, Weigh, Why,
+            Speaker, State, Ticket, Weigh, Why,
         },
     },
     wire::{
@@ -70,7 +70,7 @@ pub(super) async fn serve(
         return Err(Error::ShuttingDown);
     }
     let deadline = head.timeout.and_then(|timeout| Instant::now().checked_add(timeout));
-    let id = head.id.clone();
+    let (id, facts) = (head.id.clone(), Arc::clone(&head.facts));
     let input = Pending::ready(Operation::Inspect(Inspect::Caller));
     connection.frontend.gateway.call(Call { head, sender: sender.clone(), input }).await?;
 
@@ -78,7 +78,7 @@ pub(super) async fn serve(
     let link = Messages { messages, pipe, limit: connection.frontend.settings.size.body };
     let codec = Protocol { connection: Arc::clone(&connection), id, strict, deadline, next: 0 };
     let rules = rules(&connection.frontend.settings);
-    tokio::spawn(Session::new(connection, rules, sender, codec, link).run());
+    tokio::spawn(Session::new(connection, rules, Speaker::proven(sender, facts), codec, link).run());
     Ok(Answers(receiver))
 }
 

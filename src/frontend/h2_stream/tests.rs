@@ -1,13 +1,10 @@
 //! NDJSON streams against a made-up stack, over HTTP/2 and HTTP/1.1.
 
 use super::{codec::Protocol, link::Lines, rules};
-use crate::{
-    call::Credentials,
-    frontend::{
-        Body, Phase, Settings,
-        duplex::{Session, fixture::Fixture},
-        testing::{Plan, echo, nobody, rest, status, until},
-    },
+use crate::frontend::{
+    Body, Phase, Settings,
+    duplex::{Session, fixture::Fixture},
+    testing::{Plan, echo, nobody, rest, status, until},
 };
 use bytes::Bytes;
 use http_body::Frame;
@@ -34,7 +31,7 @@ impl Client {
         let (link, response) =
             Lines::new(Body::Channel(body), frontend.settings.size.message, frontend.memory.for_arrivals());
         let codec = Protocol::new(Arc::clone(&fixture.connection));
-        tokio::spawn(Session::new(Arc::clone(&fixture.connection), rules, Credentials::None, codec, link).run());
+        tokio::spawn(Session::new(Arc::clone(&fixture.connection), rules, fixture.speaker(None), codec, link).run());
         Self { fixture, request: Some(request), response, read: String::new() }
     }
 
@@ -271,6 +268,21 @@ async fn a_revoked_caller_ends_the_stream_after_what_runs() {
     client.infer("old", "wait", "").await;
     client.settle().await;
     client.fixture.stack.revoked.store(true, Ordering::SeqCst);
+    client.infer("new", "echo", "").await;
+    client.expect(r#"{"type":"error","id":"new","code":"unauthenticated""#).await;
+    client.fixture.stack.released.add_permits(1);
+    client.expect(&format!("{OUTPUT}\"old\"")).await;
+    client.ends(r#"{"type":"error","id":null,"code":"unauthenticated""#, "unauthenticated").await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_revoked_caller_that_asks_for_nothing_more_is_told_too() {
+    let mut client = Client::new();
+    client.infer("old", "wait", "").await;
+    client.settle().await;
+    client.fixture.stack.revoked.store(true, Ordering::SeqCst);
+    client.fixture.proofs.send_replace(());
+    client.settle().await;
     client.infer("new", "echo", "").await;
     client.expect(r#"{"type":"error","id":"new","code":"unauthenticated""#).await;
     client.fixture.stack.released.add_permits(1);

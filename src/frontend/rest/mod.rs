@@ -53,6 +53,8 @@ enum Form {
     SharedMemory(SharedMemory),
     /// As V1 does.
     V1(v1::Wanted),
+    /// As a ticket that stands for these.
+    Ticket(Credentials),
 }
 
 /// Answers one request of this surface, of which the head is borrowed: it need not live as long as the call.
@@ -103,6 +105,14 @@ pub fn serve(
             let pending = Pending::ready(Operation::Inspect(Inspect::Server));
             Either::Right(call(connection, asked, Intent::Inspect, pending, None))
         }
+        Ok(Route::Ticket) if connection.surfaces.has(Surface::WebSocket) => {
+            let asked = Asked::of(id, request, fields);
+            let form = Form::Ticket(connection.portable(&asked.sender));
+            // Its errors are problem details, whatever is accepted: there are no clients of anyone else's.
+            let asked = Asked { form, voice: asked.voice.in_problems(request), ..asked };
+            let pending = Pending::ready(Operation::Inspect(Inspect::Caller));
+            Either::Right(call(connection, asked, Intent::Inspect, pending, None))
+        }
         Ok(Route::V1(ask)) => match ask.call(&connection, request.method(), fields, body) {
             Ok((intent, pending, wanted)) => {
                 let asked = Asked { form: Form::V1(wanted), ..Asked::of(id, request, fields) };
@@ -113,8 +123,10 @@ pub fn serve(
         Ok(Route::Probe(probe)) => now(answer_probe(probe, &connection, &id)),
         Ok(Route::Page(page)) => now(page.answer(&id)),
         Ok(Route::WebSocketOnly) if connection.surfaces.has(Surface::WebSocket) => now(not_upgraded(request, &id)),
-        // An upgrade would not help.
-        Ok(Route::WebSocketOnly) => now(refuse(request, &Error::NoRoute("this is not served on this address".into()))),
+        // Neither an upgrade nor a ticket would help.
+        Ok(Route::WebSocketOnly | Route::Ticket) => {
+            now(refuse(request, &Error::NoRoute("this is not served on this address".into())))
+        }
         Err(miss) => now(Voice::of(request, fields).miss(miss.family, &miss.error, &id, request.uri().path())),
     }
 }
@@ -168,6 +180,10 @@ async fn call(
         (Ok(reply), Form::Generate) => Box::pin(generate::reply(reply, &id, &connection.frontend)).await,
         // Boxed, so that calls of V2 do not carry the room for this.
         (Ok(reply), Form::V1(wanted)) => Box::pin(wanted.render(reply, &id, &connection.frontend)).await,
+        (Ok(_), Form::Ticket(credentials)) => {
+            let tickets = &connection.frontend.tickets;
+            tickets.trade(credentials).map(|ticket| render::ticket(&ticket, tickets.age(), &id))
+        }
         (Ok(reply), Form::V2) => {
             let wishes = wishes.as_ref().and_then(|wishes| wishes.get());
             render::reply(reply, &id, wishes, &connection.frontend).await

@@ -17,7 +17,7 @@ use crate::{
 use bytes::Bytes;
 use http::{
     HeaderMap, HeaderValue, Request, StatusCode, Version,
-    header::{ACCEPT_ENCODING, ALLOW, CONNECTION, CONTENT_TYPE, RETRY_AFTER, WWW_AUTHENTICATE},
+    header::{ACCEPT_ENCODING, ALLOW, CACHE_CONTROL, CONNECTION, CONTENT_TYPE, RETRY_AFTER, WWW_AUTHENTICATE},
 };
 use std::{
     collections::VecDeque,
@@ -117,6 +117,15 @@ async fn infer(
     Ok(response)
 }
 
+/// A ticket, which nobody but its reader may keep (contract 06 C1 item 2).
+pub(super) fn ticket(ticket: &str, age: Duration, id: &CallId) -> Response {
+    // Base64url needs no escape.
+    let body = format!("{{\"ticket\":\"{ticket}\",\"expires_in\":{}}}", age.as_secs());
+    let mut response = json(StatusCode::OK, body.into(), id);
+    response.headers_mut().insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    response
+}
+
 /// A response whose body `encode` makes of outputs: here if they are few, else on the decoding threads.
 ///
 /// # Errors
@@ -155,6 +164,11 @@ pub(super) struct Voice {
 }
 
 impl Voice {
+    /// The same, in problem details in any case.
+    pub(super) fn in_problems(self, request: &Request<()>) -> Self {
+        Self { problem: Some(request.uri().path().into()), ..self }
+    }
+
     /// As the head of a request has it.
     pub(super) fn of(request: &Request<()>, fields: &Fields<'_>) -> Self {
         let problem = fields.problem.then(|| request.uri().path().into());

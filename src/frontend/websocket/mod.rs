@@ -20,7 +20,7 @@ use self::{
 use super::{
     Body, Connection, Phase, Settings,
     accept::{Hold, Tunnel},
-    duplex::{Beyond, Order, Rules, Session},
+    duplex::{Beyond, Order, Rules, Session, Speaker},
     head,
     http::{Request, Response},
     rest,
@@ -51,7 +51,9 @@ pub(super) async fn serve(connection: Arc<Connection>, mut request: Request, hol
     };
     let id = head::call_id(request.headers());
     let call_head = Head::new(id.clone(), Surface::WebSocket, Intent::Inspect, Arc::clone(&connection.peer));
-    let (sender, caller) = match who(&connection, call_head, &request, offer.protocols.token).await {
+    // Out of the head before anything can write it down.
+    let ticket = offer::take_ticket(&mut request);
+    let (speaker, caller) = match who(&connection, call_head, &request, ticket, offer.protocols.token).await {
         Ok(found) => found,
         Err(error) => {
             connection.observe(&error);
@@ -59,7 +61,7 @@ pub(super) async fn serve(connection: Arc<Connection>, mut request: Request, hol
         }
     };
     let upgrade = hyper::upgrade::on(&mut request);
-    tokio::spawn(open(connection, sender, caller, upgrade, hold));
+    tokio::spawn(open(connection, speaker, caller, upgrade, hold));
 
     let mut response = Response::new(Body::Empty);
     if let Some(accept) = offer.accept {
@@ -130,63 +132,63 @@ async fn who(
     connection: &Connection,
     head: Head,
     request: &Request,
+    ticket: Option<String>,
     token: Option<Credentials>,
-) -> Result<(Credentials, Caller), Error> {
+) -> Result<(Speaker, Caller), Error> {
     let settings = &connection.frontend.settings.websocket;
-    let ask = |sender: Credentials| {
+    let ask = async |sender: Credentials| {
+        let facts = Arc::clone(&head.facts);
         let input = Pending::ready(Operation::Inspect(Inspect::Caller));
-        connection.frontend.gateway.call(Call { head, sender, input })
+        connection.frontend.gateway.call(Call { head, sender: sender.clone(), input }).await?;
+        Ok(Speaker::proven(sender, facts))
     };
     let claimed = head::credentials(request.headers());
     if !matches!(claimed, Credentials::None) {
-        ask(claimed.clone()).await?;
-        return Ok((claimed, Caller::Proven));
+        return ask(claimed).await.map(|speaker| (speaker, Caller::Proven));
     }
-    if offer::has_ticket(request) {
-        return Err(Error::Unimplemented("tickets are not part of this version".into()));
-    }
-    if let Some(token) = token {
-        let found =
-            if settings.subprotocol_token { ask(token.clone()).await.map(drop) } else { Err(Error::Unauthenticated) };
+    let in_sight = match (ticket, token) {
+        (Some(ticket), _) => Some(connection.frontend.tickets.redeem(&ticket)),
+        (None, Some(token)) => Some(settings.subprotocol_token.then_some(token)),
+        (None, None) => None,
+    };
+    if let Some(claimed) = in_sight {
+        let found = match claimed {
+            Some(credentials) => ask(credentials).await,
+            None => Err(Error::Unauthenticated),
+        };
         return match found {
-            Ok(()) => Ok((token, Caller::Proven)),
+            Ok(speaker) => Ok((speaker, Caller::Proven)),
             // A browser cannot tell a refusal in HTTP from a broken network.
             Err(error @ (Error::Unauthenticated | Error::Forbidden { .. })) => {
                 connection.observe(&error);
-                Ok((Credentials::None, Caller::Refused(error)))
+                Ok((Speaker::unknown(), Caller::Refused(error)))
             }
             Err(error) => Err(error),
         };
     }
     match ask(Credentials::None).await {
-        Ok(_) => Ok((Credentials::None, Caller::Anonymous(Ok(())))),
+        Ok(speaker) => Ok((speaker, Caller::Anonymous(Ok(())))),
         // Its first message may say who it is.
         Err(error @ (Error::Unauthenticated | Error::Forbidden { .. })) if settings.first_message => {
-            Ok((Credentials::None, Caller::Anonymous(Err(error))))
+            Ok((Speaker::unknown(), Caller::Anonymous(Err(error))))
         }
         Err(error) => Err(error),
     }
 }
 
-async fn open(
-    connection: Arc<Connection>,
-    sender: Credentials,
-    caller: Caller,
-    upgrade: OnUpgrade,
-    hold: Option<Hold>,
-) {
+async fn open(connection: Arc<Connection>, speaker: Speaker, caller: Caller, upgrade: OnUpgrade, hold: Option<Hold>) {
     let socket = match upgrade.await {
         Ok(socket) => TokioIo::new(socket),
         Err(error) => return tracing::debug!(%error, "a handshake was not completed"),
     };
     match hold {
-        Some(hold) => session(connection, sender, caller, Tunnel::new(socket, hold)).await,
-        None => session(connection, sender, caller, socket).await,
+        Some(hold) => session(connection, speaker, caller, Tunnel::new(socket, hold)).await,
+        None => session(connection, speaker, caller, socket).await,
     }
 }
 
 /// Runs a session over a socket whose handshake is over.
-async fn session<S>(connection: Arc<Connection>, sender: Credentials, caller: Caller, socket: S)
+async fn session<S>(connection: Arc<Connection>, speaker: Speaker, caller: Caller, socket: S)
 where
     S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Send + Unpin,
 {
@@ -195,7 +197,7 @@ where
     let welcomed = Welcomed::default();
     let link = Socket::new(socket, settings, connection.frontend.memory.for_arrivals(), welcomed.clone()).await;
     let codec = Protocol::new(Arc::clone(&connection), caller, welcomed);
-    Session::new(connection, rules, sender, codec, link).run().await;
+    Session::new(connection, rules, speaker, codec, link).run().await;
 }
 
 fn rules(settings: &Settings) -> Rules {

@@ -8,7 +8,7 @@ use base64::{
     Engine,
     engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD},
 };
-use http::{HeaderMap, HeaderName, HeaderValue, header};
+use http::{HeaderMap, HeaderName, HeaderValue, Uri, header};
 use sha1::{Digest, Sha1};
 
 /// The one subprotocol.
@@ -78,10 +78,18 @@ fn tokens<'a>(headers: &'a HeaderMap, name: &HeaderName) -> impl Iterator<Item =
     values.flat_map(|value| value.split(',')).map(str::trim).filter(|token| !token.is_empty())
 }
 
-/// Whether the query names a ticket.
-pub(super) fn has_ticket(request: &Request) -> bool {
-    let query = request.uri().query().unwrap_or_default();
-    query.split('&').any(|pair| pair.split('=').next() == Some("ticket"))
+/// The ticket that the query names. The query is gone from the head afterwards.
+pub(super) fn take_ticket(request: &mut Request) -> Option<String> {
+    let query = request.uri().query()?;
+    let ticket = query.split('&').find_map(|pair| pair.strip_prefix("ticket="));
+    // One without a value is one that proves nothing.
+    let ticket = ticket.or_else(|| query.split('&').find(|pair| *pair == "ticket").map(|_| "")).map(str::to_owned);
+    let mut parts = request.uri().clone().into_parts();
+    parts.path_and_query = request.uri().path().parse().ok();
+    if let Ok(uri) = Uri::from_parts(parts) {
+        *request.uri_mut() = uri;
+    }
+    ticket
 }
 
 /// Whether pages of the handshake's origin may open a socket: absent (no browser), listed, or the listener's own.
@@ -167,7 +175,7 @@ mod tests {
     fn origins_are_listed_or_the_listeners_own() {
         let settings = settings::WebSocket { origins: vec!["https://app.example".into()], ..Default::default() };
         let allowed = |origin: &'static str, local: &str, tls: bool| {
-            let peer = Peer { address: ([10, 0, 0, 9], 1).into(), local: local.parse().unwrap(), tls };
+            let peer = Peer { tls, ..Peer::new(([10, 0, 0, 9], 1).into(), local.parse().unwrap()) };
             is_origin_allowed(&headers(&[("origin", origin)]), &peer, &settings)
         };
         assert!(allowed("https://app.example", "10.0.0.1:80", false));
@@ -182,7 +190,7 @@ mod tests {
             assert!(!allowed(foreign, "127.0.0.1:8080", false), "{foreign}");
         }
         assert!(!allowed("http://localhost:80", "10.0.0.1:80", false));
-        let peer = Peer { address: ([10, 0, 0, 9], 1).into(), local: ([10, 0, 0, 1], 80).into(), tls: false };
+        let peer = Peer::new(([10, 0, 0, 9], 1).into(), ([10, 0, 0, 1], 80).into());
         assert!(is_origin_allowed(&HeaderMap::new(), &peer, &settings));
     }
 }

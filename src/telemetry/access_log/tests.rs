@@ -31,7 +31,7 @@ impl Write for Page {
 const PATIENCE: Duration = Duration::from_secs(10);
 
 fn head() -> Head {
-    let peer = Peer { address: "[::1]:9".parse().unwrap(), local: "[::1]:8080".parse().unwrap(), tls: false };
+    let peer = Peer::new("[::1]:9".parse().unwrap(), "[::1]:8080".parse().unwrap());
     Head::new(CallId::Given("abc-1".into()), Surface::WebSocket, Intent::Infer, Arc::new(peer))
 }
 

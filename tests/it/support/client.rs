@@ -248,9 +248,18 @@ pub fn http_request(
         .header("host", running.address.to_string())
         .header("content-type", "application/json");
     if let Some(key) = key {
-        request = request.header("authorization", format!("Bearer {key}"));
+        let (name, value) = credential(key);
+        request = request.header(name, value);
     }
     request.body(Full::new(body.into())).unwrap()
+}
+
+/// The header that carries `key`: `authorization`, or, where it begins with the name of another one, that.
+pub fn credential(key: &str) -> (&'static str, String) {
+    match key.strip_prefix("x-api-key ") {
+        Some(key) => ("x-api-key", key.to_owned()),
+        None => ("authorization", format!("Bearer {key}")),
+    }
 }
 
 async fn rest_infer(running: &Running, key: Option<&str>, request: &Request) -> Result<Answer, Failure> {
@@ -288,7 +297,8 @@ pub async fn grpc(running: &Running) -> GrpcClient {
 async fn grpc_infer(client: &mut GrpcClient, key: Option<&str>, request: &Request) -> Result<Answer, Failure> {
     let mut message = tonic::Request::new(request.proto());
     if let Some(key) = key {
-        message.metadata_mut().insert("authorization", format!("Bearer {key}").parse().unwrap());
+        let (name, value) = credential(key);
+        message.metadata_mut().insert(name, value.parse().unwrap());
     }
     match client.model_infer(message).await {
         Ok(response) => Ok(proto_answer(response.get_ref())),
@@ -351,7 +361,8 @@ pub async fn websocket_upgrade(running: &Running, key: Option<&str>) -> Result<S
     let mut request = format!("ws://{}/v1/ws", running.address).into_client_request().unwrap();
     request.headers_mut().insert("sec-websocket-protocol", "sluicegate.v1".parse().unwrap());
     if let Some(key) = key {
-        request.headers_mut().insert("authorization", format!("Bearer {key}").parse().unwrap());
+        let (name, value) = credential(key);
+        request.headers_mut().insert(name, value.parse().unwrap());
     }
     let stream = TcpStream::connect(running.address).await.unwrap();
     match tokio_tungstenite::client_async(request, stream).await {
@@ -385,9 +396,12 @@ pub async fn websocket(running: &Running, key: Option<&str>) -> Result<Socket, F
         }
         // Who brings no key at the handshake may still bring it in `hello`; who does not is closed (contract 06 C7).
         Some(Ok(Message::Close(Some(frame)))) => {
-            assert_eq!(u16::from(frame.code), 4401, "{frame:?}");
-            let message = frame.reason.to_string();
-            Err(Failure { code: "unauthenticated".into(), message, retry_after: None })
+            let code = match u16::from(frame.code) {
+                4401 => "unauthenticated",
+                4403 => "permission_denied",
+                other => panic!("{other}: {frame:?}"),
+            };
+            Err(Failure { code: code.into(), message: frame.reason.to_string(), retry_after: None })
         }
         other => panic!("{other:?}"),
     }

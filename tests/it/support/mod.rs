@@ -1,6 +1,8 @@
 //! Starts gateways on free ports, with the fake back end, and stops them again.
 
+pub mod authority;
 pub mod client;
+pub mod issuer;
 mod ndjson;
 pub mod scripts;
 pub mod wire;
@@ -33,7 +35,7 @@ pub struct Setup {
     yaml: String,
     rate: String,
     grants: Option<String>,
-    with_key: bool,
+    auth: Option<String>,
 }
 
 /// A gateway that runs. Cloning shares it; the last one stops it.
@@ -58,7 +60,7 @@ impl Setup {
             yaml: String::new(),
             rate: String::new(),
             grants: None,
-            with_key: false,
+            auth: None,
         }
     }
 
@@ -77,9 +79,25 @@ impl Setup {
     }
 
     /// Requires [`KEY`], which may do everything unless grants are given.
-    pub fn with_key(mut self) -> Self {
-        self.with_key = true;
+    pub fn with_key(self) -> Self {
+        self.auth("{ api_keys: { file: keys.yaml } }")
+    }
+
+    /// Callers prove themselves as this says. Paths start at [`Setup::folder`].
+    pub fn auth(mut self, yaml: &str) -> Self {
+        self.auth = Some(yaml.into());
         self
+    }
+
+    /// Listeners, as YAML.
+    pub fn listen(mut self, yaml: &str) -> Self {
+        self.listen = yaml.into();
+        self
+    }
+
+    /// Where the configuration will be.
+    pub fn folder(&self) -> &Path {
+        self.folder.path()
     }
 
     pub fn with_grants(mut self, grants: &str) -> Self {
@@ -94,7 +112,10 @@ impl Setup {
     }
 
     fn document(&self) -> String {
-        let mut text = format!("version: 1\nlisten: {}\nadmin: {{ address: \"127.0.0.1:0\" }}\n", self.listen);
+        let mut text = format!("version: 1\nlisten: {}\n", self.listen);
+        if !self.yaml.contains("admin:") {
+            text.push_str("admin: { address: \"127.0.0.1:0\" }\n");
+        }
         let mut yaml = self.yaml.clone();
         if !self.rate.is_empty() {
             yaml = match yaml.strip_prefix("limits: {") {
@@ -103,8 +124,8 @@ impl Setup {
             };
         }
         text.push_str(&yaml);
-        if self.with_key {
-            text.push_str("auth: { api_keys: { file: keys.yaml } }\n");
+        if let Some(auth) = &self.auth {
+            writeln!(text, "auth: {auth}").unwrap();
             let everything = "[{ to: [\"identity:web\"], intents: [infer, inspect], models: [\"*\"] }]";
             writeln!(text, "grants: {}", self.grants.as_deref().unwrap_or(everything)).unwrap();
         }
@@ -203,6 +224,11 @@ fn write_keys(folder: &Path, revoked: bool) {
     fs::rename(folder.join("keys.new"), folder.join("keys.yaml")).unwrap();
 }
 
+/// Revokes [`KEY`], and waits for nothing.
+pub fn revoked_key(running: &Running) {
+    write_keys(running.folder(), true);
+}
+
 impl Running {
     /// Waits until loading is over.
     pub async fn loaded(&self) {
@@ -267,6 +293,21 @@ impl Running {
             assert!(started.elapsed() < Duration::from_secs(20), "{what}; the metrics were\n{page}");
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
+    }
+
+    /// Where its configuration is.
+    pub fn folder(&self) -> &Path {
+        self.inner.folder.path()
+    }
+
+    /// The same gateway, asked at another address.
+    pub fn through(&self, address: SocketAddr) -> Self {
+        Self { address, ..self.clone() }
+    }
+
+    /// The same gateway, whose admin listener is asked at another address.
+    pub fn admin_through(&self, admin: SocketAddr) -> Self {
+        Self { admin, ..self.clone() }
     }
 
     /// Revokes [`KEY`] and waits until the file was read again.

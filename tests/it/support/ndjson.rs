@@ -1,6 +1,9 @@
 //! A client of `POST /v2/stream` over HTTP/2 with prior knowledge, full duplex.
 
-use super::{Running, client::Failure};
+use super::{
+    Running,
+    client::{Failure, credential},
+};
 use http_body_util::{BodyExt, StreamBody};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use serde_json::Value;
@@ -32,7 +35,8 @@ impl Ndjson {
             .uri(format!("http://{}{path}", running.address))
             .header("content-type", "application/x-ndjson");
         if let Some(key) = key {
-            request = request.header("authorization", format!("Bearer {key}"));
+            let (name, value) = credential(key);
+            request = request.header(name, value);
         }
         let body = StreamBody::new(tokio_stream::wrappers::ReceiverStream::new(frames));
         let response = sender.send_request(request.body(body).unwrap()).await.unwrap();

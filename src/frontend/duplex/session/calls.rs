@@ -2,10 +2,10 @@
 
 use super::{BURST, Entry, Life, Session};
 use crate::{
-    call::{Call, CallId, Head, Inspect, Intent, Operation, Pending, Surface},
+    call::{Call, CallId, Head, Intent, Surface},
     error::Error,
     frontend::duplex::{
-        About, Ask, Codec, Link, Opened, Order,
+        About, Ask, Codec, Link, Opened, Order, Why,
         exchange::{Event, Exchange},
     },
 };
@@ -59,14 +59,7 @@ where
                     entry.ticket.allow(add);
                 }
             }
-            Ask::Prove(credentials) => {
-                let call = self.connection.frontend.gateway.call(Call {
-                    head: self.head(Intent::Inspect, None),
-                    sender: credentials.clone(),
-                    input: Pending::ready(Operation::Inspect(Inspect::Caller)),
-                });
-                self.proving = Some((credentials, call));
-            }
+            Ask::Prove(credentials) => self.proving = Some(self.prove(credentials)),
             Ask::Finish(why) => self.finish(why),
         }
     }
@@ -83,8 +76,16 @@ where
         if self.draining {
             return self.refuse(&tag, &ticket.note, &Error::ShuttingDown);
         }
-        if let Life::Finishing(_) = self.life {
-            return self.refuse(&tag, &ticket.note, &Error::invalid("a request after the client's goodbye"));
+        match &self.life {
+            // What ends the session is why it takes no more calls.
+            Life::Finishing(Why::Error(error)) => {
+                let error = error.clone();
+                return self.refuse(&tag, &ticket.note, &error);
+            }
+            Life::Finishing(_) => {
+                return self.refuse(&tag, &ticket.note, &Error::invalid("a request after the client's goodbye"));
+            }
+            Life::Open | Life::Closing(_) => {}
         }
         if self.entries.len() >= self.rules.in_flight {
             // No call yet: nobody else counts it.
@@ -111,7 +112,8 @@ where
         if self.rules.order != Order::Any {
             self.order.push_back((tag.clone(), serial));
         }
-        let call = self.connection.frontend.gateway.call(Call { head, sender: self.sender.clone(), input });
+        let call =
+            self.connection.frontend.gateway.call(Call { head, sender: self.speaker.credentials.clone(), input });
         self.running.push(Exchange::new(tag, serial, ticket, call));
     }
 

@@ -37,6 +37,8 @@ pub(super) enum Route {
     V1(Ask),
     /// Fixed bytes, outside the stack.
     Page(Page),
+    /// `POST /v1/ws/tickets`: credentials are traded for a ticket.
+    Ticket,
     /// A path that speaks WebSocket, asked without an upgrade.
     WebSocketOnly,
 }
@@ -159,7 +161,6 @@ impl Row {
 fn other(method: &Method, segments: &[&str]) -> Result<Route, Error> {
     let other = match segments {
         ["v1", "ws"] => Other::WebSocket,
-        ["v1", "ws", "tickets"] => Other::Later("POST"),
         ["v1", "models", .., ":explain"] => Other::Never("POST", "models of this server explain nothing"),
         ["v1", "models", id @ ..] if !id.iter().any(|part| part.is_empty() || part.starts_with(':')) => {
             Other::Id(id.join("/"))

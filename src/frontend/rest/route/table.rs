@@ -122,6 +122,7 @@ pub(in crate::frontend::rest) const TABLE: &[Row] = &[
         Ask::Run(found.model(), Verb::Examples(Task::Regress)).into()
     }),
     Row { configured: true, ..post(&["predict"], "plainPredict", |_| Ask::Plain.into()) },
+    post(&["v1", "ws", "tickets"], "createTicket", |_| Route::Ticket),
     get(&["openapi.json"], "openapi", |_| Route::Page(Page::OpenApi)),
     get(&["docs"], "docs", |_| Route::Page(Page::Docs)),
 ];

@@ -160,6 +160,51 @@ async fn who_does_not_renew_in_time_or_well_is_closed() {
     }
 }
 
+const AUTH_REQUIRED: &str = r#"{"type":"auth_required","deadline_ms":30000}"#;
+
+#[tokio::test(start_paused = true)]
+async fn who_is_revoked_is_asked_to_renew_without_having_asked_for_anything() {
+    let mut client = Client::new().await;
+    client.fixture.proofs.send_replace(());
+    client.settle().await;
+    client.infer("still", "echo", "").await;
+    client.output("still").await;
+    client.fixture.stack.revoked.store(true, Ordering::SeqCst);
+    client.fixture.proofs.send_replace(());
+    let start = tokio::time::Instant::now();
+    assert_eq!(client.text().await, AUTH_REQUIRED);
+    assert_eq!(client.hear().await, Heard::Ping);
+    client.closed(4401).await;
+    assert_eq!(start.elapsed().as_secs(), 30);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_session_does_not_outlive_what_it_was_opened_with() {
+    let fixture = Fixture::new(Settings::default());
+    let until = std::time::SystemTime::now() + Duration::from_secs(5);
+    let speaker = fixture.speaker(Some(until));
+    fixture.stack.revoked.store(true, Ordering::SeqCst);
+    let mut client = Client::speaking(fixture, speaker, Caller::Proven).await;
+    let start = tokio::time::Instant::now();
+    client.say(r#"{"type":"hello","protocol":1}"#).await;
+    assert!(client.text().await.contains("welcome"));
+    assert_eq!(client.text().await, AUTH_REQUIRED);
+    assert!((4..=5).contains(&start.elapsed().as_secs()), "{:?}", start.elapsed());
+    client.say(r#"{"type":"auth","auth":{"scheme":"bearer","token":"good"}}"#).await;
+    client.infer("a", "echo", "").await;
+    client.output("a").await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn nobody_is_asked_to_renew_what_was_never_proven() {
+    let mut client = Client::silent(Settings::default(), Caller::Anonymous(Err(Error::Unauthenticated))).await;
+    client.fixture.stack.revoked.store(true, Ordering::SeqCst);
+    client.fixture.proofs.send_replace(());
+    client.settle().await;
+    client.say(r#"{"type":"ping"}"#).await;
+    assert_eq!(client.text().await, r#"{"type":"pong"}"#);
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_session_without_a_caller_is_closed() {
     let refused = || Caller::Anonymous(Err(Error::Unauthenticated));

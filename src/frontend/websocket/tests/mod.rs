@@ -8,9 +8,9 @@ mod rfc6455;
 mod tunnel;
 
 use super::{codec::Caller, session};
-use crate::{
-    call::Credentials,
-    frontend::{Settings, duplex::fixture::Fixture},
+use crate::frontend::{
+    Settings,
+    duplex::{Speaker, fixture::Fixture},
 };
 use futures_util::{SinkExt, StreamExt};
 use std::sync::Arc;
@@ -54,8 +54,16 @@ impl Client {
     /// A session in which nobody has said anything.
     async fn silent(settings: Settings, caller: Caller) -> Self {
         let fixture = Fixture::new(settings);
+        let speaker = match caller {
+            Caller::Proven | Caller::Anonymous(Ok(())) => fixture.speaker(None),
+            Caller::Anonymous(Err(_)) | Caller::Refused(_) => Speaker::unknown(),
+        };
+        Self::speaking(fixture, speaker, caller).await
+    }
+
+    async fn speaking(fixture: Fixture, speaker: Speaker, caller: Caller) -> Self {
         let (near, far) = tokio::io::duplex(64 * 1024);
-        let session = tokio::spawn(session(Arc::clone(&fixture.connection), Credentials::None, caller, far));
+        let session = tokio::spawn(session(Arc::clone(&fixture.connection), speaker, caller, far));
         let socket = WebSocketStream::from_raw_socket(near, Role::Client, None).await;
         Self { socket, fixture, session }
     }
@@ -136,6 +144,6 @@ fn an_idle_session_is_small() {
     // the connection and the allocator some more. Measured over real sockets: 9.5 KiB each, the client's end included.
     let connection = Fixture::new(Settings::default()).connection;
     let (_near, far) = tokio::io::duplex(1);
-    let session = session(connection, Credentials::None, Caller::Proven, far);
+    let session = session(connection, Speaker::unknown(), Caller::Proven, far);
     assert!(size_of_val(&session) <= 3072, "{}", size_of_val(&session));
 }
