@@ -12,7 +12,7 @@ use sluicegate::{
     },
     error::Error,
     layer::{admit::Slots, deadline},
-    limit::{By, Policy, RateLimiter},
+    limit::{By, Policy, RateLimiter, Unit},
     model::{self, Loader, ModelSettings, Repository, Router},
     schedule::{
         Execution,
@@ -107,6 +107,8 @@ impl Fixture {
             name: "plenty".into(),
             by: By::Identity,
             only: None,
+            models: Vec::new(),
+            unit: Unit::Calls,
             limit: plenty,
             per: Duration::from_secs(1),
             burst: plenty,
@@ -131,6 +133,7 @@ impl Fixture {
             authenticator,
             limiter: Arc::new(RateLimiter::new(vec![policy], Instant::now(), 1000)),
             slots: Arc::new(Slots::new(4096, 16, None)),
+            sessions: None,
             grants: Arc::new(Grants::new(vec![rule])),
             router,
         });

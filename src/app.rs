@@ -152,7 +152,10 @@ async fn start_with(config: Config, opener: Arc<dyn Open>, switches: Switches) -
         deadlines: settings::deadlines(&config.deadline),
         authenticator: Arc::clone(&authenticator),
         limiter: Arc::clone(&limiter),
-        slots: Arc::new(Slots::new(slots.calls, slots.inspect, slots.per_identity)),
+        slots: Arc::new(
+            Slots::new(slots.calls, slots.inspect, slots.per_identity).with_weights(config.weights.iter().cloned()),
+        ),
+        sessions: slots.sessions,
         grants: Arc::new(Grants::new(config.grants.clone())),
         router: Router::managed(Arc::clone(&repository), control, switches),
     });

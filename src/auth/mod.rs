@@ -6,7 +6,6 @@
 pub mod api_key;
 pub mod grants;
 mod key_file;
-pub mod pattern;
 pub mod timestamp;
 
 pub use grants::Grants;

@@ -13,7 +13,7 @@ const LONGEST: u128 = 365 * 86_400 * NANOS;
 /// The largest size, 1 PiB.
 const LARGEST: u128 = 1 << 50;
 /// The fastest rate per second; see [`crate::limit::gcra::Rate::new`].
-const FASTEST: u128 = 10_000_000;
+const FASTEST: u128 = 1_000_000_000_000;
 const NANOS: u128 = 1_000_000_000;
 
 /// A duration above zero: `30s`, `200ms`, `10m`.

@@ -1,96 +1,78 @@
-//! Rates per identity: which policies match, and what they charge.
+//! Rates and quotas: which policies match a call, and what they charge it.
 //!
-//! Keys of buckets are proven identities and groups, so clients cannot mint them. This module knows nothing of models
-//! or bodies: a call is charged before it is read.
+//! A call is charged twice at most: before its body is read by those policies that need to know no more than who sends
+//! it, and after by those that ask for the model, or for rows, bytes, elements or compute time. Keys of buckets are
+//! proven identities and groups, and models that such an identity is granted, so strangers cannot mint them.
 
 pub mod address;
+mod charge;
+mod counter;
 pub mod gcra;
+mod policy;
 pub mod table;
 
+pub use charge::Charge;
+pub use policy::{By, Policy, Unit};
+
 use crate::{
-    call::{End, Facts, Identity, Intent, Observer},
-    error::{Code, Stage},
+    call::{Head, Identity, Operation, Quotas, Work},
+    error::{Cap, Error},
 };
-use foldhash::fast::RandomState;
+use charge::Held;
+use counter::{Counter, Key};
+use futures_util::future::BoxFuture;
 use gcra::Rate;
+use policy::Subject;
 use smallvec::SmallVec;
 use std::{
-    num::NonZeroU64,
-    slice,
+    fmt,
     sync::Arc,
     time::{Duration, Instant},
 };
-use table::{Bucket, Table};
 
-/// One entry of `limits.rate`, counted in calls.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Policy {
-    /// Its name, unique among policies.
-    pub name: Arc<str>,
-    /// Whose calls are counted together.
-    pub by: By,
-    /// The only identity or group it counts; `None` for each of them.
-    pub only: Option<Arc<str>>,
-    /// Calls in each `per`.
-    pub limit: NonZeroU64,
-    /// The period of `limit`.
-    pub per: Duration,
-    /// Calls that may come at once.
-    pub burst: NonZeroU64,
-    /// Intents it counts.
-    pub intents: Vec<Intent>,
+/// A call that is to be charged.
+#[derive(Clone, Copy, Debug)]
+pub struct Ask<'a> {
+    /// Who sends it.
+    pub identity: &'a Arc<Identity>,
+    /// What is known of it.
+    pub head: &'a Head,
+    /// What it asks for; absent before its body is read.
+    pub operation: Option<&'a Operation>,
 }
 
-/// Whose calls are counted together.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum By {
-    /// Those of one identity.
-    Identity,
-    /// Those of all members of a group; a member of several is counted in each.
-    Group,
+/// What came of asking.
+pub enum Outcome<C = Charge> {
+    /// No policy matches: nothing is charged.
+    Free,
+    /// Charged; to be told how the call ends.
+    Charged(C),
+    /// Refused, with when to come again.
+    Refused(Error),
+    /// Not decided yet: somebody else has to be asked, for a bounded time.
+    Later(BoxFuture<'static, Result<Option<C>, Error>>),
 }
 
-impl Policy {
-    /// The intents that count where a policy names none: all but `inspect` (contract 10 section 2).
-    pub fn default_intents() -> Vec<Intent> {
-        Intent::ALL.into_iter().filter(|intent| *intent != Intent::Inspect).collect()
-    }
-}
-
-/// Charges calls against every matching policy. All must agree.
+/// Charges calls against every matching policy. All must agree; where one refuses, none charges.
 #[derive(Debug)]
 pub struct RateLimiter {
     counters: Vec<Counter>,
+    /// Whether there are policies for a call before its body is read, and after.
+    phases: [bool; 2],
     start: Instant,
 }
 
-/// A policy with its buckets.
-#[derive(Debug)]
-struct Counter {
-    by: By,
-    only: Option<Arc<str>>,
-    /// A bit per intent.
-    intents: u8,
-    rate: Rate,
-    /// Keys are proven, so a fast hasher is enough: nobody can choose them so that they collide.
-    buckets: Table<Arc<str>, Bucket, RandomState>,
-}
+// === impl Outcome ===
 
-/// What a call was charged. Given back on some ends; an observer of the call.
-#[derive(Debug)]
-pub struct Charge {
-    /// Two policies are usual (per identity, per group); more spill to the heap.
-    held: SmallVec<[Held; 2]>,
-    facts: Arc<Facts>,
-    start: Instant,
-}
-
-/// One unit in one bucket.
-#[derive(Debug)]
-struct Held {
-    bucket: Arc<Bucket>,
-    rate: Rate,
-    until: u64,
+impl<C> fmt::Debug for Outcome<C> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Free => "Free",
+            Self::Charged(_) => "Charged",
+            Self::Refused(_) => "Refused",
+            Self::Later(_) => "Later",
+        })
+    }
 }
 
 // === impl RateLimiter ===
@@ -99,123 +81,101 @@ impl RateLimiter {
     /// A limiter with empty buckets, at most `cap` of them together (`limits.buckets`).
     pub fn new(policies: Vec<Policy>, start: Instant, cap: usize) -> Self {
         let share = cap / policies.len().max(1);
-        Self { counters: policies.into_iter().map(|policy| Counter::new(policy, share)).collect(), start }
+        let phases = [false, true].map(|needs_body| policies.iter().any(|policy| policy.needs_body() == needs_body));
+        Self { counters: policies.into_iter().map(|policy| Counter::new(policy, share)).collect(), phases, start }
     }
 
-    /// Charges one call, to be given back if *we* refuse it later (contract 10 section 2).
-    ///
-    /// `None` if no policy matches: nothing is charged and nothing is allocated.
-    ///
-    /// # Errors
-    ///
-    /// How long until the most constrained policy would accept one.
-    pub fn charge(
-        &self,
-        identity: &Arc<Identity>,
-        intent: Intent,
-        facts: &Arc<Facts>,
-        now: Instant,
-    ) -> Result<Option<Charge>, Duration> {
-        let now = self.nanos(now);
+    /// Charges one call, to be settled or given back when it is over (contract 10 section 2). Where no policy matches,
+    /// nothing is allocated.
+    pub fn charge(self: &Arc<Self>, ask: Ask<'_>) -> Outcome {
+        let needs_body = ask.operation.is_some();
+        if !self.phases[usize::from(needs_body)] {
+            return Outcome::Free;
+        }
+        let Ask { identity, head, operation } = ask;
+        // Reading a body takes time, which has drained buckets.
+        let now = self.nanos(if needs_body { Instant::now() } else { head.received });
+        let subject = Subject {
+            identity,
+            intent: operation.map_or(head.intent, policy::intent_of),
+            model: operation.and_then(Operation::model).map(|model| &model.name),
+        };
+        let brought = operation.map_or_else(Work::default, policy::work_of);
         let mut held: SmallVec<[Held; 2]> = SmallVec::new();
-        for (counter, key) in self.matching(identity, intent) {
-            let bucket = counter.buckets.entry(key, now);
-            match bucket.charge(counter.rate, now) {
-                Ok(until) => held.push(Held { bucket, rate: counter.rate, until }),
+        let mut quotas = Quotas::new();
+        for (index, counter, key) in self.matching(subject, needs_body) {
+            let (bucket, units) = (counter.bucket(key, now), counter.unit().of(brought));
+            match bucket.charge(counter.rate, units, now) {
+                Ok(until) => {
+                    held.push(Held { counter: index, bucket, units, until });
+                    quotas.push(counter.quota(key, until, now));
+                }
                 Err(_) => {
-                    held.iter().for_each(|held| held.give_back(now));
-                    return Err(self.longest_wait(identity, intent, now));
+                    held.iter().for_each(|held| held.give_back(self, held.units, now));
+                    return Outcome::Refused(self.refusal(subject, needs_body, brought, now));
                 }
             }
         }
-        Ok((!held.is_empty()).then(|| Charge { held, facts: Arc::clone(facts), start: self.start }))
+        if held.is_empty() {
+            return Outcome::Free;
+        }
+        let told = if needs_body { &head.facts.reserved } else { &head.facts.quotas };
+        let _ = told.set(quotas);
+        let (limiter, facts) = (Arc::clone(self), Arc::clone(&head.facts));
+        Outcome::Charged(Charge { limiter, facts, held, brought, made: Work::default() })
     }
 
     /// Forgets buckets that are full again. Called from a timer.
     pub fn sweep(&self, now: Instant) {
         let now = self.nanos(now);
-        self.counters.iter().for_each(|counter| counter.buckets.sweep(now));
+        self.counters.iter().for_each(|counter| counter.sweep(now));
     }
 
     /// How many buckets there are.
     pub fn buckets(&self) -> usize {
-        self.counters.iter().map(|counter| counter.buckets.len()).sum()
+        self.counters.iter().map(Counter::len).sum()
     }
 
     /// Policies that count this call, each with the key that it counts by.
     fn matching<'a>(
         &'a self,
-        identity: &'a Identity,
-        intent: Intent,
-    ) -> impl Iterator<Item = (&'a Counter, &'a Arc<str>)> {
-        self.counters.iter().filter(move |counter| counter.intents & bit(intent) != 0).flat_map(move |counter| {
-            let keys = match counter.by {
-                By::Identity => slice::from_ref(identity.id()),
-                By::Group => identity.groups(),
-            };
-            keys.iter()
-                .filter(|key| counter.only.as_ref().is_none_or(|only| only == *key))
-                .map(move |key| (counter, key))
-        })
+        subject: Subject<'a>,
+        needs_body: bool,
+    ) -> impl Iterator<Item = (usize, &'a Counter, Key<'a>)> {
+        let counters = self.counters.iter().enumerate().filter(move |(_, counter)| counter.needs_body == needs_body);
+        counters.flat_map(move |(index, counter)| counter.keys(subject).map(move |key| (index, counter, key)))
     }
 
-    fn longest_wait(&self, identity: &Identity, intent: Intent, now: u64) -> Duration {
-        self.matching(identity, intent)
-            .filter_map(|(counter, key)| Some(counter.buckets.get(key)?.wait(counter.rate, now)))
-            .max()
-            // Another thread may have given back meanwhile; "try again at once" would be a busy loop.
-            .unwrap_or_default()
-            .max(Duration::from_nanos(1))
+    /// Says which policy is the most constrained, and for how long.
+    fn refusal(&self, subject: Subject<'_>, needs_body: bool, brought: Work, now: u64) -> Error {
+        let waits = self.matching(subject, needs_body).map(|(_, counter, key)| {
+            let wait = counter.wait(key, counter.unit().of(brought), now);
+            (wait, &counter.allowance)
+        });
+        match waits.max_by_key(|(wait, _)| *wait) {
+            Some((wait, allowance)) => Error::RateLimited {
+                // Another thread may have given back meanwhile; "try again at once" would be a busy loop.
+                retry_after: wait.max(Duration::from_nanos(1)),
+                cap: Cap::Policy(Arc::clone(allowance)),
+            },
+            None => Error::internal("a policy refused a call that it does not count"),
+        }
+    }
+
+    fn rate(&self, counter: usize) -> Rate {
+        self.counters[counter].rate
+    }
+
+    fn unit(&self, counter: usize) -> Unit {
+        self.counters[counter].unit()
+    }
+
+    fn now(&self) -> u64 {
+        gcra::nanos(self.start.elapsed())
     }
 
     fn nanos(&self, now: Instant) -> u64 {
         gcra::nanos(now.saturating_duration_since(self.start))
-    }
-}
-
-impl Counter {
-    fn new(policy: Policy, cap: usize) -> Self {
-        Self {
-            by: policy.by,
-            only: policy.only,
-            intents: policy.intents.into_iter().fold(0, |bits, intent| bits | bit(intent)),
-            rate: Rate::new(policy.limit, policy.per, policy.burst),
-            buckets: Table::new(cap),
-        }
-    }
-}
-
-const fn bit(intent: Intent) -> u8 {
-    1 << intent as u8
-}
-
-// === impl Charge ===
-
-impl Charge {
-    /// Whether contract 10 section 2 gives the charge back on this end.
-    fn is_returned_on(&self, end: End) -> bool {
-        match end {
-            End::Failed(Code::Overloaded | Code::NotReady | Code::RateLimited) => true,
-            End::Abandoned | End::Failed(Code::DeadlineExceeded | Code::Cancelled) => {
-                self.facts.stage() < Stage::Running
-            }
-            End::Complete | End::Failed(_) => false,
-        }
-    }
-}
-
-impl Observer for Charge {
-    fn end(&mut self, end: End) {
-        if self.is_returned_on(end) {
-            let now = gcra::nanos(self.start.elapsed());
-            self.held.drain(..).for_each(|held| held.give_back(now));
-        }
-    }
-}
-
-impl Held {
-    fn give_back(&self, now: u64) {
-        self.bucket.give_back(self.rate, self.until, now);
     }
 }
 

@@ -41,15 +41,15 @@ pub struct Table<K, V, S = RandomState> {
 // === impl Bucket ===
 
 impl Bucket {
-    /// Charges one unit at `now`: the theoretical arrival time that came of it.
+    /// Charges `units` at `now`: the theoretical arrival time that came of it.
     ///
     /// # Errors
     ///
-    /// How long until one unit would be accepted.
-    pub fn charge(&self, rate: Rate, now: u64) -> Result<u64, Duration> {
+    /// How long until they would be accepted.
+    pub fn charge(&self, rate: Rate, units: u64, now: u64) -> Result<u64, Duration> {
         let mut tat = self.0.load(Ordering::Relaxed);
         loop {
-            let charged = rate.charge(tat, now)?;
+            let charged = rate.charge(tat, units, now)?;
             match self.0.compare_exchange_weak(tat, charged, Ordering::AcqRel, Ordering::Relaxed) {
                 Ok(_) => return Ok(charged),
                 Err(found) => tat = found,
@@ -57,17 +57,24 @@ impl Bucket {
         }
     }
 
-    /// How long until one unit would be accepted; zero if it would be now.
-    pub fn wait(&self, rate: Rate, now: u64) -> Duration {
-        rate.wait(self.0.load(Ordering::Relaxed), now)
+    /// How long until `units` would be accepted; zero if they would be now.
+    pub fn wait(&self, rate: Rate, units: u64, now: u64) -> Duration {
+        rate.wait(self.0.load(Ordering::Relaxed), units, now)
     }
 
-    /// Takes back one unit that was charged until `until`.
-    pub fn give_back(&self, rate: Rate, until: u64, now: u64) {
+    /// Takes back `units` that were charged until `until`.
+    pub fn give_back(&self, rate: Rate, units: u64, until: u64, now: u64) {
+        self.change(|tat| rate.give_back(tat, units, until, now));
+    }
+
+    /// Charges `units` that were used already, however many are left.
+    pub fn add(&self, rate: Rate, units: u64, now: u64) {
+        self.change(|tat| rate.add(tat, units, now));
+    }
+
+    fn change(&self, new: impl Fn(u64) -> u64) {
         let mut tat = self.0.load(Ordering::Relaxed);
-        while let Err(found) =
-            self.0.compare_exchange_weak(tat, rate.give_back(tat, until, now), Ordering::AcqRel, Ordering::Relaxed)
-        {
+        while let Err(found) = self.0.compare_exchange_weak(tat, new(tat), Ordering::AcqRel, Ordering::Relaxed) {
             tat = found;
         }
     }
@@ -200,7 +207,7 @@ mod tests {
             for _ in 0..8 {
                 scope.spawn(|| {
                     for _ in 0..10_000 {
-                        if bucket.charge(rate(1, 1_000), 5).is_ok() {
+                        if bucket.charge(rate(1, 1_000), 1, 5).is_ok() {
                             accepted.fetch_add(1, Ordering::Relaxed);
                         }
                     }
@@ -218,13 +225,13 @@ mod tests {
             for _ in 0..8 {
                 scope.spawn(|| {
                     for _ in 0..2_000 {
-                        let until = bucket.charge(rate, 5).unwrap();
-                        bucket.give_back(rate, until, 5);
+                        let until = bucket.charge(rate, 1, 5).unwrap();
+                        bucket.give_back(rate, 1, until, 5);
                     }
                 });
             }
         });
-        assert_eq!((0..2_000).filter(|_| bucket.charge(rate, 5).is_ok()).count(), 1_000);
+        assert_eq!((0..2_000).filter(|_| bucket.charge(rate, 1, 5).is_ok()).count(), 1_000);
     }
 
     #[test]
@@ -237,7 +244,7 @@ mod tests {
     #[test]
     fn a_sweep_forgets_the_idle_and_keeps_what_is_held() {
         let table = Table::<u32, Bucket>::new(10);
-        table.entry(&1, 0).charge(rate(1, 1), 0).unwrap();
+        table.entry(&1, 0).charge(rate(1, 1), 1, 0).unwrap();
         let held = table.entry(&2, 0);
         drop(table.entry(&3, 0));
         table.sweep(0);
@@ -251,9 +258,9 @@ mod tests {
     fn in_a_full_table_the_oldest_leaves() {
         let table = Table::<u32, Bucket>::new(4);
         for key in 0..4 {
-            table.entry(&key, 0).charge(rate(1, 100), u64::from(key)).unwrap();
+            table.entry(&key, 0).charge(rate(1, 100), 1, u64::from(key)).unwrap();
         }
-        table.entry(&9, 5).charge(rate(1, 100), 5).unwrap();
+        table.entry(&9, 5).charge(rate(1, 100), 1, 5).unwrap();
         assert_eq!(keys(&table), [1, 2, 3, 9]);
         assert_eq!(table.len(), 4);
     }
@@ -266,7 +273,7 @@ mod tests {
                 let table = &table;
                 scope.spawn(move || {
                     for key in 0..5_000 {
-                        let _ = table.entry(&(thread * 10_000 + key), 0).charge(rate(1, 1), 0);
+                        let _ = table.entry(&(thread * 10_000 + key), 0).charge(rate(1, 1), 1, 0);
                         assert!(table.len() <= 1_004);
                     }
                 });

@@ -6,8 +6,8 @@
 use super::{Model, Repository, classify::classify, control::Control, signature};
 use crate::{
     call::{
-        Call, Chunk, Decoded, Expected, Head, Identity, InferRequest, InferResponse, Inputs, Inspect, Manage,
-        NamedTensor, Operation, Reply, ReplyStream, Report, RequestedOutput, ServerReport, Timing,
+        Call, Chunk, Decoded, End, Expected, Facts, Head, Identity, InferRequest, InferResponse, Inputs, Inspect, Manage,
+        NamedTensor, Observer, Operation, Reply, ReplyStream, Report, RequestedOutput, ServerReport, Timing, Work,
     },
     error::{Error, Stage},
     schedule::{Answer, Job, ReplyTo},
@@ -83,7 +83,12 @@ struct Asked {
 struct Waiting {
     answer: oneshot::Receiver<Result<Answer, Error>>,
     asked: Asked,
+    answered: bool,
 }
+
+/// Ends the run of a stream whose reader has gone.
+#[derive(Debug)]
+struct Leaving(Arc<Facts>);
 
 // === impl Router ===
 
@@ -142,7 +147,7 @@ impl Parts {
     fn inspect(&self, head: &Head, sender: Arc<Identity>, question: Inspect) -> Result<Inner, Error> {
         let repository = &self.repository;
         Ok(Inner::report(match question {
-            Inspect::Caller => Report::Caller(sender),
+            Inspect::Caller | Inspect::Session => Report::Caller(sender),
             Inspect::Server => Report::Server(SERVER),
             Inspect::Models => Report::Models(repository.names()),
             Inspect::Catalog => Report::Catalog(repository.catalog()),
@@ -221,6 +226,8 @@ impl Asked {
     fn submit(self, inputs: Vec<NamedTensor>) -> Result<Inner, Error> {
         let Self { head, model, .. } = &self;
         let checked = signature::check(&model.signature, model.batches(), inputs)?;
+        let work = Work { rows: u64::try_from(checked.rows).unwrap_or(u64::MAX), ..Work::of(&checked.inputs) };
+        let _ = head.facts.work.set(work);
         head.facts.reach(Stage::Queued);
         let job = |reply| Job {
             inputs: checked.inputs,
@@ -229,17 +236,20 @@ impl Asked {
             queued: Instant::now(),
             reply,
             facts: Arc::clone(&head.facts),
+            turn: 0,
         };
         if model.decoupled {
             let (sender, receiver) = mpsc::channel::<Result<Chunk, Error>>(AHEAD);
             let (about, client_id, wanted) = (Arc::clone(model), self.client_id.clone(), self.outputs.clone());
             let frame = Box::new(move |found, timing| respond(&about, client_id.clone(), &wanted, found, timing));
             model.scheduler.submit(job(ReplyTo::Stream { sender, frame, until: head.stream_deadline }))?;
-            return Ok(Inner::reply(Reply::Stream(ReplyStream::new(receiver))));
+            let mut stream = ReplyStream::new(receiver);
+            stream.observe(Box::new(Leaving(Arc::clone(&head.facts))));
+            return Ok(Inner::reply(Reply::Stream(stream)));
         }
         let (sender, answer) = oneshot::channel();
         model.scheduler.submit(job(ReplyTo::Once(sender)))?;
-        Ok(Inner::Waiting(Waiting { answer, asked: self }))
+        Ok(Inner::Waiting(Waiting { answer, asked: self, answered: false }))
     }
 }
 
@@ -285,8 +295,27 @@ impl fmt::Debug for Inner {
     }
 }
 
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        if !self.answered {
+            // First, so that the run that is ended finds nobody to answer.
+            self.answer.close();
+            self.asked.head.facts.interrupt.fire();
+        }
+    }
+}
+
+impl Observer for Leaving {
+    fn end(&mut self, end: End) {
+        if end != End::Complete {
+            self.0.interrupt.fire();
+        }
+    }
+}
+
 impl Waiting {
     fn reply(&mut self, answer: Result<Result<Answer, Error>, oneshot::error::RecvError>) -> Result<Reply, Error> {
+        self.answered = true;
         let Answer { outputs, timing } = answer.unwrap_or_else(|_| Err(self.unanswered()))?;
         let Asked { head, model, client_id, outputs: wanted } = &mut self.asked;
         let _ = head.facts.timing.set(timing);

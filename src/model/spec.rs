@@ -133,6 +133,8 @@ pub struct Batching {
     pub max_delay: Duration,
     /// Most jobs that wait.
     pub max_queue: usize,
+    /// How long jobs may wait before new ones are refused.
+    pub queue_delay: Option<std::time::Duration>,
 }
 
 /// Which versions of a model are served (`versions`).
@@ -227,15 +229,16 @@ impl Default for ModelSettings {
 
 impl Default for Batching {
     fn default() -> Self {
-        let BatchPolicy { max_rows, max_delay, max_queue, .. } = BatchPolicy::default();
-        Self { enabled: None, max_rows, max_delay, max_queue }
+        let BatchPolicy { max_rows, max_delay, max_queue, queue_delay, .. } = BatchPolicy::default();
+        Self { enabled: None, max_rows, max_delay, max_queue, queue_delay }
     }
 }
 
 impl Batching {
     /// The policy for a model that batches or does not.
     pub fn policy(&self, enabled: bool) -> BatchPolicy {
-        BatchPolicy { enabled, max_rows: self.max_rows, max_delay: self.max_delay, max_queue: self.max_queue }
+        let Self { max_rows, max_delay, max_queue, queue_delay, .. } = *self;
+        BatchPolicy { enabled, max_rows, max_delay, max_queue, queue_delay }
     }
 }
 

@@ -3,20 +3,26 @@
 //! It has no clock and waits for nothing: time and idle instances are arguments, so every rule of
 //! batching is a table test. It does not know who runs the batches it gives out.
 //!
-//! The rules. The oldest job decides: only jobs that are compatible with it join its batch, in the
-//! order they came. A batch has at most `max_rows` rows, unless its only job is larger by itself.
+//! The rules. The first job decides: only jobs that are compatible with it join its batch, in the
+//! order they wait, which is the one they came in, and a fair one between those who sent them. A batch has at most `max_rows` rows, unless its only job is larger by itself.
 //! Late and abandoned jobs are dropped here and never run. With `max_delay` zero an idle instance
 //! runs at once what is there; batches then form by themselves under load.
 
-use super::{BatchPolicy, Job};
+use super::{
+    BatchPolicy, Job, QUEUE_FULL,
+    delay::QueueDelay,
+    fair::{self, FairOrder},
+};
 use crate::error::{Error, Stage};
 use std::{collections::VecDeque, time::Instant};
 
-/// Jobs that wait, oldest first; bounded by [`BatchPolicy::max_queue`].
+/// Jobs that wait, in the order of their turns (see [`fair`](super::fair)); bounded by [`BatchPolicy::max_queue`].
 #[derive(Debug)]
 pub struct BatchQueue {
     waiting: VecDeque<Job>,
     policy: BatchPolicy,
+    order: FairOrder,
+    delay: QueueDelay,
     /// A buffer that came back through [`BatchQueue::recycle`], so that steady load allocates none.
     spare: Vec<Job>,
 }
@@ -33,7 +39,8 @@ pub enum Verdict {
 impl BatchQueue {
     /// An empty queue.
     pub fn new(policy: BatchPolicy) -> Self {
-        Self { waiting: VecDeque::new(), policy, spare: Vec::new() }
+        let delay = QueueDelay::new(policy.queue_delay);
+        Self { waiting: VecDeque::new(), policy, order: FairOrder::default(), delay, spare: Vec::new() }
     }
 
     /// How many jobs wait.
@@ -51,16 +58,27 @@ impl BatchQueue {
     /// # Errors
     ///
     /// Gives the job back when full: the caller turns that into `Overloaded`. Abandoned jobs do not
-    /// count; they are dropped before anyone is refused.
-    pub fn push(&mut self, job: Job) -> Result<(), Job> {
+    /// count; they are dropped before anyone is refused. And whoever fills the queue does not keep others out of it: the
+    /// last job of all is refused, if the new one is to run before it.
+    pub fn push(&mut self, mut job: Job) -> Result<(), Job> {
         if self.waiting.len() >= self.policy.max_queue {
             self.waiting.retain(|job| !job.is_abandoned());
-            if self.waiting.len() >= self.policy.max_queue {
-                return Err(job);
+        }
+        job.turn = self.order.turn(&self.waiting, &job);
+        if self.waiting.len() >= self.policy.max_queue {
+            match self.waiting.pop_back_if(|last| last.turn > job.turn) {
+                Some(last) => last.fail(QUEUE_FULL),
+                None => return Err(job),
             }
         }
-        self.waiting.push_back(job);
+        let place = fair::place(&self.waiting, job.turn);
+        self.waiting.insert(place, job);
         Ok(())
+    }
+
+    /// Whether jobs wait for so long that one which comes at `now` is to be refused.
+    pub fn is_slow(&self, now: Instant) -> bool {
+        self.delay.sheds(self.waiting.front().map(|next| next.queued), now)
     }
 
     /// What to do at `now` with `idle` instances.
@@ -71,7 +89,7 @@ impl BatchQueue {
             return Verdict::Wait(None);
         }
         if !self.policy.enabled {
-            return Verdict::Run(self.take(1, 1));
+            return Verdict::Run(self.take(1, 1, now));
         }
         let mut rows = 0_usize;
         let mut jobs = 0;
@@ -99,7 +117,7 @@ impl BatchQueue {
         }
         match due {
             Some(due) if !full && now < due => Verdict::Wait(Some(due)),
-            _ => Verdict::Run(self.take(jobs, seen)),
+            _ => Verdict::Run(self.take(jobs, seen, now)),
         }
     }
 
@@ -142,7 +160,11 @@ impl BatchQueue {
     }
 
     /// Takes the first `jobs` jobs that are compatible with the oldest, all within the first `seen`.
-    fn take(&mut self, jobs: usize, seen: usize) -> Vec<Job> {
+    fn take(&mut self, jobs: usize, seen: usize, now: Instant) -> Vec<Job> {
+        if let Some(first) = self.waiting.front() {
+            self.order.took(first.turn);
+            self.delay.took(first.queued, now, self.waiting.len() == jobs);
+        }
         let mut batch = std::mem::take(&mut self.spare);
         if jobs == seen {
             batch.extend(self.waiting.drain(..jobs));

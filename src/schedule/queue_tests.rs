@@ -8,7 +8,7 @@ use std::time::Duration;
 const MS: Duration = Duration::from_millis(1);
 
 fn policy() -> BatchPolicy {
-    BatchPolicy { enabled: true, max_rows: 8, max_delay: Duration::ZERO, max_queue: 16 }
+    BatchPolicy { enabled: true, max_rows: 8, max_delay: Duration::ZERO, max_queue: 16, queue_delay: None }
 }
 
 fn fill(queue: &mut BatchQueue, now: Instant, rows: &[usize]) -> Vec<Receiver> {

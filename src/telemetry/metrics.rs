@@ -106,7 +106,7 @@ impl Metrics {
     pub fn call_refused(&self, error: &Error) {
         match error {
             Error::Overloaded { what } => self.overloaded(limit(what)),
-            Error::RateLimited { .. } => self.rate_limited("rate"),
+            Error::RateLimited { cap, .. } => self.rate_limited(cap.name()),
             _ => {}
         }
     }

@@ -41,7 +41,7 @@ pub(in crate::frontend) struct Session<C: Codec, L> {
     codec: C,
     link: L,
     sender: Credentials,
-    proving: Option<(Credentials, BoxFuture<'static, Result<Reply, Error>>)>,
+    proving: Option<(Credentials, Arc<Facts>, BoxFuture<'static, Result<Reply, Error>>)>,
     running: FuturesUnordered<Exchange<C>>,
     entries: HashMap<C::Tag, Entry<C>>,
     /// Tags in the order of requests, where answers leave in that order.
@@ -57,6 +57,8 @@ pub(in crate::frontend) struct Session<C: Codec, L> {
     input_over: bool,
     draining: bool,
     life: Life,
+    /// Those of the call that opened it: they hold its place among its caller's sessions. `None` while nobody is known.
+    place: Option<Arc<Facts>>,
     _gauge: Gauge,
 }
 
@@ -120,9 +122,17 @@ where
             input_over: false,
             draining: false,
             life: Life::Open,
+            place: None,
             rules,
             _gauge: gauge,
         }
+    }
+
+    /// The same session, opened by the call of these facts.
+    #[must_use]
+    pub(in crate::frontend) fn opened_by(mut self, facts: Option<Arc<Facts>>) -> Self {
+        self.place = facts;
+        self
     }
 
     /// Runs until the session is over. Dropping it cancels its calls and says nothing.
@@ -242,12 +252,16 @@ where
     }
 
     fn poll_proof(&mut self, cx: &mut Context<'_>) -> bool {
-        let Some((_, call)) = &mut self.proving else { return false };
+        let Some((_, _, call)) = &mut self.proving else { return false };
         let Poll::Ready(reply) = call.as_mut().poll(cx) else { return false };
-        let Some((credentials, _)) = self.proving.take() else { return false };
+        let Some((credentials, facts, _)) = self.proving.take() else { return false };
         let result = reply.map(drop);
         match &result {
-            Ok(()) => self.sender = credentials,
+            Ok(()) => {
+                self.sender = credentials;
+                // Who renews its credentials keeps the place that it has.
+                self.place.get_or_insert(facts);
+            }
             Err(error) => self.connection.observe(error),
         }
         if let Err(why) = self.codec.proved(result, &mut self.outbox) {

@@ -64,7 +64,12 @@ fn code(error: &Error) -> Code {
 fn details(error: &Error, id: &CallId, message: &str) -> ErrorDetails {
     let mut details = ErrorDetails::new();
     let reason = error.code().name().to_ascii_uppercase();
-    details.set_error_info(reason, DOMAIN, std::collections::HashMap::new());
+    let mut about = std::collections::HashMap::new();
+    if let Error::RateLimited { cap, .. } = error {
+        about.insert("policy".to_owned(), cap.name().to_owned());
+        details.add_quota_failure_violation(cap.name(), cap.to_string());
+    }
+    details.set_error_info(reason, DOMAIN, about);
     details.set_request_info(id.to_string(), "");
     if let Some(after) = error.retry_after() {
         details.set_retry_info(Some(after));
@@ -151,8 +156,10 @@ mod tests {
 
     #[test]
     fn what_may_be_retried_says_when_in_both_forms() {
-        let status = status(&Error::RateLimited { retry_after: Duration::from_micros(1500) }, &id());
+        let status = status(&Error::RateLimited { retry_after: Duration::from_micros(1500), cap: error::Cap::Address }, &id());
         assert_eq!(metadata(&status, "grpc-retry-pushback-ms"), Some("2"));
+        let violations = status.get_details_quota_failure().unwrap().violations;
+        assert_eq!(&*violations[0].subject, "address");
         let retry = status.get_details_retry_info().unwrap().retry_delay;
         assert_eq!(retry, Some(Duration::from_micros(1500)));
         let other = super::status(&Error::Unauthenticated, &id());

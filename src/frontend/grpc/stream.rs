@@ -72,14 +72,15 @@ pub(super) async fn serve(
     }
     let deadline = head.timeout.and_then(|timeout| Instant::now().checked_add(timeout));
     let id = head.id.clone();
-    let input = Pending::ready(Operation::Inspect(Inspect::Caller));
+    let facts = Arc::clone(&head.facts);
+    let input = Pending::ready(Operation::Inspect(Inspect::Session));
     connection.frontend.gateway.call(Call { head, sender: sender.clone(), input }).await?;
 
     let (pipe, receiver) = Pipe::new();
     let link = Messages { messages, pipe, limit: connection.frontend.settings.size.body };
     let codec = Protocol { connection: Arc::clone(&connection), id, strict, deadline, next: 0 };
     let rules = rules(&connection.frontend.settings);
-    tokio::spawn(Session::new(connection, rules, sender, codec, link).run());
+    tokio::spawn(Session::new(connection, rules, sender, codec, link).opened_by(Some(facts)).run());
     Ok(Answers(receiver))
 }
 

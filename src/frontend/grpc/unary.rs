@@ -10,9 +10,9 @@ use super::{
     name, refuse,
 };
 use crate::{
-    call::{Call, CallId, Chunk, InferResponse, Intent, Operation, Pending, Reply, ReplyStream, Surface},
+    call::{Call, CallId, Chunk, Credentials, Head, InferResponse, Intent, Operation, Pending, Reply, ReplyStream, Surface},
     error::Error,
-    frontend::{Connection, body::Body, http::Response},
+    frontend::{Connection, body::Body, http::Response, quota},
     wire::proto::{self, inference as pb},
 };
 use futures_util::{StreamExt, stream};
@@ -44,19 +44,26 @@ pub(super) async fn infer(connection: Arc<Connection>, id: CallId, request: Requ
         }
         Input::hold(&settings, message)?.decode(&settings.frontend.settings.wire)
     };
-    let response = match call(&connection, &id, Intent::Infer, request, decode).await {
+    let (head, sender) = match head::open(&connection, &id, Intent::Infer, request.headers()) {
+        Ok(opened) => opened,
+        Err(error) => return refused(&connection, &id, &error),
+    };
+    let facts = Arc::clone(&head.facts);
+    let response = match send(&connection, head, sender, request, decode).await {
         Ok(Reply::Infer(response)) => Ok(response),
         Ok(Reply::Stream(stream)) => only(stream).await,
         Ok(Reply::Report(_)) => Err(Error::internal("a report answers an inference")),
         Err(error) => Err(error),
     };
-    match response {
+    let (mut answer, error) = match response {
         Ok(response) => {
             let typed = typed.is_some_and(|typed| typed.load(Ordering::Relaxed));
-            answer(&connection, &id, proto::encode_infer(response, typed))
+            (answer(&connection, &id, proto::encode_infer(response, typed)), None)
         }
-        Err(error) => refused(&connection, &id, &error),
-    }
+        Err(error) => (refused(&connection, &id, &error), Some(error)),
+    };
+    quota::insert(answer.headers_mut(), &facts, error.as_ref());
+    answer
 }
 
 /// `ServerLive` and `ServerReady`: without credentials, not counted as calls.
@@ -85,6 +92,21 @@ where
     D: FnOnce(M) -> Result<Operation, Error> + Send + 'static,
 {
     let (head, sender) = head::open(connection, id, intent, request.headers())?;
+    send(connection, head, sender, request, decode).await
+}
+
+/// The same for a call whose head is known.
+pub(super) async fn send<M, D>(
+    connection: &Arc<Connection>,
+    head: Head,
+    sender: Credentials,
+    request: Request,
+    decode: D,
+) -> Result<Reply, Error>
+where
+    M: Message + Default + 'static,
+    D: FnOnce(M) -> Result<Operation, Error> + Send + 'static,
+{
     let limit = connection.frontend.settings.size.body;
     let messages = messages(connection, request, Wait::Throughout)?;
     let input = Pending::new(async move { one(messages, limit).await.and_then(decode) });

@@ -42,22 +42,26 @@ pub async fn serve(connection: Arc<Connection>, request: Request) -> Response {
     let opened = match check(&connection, &request) {
         Ok(()) => {
             let head = Head::new(id.clone(), Surface::H2Stream, Intent::Inspect, Arc::clone(&connection.peer));
-            let input = Pending::ready(Operation::Inspect(Inspect::Caller));
-            connection.frontend.gateway.call(Call { head, sender: sender.clone(), input }).await.map(drop)
+            let facts = Arc::clone(&head.facts);
+            let input = Pending::ready(Operation::Inspect(Inspect::Session));
+            connection.frontend.gateway.call(Call { head, sender: sender.clone(), input }).await.map(|_| facts)
         }
         Err(error) => Err(error),
     };
-    if let Err(error) = opened {
-        connection.observe(&error);
-        return rest::refuse(&request, &error);
-    }
+    let facts = match opened {
+        Ok(facts) => facts,
+        Err(error) => {
+            connection.observe(&error);
+            return rest::refuse(&request, &error);
+        }
+    };
 
     let version = request.version();
     let rules = rules(&connection.frontend.settings, is_ordered(&request));
     let limit = connection.frontend.settings.size.message;
     let (link, receiver) = Lines::new(request.into_body(), limit, connection.frontend.memory.for_arrivals());
     let codec = Protocol::new(Arc::clone(&connection));
-    tokio::spawn(Session::new(connection, rules, sender, codec, link).run());
+    tokio::spawn(Session::new(connection, rules, sender, codec, link).opened_by(Some(facts)).run());
 
     let mut response = Response::new(Body::Channel(receiver));
     let headers = response.headers_mut();

@@ -19,6 +19,7 @@ use super::{
     Connection, body,
     head::{self, Fields},
     http::Response,
+    quota,
 };
 use crate::{
     call::{Call, CallId, Credentials, Head, Inspect, Intent, Operation, Pending, Surface},
@@ -165,6 +166,7 @@ async fn call(
         return voice.error(&error, &id);
     }
     let head = Head::new(id.clone(), Surface::Rest, intent, Arc::clone(&connection.peer));
+    let facts = Arc::clone(&head.facts);
     let reply = connection.frontend.gateway.call(Call { head, sender, input }).await;
     let rendered = match (reply, form) {
         (Ok(_), Form::SharedMemory(question)) => {
@@ -179,14 +181,21 @@ async fn call(
         }
         (Err(error), _) => Err(error),
     };
-    rendered.unwrap_or_else(|error| {
-        connection.observe(&error);
-        let mut response = voice.error(&error, &id);
-        if encoded && matches!(error, Error::UnsupportedMedia(_)) {
-            response.headers_mut().insert(ACCEPT_ENCODING, body::ACCEPTED);
+    match rendered {
+        Ok(mut response) => {
+            quota::insert(response.headers_mut(), &facts, None);
+            response
         }
-        response
-    })
+        Err(error) => {
+            connection.observe(&error);
+            let mut response = voice.error(&error, &id);
+            quota::insert(response.headers_mut(), &facts, Some(&error));
+            if encoded && matches!(error, Error::UnsupportedMedia(_)) {
+                response.headers_mut().insert(ACCEPT_ENCODING, body::ACCEPTED);
+            }
+            response
+        }
+    }
 }
 
 /// Probes take no slot and need no credentials (contract 00 section 3); they read one value.

@@ -26,7 +26,7 @@ use super::{
     rest,
 };
 use crate::{
-    call::{Call, Credentials, Head, Inspect, Intent, Operation, Pending, Surface},
+    call::{Call, Credentials, Facts, Head, Inspect, Intent, Operation, Pending, Surface},
     error::Error,
 };
 use http::{
@@ -51,7 +51,7 @@ pub(super) async fn serve(connection: Arc<Connection>, mut request: Request, hol
     };
     let id = head::call_id(request.headers());
     let call_head = Head::new(id.clone(), Surface::WebSocket, Intent::Inspect, Arc::clone(&connection.peer));
-    let (sender, caller) = match who(&connection, call_head, &request, offer.protocols.token).await {
+    let (sender, caller, facts) = match who(&connection, call_head, &request, offer.protocols.token).await {
         Ok(found) => found,
         Err(error) => {
             connection.observe(&error);
@@ -59,7 +59,7 @@ pub(super) async fn serve(connection: Arc<Connection>, mut request: Request, hol
         }
     };
     let upgrade = hyper::upgrade::on(&mut request);
-    tokio::spawn(open(connection, sender, caller, upgrade, hold));
+    tokio::spawn(open(connection, sender, caller, facts, upgrade, hold));
 
     let mut response = Response::new(Body::Empty);
     if let Some(accept) = offer.accept {
@@ -131,16 +131,17 @@ async fn who(
     head: Head,
     request: &Request,
     token: Option<Credentials>,
-) -> Result<(Credentials, Caller), Error> {
+) -> Result<(Credentials, Caller, Option<Arc<Facts>>), Error> {
     let settings = &connection.frontend.settings.websocket;
+    let facts = Arc::clone(&head.facts);
     let ask = |sender: Credentials| {
-        let input = Pending::ready(Operation::Inspect(Inspect::Caller));
+        let input = Pending::ready(Operation::Inspect(Inspect::Session));
         connection.frontend.gateway.call(Call { head, sender, input })
     };
     let claimed = head::credentials(request.headers());
     if !matches!(claimed, Credentials::None) {
         ask(claimed.clone()).await?;
-        return Ok((claimed, Caller::Proven));
+        return Ok((claimed, Caller::Proven, Some(facts)));
     }
     if offer::has_ticket(request) {
         return Err(Error::Unimplemented("tickets are not part of this version".into()));
@@ -149,20 +150,20 @@ async fn who(
         let found =
             if settings.subprotocol_token { ask(token.clone()).await.map(drop) } else { Err(Error::Unauthenticated) };
         return match found {
-            Ok(()) => Ok((token, Caller::Proven)),
+            Ok(()) => Ok((token, Caller::Proven, Some(facts))),
             // A browser cannot tell a refusal in HTTP from a broken network.
             Err(error @ (Error::Unauthenticated | Error::Forbidden { .. })) => {
                 connection.observe(&error);
-                Ok((Credentials::None, Caller::Refused(error)))
+                Ok((Credentials::None, Caller::Refused(error), None))
             }
             Err(error) => Err(error),
         };
     }
     match ask(Credentials::None).await {
-        Ok(_) => Ok((Credentials::None, Caller::Anonymous(Ok(())))),
+        Ok(_) => Ok((Credentials::None, Caller::Anonymous(Ok(())), Some(facts))),
         // Its first message may say who it is.
         Err(error @ (Error::Unauthenticated | Error::Forbidden { .. })) if settings.first_message => {
-            Ok((Credentials::None, Caller::Anonymous(Err(error))))
+            Ok((Credentials::None, Caller::Anonymous(Err(error)), None))
         }
         Err(error) => Err(error),
     }
@@ -172,6 +173,7 @@ async fn open(
     connection: Arc<Connection>,
     sender: Credentials,
     caller: Caller,
+    facts: Option<Arc<Facts>>,
     upgrade: OnUpgrade,
     hold: Option<Hold>,
 ) {
@@ -180,14 +182,19 @@ async fn open(
         Err(error) => return tracing::debug!(%error, "a handshake was not completed"),
     };
     match hold {
-        Some(hold) => session(connection, sender, caller, Tunnel::new(socket, hold)).await,
-        None => session(connection, sender, caller, socket).await,
+        Some(hold) => session(connection, sender, caller, facts, Tunnel::new(socket, hold)).await,
+        None => session(connection, sender, caller, facts, socket).await,
     }
 }
 
 /// Runs a session over a socket whose handshake is over.
-async fn session<S>(connection: Arc<Connection>, sender: Credentials, caller: Caller, socket: S)
-where
+async fn session<S>(
+    connection: Arc<Connection>,
+    sender: Credentials,
+    caller: Caller,
+    facts: Option<Arc<Facts>>,
+    socket: S,
+) where
     S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Send + Unpin,
 {
     let settings = &connection.frontend.settings;
@@ -195,7 +202,7 @@ where
     let welcomed = Welcomed::default();
     let link = Socket::new(socket, settings, connection.frontend.memory.for_arrivals(), welcomed.clone()).await;
     let codec = Protocol::new(Arc::clone(&connection), caller, welcomed);
-    Session::new(connection, rules, sender, codec, link).run().await;
+    Session::new(connection, rules, sender, codec, link).opened_by(facts).run().await;
 }
 
 fn rules(settings: &Settings) -> Rules {

@@ -60,12 +60,12 @@ where
                 }
             }
             Ask::Prove(credentials) => {
-                let call = self.connection.frontend.gateway.call(Call {
-                    head: self.head(Intent::Inspect, None),
-                    sender: credentials.clone(),
-                    input: Pending::ready(Operation::Inspect(Inspect::Caller)),
-                });
-                self.proving = Some((credentials, call));
+                let question = if self.place.is_some() { Inspect::Caller } else { Inspect::Session };
+                let head = self.head(Intent::Inspect, None);
+                let facts = Arc::clone(&head.facts);
+                let input = Pending::ready(Operation::Inspect(question));
+                let call = self.connection.frontend.gateway.call(Call { head, sender: credentials.clone(), input });
+                self.proving = Some((credentials, facts, call));
             }
             Ask::Finish(why) => self.finish(why),
         }
