@@ -9,8 +9,8 @@ use crate::{
     error::Error,
     layer::{
         AdmitLayer, AuthenticateLayer, AuthorizeLayer, CatchPanicLayer, DeadlineLayer, DecodeLayer, MetricsLayer,
-        RateLimitLayer, ReserveLayer, SessionsLayer, TraceLayer, admit::Slots, authenticate::Verify, authorize::Permit, deadline,
-        rate_limit::Charging,
+        RateLimitLayer, ReserveLayer, SessionsLayer, TraceLayer, admit::Slots, authenticate::Verify, authorize::Permit,
+        deadline, rate_limit::Charging,
     },
     limit::RateLimiter,
     telemetry::{access_log::AccessLog, metrics::Metrics},

@@ -104,6 +104,7 @@ fn model_settings(settings: &config::ModelDefaults, queue_delay: Option<Duration
             max_delay: batching.max_delay,
             max_queue: batching.max_queue,
             queue_delay,
+            priorities: schedule::Priorities::new(batching.priorities, Some(batching.default_priority)),
         },
         ..model::ModelSettings::default()
     }

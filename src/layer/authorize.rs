@@ -111,12 +111,12 @@ impl<S, G: Permit> Authorize<S, G> {
         };
         match operation {
             // Nothing of these is private to anyone who may do something here; lists of models are cut below.
-            Operation::Inspect(Inspect::Caller | Inspect::Session | Inspect::Server | Inspect::Models | Inspect::Catalog) => {
-                match self.grants.any(identity) {
-                    true => Ok(()),
-                    false => Err(Error::Forbidden { action: "use this server" }),
-                }
-            }
+            Operation::Inspect(
+                Inspect::Caller | Inspect::Session | Inspect::Server | Inspect::Models | Inspect::Catalog,
+            ) => match self.grants.any(identity) {
+                true => Ok(()),
+                false => Err(Error::Forbidden { action: "use this server" }),
+            },
             _ => self.grants.check(identity, intent, model),
         }
     }

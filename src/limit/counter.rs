@@ -10,13 +10,7 @@ use crate::{
     error::Allowance,
 };
 use foldhash::fast::RandomState;
-use std::{
-    hash::BuildHasher,
-    num::NonZeroU64,
-    slice,
-    sync::Arc,
-    time::Duration,
-};
+use std::{hash::BuildHasher, num::NonZeroU64, slice, sync::Arc, time::Duration};
 
 /// A policy with its buckets.
 #[derive(Debug)]

@@ -159,7 +159,14 @@ mod tests {
     fn a_share_of_a_rate_is_that_much_slower_and_never_nothing() {
         let quarter = rate(100, Duration::from_secs(1), 100).shared(0.25);
         let mut tat = 0;
-        let passed = (0..100).filter(|_| quarter.charge(tat, 1, SECOND).is_ok_and(|new| { tat = new; true })).count();
+        let passed = (0..100)
+            .filter(|_| {
+                quarter.charge(tat, 1, SECOND).is_ok_and(|new| {
+                    tat = new;
+                    true
+                })
+            })
+            .count();
         assert_eq!(passed, 25);
         assert!(rate(2, Duration::from_secs(86_400), 2).shared(0.01).charge(0, 1, SECOND).is_ok());
     }

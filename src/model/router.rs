@@ -6,8 +6,9 @@
 use super::{Model, Repository, classify::classify, control::Control, signature};
 use crate::{
     call::{
-        Call, Chunk, Decoded, End, Expected, Facts, Head, Identity, InferRequest, InferResponse, Inputs, Inspect, Manage,
-        NamedTensor, Observer, Operation, Reply, ReplyStream, Report, RequestedOutput, ServerReport, Timing, Work,
+        Call, Chunk, Decoded, End, Expected, Facts, Head, Identity, InferRequest, InferResponse, Inputs, Inspect,
+        Manage, NamedTensor, Observer, Operation, Reply, ReplyStream, Report, RequestedOutput, ServerReport, Timing,
+        Work,
     },
     error::{Error, Stage},
     schedule::{Answer, Job, ReplyTo},
@@ -77,6 +78,7 @@ struct Asked {
     model: Arc<Model>,
     client_id: Option<Arc<str>>,
     outputs: Vec<RequestedOutput>,
+    priority: u32,
 }
 
 #[derive(Debug)]
@@ -132,7 +134,7 @@ impl Parts {
         learn(&head, &model);
         signature::check_outputs(&model.signature, &request.outputs)?;
         let client_id = request.client_id.filter(|id| !id.is_empty());
-        let asked = Asked { head, model, client_id, outputs: request.outputs };
+        let asked = Asked { head, model, client_id, outputs: request.outputs, priority: request.priority };
         match request.inputs {
             Inputs::Tensors(inputs) => asked.submit(inputs),
             Inputs::Untyped(inputs) => {
@@ -232,6 +234,7 @@ impl Asked {
         let job = |reply| Job {
             inputs: checked.inputs,
             rows: checked.rows,
+            priority: self.priority,
             deadline: head.deadline,
             queued: Instant::now(),
             reply,
@@ -317,7 +320,7 @@ impl Waiting {
     fn reply(&mut self, answer: Result<Result<Answer, Error>, oneshot::error::RecvError>) -> Result<Reply, Error> {
         self.answered = true;
         let Answer { outputs, timing } = answer.unwrap_or_else(|_| Err(self.unanswered()))?;
-        let Asked { head, model, client_id, outputs: wanted } = &mut self.asked;
+        let Asked { head, model, client_id, outputs: wanted, .. } = &mut self.asked;
         let _ = head.facts.timing.set(timing);
         respond(model, client_id.take(), wanted, outputs, timing).map(Reply::Infer)
     }

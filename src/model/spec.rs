@@ -5,7 +5,7 @@
 
 use crate::{
     call::Notes,
-    schedule::{BatchPolicy, Execution, TurnSettings},
+    schedule::{BatchPolicy, Execution, Priorities, TurnSettings},
     tensor::{DataType, Signature},
 };
 use std::{collections::HashSet, fmt, path::Path, path::PathBuf, sync::Arc, time::Duration};
@@ -135,6 +135,8 @@ pub struct Batching {
     pub max_queue: usize,
     /// How long jobs may wait before new ones are refused.
     pub queue_delay: Option<std::time::Duration>,
+    /// Who goes first among them.
+    pub priorities: Priorities,
 }
 
 /// Which versions of a model are served (`versions`).
@@ -229,16 +231,16 @@ impl Default for ModelSettings {
 
 impl Default for Batching {
     fn default() -> Self {
-        let BatchPolicy { max_rows, max_delay, max_queue, queue_delay, .. } = BatchPolicy::default();
-        Self { enabled: None, max_rows, max_delay, max_queue, queue_delay }
+        let BatchPolicy { max_rows, max_delay, max_queue, queue_delay, priorities, .. } = BatchPolicy::default();
+        Self { enabled: None, max_rows, max_delay, max_queue, queue_delay, priorities }
     }
 }
 
 impl Batching {
     /// The policy for a model that batches or does not.
     pub fn policy(&self, enabled: bool) -> BatchPolicy {
-        let Self { max_rows, max_delay, max_queue, queue_delay, .. } = *self;
-        BatchPolicy { enabled, max_rows, max_delay, max_queue, queue_delay }
+        let Self { max_rows, max_delay, max_queue, queue_delay, priorities, .. } = *self;
+        BatchPolicy { enabled, max_rows, max_delay, max_queue, queue_delay, priorities }
     }
 }
 

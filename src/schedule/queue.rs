@@ -3,8 +3,10 @@
 //! It has no clock and waits for nothing: time and idle instances are arguments, so every rule of
 //! batching is a table test. It does not know who runs the batches it gives out.
 //!
-//! The rules. The first job decides: only jobs that are compatible with it join its batch, in the
-//! order they wait, which is the one they came in, and a fair one between those who sent them. A batch has at most `max_rows` rows, unless its only job is larger by itself.
+//! The rules. Jobs wait by their level of priority, and within a level in the order they came, which
+//! is made fair between those who sent them (see [`fair`](super::fair)). The first job decides: only
+//! jobs that are compatible with it join its batch, in their order. A batch has at most `max_rows`
+//! rows, unless its only job is larger by itself.
 //! Late and abandoned jobs are dropped here and never run. With `max_delay` zero an idle instance
 //! runs at once what is there; batches then form by themselves under load.
 
@@ -16,7 +18,7 @@ use super::{
 use crate::error::{Error, Stage};
 use std::{collections::VecDeque, time::Instant};
 
-/// Jobs that wait, in the order of their turns (see [`fair`](super::fair)); bounded by [`BatchPolicy::max_queue`].
+/// Jobs that wait, the next first; bounded by [`BatchPolicy::max_queue`].
 #[derive(Debug)]
 pub struct BatchQueue {
     waiting: VecDeque<Job>,
@@ -53,7 +55,7 @@ impl BatchQueue {
         self.waiting.is_empty()
     }
 
-    /// Adds a job.
+    /// Adds a job, behind all of its level of priority and before all of lower ones.
     ///
     /// # Errors
     ///
@@ -64,15 +66,15 @@ impl BatchQueue {
         if self.waiting.len() >= self.policy.max_queue {
             self.waiting.retain(|job| !job.is_abandoned());
         }
+        job.priority = self.policy.priorities.level(job.priority);
         job.turn = self.order.turn(&self.waiting, &job);
         if self.waiting.len() >= self.policy.max_queue {
-            match self.waiting.pop_back_if(|last| last.turn > job.turn) {
+            match self.waiting.pop_back_if(|last| fair::rank(last) > fair::rank(&job)) {
                 Some(last) => last.fail(QUEUE_FULL),
                 None => return Err(job),
             }
         }
-        let place = fair::place(&self.waiting, job.turn);
-        self.waiting.insert(place, job);
+        fair::insert(&mut self.waiting, job);
         Ok(())
     }
 
@@ -84,7 +86,7 @@ impl BatchQueue {
     /// What to do at `now` with `idle` instances.
     pub fn next(&mut self, now: Instant, idle: usize) -> Verdict {
         self.drop_hopeless(now);
-        let Some(oldest) = self.waiting.front() else { return Verdict::Wait(None) };
+        let Some(first) = self.waiting.front() else { return Verdict::Wait(None) };
         if idle == 0 {
             return Verdict::Wait(None);
         }
@@ -97,7 +99,7 @@ impl BatchQueue {
         let mut due = None;
         let mut full = false;
         for job in &self.waiting {
-            if jobs == 0 || job.is_compatible(oldest) {
+            if jobs == 0 || job.is_compatible(first) {
                 let with = rows.saturating_add(job.rows);
                 // A later, smaller job might still fit; it must not overtake this one.
                 if jobs > 0 && with > self.policy.max_rows {
@@ -159,7 +161,7 @@ impl BatchQueue {
         }
     }
 
-    /// Takes the first `jobs` jobs that are compatible with the oldest, all within the first `seen`.
+    /// Takes the first `jobs` jobs that are compatible with the very first, all within the first `seen`.
     fn take(&mut self, jobs: usize, seen: usize, now: Instant) -> Vec<Job> {
         if let Some(first) = self.waiting.front() {
             self.order.took(first.turn);
@@ -172,7 +174,7 @@ impl BatchQueue {
         }
         let mut others = VecDeque::with_capacity(self.waiting.len() - jobs);
         for job in self.waiting.drain(..) {
-            let joins = batch.len() < jobs && batch.first().is_none_or(|oldest| job.is_compatible(oldest));
+            let joins = batch.len() < jobs && batch.first().is_none_or(|first| job.is_compatible(first));
             if joins {
                 batch.push(job);
             } else {

@@ -156,7 +156,8 @@ mod tests {
 
     #[test]
     fn what_may_be_retried_says_when_in_both_forms() {
-        let status = status(&Error::RateLimited { retry_after: Duration::from_micros(1500), cap: error::Cap::Address }, &id());
+        let status =
+            status(&Error::RateLimited { retry_after: Duration::from_micros(1500), cap: error::Cap::Address }, &id());
         assert_eq!(metadata(&status, "grpc-retry-pushback-ms"), Some("2"));
         let violations = status.get_details_quota_failure().unwrap().violations;
         assert_eq!(&*violations[0].subject, "address");

@@ -9,7 +9,9 @@ use super::{
     unary::{answer, call, only, send},
 };
 use crate::{
-    call::{CallId, Credentials, Head, InferRequest, Inputs, Inspect, Intent, ModelRef, Operation, Reply, Report, Untyped},
+    call::{
+        CallId, Credentials, Head, InferRequest, Inputs, Inspect, Intent, ModelRef, Operation, Reply, Report, Untyped,
+    },
     error::Error,
     frontend::{Connection, body, http::Response, quota},
     wire::tfserving::{self as tf, Contents, pb::serving as pb},

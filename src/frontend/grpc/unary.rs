@@ -10,7 +10,9 @@ use super::{
     name, refuse,
 };
 use crate::{
-    call::{Call, CallId, Chunk, Credentials, Head, InferResponse, Intent, Operation, Pending, Reply, ReplyStream, Surface},
+    call::{
+        Call, CallId, Chunk, Credentials, Head, InferResponse, Intent, Operation, Pending, Reply, ReplyStream, Surface,
+    },
     error::Error,
     frontend::{Connection, body::Body, http::Response, quota},
     wire::proto::{self, inference as pb},

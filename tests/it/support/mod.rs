@@ -186,7 +186,7 @@ fn write_keys(folder: &Path, revoked: bool) {
 }
 
 impl Running {
-    fn control(&self, model: &str) -> &FakeControl {
+    pub fn control(&self, model: &str) -> &FakeControl {
         &self.inner.controls.iter().find(|(name, _)| *name == model).expect("a model of this test").1
     }
 
