@@ -162,7 +162,6 @@ fn what_comes_later_says_so() {
         ("telemetry: { otlp: { sample: 1 } }", "telemetry.otlp"),
         ("models: { defaults: { cache: { memory: 1MiB } } }", "models.defaults.cache"),
         ("listen: [{ address: \"127.0.0.1:0\", trusted_proxies: [] }]", "listen[0].trusted_proxies"),
-        ("limits: { rate: [{ name: a, limit: 1/s, models: [x] }] }", "limits.rate[0].models"),
     ] {
         assert_eq!(only_problem(text), format!("`{key}` is not available in this version"));
     }
@@ -170,7 +169,6 @@ fn what_comes_later_says_so() {
         "models: { control: watch }",
         "models: { defaults: { providers: [{ cuda: {} }] } }",
         "models: { defaults: { providers: [cuda] } }",
-        "limits: { rate: [{ name: a, limit: 1/s, by: model }] }",
         "limits: { rate: [{ name: a, limit: 1/s, unit: tokens }] }",
         "grants: [{ to: [\"claim:a=b\"], intents: [infer], models: [x] }]",
     ] {

@@ -369,7 +369,7 @@ mod tests {
         assert_eq!("100/s".parse(), Ok(rate(100, 1)));
         assert_eq!("100/10s".parse(), Ok(rate(100, 10)));
         assert_eq!("1000000/day".parse(), Ok(rate(1_000_000, 86_400)));
-        for wrong in ["0/s", "-1/s", "1/", "/s", "1.5/s", "100", "10/0s", "99999999/s", "1/fortnight"] {
+        for wrong in ["0/s", "-1/s", "1/", "/s", "1.5/s", "100", "10/0s", "9999999999999/s", "1/fortnight"] {
             assert!(wrong.parse::<Rate>().is_err(), "{wrong}");
         }
     }
