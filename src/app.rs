@@ -48,6 +48,8 @@ const THREADS_END: Duration = Duration::from_millis(500);
 const LOG_END: Duration = Duration::from_secs(1);
 /// How often idle rate buckets and addresses are swept.
 const SWEEP_EVERY: Duration = Duration::from_secs(10);
+/// The same where what lies unused is to be returned to others.
+const SWEEP_SHARED_EVERY: Duration = Duration::from_secs(1);
 
 /// A gateway that serves. Dropping it stops it at once.
 #[derive(Debug)]
@@ -119,7 +121,15 @@ async fn start_with(config: Config, opener: Arc<dyn Open>, switches: Switches) -
     };
 
     let authenticator = Arc::new(Authenticator::new(&config.auth).map_err(StartError::new)?);
-    let limiter = Arc::new(RateLimiter::new(config.rates.clone(), Instant::now(), config.buckets));
+    let limiter = RateLimiter::new(config.rates.clone(), Instant::now(), config.buckets);
+    let (limiter, shared) = match &config.shared {
+        Some(settings) => {
+            let (limiter, link) = limiter.sharing(settings).map_err(StartError::new)?;
+            (limiter, Some(link))
+        }
+        None => (limiter, None),
+    };
+    let limiter = Arc::new(limiter);
     let slots = config.concurrency;
     let access_log = match config.telemetry.access_log {
         true => {
@@ -194,9 +204,15 @@ async fn start_with(config: Config, opener: Arc<dyn Open>, switches: Switches) -
         tasks.spawn(admin.serve(listener).map(|()| Some("the admin listener")));
     }
     tasks.spawn(reload_keys(authenticator, Arc::clone(&metrics)).map(|()| Some("the reader of keys")));
+    let sweep_every = if shared.is_some() { SWEEP_SHARED_EVERY } else { SWEEP_EVERY };
+    if let Some(link) = shared {
+        tasks.spawn(watch_shared(link.presence(), Arc::clone(&metrics)).map(|()| None));
+        // Ends with the limiter, which the sweeper holds.
+        tasks.spawn(link.serve().map(|()| Some("the link to shared limits")));
+    }
     tasks.spawn(async move {
         loop {
-            tokio::time::sleep(SWEEP_EVERY).await;
+            tokio::time::sleep(sweep_every).await;
             limiter.sweep(Instant::now());
             addresses.sweep();
         }
@@ -327,6 +343,16 @@ async fn reload_keys(authenticator: Arc<Authenticator>, metrics: Arc<Metrics>) {
                 metrics.config_reloaded(false);
                 tracing::error!(%error, "keys cannot be read again, the old ones stay");
             }
+        }
+    }
+}
+
+/// Tells the metrics whether shared limits are there.
+async fn watch_shared(mut presence: watch::Receiver<bool>, metrics: Arc<Metrics>) {
+    loop {
+        metrics.shared_limits(*presence.borrow_and_update());
+        if presence.changed().await.is_err() {
+            return;
         }
     }
 }

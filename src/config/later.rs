@@ -12,7 +12,6 @@ pub(super) const LATER: &[&str] = &[
     "auth.mtls",
     "auth.websocket.tickets",
     "limits.http2.max_age",
-    "limits.shared",
     "models.watch",
     "models.memory",
     "models.defaults.batching.preferred",

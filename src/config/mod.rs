@@ -57,6 +57,8 @@ pub struct Config {
     pub addresses: address::Settings,
     /// Rates; all that match must agree.
     pub rates: Vec<limit::Policy>,
+    /// Where rates are kept that several processes share.
+    pub shared: Option<limit::redis::Settings>,
     /// How many times an identity of a group is served where one of none is served once.
     pub weights: Vec<(Arc<str>, NonZeroU32)>,
     /// Rate buckets kept at once.

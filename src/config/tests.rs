@@ -155,7 +155,6 @@ fn an_unknown_key_is_named_with_the_nearest_valid_one() {
 #[test]
 fn what_comes_later_says_so() {
     for (text, key) in [
-        ("limits: { shared: { redis: { file: x } } }", "limits.shared"),
         ("auth: { jwt: [] }", "auth.jwt"),
         ("auth: { mtls: { identity: subject } }", "auth.mtls"),
         ("idempotency: { age: 10m }", "idempotency"),

@@ -250,6 +250,6 @@ mod tests {
         let Ok(Reply::Report(Report::Models(names))) = answer("web", inspect(Inspect::Models), below).await else {
             panic!("expected a list");
         };
-        assert_eq!(names, ["digits".into()]);
+        assert_eq!(names, [Arc::from("digits")]);
     }
 }

@@ -1,6 +1,6 @@
 //! What a call was charged: settled, or given back, when it is over (contract 10 section 2).
 
-use super::{RateLimiter, policy::Unit, table::Bucket};
+use super::{RateLimiter, cell::Cell, policy::Unit};
 use crate::{
     call::{Chunk, End, Facts, InferResponse, Observer, Work},
     error::{Code, Stage},
@@ -13,22 +13,39 @@ use std::sync::Arc;
 pub struct Charge {
     pub(super) limiter: Arc<RateLimiter>,
     pub(super) facts: Arc<Facts>,
-    pub(super) held: SmallVec<[Held; 2]>,
+    pub(super) held: Units,
     /// What the call brought, as far as it was known when it was charged.
     pub(super) brought: Work,
     /// What it was answered with.
     pub(super) made: Work,
 }
 
-/// Units in one bucket.
-#[derive(Debug)]
+/// Units of several policies. Two are usual (per identity, per group); more spill to the heap.
+pub(super) type Units = SmallVec<[Held; 2]>;
+
+/// Units of one key of one policy, charged or to be charged.
+#[derive(Clone, Debug)]
 pub(super) struct Held {
     /// Which policy.
     pub(super) counter: usize,
-    pub(super) bucket: Arc<Bucket>,
+    pub(super) cell: Arc<Cell>,
+    /// Names the key to clients.
+    pub(super) partition: u64,
     pub(super) units: u64,
     /// The theoretical arrival time that the charge made.
     pub(super) until: u64,
+    pub(super) from: Granted,
+}
+
+/// Who granted units.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Granted {
+    /// This process, whose quota it is.
+    Bucket,
+    /// A lease of a quota that is shared.
+    Lease,
+    /// This process, while the shared quota was away.
+    Share,
 }
 
 // === impl Charge ===
@@ -75,32 +92,25 @@ impl Observer for Charge {
         let held = std::mem::take(&mut self.held);
         if self.is_returned_on(end) {
             let now = self.limiter.now();
-            held.iter().for_each(|held| held.give_back(&self.limiter, held.units, now));
+            held.iter().for_each(|held| self.limiter.give_back(held, held.units, now));
         } else if self.has_run() {
             for held in &held {
                 let unit = self.limiter.unit(held.counter);
                 if unit != Unit::Calls {
-                    held.settle(&self.limiter, self.used(unit));
+                    self.limiter.settle(held, self.used(unit));
                 }
             }
         }
     }
 }
 
-// === impl Held ===
-
-impl Held {
-    pub(super) fn give_back(&self, limiter: &RateLimiter, units: u64, now: u64) {
-        self.bucket.give_back(limiter.rate(self.counter), units, self.until, now);
-    }
-
-    /// Charges what was `used` instead of what was reserved.
-    fn settle(&self, limiter: &RateLimiter, used: u64) {
-        let now = limiter.now();
-        if used > self.units {
-            self.bucket.add(limiter.rate(self.counter), used - self.units, now);
-        } else if used < self.units {
-            self.give_back(limiter, self.units - used, now);
+impl Drop for Charge {
+    fn drop(&mut self) {
+        // Nobody watched it: a decision that came when its caller had gone already.
+        let held = std::mem::take(&mut self.held);
+        if !held.is_empty() && !self.has_run() {
+            let now = self.limiter.now();
+            held.iter().for_each(|held| self.limiter.give_back(held, held.units, now));
         }
     }
 }

@@ -1,9 +1,10 @@
 //! A policy with its buckets: which calls it counts, under which keys.
 
 use super::{
+    cell::Cell,
     gcra::Rate,
     policy::{By, Policy, Subject, Unit},
-    table::{Bucket, Table},
+    table::Table,
 };
 use crate::{
     call::{Intent, Quota},
@@ -30,8 +31,8 @@ pub(super) struct Counter {
 /// enough: nobody else can choose them so that they collide.
 #[derive(Debug)]
 enum Buckets {
-    One(Table<Arc<str>, Bucket, RandomState>),
-    Two(Table<(Arc<str>, Arc<str>), Bucket, RandomState>),
+    One(Table<Arc<str>, Cell, RandomState>),
+    Two(Table<(Arc<str>, Arc<str>), Cell, RandomState>),
 }
 
 /// What a policy counts a call under.
@@ -88,8 +89,8 @@ impl Counter {
         })
     }
 
-    /// The bucket of `key`, made if there is none.
-    pub(super) fn bucket(&self, key: Key<'_>, now: u64) -> Arc<Bucket> {
+    /// The cell of `key`, made if there is none.
+    pub(super) fn cell(&self, key: Key<'_>, now: u64) -> Arc<Cell> {
         match (&self.buckets, key) {
             (Buckets::One(table), Key::One(name)) => table.entry(name, now),
             (Buckets::Two(table), Key::Two(one, two)) => table.entry(&(Arc::clone(one), Arc::clone(two)), now),
@@ -98,26 +99,45 @@ impl Counter {
         }
     }
 
-    /// How long until `units` would be accepted under `key`.
-    pub(super) fn wait(&self, key: Key<'_>, units: u64, now: u64) -> Duration {
-        let bucket = match (&self.buckets, key) {
-            (Buckets::One(table), Key::One(name)) => table.get(name),
-            (Buckets::Two(table), Key::Two(one, two)) => table.get(&(Arc::clone(one), Arc::clone(two))),
-            (Buckets::One(_), Key::Two(..)) | (Buckets::Two(_), Key::One(_)) => None,
-        };
-        bucket.map_or(Duration::ZERO, |bucket| bucket.wait(self.rate, units, now))
+    /// A salted hash of `key`, which clients may read.
+    pub(super) fn partition(&self, key: Key<'_>) -> u64 {
+        match key {
+            Key::One(name) => self.salt.hash_one(name),
+            Key::Two(one, two) => self.salt.hash_one((one, two)),
+        }
     }
 
-    /// What headers say just after a charge that made the theoretical arrival time `until`.
-    pub(super) fn quota(&self, key: Key<'_>, until: u64, now: u64) -> Quota {
+    /// What the quota of `key` is kept under where it is shared.
+    pub(super) fn shared_key(&self, key: Key<'_>) -> Box<str> {
+        let name = &self.policy.name;
+        match key {
+            Key::One(key) => format!("sluicegate:rate:{name}:{key}"),
+            // A length, so that no two pairs are written alike.
+            Key::Two(one, two) => format!("sluicegate:rate:{name}:{}:{one}:{two}", one.len()),
+        }
+        .into()
+    }
+
+    /// What headers say just after a charge that made the theoretical arrival time `until`; `more` units lie here besides.
+    pub(super) fn quota(&self, partition: u64, until: u64, more: u64, now: u64) -> Quota {
         Quota {
             allowance: Arc::clone(&self.allowance),
-            partition: match key {
-                Key::One(name) => self.salt.hash_one(name),
-                Key::Two(one, two) => self.salt.hash_one((one, two)),
-            },
-            left: self.rate.left(until, now) / self.policy.unit.scale(),
+            partition,
+            left: self.rate.left(until, now).saturating_add(more) / self.policy.unit.scale(),
             full_in: Duration::from_nanos(until.saturating_sub(now)),
+        }
+    }
+
+    /// Units that may come at once, as buckets hold them.
+    pub(super) fn burst(&self) -> u64 {
+        self.policy.burst.get().saturating_mul(self.policy.unit.scale())
+    }
+
+    /// Looks at every cell.
+    pub(super) fn each(&self, look: impl FnMut(&Arc<Cell>)) {
+        match &self.buckets {
+            Buckets::One(table) => table.each(look),
+            Buckets::Two(table) => table.each(look),
         }
     }
 

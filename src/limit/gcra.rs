@@ -45,6 +45,11 @@ impl Rate {
         Self { per, interval, tolerance: self.tolerance.max(interval), ..self }
     }
 
+    /// Microseconds in which one unit drains, and those in which the burst does, for whoever counts elsewhere.
+    pub fn micros(self) -> (f64, f64) {
+        (self.per as f64 / self.limit as f64 / 1000., self.tolerance as f64 / 1000.)
+    }
+
     /// Charges `units` at `now` to a bucket whose TAT is `tat`: the new TAT.
     ///
     /// More units than the burst pass only where nothing else is charged, and are charged in full: whoever waits long

@@ -5,24 +5,28 @@
 //! proven identities and groups, and models that such an identity is granted, so strangers cannot mint them.
 
 pub mod address;
+mod cell;
 mod charge;
 mod counter;
 pub mod gcra;
+mod lease;
 mod policy;
+pub mod redis;
 pub mod table;
 
 pub use charge::Charge;
 pub use policy::{By, Policy, Unit};
 
 use crate::{
-    call::{Head, Identity, Operation, Quotas, Work},
+    call::{Facts, Head, Identity, Operation, Work},
     error::{Cap, Error},
 };
-use charge::Held;
-use counter::{Counter, Key};
+use charge::{Granted, Held, Units};
+use counter::Counter;
 use futures_util::future::BoxFuture;
-use gcra::Rate;
+use lease::{Lease, Take};
 use policy::Subject;
+use redis::{Shared, WhenAway};
 use smallvec::SmallVec;
 use std::{
     fmt,
@@ -60,7 +64,22 @@ pub struct RateLimiter {
     /// Whether there are policies for a call before its body is read, and after.
     phases: [bool; 2],
     start: Instant,
+    /// Where the quotas are kept, if not here.
+    shared: Option<Shared>,
 }
+
+/// What came of trying to charge.
+enum Attempt {
+    Charged(Units),
+    Refused(Error),
+    /// These leases have to be asked for.
+    Ask(SmallVec<[Arc<Lease>; 2]>),
+}
+
+/// How long a call waits for a shared quota before the fall-back decides.
+const PATIENCE: Duration = Duration::from_millis(50);
+/// How often it asks within that time.
+const ROUNDS: u32 = 8;
 
 // === impl Outcome ===
 
@@ -82,7 +101,19 @@ impl RateLimiter {
     pub fn new(policies: Vec<Policy>, start: Instant, cap: usize) -> Self {
         let share = cap / policies.len().max(1);
         let phases = [false, true].map(|needs_body| policies.iter().any(|policy| policy.needs_body() == needs_body));
-        Self { counters: policies.into_iter().map(|policy| Counter::new(policy, share)).collect(), phases, start }
+        let counters = policies.into_iter().map(|policy| Counter::new(policy, share)).collect();
+        Self { counters, phases, start, shared: None }
+    }
+
+    /// The same limiter over quotas that are shared with other processes, and the task that asks for them.
+    ///
+    /// # Errors
+    ///
+    /// Why the address is none.
+    pub fn sharing(mut self, settings: &redis::Settings) -> Result<(Self, redis::Link), String> {
+        let (shared, link) = Shared::new(settings, self.start)?;
+        self.shared = Some(shared);
+        Ok((self, link))
     }
 
     /// Charges one call, to be settled or given back when it is over (contract 10 section 2). Where no policy matches,
@@ -101,34 +132,33 @@ impl RateLimiter {
             model: operation.and_then(Operation::model).map(|model| &model.name),
         };
         let brought = operation.map_or_else(Work::default, policy::work_of);
-        let mut held: SmallVec<[Held; 2]> = SmallVec::new();
-        let mut quotas = Quotas::new();
-        for (index, counter, key) in self.matching(subject, needs_body) {
-            let (bucket, units) = (counter.bucket(key, now), counter.unit().of(brought));
-            match bucket.charge(counter.rate, units, now) {
-                Ok(until) => {
-                    held.push(Held { counter: index, bucket, units, until });
-                    quotas.push(counter.quota(key, until, now));
-                }
-                Err(_) => {
-                    held.iter().for_each(|held| held.give_back(self, held.units, now));
-                    return Outcome::Refused(self.refusal(subject, needs_body, brought, now));
-                }
-            }
-        }
-        if held.is_empty() {
+        let claims = self.claims(subject, needs_body, brought, now);
+        if claims.is_empty() {
             return Outcome::Free;
         }
-        let told = if needs_body { &head.facts.reserved } else { &head.facts.quotas };
-        let _ = told.set(quotas);
-        let (limiter, facts) = (Arc::clone(self), Arc::clone(&head.facts));
-        Outcome::Charged(Charge { limiter, facts, held, brought, made: Work::default() })
+        let told = Told { limiter: Arc::clone(self), facts: Arc::clone(&head.facts), needs_body, brought };
+        match self.attempt(claims.clone(), now, false) {
+            Attempt::Charged(held) => Outcome::Charged(told.charge(held, now)),
+            Attempt::Refused(error) => Outcome::Refused(error),
+            Attempt::Ask(leases) => Outcome::Later(Box::pin(told.later(claims, leases))),
+        }
     }
 
-    /// Forgets buckets that are full again. Called from a timer.
+    /// Forgets buckets that are full again, and returns what leases no longer need. Called from a timer.
     pub fn sweep(&self, now: Instant) {
         let now = self.nanos(now);
-        self.counters.iter().for_each(|counter| counter.sweep(now));
+        for counter in &self.counters {
+            if let Some(shared) = &self.shared {
+                counter.each(|cell| {
+                    if let Some(lease) = cell.leased()
+                        && let Some(draw) = lease.tidy(now)
+                    {
+                        shared.send(lease, counter.rate, draw);
+                    }
+                });
+            }
+            counter.sweep(now);
+        }
     }
 
     /// How many buckets there are.
@@ -136,34 +166,123 @@ impl RateLimiter {
         self.counters.iter().map(Counter::len).sum()
     }
 
-    /// Policies that count this call, each with the key that it counts by.
-    fn matching<'a>(
-        &'a self,
-        subject: Subject<'a>,
-        needs_body: bool,
-    ) -> impl Iterator<Item = (usize, &'a Counter, Key<'a>)> {
-        let counters = self.counters.iter().enumerate().filter(move |(_, counter)| counter.needs_body == needs_body);
-        counters.flat_map(move |(index, counter)| counter.keys(subject).map(move |key| (index, counter, key)))
+    /// What policies that count this call want of it.
+    fn claims(&self, subject: Subject<'_>, needs_body: bool, brought: Work, now: u64) -> Units {
+        let mut claims = Units::new();
+        for (index, counter) in self.counters.iter().enumerate().filter(|(_, counter)| counter.needs_body == needs_body)
+        {
+            for key in counter.keys(subject) {
+                let cell = counter.cell(key, now);
+                if self.shared.is_some() {
+                    cell.lease(|| counter.shared_key(key));
+                }
+                let (partition, units) = (counter.partition(key), counter.unit().of(brought));
+                claims.push(Held { counter: index, cell, partition, units, until: 0, from: Granted::Bucket });
+            }
+        }
+        claims
     }
 
-    /// Says which policy is the most constrained, and for how long.
-    fn refusal(&self, subject: Subject<'_>, needs_body: bool, brought: Work, now: u64) -> Error {
-        let waits = self.matching(subject, needs_body).map(|(_, counter, key)| {
-            let wait = counter.wait(key, counter.unit().of(brought), now);
-            (wait, &counter.allowance)
-        });
-        match waits.max_by_key(|(wait, _)| *wait) {
-            Some((wait, allowance)) => Error::RateLimited {
-                // Another thread may have given back meanwhile; "try again at once" would be a busy loop.
-                retry_after: wait.max(Duration::from_nanos(1)),
-                cap: Cap::Policy(Arc::clone(allowance)),
-            },
-            None => Error::internal("a policy refused a call that it does not count"),
+    /// Charges all `claims` or none. `late`: what would have to be asked for is decided here.
+    fn attempt(&self, mut claims: Units, now: u64, late: bool) -> Attempt {
+        let mut ask = SmallVec::new();
+        let mut refused: Option<(Duration, usize)> = None;
+        let mut away = false;
+        let mut charged = 0;
+        for claim in &mut claims {
+            match self.take(claim, now, late) {
+                Ok(()) if refused.is_none() && !away => charged += 1,
+                // Taken behind a refusal: what is behind it is only asked how long it would wait.
+                Ok(()) => self.undo(claim, now),
+                Err(Refusal::Wait(wait)) => refused = refused.max(Some((wait, claim.counter))),
+                Err(Refusal::Ask) => ask.extend(claim.cell.leased().cloned()),
+                Err(Refusal::Away) => away = true,
+            }
+            if !ask.is_empty() {
+                break;
+            }
+        }
+        if refused.is_none() && !away && ask.is_empty() {
+            return Attempt::Charged(claims);
+        }
+        claims[..charged].iter().for_each(|claim| self.undo(claim, now));
+        match refused {
+            Some((wait, counter)) => Attempt::Refused(self.refusal(wait, counter)),
+            None if away => Attempt::Refused(Error::Overloaded { what: "shared limits" }),
+            None => Attempt::Ask(ask),
         }
     }
 
-    fn rate(&self, counter: usize) -> Rate {
-        self.counters[counter].rate
+    /// Charges one claim.
+    fn take(&self, claim: &mut Held, now: u64, late: bool) -> Result<(), Refusal> {
+        let counter = &self.counters[claim.counter];
+        let (Some(shared), Some(lease)) = (&self.shared, claim.cell.leased()) else {
+            claim.until = claim.cell.bucket.charge(counter.rate, claim.units, now).map_err(Refusal::Wait)?;
+            return Ok(());
+        };
+        let (take, draw) = lease.take(claim.units, counter.burst(), now);
+        let present = shared.is_present() && !late;
+        if let Some(draw) = draw {
+            if shared.is_present() { shared.send(lease, counter.rate, draw) } else { lease.failed(draw) }
+        }
+        match take {
+            Take::Taken { tat, .. } => {
+                (claim.until, claim.from) = (tat, Granted::Lease);
+                return Ok(());
+            }
+            Take::Dry(wait) if shared.is_present() => return Err(Refusal::Wait(wait)),
+            Take::Ask if present => return Err(Refusal::Ask),
+            Take::Dry(_) | Take::Ask => {}
+        }
+        let WhenAway::Share(share) = shared.when_away else { return Err(Refusal::Away) };
+        let rate = counter.rate.shared(share);
+        claim.until = claim.cell.bucket.charge(rate, claim.units, now).map_err(Refusal::Wait)?;
+        claim.from = Granted::Share;
+        lease.owe(claim.units);
+        Ok(())
+    }
+
+    /// Takes a charge back of which nobody has heard.
+    fn undo(&self, held: &Held, now: u64) {
+        match (held.from, held.cell.leased()) {
+            (Granted::Lease, Some(lease)) => lease.put_back(held.units),
+            _ => self.give_back(held, held.units, now),
+        }
+    }
+
+    /// Gives `units` of a charge back.
+    fn give_back(&self, held: &Held, units: u64, now: u64) {
+        let rate = self.counters[held.counter].rate;
+        match (held.from, &self.shared, held.cell.leased()) {
+            (Granted::Lease, Some(shared), Some(lease)) if shared.is_present() => {
+                shared.send(lease, rate, lease.give_back(units, held.until));
+            }
+            (Granted::Lease, _, Some(lease)) => lease.put_back(units),
+            (Granted::Share, Some(Shared { when_away: WhenAway::Share(share), .. }), Some(lease)) => {
+                lease.forgive(units);
+                held.cell.bucket.give_back(rate.shared(*share), units, held.until, now);
+            }
+            _ => held.cell.bucket.give_back(rate, units, held.until, now),
+        }
+    }
+
+    /// Charges what was `used` instead of what was reserved.
+    fn settle(&self, held: &Held, used: u64) {
+        let now = self.now();
+        if used < held.units {
+            return self.give_back(held, held.units - used, now);
+        }
+        let more = used - held.units;
+        match held.cell.leased() {
+            Some(lease) => lease.owe(more),
+            None => held.cell.bucket.add(self.counters[held.counter].rate, more, now),
+        }
+    }
+
+    fn refusal(&self, wait: Duration, counter: usize) -> Error {
+        // "Try again at once" would be a busy loop.
+        let retry_after = wait.max(Duration::from_nanos(1));
+        Error::RateLimited { retry_after, cap: Cap::Policy(Arc::clone(&self.counters[counter].allowance)) }
     }
 
     fn unit(&self, counter: usize) -> Unit {
@@ -176,6 +295,63 @@ impl RateLimiter {
 
     fn nanos(&self, now: Instant) -> u64 {
         gcra::nanos(now.saturating_duration_since(self.start))
+    }
+}
+
+/// Why a claim is not charged.
+enum Refusal {
+    Wait(Duration),
+    Ask,
+    Away,
+}
+
+/// What a charge has to know of its call.
+struct Told {
+    limiter: Arc<RateLimiter>,
+    facts: Arc<Facts>,
+    needs_body: bool,
+    brought: Work,
+}
+
+impl Told {
+    /// Says what is left, and keeps what is held.
+    fn charge(self, held: Units, now: u64) -> Charge {
+        let Self { limiter, facts, needs_body, brought } = self;
+        let quota = |held: &Held| {
+            // What lies in the lease is this process's to use.
+            let more = held.cell.leased().map_or(0, |lease| lease.units());
+            limiter.counters[held.counter].quota(held.partition, held.until, more, now)
+        };
+        let told = if needs_body { &facts.reserved } else { &facts.quotas };
+        let _ = told.set(held.iter().map(quota).collect());
+        Charge { limiter, facts, held, brought, made: Work::default() }
+    }
+
+    /// Waits until what was asked for is there, and decides by itself if that takes too long.
+    async fn later(self, claims: Units, mut asked: SmallVec<[Arc<Lease>; 2]>) -> Result<Option<Charge>, Error> {
+        let until = tokio::time::Instant::now() + PATIENCE;
+        for round in 0..=ROUNDS {
+            let lease = asked.pop();
+            let late = match &lease {
+                // Others took what was granted, time after time, or nobody can be asked.
+                _ if round == ROUNDS => true,
+                None => true,
+                Some(lease) => {
+                    let answered = lease.answered.notified();
+                    tokio::pin!(answered);
+                    // Listened for first: the answer may come between asking and waiting.
+                    let _ = answered.as_mut().enable();
+                    lease.is_drawing() && tokio::time::timeout_at(until, answered).await.is_err()
+                }
+            };
+            let now = self.limiter.now();
+            match self.limiter.attempt(claims.clone(), now, late) {
+                Attempt::Charged(held) => return Ok(Some(self.charge(held, now))),
+                Attempt::Refused(error) => return Err(error),
+                Attempt::Ask(leases) => asked = leases,
+            }
+        }
+        Err(Error::Overloaded { what: "shared limits" })
     }
 }
 

@@ -121,6 +121,11 @@ impl<K: Eq + Hash + Clone, V: Entry, S: BuildHasher + Clone + Default> Table<K, 
         }
     }
 
+    /// Looks at every entry; their shards are locked meanwhile.
+    pub fn each(&self, mut look: impl FnMut(&Arc<V>)) {
+        self.map.iter().for_each(|entry| look(entry.value()));
+    }
+
     /// Forgets what is idle at `now` and in nobody's hands.
     pub fn sweep(&self, now: u64) {
         self.forget(|entry| entry.idle_from() <= now);

@@ -487,9 +487,9 @@ mod tests {
         let mut ask = |question| router.call(call(Operation::Inspect(question)));
         let double = || ModelRef { name: "double".into(), version: None };
         let Ok(Reply::Report(Report::Models(names))) = ask(Inspect::Models).await else { panic!() };
-        assert_eq!(names, ["double".into()]);
+        assert_eq!(names, [Arc::from("double")]);
         let Ok(Reply::Report(Report::Model(report))) = ask(Inspect::Model(double())).await else { panic!() };
-        assert_eq!(report.versions, ["1".into()]);
+        assert_eq!(report.versions, [Arc::from("1")]);
         let Ok(Reply::Report(Report::Ready { ready, .. })) = ask(Inspect::Ready(double())).await else { panic!() };
         assert!(ready);
         let Ok(Reply::Report(Report::Server(server))) = ask(Inspect::Server).await else { panic!() };

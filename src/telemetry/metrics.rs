@@ -192,6 +192,11 @@ impl Metrics {
         self.families.overloaded.with_label_values(&[limit]).inc();
     }
 
+    /// Whether limits are shared now, where they are to be.
+    pub fn shared_limits(&self, up: bool) {
+        self.families.shared_limits.with_label_values::<&str>(&[]).set(i64::from(up));
+    }
+
     /// Something was refused by `policy`, a name of the configuration, `concurrency` or `address`.
     pub fn rate_limited(&self, policy: &str) {
         self.families.rate_limited.with_label_values(&[policy]).inc();
@@ -314,6 +319,7 @@ fn limit(what: &str) -> &'static str {
         "memory" => "memory",
         "queue of the model" => "queue",
         "queue delay" => "queue_delay",
+        "shared limits" => "shared_limits",
         _ => "other",
     }
 }

@@ -7,7 +7,7 @@ use crate::{
     wire,
 };
 use serde::{Deserialize, Serialize};
-use std::{collections::BTreeMap, num::NonZeroU64, time::Duration};
+use std::{collections::BTreeMap, num::NonZeroU64, path::PathBuf, time::Duration};
 
 /// Shorthand for the structs of this file: public fields, serde, defaults, no unknown keys.
 macro_rules! keys {
@@ -25,7 +25,7 @@ keys! {
     Limits {
         size: Sizes, connections: Connections, address: Address, buckets: Number, concurrency: Concurrency,
         deadline: Deadline, timers: Timers, http2: Http2, websocket: WebSocket, rate: Vec<Policy>,
-        weights: BTreeMap<String, Number>,
+        weights: BTreeMap<String, Number>, shared: Option<Shared>,
     }
 }
 
@@ -101,6 +101,41 @@ pub struct Policy {
     pub intents: Option<Vec<String>>,
 }
 
+/// Where limits are kept that several processes share.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+#[expect(missing_docs, reason = "the keys are explained in docs/limits.md")]
+pub struct Shared {
+    pub redis: Redis,
+    pub when_away: WhenAway,
+    pub share: f64,
+}
+
+/// An address, or a file that holds it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(untagged)]
+#[expect(missing_docs, reason = "see above")]
+pub enum Redis {
+    Url(String),
+    File { file: PathBuf },
+}
+
+/// What happens while they are away.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[expect(missing_docs, reason = "see `limit::redis::WhenAway`")]
+pub enum WhenAway {
+    #[default]
+    Share,
+    Refuse,
+}
+
+impl Default for Shared {
+    fn default() -> Self {
+        Self { redis: Redis::File { file: PathBuf::new() }, when_away: WhenAway::default(), share: 0.25 }
+    }
+}
+
 /// Whose calls a rate counts together.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[expect(missing_docs, reason = "see `limit::By`")]
@@ -156,6 +191,7 @@ impl Default for Limits {
             websocket: WebSocket::default(),
             rate: Vec::new(),
             weights: BTreeMap::new(),
+            shared: None,
         }
     }
 }

@@ -9,7 +9,8 @@ mod models;
 
 pub use choice::{Amount, Load, Paths, Provider, Switch, Versions};
 pub use limits::{
-    Address, Concurrency, Connections, Deadline, Http2, Limits, Policy, PolicyBy, PolicyUnit, Sizes, Timers, WebSocket,
+    Address, Concurrency, Connections, Deadline, Http2, Limits, Policy, PolicyBy, PolicyUnit, Redis, Shared, Sizes,
+    Timers, WebSocket, WhenAway,
 };
 pub use models::{Batching, Control, Execution, ModelDefaults, ModelFile, Models};
 
@@ -288,7 +289,7 @@ impl Shaped for Config {
             listen: vec![Listen { tls: Some(Tls { certificates }), ..Listen::default() }],
             auth: Auth { api_keys: Some(ApiKeys::default()), ..Auth::default() },
             grants: vec![Grant::default()],
-            limits: Limits { rate: vec![Policy::default()], ..Limits::default() },
+            limits: Limits { rate: vec![Policy::default()], shared: Some(Shared::default()), ..Limits::default() },
             models: Models {
                 // A map by default, but a word or a list will do.
                 defaults: ModelDefaults { versions: Versions::All, ..ModelDefaults::default() },

@@ -6,13 +6,15 @@ use crate::{
         units::{Number, Rate, Size},
     },
     frontend::settings,
-    limit::{By, Policy, Unit, address},
+    limit::{By, Policy, Unit, address, redis},
     wire,
 };
 use std::{
     collections::HashSet,
+    fs,
     num::{NonZeroU32, NonZeroU64},
     ops::RangeInclusive,
+    path::Path,
     sync::Arc,
     time::Duration,
 };
@@ -176,6 +178,46 @@ pub(super) fn concurrency(raw: &raw::Limits) -> Concurrency {
         sessions: raw.connections.per_identity.map(|number| number.0),
         queue_delay: concurrency.queue_delay.map(|span| span.0),
     }
+}
+
+/// `limits.shared`; relative paths start at `folder`.
+pub(super) fn shared(raw: &raw::Limits, folder: &Path, problems: &mut Problems) -> Option<redis::Settings> {
+    const PATH: &str = "limits.shared";
+    let shared = raw.shared.as_ref()?;
+    if !(shared.share > 0. && shared.share <= 1.) {
+        problems.push(
+            format!("{PATH}.share"),
+            format!("{} is not a share, expected more than 0 and at most 1", shared.share),
+        );
+    }
+    let (path, url) = match &shared.redis {
+        raw::Redis::Url(url) => (format!("{PATH}.redis"), url.clone()),
+        raw::Redis::File { file } => {
+            let path = format!("{PATH}.redis.file");
+            let before = problems.list.len();
+            let place = super::file(&path, file, folder, problems);
+            if problems.list.len() > before {
+                return None;
+            }
+            match fs::read_to_string(&place) {
+                Ok(text) => (path, text.trim().to_owned()),
+                Err(error) => {
+                    problems.push(path, format!("{}: {error}", place.display()));
+                    return None;
+                }
+            }
+        }
+    };
+    let when_away = match shared.when_away {
+        raw::WhenAway::Share => redis::WhenAway::Share(shared.share),
+        raw::WhenAway::Refuse => redis::WhenAway::Refuse,
+    };
+    let settings = redis::Settings { url: redis::Secret(url.into()), when_away };
+    if let Err(problem) = settings.check() {
+        // Not the address: it may hold a password.
+        problems.push(path, format!("is no address of a Redis, expected redis://HOST:PORT: {problem}"));
+    }
+    Some(settings)
 }
 
 pub(super) fn weights(raw: &raw::Limits, problems: &mut Problems) -> Vec<(Arc<str>, NonZeroU32)> {

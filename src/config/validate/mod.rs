@@ -52,6 +52,7 @@ pub(super) fn config(
         frontend: frontend(raw, problems),
         addresses: limits::addresses(&raw.limits, problems),
         rates: limits::rates(&raw.limits.rate, problems),
+        shared: limits::shared(&raw.limits, folder, problems),
         weights: limits::weights(&raw.limits, problems),
         buckets: raw.limits.buckets.0,
         concurrency: limits::concurrency(&raw.limits),
