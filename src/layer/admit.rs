@@ -2,7 +2,7 @@
 //!
 //! Does not queue: what finds no slot is refused. It knows nothing of memory or of a model's own queue.
 
-use super::{Guarded, per_identity::PerIdentity};
+use super::{Guarded, per_identity::PerIdentity, pool::Pool};
 use crate::{
     call::{Call, Identity, Intent, Observer, Reply, Watch},
     error::{Cap, Error},
@@ -10,10 +10,7 @@ use crate::{
 use foldhash::HashMap;
 use std::{
     num::NonZeroU32,
-    sync::{
-        Arc,
-        atomic::{AtomicUsize, Ordering},
-    },
+    sync::Arc,
     task::{Context, Poll},
     time::Duration,
 };
@@ -31,13 +28,6 @@ pub struct Slots {
     identities: Option<PerIdentity>,
     /// Shares of a full queue, by group.
     weights: HashMap<Arc<str>, NonZeroU32>,
-}
-
-/// A number of slots of one kind.
-#[derive(Debug)]
-struct Pool {
-    limit: usize,
-    taken: AtomicUsize,
 }
 
 /// One slot. Dropping it gives it back.
@@ -68,8 +58,8 @@ impl Slots {
     /// overload, and at most `per_identity` slots for work per identity.
     pub fn new(calls: usize, inspect: usize, per_identity: Option<usize>) -> Self {
         Self {
-            calls: Pool { limit: calls, taken: AtomicUsize::new(0) },
-            inspect: Pool { limit: inspect, taken: AtomicUsize::new(0) },
+            calls: Pool::new(calls),
+            inspect: Pool::new(inspect),
             identities: per_identity.map(PerIdentity::new),
             weights: HashMap::default(),
         }
@@ -114,7 +104,7 @@ impl Slots {
 
     /// Slots in use, for work and for looking.
     pub fn in_use(&self) -> (usize, usize) {
-        (self.calls.taken.load(Ordering::Acquire), self.inspect.taken.load(Ordering::Acquire))
+        (self.calls.taken(), self.inspect.taken())
     }
 
     fn pool(&self, intent: Intent) -> (&Pool, &'static str) {
@@ -122,18 +112,6 @@ impl Slots {
             Intent::Inspect => (&self.inspect, "inspect calls in flight"),
             Intent::Infer | Intent::Generate | Intent::Manage | Intent::Metrics => (&self.calls, "calls in flight"),
         }
-    }
-}
-
-impl Pool {
-    fn take(&self) -> bool {
-        self.taken
-            .fetch_update(Ordering::AcqRel, Ordering::Acquire, |taken| (taken < self.limit).then_some(taken + 1))
-            .is_ok()
-    }
-
-    fn give_back(&self) {
-        self.taken.fetch_sub(1, Ordering::AcqRel);
     }
 }
 

@@ -27,6 +27,12 @@ pub mod trace;
 mod alarm;
 mod guarded;
 mod per_identity;
+mod pool;
+
+/// The atomics of this module, so that a model checker can put others in their place.
+mod sync {
+    pub(super) use std::sync::atomic::{AtomicUsize, Ordering};
+}
 
 #[cfg(test)]
 pub(crate) mod fixture;

@@ -103,14 +103,3 @@ impl Observer for Charge {
         }
     }
 }
-
-impl Drop for Charge {
-    fn drop(&mut self) {
-        // Nobody watched it: a decision that came when its caller had gone already.
-        let held = std::mem::take(&mut self.held);
-        if !held.is_empty() && !self.has_run() {
-            let now = self.limiter.now();
-            held.iter().for_each(|held| self.limiter.give_back(held, held.units, now));
-        }
-    }
-}

@@ -13,6 +13,8 @@ use tokio::sync::Notify;
 
 /// How long units may lie here unused: until then other processes cannot have them.
 pub(super) const KEPT: Duration = Duration::from_secs(1);
+/// How long it is believed that nothing is to be had: a caller who does not stop costs ten questions a second.
+const DRY: Duration = Duration::from_millis(100);
 
 /// One key's units, and what is known of its quota.
 #[derive(Debug)]
@@ -34,10 +36,20 @@ struct State {
     /// Used since the last draw: what the next one is sized by.
     used: u64,
     drawing: bool,
-    /// So many units, or more, are not to be had before then.
-    dry: (u64, u64),
+    dry: Dry,
     /// Used without having been drawn: told with the next draw.
     debt: u64,
+}
+
+/// What was last not to be had.
+#[derive(Clone, Copy, Debug, Default)]
+struct Dry {
+    /// So many units, or more.
+    units: u64,
+    /// Until then, as was said.
+    until: u64,
+    /// It is not asked again before then: others may give something back meanwhile.
+    asked_again: u64,
 }
 
 /// What came of taking units.
@@ -82,13 +94,13 @@ impl Lease {
         if state.units >= units {
             state.units -= units;
             state.used = state.used.saturating_add(units);
-            let low = state.units < ahead / 2 && !state.drawing && now >= state.dry.1;
+            let low = state.units < ahead / 2 && !state.drawing && now >= state.dry.asked_again;
             let draw = (low || back > 0).then(|| state.draw(0, if low { ahead } else { 0 }, back));
             return (Take::Taken { tat: state.tat, left: state.units }, draw);
         }
-        if units >= state.dry.0 && now < state.dry.1 {
+        if units >= state.dry.units && now < state.dry.asked_again {
             let draw = (back > 0).then(|| state.draw(0, 0, back));
-            return (Take::Dry(Duration::from_nanos(state.dry.1 - now)), draw);
+            return (Take::Dry(Duration::from_nanos(state.dry.until - now)), draw);
         }
         let draw = (!state.drawing || back > 0).then(|| {
             let need = units - state.units;
@@ -99,7 +111,8 @@ impl Lease {
 
     /// What is to be asked for so that `units` come back which were charged until `until`.
     pub(super) fn give_back(&self, units: u64, until: u64) -> Draw {
-        let state = self.lock();
+        let mut state = self.lock();
+        state.dry = Dry::default();
         Draw { back: units, until, tat: state.tat, ..Draw::default() }
     }
 
@@ -141,9 +154,10 @@ impl Lease {
         if granted > 0 {
             state.units = state.units.saturating_add(granted);
             state.expires = now.saturating_add(nanos(KEPT));
-            state.dry = (0, 0);
+            state.dry = Dry::default();
         } else if draw.need > 0 {
-            state.dry = (draw.need, now.saturating_add(nanos(wait)));
+            let until = now.saturating_add(nanos(wait).max(1));
+            state.dry = Dry { units: draw.need, until, asked_again: until.min(now.saturating_add(nanos(DRY))) };
         }
         drop(state);
         self.answered.notify_waiters();
@@ -233,9 +247,9 @@ mod tests {
         let lease = lease();
         let (_, draw) = lease.take(5, 160, 0);
         grant(&lease, draw.unwrap(), 0, 0);
-        assert_eq!(lease.take(5, 160, SECOND), (Take::Dry(Duration::from_secs(2)), None));
-        assert!(matches!(lease.take(1, 160, SECOND), (Take::Ask, Some(_))));
-        assert!(matches!(lease.take(5, 160, 4 * SECOND), (Take::Ask, None)));
+        assert_eq!(lease.take(5, 160, SECOND / 20), (Take::Dry(Duration::from_millis(2950)), None));
+        assert!(matches!(lease.take(1, 160, SECOND / 20), (Take::Ask, Some(_))));
+        assert_eq!(lease.take(5, 160, SECOND / 5), (Take::Ask, None), "and less is on its way already");
     }
 
     #[test]

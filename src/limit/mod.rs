@@ -5,6 +5,7 @@
 //! proven identities and groups, and models that such an identity is granted, so strangers cannot mint them.
 
 pub mod address;
+mod bucket;
 mod cell;
 mod charge;
 mod counter;
@@ -13,6 +14,11 @@ mod lease;
 mod policy;
 pub mod redis;
 pub mod table;
+
+/// The atomics of this module, so that a model checker can put others in their place.
+mod sync {
+    pub(super) use std::sync::atomic::{AtomicU64, Ordering};
+}
 
 pub use charge::Charge;
 pub use policy::{By, Policy, Unit};

@@ -3,7 +3,8 @@
 //! Returns handles, never guards: no lock of a shard outlives a function of this file. It does not know what an entry
 //! is for, only when it may be forgotten.
 
-use super::gcra::Rate;
+pub use super::bucket::Bucket;
+
 use dashmap::{DashMap, Entry as Place};
 use std::{
     borrow::Borrow,
@@ -11,9 +12,8 @@ use std::{
     hash::{BuildHasher, Hash, RandomState},
     sync::{
         Arc, Mutex, PoisonError,
-        atomic::{AtomicU64, AtomicUsize, Ordering},
+        atomic::{AtomicUsize, Ordering},
     },
-    time::Duration,
 };
 
 /// What a table holds.
@@ -21,10 +21,6 @@ pub trait Entry: Default {
     /// From when on, in nanoseconds since start, forgetting it loses nothing.
     fn idle_from(&self) -> u64;
 }
-
-/// One GCRA cell shared by all lanes: the theoretical arrival time, in nanoseconds since start.
-#[derive(Debug, Default)]
-pub struct Bucket(AtomicU64);
 
 /// Entries by key, at most `cap` of them. Keys that strangers may choose need a hasher that they cannot foresee, as the
 /// standard library's is.
@@ -40,49 +36,9 @@ pub struct Table<K, V, S = RandomState> {
 
 // === impl Bucket ===
 
-impl Bucket {
-    /// Charges `units` at `now`: the theoretical arrival time that came of it.
-    ///
-    /// # Errors
-    ///
-    /// How long until they would be accepted.
-    pub fn charge(&self, rate: Rate, units: u64, now: u64) -> Result<u64, Duration> {
-        let mut tat = self.0.load(Ordering::Relaxed);
-        loop {
-            let charged = rate.charge(tat, units, now)?;
-            match self.0.compare_exchange_weak(tat, charged, Ordering::AcqRel, Ordering::Relaxed) {
-                Ok(_) => return Ok(charged),
-                Err(found) => tat = found,
-            }
-        }
-    }
-
-    /// How long until `units` would be accepted; zero if they would be now.
-    pub fn wait(&self, rate: Rate, units: u64, now: u64) -> Duration {
-        rate.wait(self.0.load(Ordering::Relaxed), units, now)
-    }
-
-    /// Takes back `units` that were charged until `until`.
-    pub fn give_back(&self, rate: Rate, units: u64, until: u64, now: u64) {
-        self.change(|tat| rate.give_back(tat, units, until, now));
-    }
-
-    /// Charges `units` that were used already, however many are left.
-    pub fn add(&self, rate: Rate, units: u64, now: u64) {
-        self.change(|tat| rate.add(tat, units, now));
-    }
-
-    fn change(&self, new: impl Fn(u64) -> u64) {
-        let mut tat = self.0.load(Ordering::Relaxed);
-        while let Err(found) = self.0.compare_exchange_weak(tat, new(tat), Ordering::AcqRel, Ordering::Relaxed) {
-            tat = found;
-        }
-    }
-}
-
 impl Entry for Bucket {
     fn idle_from(&self) -> u64 {
-        self.0.load(Ordering::Relaxed)
+        self.empty_from()
     }
 }
 

@@ -4,7 +4,13 @@
 mod fixture;
 
 use fixture::Fixture;
-use sluicegate::call::Gateway;
+use sluicegate::{
+    call::Gateway,
+    error::Code,
+    frontend::body::Memory,
+    limit::address::{AddressGate, Settings},
+};
+use std::net::IpAddr;
 
 /// The most allocations of one call, what it brings and takes included.
 const MOST: u64 = 12;
@@ -35,4 +41,40 @@ fn a_whole_call_makes_at_most_twelve_allocations() {
 fn the_layers_add_none() {
     let fixture = Fixture::new();
     assert_eq!(count(&fixture, &fixture.gateway), count(&fixture, &fixture.bare));
+}
+
+/// Bytes allocated by a call that is refused, whose body would be of `size` bytes.
+fn refused(fixture: &Fixture, gateway: &Gateway, code: Code, size: usize) -> u64 {
+    let calls = || {
+        fixture.runtime.block_on(async {
+            for _ in 0..CALLS {
+                assert_eq!(fixture.refused(gateway, size).await, code);
+            }
+        });
+    };
+    calls();
+    allocation_counter::measure(calls).bytes_total / CALLS
+}
+
+#[test]
+fn what_a_refused_call_allocates_does_not_grow_with_its_body() {
+    let fixture = Fixture::new();
+    for (gateway, code) in [(&fixture.limited, Code::RateLimited), (&fixture.full, Code::Overloaded)] {
+        let small = refused(&fixture, gateway, code, 1);
+        assert_eq!(refused(&fixture, gateway, code, 64 << 20), small, "{code:?}");
+        assert!(small < 8 * 1024, "{small} bytes for {code:?}");
+    }
+}
+
+#[test]
+fn the_address_gate_and_the_memory_budget_refuse_without_allocating() {
+    let gate = AddressGate::new(Settings::default());
+    let address: IpAddr = [203, 0, 113, 9].into();
+    (0..20).for_each(|_| gate.failed(address));
+    let memory = Memory::new(10);
+    let counted = allocation_counter::measure(|| {
+        assert!(gate.check(address).is_err());
+        assert!(memory.reserve(64 << 20).is_err());
+    });
+    assert_eq!(counted.count_total, 0);
 }
