@@ -148,7 +148,8 @@ impl<K: Eq + Hash + Clone, V: Entry, S: BuildHasher + Clone + Default> fmt::Debu
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::num::NonZeroU64;
+    use crate::limit::gcra::Rate;
+    use std::{num::NonZeroU64, time::Duration};
 
     fn rate(limit: u64, burst: u64) -> Rate {
         Rate::new(NonZeroU64::new(limit).unwrap(), Duration::from_secs(1), NonZeroU64::new(burst).unwrap())
