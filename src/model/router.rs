@@ -89,7 +89,6 @@ struct Waiting {
 }
 
 /// Ends the run of a stream whose reader has gone.
-#[derive(Debug)]
 struct Leaving(Arc<Facts>);
 
 // === impl Router ===
@@ -228,8 +227,7 @@ impl Asked {
     fn submit(self, inputs: Vec<NamedTensor>) -> Result<Inner, Error> {
         let Self { head, model, .. } = &self;
         let checked = signature::check(&model.signature, model.batches(), inputs)?;
-        let work = Work { rows: u64::try_from(checked.rows).unwrap_or(u64::MAX), ..Work::of(&checked.inputs) };
-        let _ = head.facts.work.set(work);
+        let _ = head.facts.work.set(Work { rows: checked.rows as u64, ..Work::of(&checked.inputs) });
         head.facts.reach(Stage::Queued);
         let job = |reply| Job {
             inputs: checked.inputs,
@@ -300,11 +298,12 @@ impl fmt::Debug for Inner {
 
 impl Drop for Waiting {
     fn drop(&mut self) {
-        if !self.answered {
-            // First, so that the run that is ended finds nobody to answer.
-            self.answer.close();
-            self.asked.head.facts.interrupt.fire();
+        if self.answered {
+            return;
         }
+        // First, so that the run that is ended finds nobody to answer.
+        self.answer.close();
+        self.asked.head.facts.interrupt.fire();
     }
 }
 

@@ -60,9 +60,11 @@ fn refused(fixture: &Fixture, gateway: &Gateway, code: Code, size: usize) -> u64
 fn what_a_refused_call_allocates_does_not_grow_with_its_body() {
     let fixture = Fixture::new();
     for (gateway, code) in [(&fixture.limited, Code::RateLimited), (&fixture.full, Code::Overloaded)] {
-        let small = refused(&fixture, gateway, code, 1);
-        assert_eq!(refused(&fixture, gateway, code, 64 << 20), small, "{code:?}");
-        assert!(small < 8 * 1024, "{small} bytes for {code:?}");
+        for size in [1, 64 << 20] {
+            // The log's own buffers grow now and then, so the numbers are not the same; the body would be seen.
+            let bytes = refused(&fixture, gateway, code, size);
+            assert!(bytes < 8 * 1024, "{bytes} bytes for {code:?} and a body of {size}");
+        }
     }
 }
 
