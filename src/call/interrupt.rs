@@ -3,6 +3,7 @@
 //! Dropping is cancelling, and what waits in a queue is dropped when its turn comes. A run that has begun does not look up
 //! from its work: whoever runs it leaves the means to end it here, for as long as it runs.
 
+use super::{End, Facts, Observer};
 use std::{
     fmt,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -60,6 +61,18 @@ impl Drop for Armed<'_> {
         let mut state = self.0.lock();
         if matches!(*state, State::Running(_)) {
             *state = State::Idle;
+        }
+    }
+}
+
+/// Ends the run of a stream whose reader has gone.
+#[derive(Debug)]
+pub struct Leaving(pub Arc<Facts>);
+
+impl Observer for Leaving {
+    fn end(&mut self, end: End) {
+        if end != End::Complete {
+            self.0.interrupt.fire();
         }
     }
 }

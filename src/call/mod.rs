@@ -21,7 +21,7 @@ mod watch;
 pub use gateway::Gateway;
 pub use identity::{Credentials, Identity, Peer, Scope};
 pub use inputs::{Expected, Inputs, Labels, Untyped};
-pub use interrupt::{Armed, Interrupt, Stop};
+pub use interrupt::{Armed, Interrupt, Leaving, Stop};
 pub use manage::{LoadRequest, LoggingChange, Manage, NewValues, TraceChange};
 pub use operation::{
     InferRequest, Inspect, ModelKey, ModelRef, NamedTensor, Operation, Parameter, Parameters, RequestedOutput,

@@ -30,6 +30,8 @@ pub struct Fields<'a> {
     pub content_type: Option<&'a HeaderValue>,
     /// Whether there is a `content-encoding`.
     pub encoded: bool,
+    /// Whether there is a `transfer-encoding` other than `chunked`, which nobody here undoes (RFC 9112 section 6.1).
+    pub transfer: bool,
     /// Whether there is an `accept-encoding`.
     accepts: bool,
     /// Whether `accept` names problem details before anything else (contract 10 section 3).
@@ -69,6 +71,7 @@ impl<'a> Fields<'a> {
             host: Single::Absent,
             content_type: None,
             encoded: false,
+            transfer: false,
             accepts: false,
             problem: false,
             origin: false,
@@ -85,6 +88,7 @@ impl<'a> Fields<'a> {
                 "host" => fields.host.see(value),
                 "content-type" => _ = fields.content_type.get_or_insert(value),
                 "content-encoding" => fields.encoded = true,
+                "transfer-encoding" => fields.transfer |= !value.as_bytes().eq_ignore_ascii_case(b"chunked"),
                 "accept" => fields.problem |= is_problem(value),
                 "accept-encoding" => fields.accepts = true,
                 "origin" => fields.origin = true,

@@ -244,6 +244,13 @@ fn check(
         return too_large("the headers of the request are larger than their limit");
     }
     check_authority(request, fields.host).map_err(|text| Unsound::Status(StatusCode::BAD_REQUEST, text))?;
+    // hyper looks at the last coding only: what it hands over would still be in the others.
+    if fields.transfer {
+        return Err(Unsound::Status(
+            StatusCode::NOT_IMPLEMENTED,
+            "the request has a transfer coding other than chunked",
+        ));
+    }
     if *request.method() == Method::CONNECT {
         return match request.extensions().get::<Protocol>() {
             Some(protocol) if protocol.as_str() == WEBSOCKET => Ok(()),

@@ -49,7 +49,11 @@ pub fn classify(
         return Err(wrong(format!("has {elements} elements, expected at most {MOST} to classify")));
     }
     let rows = batches.then(|| tensor.rows());
-    let width = elements.checked_div(rows.unwrap_or(1)).unwrap_or(0);
+    // Not the elements by the rows, of which there may be none: such an answer has as many columns as any other.
+    let width = match rows {
+        Some(_) => tensor.shape().dims().iter().skip(1).product(),
+        None => elements,
+    };
     let k = classes.get().min(width);
     let shape = match rows {
         Some(rows) => Shape::new([rows, k]),
@@ -185,7 +189,7 @@ mod tests {
 
     #[test]
     fn an_output_without_elements_has_no_classes() {
-        assert_eq!(of(DataType::Fp32, &[0, 3], vec![], 2, true).shape().dims(), [0, 0]);
+        assert_eq!(of(DataType::Fp32, &[0, 3], vec![], 2, true).shape().dims(), [0, 2]);
         assert_eq!(of(DataType::Fp32, &[2, 0], vec![], 2, true).shape().dims(), [2, 0]);
     }
 

@@ -6,9 +6,8 @@
 use super::{Model, Repository, classify::classify, control::Control, signature};
 use crate::{
     call::{
-        Call, Chunk, Decoded, End, Expected, Facts, Head, Identity, InferRequest, InferResponse, Inputs, Inspect,
-        Manage, NamedTensor, Observer, Operation, Reply, ReplyStream, Report, RequestedOutput, ServerReport, Timing,
-        Work,
+        Call, Chunk, Decoded, Expected, Head, Identity, InferRequest, InferResponse, Inputs, Inspect, Leaving, Manage,
+        NamedTensor, Operation, Reply, ReplyStream, Report, RequestedOutput, ServerReport, Timing, Work,
     },
     error::{Error, Stage},
     schedule::{Answer, Job, ReplyTo},
@@ -87,9 +86,6 @@ struct Waiting {
     asked: Asked,
     answered: bool,
 }
-
-/// Ends the run of a stream whose reader has gone.
-struct Leaving(Arc<Facts>);
 
 // === impl Router ===
 
@@ -304,14 +300,6 @@ impl Drop for Waiting {
         // First, so that the run that is ended finds nobody to answer.
         self.answer.close();
         self.asked.head.facts.interrupt.fire();
-    }
-}
-
-impl Observer for Leaving {
-    fn end(&mut self, end: End) {
-        if end != End::Complete {
-            self.0.interrupt.fire();
-        }
     }
 }
 

@@ -6,11 +6,16 @@
 mod allocations;
 mod bad_input;
 mod cancel;
+mod collisions;
 mod datatypes;
 mod doors;
 mod drain;
 mod floods;
+<<<<<<< HEAD
 mod limits;
+=======
+mod grpc;
+>>>>>>> main
 mod listeners;
 mod onnx;
 mod overload;
@@ -25,3 +30,4 @@ mod switches;
 mod tidy;
 mod tunnels;
 mod v1;
+mod v2;

@@ -196,6 +196,8 @@ async fn two_lengths_never_make_two_requests() {
         "content-length: -1\r\n\r\n",
         "transfer-encoding: xchunked\r\n\r\n0\r\n\r\n",
         "transfer-encoding: chunked, identity\r\n\r\n0\r\n\r\n",
+        "transfer-encoding: gzip, chunked\r\n\r\n0\r\n\r\n",
+        "transfer-encoding: gzip\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n",
         "transfer-encoding : chunked\r\n\r\n0\r\n\r\n",
         "x: a\r\n folded\r\n\r\n",
         "x: a\0b\r\n\r\n",

@@ -3,7 +3,7 @@
 //! The rules for lists are TensorFlow's own: one that is shorter than the shape goes on with its last value, and an empty
 //! one is all zeros. So a few bytes may ask for a large tensor; [`weight`] says how large before any of it is made.
 
-use super::pb;
+use super::pb::{self, tensor_shape_proto::Dim};
 use crate::{
     call::NamedTensor,
     error::Error,
@@ -43,11 +43,13 @@ fn tensor_weight(tensor: &pb::TensorProto) -> usize {
     if !tensor.tensor_content.is_empty() {
         return 0;
     }
-    let elements = tensor.tensor_shape.as_ref().map_or(Some(1), |shape| {
-        shape.dim.iter().try_fold(1_usize, |product, dim| product.checked_mul(usize::try_from(dim.size).ok()?))
-    });
-    // What is no size at all is refused by name, later.
-    let Some(elements) = elements else { return usize::MAX };
+    let dims = tensor.tensor_shape.as_ref().map_or(&[][..], |shape| &shape.dim);
+    // What is no size at all is refused by name, later, before anything is made of it.
+    if dims.iter().any(|dim| dim.size < 0) {
+        return 0;
+    }
+    let product = |product: usize, dim: &Dim| product.checked_mul(usize::try_from(dim.size).ok()?);
+    let Some(elements) = dims.iter().try_fold(1, product) else { return usize::MAX };
     let strings = &tensor.string_val;
     let size = match parse(tensor.dtype).ok().and_then(DataType::size) {
         Some(size) => return elements.saturating_mul(size),

@@ -126,6 +126,7 @@ fn a_few_bytes_that_ask_for_much_are_weighed_first() {
     let of = |tensor| weight(&HashMap::from([("x".to_owned(), tensor)]));
     assert_eq!(of(pb::TensorProto { float_val: vec![1.0], ..proto(pb::DataType::DtFloat, &[1 << 30]) }), 4 << 30);
     assert_eq!(of(proto(pb::DataType::DtFloat, &[i64::MAX, i64::MAX])), usize::MAX);
+    assert_eq!(of(proto(pb::DataType::DtFloat, &[-1, 4])), 0, "no size at all, and refused as such");
     let text = pb::TensorProto { string_val: vec!["abcd".into()], ..proto(pb::DataType::DtString, &[1 << 20]) };
     assert_eq!(of(text), 8 << 20);
     assert_eq!(
