@@ -11,11 +11,8 @@ mod datatypes;
 mod doors;
 mod drain;
 mod floods;
-<<<<<<< HEAD
-mod limits;
-=======
 mod grpc;
->>>>>>> main
+mod limits;
 mod listeners;
 mod onnx;
 mod overload;

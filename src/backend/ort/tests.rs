@@ -285,7 +285,7 @@ fn a_run_is_ended_from_another_thread_and_the_next_one_is_not() {
     let (running, runs) = mpsc::channel::<()>();
     let stopper = std::thread::spawn(move || {
         runs.recv().unwrap();
-        std::thread::sleep(Duration::from_millis(20));
+        std::thread::park_timeout(Duration::from_millis(20));
         stop();
     });
     running.send(()).unwrap();

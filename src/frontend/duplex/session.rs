@@ -41,7 +41,7 @@ pub(in crate::frontend) struct Session<C: Codec, L> {
     codec: C,
     link: L,
     sender: Credentials,
-    proving: Option<(Credentials, Arc<Facts>, BoxFuture<'static, Result<Reply, Error>>)>,
+    proving: Option<Proving>,
     running: FuturesUnordered<Exchange<C>>,
     entries: HashMap<C::Tag, Entry<C>>,
     /// Tags in the order of requests, where answers leave in that order.
@@ -60,6 +60,13 @@ pub(in crate::frontend) struct Session<C: Codec, L> {
     /// Those of the call that opened it: they hold its place among its caller's sessions. `None` while nobody is known.
     place: Option<Arc<Facts>>,
     _gauge: Gauge,
+}
+
+/// Credentials that the stack is asked about.
+struct Proving {
+    credentials: Credentials,
+    facts: Arc<Facts>,
+    call: BoxFuture<'static, Result<Reply, Error>>,
 }
 
 /// A call in flight.
@@ -252,9 +259,9 @@ where
     }
 
     fn poll_proof(&mut self, cx: &mut Context<'_>) -> bool {
-        let Some((_, _, call)) = &mut self.proving else { return false };
+        let Some(Proving { call, .. }) = &mut self.proving else { return false };
         let Poll::Ready(reply) = call.as_mut().poll(cx) else { return false };
-        let Some((credentials, facts, _)) = self.proving.take() else { return false };
+        let Some(Proving { credentials, facts, .. }) = self.proving.take() else { return false };
         let result = reply.map(drop);
         match &result {
             Ok(()) => {

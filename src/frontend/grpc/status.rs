@@ -83,7 +83,7 @@ fn always(code: error::Code, id: &CallId) -> ErrorDetails {
 fn details(error: &Error, id: &CallId, message: &str) -> ErrorDetails {
     let mut details = always(error.code(), id);
     if let Error::RateLimited { cap, .. } = error {
-        let about = [("policy".to_owned(), cap.name().to_owned())].into();
+        let about = std::collections::HashMap::from([("policy".to_owned(), cap.name().to_owned())]);
         details.set_error_info(error.code().name().to_ascii_uppercase(), DOMAIN, about);
         details.add_quota_failure_violation(cap.name(), cap.to_string());
     }
@@ -199,7 +199,8 @@ mod tests {
 
     #[test]
     fn a_limit_of_the_caller_is_told_from_a_size_by_its_details() {
-        let limited = status(&Error::RateLimited { retry_after: Duration::from_secs(2) }, &id());
+        let limited =
+            status(&Error::RateLimited { retry_after: Duration::from_secs(2), cap: error::Cap::Calls }, &id());
         let large = status(&Error::TooLarge { limit: 9 }, &id());
         assert_eq!((limited.code(), large.code()), (Code::ResourceExhausted, Code::ResourceExhausted));
         let violations = limited.get_details_quota_failure().unwrap().violations;

@@ -204,14 +204,11 @@ fn write_keys(folder: &Path, revoked: bool) {
 }
 
 impl Running {
-<<<<<<< HEAD
-=======
     /// Waits until loading is over.
     pub async fn loaded(&self) {
         self.inner.app.loaded().await;
     }
 
->>>>>>> main
     pub fn control(&self, model: &str) -> &FakeControl {
         &self.inner.controls.iter().find(|(name, _)| *name == model).expect("a model of this test").1
     }

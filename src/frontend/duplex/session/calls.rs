@@ -1,6 +1,6 @@
 //! What becomes of the calls of a session: opened, answered in order, refused, taken back.
 
-use super::{BURST, Entry, Life, Session};
+use super::{BURST, Entry, Life, Proving, Session};
 use crate::{
     call::{Call, CallId, Head, Inspect, Intent, Operation, Pending, Surface},
     error::Error,
@@ -65,7 +65,7 @@ where
                 let facts = Arc::clone(&head.facts);
                 let input = Pending::ready(Operation::Inspect(question));
                 let call = self.connection.frontend.gateway.call(Call { head, sender: credentials.clone(), input });
-                self.proving = Some((credentials, facts, call));
+                self.proving = Some(Proving { credentials, facts, call });
             }
             Ask::Finish(why) => self.finish(why),
         }
