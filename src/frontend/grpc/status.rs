@@ -82,11 +82,6 @@ fn always(code: error::Code, id: &CallId) -> ErrorDetails {
 
 fn details(error: &Error, id: &CallId, message: &str) -> ErrorDetails {
     let mut details = always(error.code(), id);
-    if let Error::RateLimited { cap, .. } = error {
-        let about = std::collections::HashMap::from([("policy".to_owned(), cap.name().to_owned())]);
-        details.set_error_info(error.code().name().to_ascii_uppercase(), DOMAIN, about);
-        details.add_quota_failure_violation(cap.name(), cap.to_string());
-    }
     if let Some(after) = error.retry_after() {
         details.set_retry_info(Some(after));
     }
@@ -94,9 +89,11 @@ fn details(error: &Error, id: &CallId, message: &str) -> ErrorDetails {
         Error::InvalidTensor { tensor, reason } => {
             details.add_bad_request_violation(cut(tensor), cut(reason));
         }
-        Error::RateLimited { .. } => {
+        Error::RateLimited { cap, .. } => {
             // Tells the caller's own limit from a message that is too large, which has the same number.
-            details.add_quota_failure_violation("caller", message);
+            let about = std::collections::HashMap::from([("policy".to_owned(), cap.name().to_owned())]);
+            details.set_error_info(error.code().name().to_ascii_uppercase(), DOMAIN, about);
+            details.add_quota_failure_violation(cap.name(), message);
         }
         Error::ModelNotFound { model, version } => {
             let name = match version {
@@ -204,7 +201,7 @@ mod tests {
         let large = status(&Error::TooLarge { limit: 9 }, &id());
         assert_eq!((limited.code(), large.code()), (Code::ResourceExhausted, Code::ResourceExhausted));
         let violations = limited.get_details_quota_failure().unwrap().violations;
-        assert_eq!((&*violations[0].subject, &*violations[0].description), ("caller", "rate limit reached"));
+        assert_eq!((&*violations[0].subject, &*violations[0].description), ("concurrency", limited.message()));
         assert!(large.get_details_quota_failure().is_none() && large.get_details_retry_info().is_none());
     }
 

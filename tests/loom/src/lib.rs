@@ -1,47 +1,38 @@
-//! The gateway's own files, over loom's atomics.
+//! The gateway's own files, over loom's atomics: what is beside them there is beside them here.
 
-/// As in the gateway's `limit`.
-pub mod limit {
-    #[path = "../../../src/limit/bucket.rs"]
-    pub mod bucket;
-    #[path = "../../../src/limit/gcra.rs"]
-    pub mod gcra;
-    mod sync {
-        pub(super) use loom::sync::atomic::{AtomicU64, Ordering};
-    }
+#[path = "../../../src/limit/bucket.rs"]
+pub mod bucket;
+#[path = "../../../src/limit/gcra.rs"]
+pub mod gcra;
+#[path = "../../../src/layer/pool.rs"]
+mod pool;
+
+mod sync {
+    pub(super) use loom::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 }
 
-/// As in the gateway's `layer`.
-pub mod layer {
-    #[path = "../../../src/layer/pool.rs"]
-    mod pool;
-    mod sync {
-        pub(super) use loom::sync::atomic::{AtomicUsize, Ordering};
+/// The pool of slots, which is the gateway's own business otherwise.
+#[derive(Debug)]
+pub struct Slots(pool::Pool);
+
+impl Slots {
+    /// So many slots.
+    pub fn new(limit: usize) -> Self {
+        Self(pool::Pool::new(limit))
     }
 
-    /// What only `layer` may see, for tests.
-    #[derive(Debug)]
-    pub struct Slots(pool::Pool);
+    /// Takes one.
+    pub fn take(&self) -> bool {
+        self.0.take()
+    }
 
-    impl Slots {
-        /// So many slots.
-        pub fn new(limit: usize) -> Self {
-            Self(pool::Pool::new(limit))
-        }
+    /// Gives one back.
+    pub fn give_back(&self) {
+        self.0.give_back();
+    }
 
-        /// Takes one.
-        pub fn take(&self) -> bool {
-            self.0.take()
-        }
-
-        /// Gives one back.
-        pub fn give_back(&self) {
-            self.0.give_back();
-        }
-
-        /// How many are taken.
-        pub fn taken(&self) -> usize {
-            self.0.taken()
-        }
+    /// How many are taken.
+    pub fn taken(&self) -> usize {
+        self.0.taken()
     }
 }

@@ -1,10 +1,7 @@
 //! No overshoot, no lost refund, no leaked slot, whatever the threads do first.
 
 use loom::{sync::Arc, thread};
-use sluicegate_loom::{
-    layer::Slots,
-    limit::{bucket::Bucket, gcra::Rate},
-};
+use sluicegate_loom::{Slots, bucket::Bucket, gcra::Rate};
 use std::{num::NonZeroU64, time::Duration};
 
 const NOW: u64 = 1_000_000_000;
