@@ -33,6 +33,8 @@ struct State {
     expires: u64,
     /// The theoretical arrival time of the whole quota, in this process's nanoseconds.
     tat: u64,
+    /// Which incarnation of the key that is of; see [`redis`](super::redis).
+    born: u64,
     /// Used since the last draw: what the next one is sized by.
     used: u64,
     drawing: bool,
@@ -77,6 +79,8 @@ pub(super) struct Draw {
     pub(super) until: u64,
     /// What this process last knew of the theoretical arrival time, for a server that has forgotten it.
     pub(super) tat: u64,
+    /// Which incarnation of the key that was known of.
+    pub(super) seen: u64,
 }
 
 impl Lease {
@@ -113,7 +117,7 @@ impl Lease {
     pub(super) fn give_back(&self, units: u64, until: u64) -> Draw {
         let mut state = self.lock();
         state.dry = Dry::default();
-        Draw { back: units, until, tat: state.tat, ..Draw::default() }
+        Draw { back: units, until, tat: state.tat, seen: state.born, ..Draw::default() }
     }
 
     /// Puts `units` back that nobody else is to hear of: they were taken a moment ago.
@@ -144,13 +148,13 @@ impl Lease {
 
     /// A draw was answered: `granted` units, with the theoretical arrival time that it left, and how long until what was
     /// needed is there, if it was not.
-    pub(super) fn granted(&self, draw: Draw, granted: u64, ahead: Duration, wait: Duration, now: u64) {
+    pub(super) fn granted(&self, draw: Draw, granted: u64, ahead: Duration, wait: Duration, born: u64, now: u64) {
         let mut state = self.lock();
         if draw.draws() {
             state.drawing = false;
             state.used = 0;
         }
-        state.tat = now.saturating_add(nanos(ahead));
+        (state.tat, state.born) = (now.saturating_add(nanos(ahead)), born);
         if granted > 0 {
             state.units = state.units.saturating_add(granted);
             state.expires = now.saturating_add(nanos(KEPT));
@@ -204,7 +208,8 @@ impl State {
 
     fn draw(&mut self, need: u64, want: u64, back: u64) -> Draw {
         self.drawing |= need > 0 || want > 0;
-        Draw { need, want, debt: std::mem::take(&mut self.debt), back, until: self.tat, tat: self.tat }
+        let debt = std::mem::take(&mut self.debt);
+        Draw { need, want, debt, back, until: self.tat, tat: self.tat, seen: self.born }
     }
 }
 
@@ -226,7 +231,7 @@ mod tests {
     }
 
     fn grant(lease: &Lease, draw: Draw, units: u64, now: u64) {
-        lease.granted(draw, units, Duration::from_secs(9), Duration::from_secs(3), now);
+        lease.granted(draw, units, Duration::from_secs(9), Duration::from_secs(3), 1, now);
     }
 
     #[test]

@@ -30,14 +30,23 @@ const TOGETHER: usize = 128;
 const PATIENCE: Duration = Duration::from_millis(500);
 /// First and longest pause between two attempts to connect.
 const RETRY: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(1));
-/// Keys of the script's times begin in 2025, so that microseconds keep their precision in a double.
+/// Times begin in 2025, so that microseconds keep their precision in a double.
+///
+/// A key remembers when it was born. Whoever has seen an earlier one (the server came back without its data) brings what it
+/// knows of it: the highest of these is the base, and what was granted or owed since comes on top.
 const SCRIPT: &str = r"
-local one, tolerance, need, want, debt, back, ahead, known = unpack(ARGV)
+local one, tolerance, need, want, debt, back, ahead, known, seen = unpack(ARGV)
 one, tolerance, need, want = tonumber(one), tonumber(tolerance), tonumber(need), tonumber(want)
-debt, back, ahead, known = tonumber(debt), tonumber(back), tonumber(ahead), tonumber(known)
+debt, back, ahead = tonumber(debt), tonumber(back), tonumber(ahead)
+known, seen = tonumber(known), tonumber(seen)
 local time = redis.call('TIME')
 local now = (tonumber(time[1]) - 1735689600) * 1000000 + tonumber(time[2])
-local tat = tonumber(redis.call('GET', KEYS[1]) or now + known)
+local stored = redis.call('HMGET', KEYS[1], 'tat', 'born', 'base')
+local tat, born, base = tonumber(stored[1] or now), tonumber(stored[2] or now), tonumber(stored[3] or now)
+if seen ~= born and now + known > math.max(base, now) then
+  tat = math.max(tat, now) + now + known - math.max(base, now)
+  base = now + known
+end
 tat = math.max(tat - math.min(back * one, ahead), now) + debt * one
 local granted, wait = 0, 0
 local room = math.max(math.floor((now + tolerance - tat) / one + 0.000001), 0)
@@ -50,11 +59,13 @@ else
 end
 tat = tat + granted * one
 if tat > now then
-  redis.call('SET', KEYS[1], string.format('%.3f', tat), 'PX', math.ceil((tat - now) / 1000) + 1000)
+  redis.call('HSET', KEYS[1], 'tat', string.format('%.3f', tat), 'born', string.format('%.0f', born),
+    'base', string.format('%.3f', base))
+  redis.call('PEXPIRE', KEYS[1], math.ceil((tat - now) / 1000) + 1000)
 else
   redis.call('DEL', KEYS[1])
 end
-return { granted, math.ceil(tat - now), math.ceil(wait) }
+return { granted, math.ceil(tat - now), math.ceil(wait), born }
 ";
 
 /// Where shared quotas are, and what happens without them (`limits.shared`).
@@ -211,12 +222,12 @@ impl Link {
             let now = self.now();
             let mut pipeline = redis::pipe();
             orders.iter().for_each(|order| _ = pipeline.add_command(order.command(now)));
-            match pipeline.query_async::<Vec<(u64, u64, u64)>>(&mut connection).await {
+            match pipeline.query_async::<Vec<(u64, u64, u64, u64)>>(&mut connection).await {
                 Ok(answers) if answers.len() == orders.len() => {
                     let now = self.now();
-                    for (order, (granted, ahead, wait)) in orders.into_iter().zip(answers) {
+                    for (order, (granted, ahead, wait, born)) in orders.into_iter().zip(answers) {
                         let [ahead, wait] = [ahead, wait].map(Duration::from_micros);
-                        order.lease.granted(order.draw, granted, ahead, wait, now);
+                        order.lease.granted(order.draw, granted, ahead, wait, born, now);
                     }
                 }
                 Ok(_) => {
@@ -269,13 +280,13 @@ impl Link {
 impl Order {
     fn command(&self, now: u64) -> redis::Cmd {
         let (one, tolerance) = self.rate.micros();
-        let Draw { need, want, debt, back, until, tat } = self.draw;
+        let Draw { need, want, debt, back, until, tat, seen } = self.draw;
         let relative = |moment: u64| moment.saturating_sub(now) / 1000;
         let mut command = redis::cmd("EVAL");
         command.arg(SCRIPT).arg(1).arg(&*self.lease.key);
         // As text, so that small fractions of a microsecond are not lost.
         command.arg(format!("{one:.9}")).arg(format!("{tolerance:.3}"));
-        command.arg(need).arg(want).arg(debt).arg(back).arg(relative(until)).arg(relative(tat));
+        command.arg(need).arg(want).arg(debt).arg(back).arg(relative(until)).arg(relative(tat)).arg(seen);
         command
     }
 }
