@@ -28,6 +28,7 @@ lint: ## format check and clippy, warnings denied
 
 test: onnxruntime lint ## format check, clippy, all tests, the clients of others, documentation build
 	$(CARGO) test --locked
+	$(CARGO) test --locked --release --manifest-path tests/loom/Cargo.toml --target-dir target/loom
 	@$(PYTHON) tests/clients/run.py
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked --no-deps --document-private-items
 

@@ -11,9 +11,9 @@ use sluicegate::{
         Call, CallId, Credentials, Gateway, Head, Identity, Inbound, InferRequest, Intent, ModelRef, NamedTensor,
         Operation, Peer, Pending, Reply, Surface,
     },
-    error::Error,
+    error::{Code, Error},
     layer::{admit::Slots, deadline},
-    limit::{By, Policy, RateLimiter},
+    limit::{By, Policy, RateLimiter, Unit},
     model::{self, Loader, ModelSettings, Repository, Router},
     schedule::{
         Execution,
@@ -57,6 +57,10 @@ pub(crate) struct Fixture {
     pub(crate) key: Credentials,
     /// A token for the same identity, as long as those of issuers are.
     pub(crate) token: Credentials,
+    /// The whole stack, for a caller who has used up its rate.
+    pub(crate) limited: Gateway,
+    /// The whole stack without a slot that is free.
+    pub(crate) full: Gateway,
     peer: Arc<Peer>,
     _guard: LaneGuard,
 }
@@ -136,6 +140,8 @@ impl Fixture {
             name: "plenty".into(),
             by: By::Identity,
             only: None,
+            models: Vec::new(),
+            unit: Unit::Calls,
             limit: plenty,
             per: Duration::from_secs(1),
             burst: plenty,
@@ -153,18 +159,41 @@ impl Fixture {
         let identity = authenticator.verify(&peer, &Credentials::Bearer(KEY.into())).expect("the key is good");
         let router = Router::new(repository);
         let bare = Gateway::new(Bare { router: router.clone(), identity });
-        let gateway = stack::build(stack::Parts {
-            access_log: Some(AccessLog::start(std::io::sink(), Format::Json).expect("a thread")),
-            metrics,
-            deadlines: deadline::Settings::default(),
-            authenticator,
-            limiter: Arc::new(RateLimiter::new(vec![policy], Instant::now(), 1000)),
-            slots: Arc::new(Slots::new(4096, 16, None)),
-            grants: Arc::new(Grants::new(vec![rule])),
-            router,
-        });
+        let access_log = AccessLog::start(std::io::sink(), Format::Json).expect("a thread");
+        let build = |policy, slots| {
+            stack::build(stack::Parts {
+                access_log: Some(access_log.clone()),
+                metrics: Arc::clone(&metrics),
+                deadlines: deadline::Settings::default(),
+                authenticator: Arc::clone(&authenticator),
+                limiter: Arc::new(RateLimiter::new(vec![policy], Instant::now(), 1000)),
+                slots: Arc::new(Slots::new(slots, 16, None)),
+                sessions: None,
+                grants: Arc::new(Grants::new(vec![rule.clone()])),
+                router: router.clone(),
+            })
+        };
+        let once = Policy {
+            limit: NonZeroU64::MIN,
+            per: Duration::from_secs(86_400),
+            burst: NonZeroU64::MIN,
+            ..policy.clone()
+        };
+        let (gateway, limited, full) = (build(policy.clone(), 4096), build(once, 4096), build(policy, 0));
         let (key, token) = (Credentials::Bearer(KEY.into()), Credentials::Bearer(token().into()));
-        Self { runtime, gateway, bare, key, token, peer: Arc::new(peer), _guard: guard }
+        let fixture = Self { runtime, gateway, bare, key, token, limited, full, peer: Arc::new(peer), _guard: guard };
+        fixture.runtime.block_on(fixture.call(&fixture.limited, &fixture.key));
+        fixture
+    }
+
+    /// A call that is refused before its body is read, which would be of `size` bytes; its code.
+    pub(crate) async fn refused(&self, gateway: &Gateway, size: usize) -> Code {
+        let call = Call {
+            head: Head::new(CallId::make(), Surface::Rest, Intent::Infer, Arc::clone(&self.peer)),
+            sender: Credentials::Bearer(KEY.into()),
+            input: Pending::new(async move { Err(Error::internal(format!("{} bytes", vec![0_u8; size].len()))) }),
+        };
+        gateway.call(call).await.expect_err("the call is refused").code()
     }
 
     /// One call as a front-end makes it, names, credentials and tensor included; waits for its reply.

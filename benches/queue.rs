@@ -31,6 +31,7 @@ fn jobs(
                 queued: now,
                 reply: ReplyTo::Once(sender),
                 facts: Arc::new(Facts::default()),
+                turn: 0,
             };
             (job, receiver)
         })

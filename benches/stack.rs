@@ -59,5 +59,23 @@ fn call(criterion: &mut Criterion) {
     }
 }
 
-criterion_group!(benches, call);
+/// What a caller costs who is refused before its body is read.
+fn refusal(criterion: &mut Criterion) {
+    let fixture = Fixture::new();
+    for (name, gateway) in [("over its rate", &fixture.limited), ("without a slot", &fixture.full)] {
+        criterion.bench_function(&format!("a call refused {name}"), |bencher| {
+            bencher.iter_custom(|count| {
+                fixture.runtime.block_on(async {
+                    let begun = Instant::now();
+                    for _ in 0..count {
+                        std::hint::black_box(fixture.refused(gateway, 1 << 20).await);
+                    }
+                    begun.elapsed()
+                })
+            });
+        });
+    }
+}
+
+criterion_group!(benches, call, refusal);
 criterion_main!(benches);

@@ -49,6 +49,8 @@ const THREADS_END: Duration = Duration::from_millis(500);
 const LOG_END: Duration = Duration::from_secs(1);
 /// How often idle rate buckets and addresses are swept.
 const SWEEP_EVERY: Duration = Duration::from_secs(10);
+/// The same where what lies unused is to be returned to others.
+const SWEEP_SHARED_EVERY: Duration = Duration::from_secs(1);
 
 /// A gateway that serves. Dropping it stops it at once.
 #[derive(Debug)]
@@ -124,7 +126,15 @@ async fn start_with(config: Config, opener: Arc<dyn Open>, switches: Switches) -
     if let Some(tokens) = authenticator.tokens() {
         tokens.fetch().await;
     }
-    let limiter = Arc::new(RateLimiter::new(config.rates.clone(), Instant::now(), config.buckets));
+    let limiter = RateLimiter::new(config.rates.clone(), Instant::now(), config.buckets);
+    let (limiter, shared) = match &config.shared {
+        Some(settings) => {
+            let (limiter, link) = limiter.sharing(settings).map_err(StartError::new)?;
+            (limiter, Some(link))
+        }
+        None => (limiter, None),
+    };
+    let limiter = Arc::new(limiter);
     let slots = config.concurrency;
     let access_log = match config.telemetry.access_log {
         true => {
@@ -157,7 +167,10 @@ async fn start_with(config: Config, opener: Arc<dyn Open>, switches: Switches) -
         deadlines: settings::deadlines(&config.deadline),
         authenticator: Arc::clone(&authenticator),
         limiter: Arc::clone(&limiter),
-        slots: Arc::new(Slots::new(slots.calls, slots.inspect, slots.per_identity)),
+        slots: Arc::new(
+            Slots::new(slots.calls, slots.inspect, slots.per_identity).with_weights(config.weights.iter().cloned()),
+        ),
+        sessions: slots.sessions,
         grants: Arc::new(Grants::new(config.grants.clone())),
         router: Router::managed(Arc::clone(&repository), control, switches),
     });
@@ -217,9 +230,15 @@ async fn start_with(config: Config, opener: Arc<dyn Open>, switches: Switches) -
         }
     });
     tasks.spawn(reloader.run(Arc::clone(&metrics)).map(|()| Some("the reader of changed files")));
+    let sweep_every = if shared.is_some() { SWEEP_SHARED_EVERY } else { SWEEP_EVERY };
+    if let Some(link) = shared {
+        tasks.spawn(watch_shared(link.presence(), Arc::clone(&metrics)).map(|()| None));
+        // Ends with the limiter, which the sweeper holds.
+        tasks.spawn(link.serve().map(|()| Some("the link to shared limits")));
+    }
     tasks.spawn(async move {
         loop {
-            tokio::time::sleep(SWEEP_EVERY).await;
+            tokio::time::sleep(sweep_every).await;
             limiter.sweep(Instant::now());
             addresses.sweep();
         }
@@ -345,6 +364,16 @@ fn reload_credentials(reloader: &mut Reloader, authenticator: &Arc<Authenticator
             Some(tokens) => tokens.reload(place).map_err(|error| error.to_string()),
             None => Ok(()),
         });
+    }
+}
+
+/// Tells the metrics whether shared limits are there.
+async fn watch_shared(mut presence: watch::Receiver<bool>, metrics: Arc<Metrics>) {
+    loop {
+        metrics.shared_limits(*presence.borrow_and_update());
+        if presence.changed().await.is_err() {
+            return;
+        }
     }
 }
 

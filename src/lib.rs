@@ -28,7 +28,7 @@
 //! 3. The surface asks the address gate, then builds an inbound call: head, credentials as sent, and a body that *would* be
 //!    read.
 //! 4. [`call::Gateway`] enters the stack ([`stack`]): trace, metrics, panic guard, deadline, authenticate, rate limit,
-//!    admit, decode, authorise.
+//!    admit, decode, authorise, sessions, reserve.
 //! 5. [`model::router`] resolves the model, checks names, types and shapes, and submits a job to the model's scheduler.
 //! 6. [`schedule`] runs the job alone or in a batch: on the lane at the end of its turn ([`schedule::turn`]), or on an
 //!    inference thread (`schedule/instance.rs`).
@@ -86,12 +86,13 @@
 //!   stack, not through one of its own.
 //! - Deadlines ring from one timer per lane (`layer/alarm.rs`), not from one in each call.
 //! - A model that runs on lanes has a spare instance on a thread, for what a lane must not run.
-//! - There is no `Reserve` layer yet.
 //! - A client certificate belongs to the peer and not to the call: who sends nothing is its holder.
 //! - A session looks at its own credentials again when they end or may have been revoked (`duplex/session/proof.rs`): what
 //!   is refused with the next message would never be noticed on a socket that sends none.
 //! - Tokens are verified with `ring`, which rustls has brought, and not with `jsonwebtoken`: its back ends would be a second
 //!   library of cryptography, one of which has an open advisory (RUSTSEC-2023-0071).
+//! - A session's place is kept in the facts of the call that opened it.
+//! - A run that works for one call is ended when that call is dropped ([`call::Interrupt`]), not only at shutdown.
 //! - Some wire forms do not say the type or shape of an input (V1, `generate`, `/predict`). They become
 //!   `call::Inputs::Untyped`: a parser that the router calls with the signature. The router still knows no wire.
 //! - Loading and unloading are calls (`call::Manage`) that the router hands to `model::control`; nothing else changes the

@@ -9,8 +9,8 @@ use crate::{
     error::Error,
     layer::{
         AdmitLayer, AuthenticateLayer, AuthorizeLayer, CatchPanicLayer, DeadlineLayer, DecodeLayer, MetricsLayer,
-        RateLimitLayer, TraceLayer, admit::Slots, authenticate::Verify, authorize::Permit, deadline,
-        rate_limit::Charging,
+        RateLimitLayer, ReserveLayer, SessionsLayer, TraceLayer, admit::Slots, authenticate::Verify, authorize::Permit,
+        deadline, rate_limit::Charging,
     },
     limit::RateLimiter,
     telemetry::{access_log::AccessLog, metrics::Metrics},
@@ -33,6 +33,8 @@ pub struct Parts<R, V = Authenticator, L = RateLimiter, G = Grants> {
     pub limiter: Arc<L>,
     /// Slots for calls in flight.
     pub slots: Arc<Slots>,
+    /// `limits.connections.per_identity`.
+    pub sessions: Option<usize>,
     /// Says who may do what.
     pub grants: Arc<G>,
     /// Resolves the model and runs it; see [`model`](crate::model).
@@ -59,13 +61,17 @@ where
         // Inbound -> Identified: from here on we know who.
         .layer(AuthenticateLayer::new(parts.authenticator))
         // Needs to know who; costs nothing, so it comes before anything that does.
-        .layer(RateLimitLayer::new(parts.limiter))
+        .layer(RateLimitLayer::new(Arc::clone(&parts.limiter)))
         // A slot until the reply is over. Before Decode, so that it bounds bodies too.
         .layer(AdmitLayer::new(parts.slots))
         // Identified -> Decoded: the only layer that waits for the client's body.
         .layer(DecodeLayer)
         // May this identity do this to this model? Needs the decoded name.
         .layer(AuthorizeLayer::new(parts.grants))
+        // A place for a session that is opened; the session keeps it.
+        .layer(SessionsLayer::new(parts.sessions))
+        // What only the body tells: the model, rows, bytes. Settled when the call is over.
+        .layer(ReserveLayer::new(parts.limiter))
         // Resolves the model, checks the inputs, hands over to its scheduler.
         .service(parts.router);
     Gateway::new(stack)

@@ -7,7 +7,7 @@ use crate::{
     model, schedule,
     telemetry::{Format, LogSettings},
 };
-use std::{num::NonZeroUsize, thread};
+use std::{num::NonZeroUsize, thread, time::Duration};
 
 /// The cores that this process may use.
 fn cores() -> NonZeroUsize {
@@ -47,7 +47,7 @@ pub(super) fn lanes(settings: &config::Runtime) -> lane::Settings {
 
 /// `models`, `runtime.turn`, `runtime.inference_cores`.
 pub fn models(config: &Config) -> model::Settings {
-    let defaults = config.models.defaults.clone();
+    let (defaults, queue_delay) = (config.models.defaults.clone(), config.concurrency.queue_delay);
     model::Settings {
         directories: config.models.directories.clone(),
         load: match &config.models.load {
@@ -55,7 +55,7 @@ pub fn models(config: &Config) -> model::Settings {
             Load::None => model::Load::None,
             Load::Named(names) => model::Load::Names(names.iter().cloned().collect()),
         },
-        defaults: model_settings(&defaults),
+        defaults: model_settings(&defaults, queue_delay),
         turn: schedule::TurnSettings {
             run: config.runtime.turn.run,
             budget: config.runtime.turn.budget,
@@ -65,7 +65,7 @@ pub fn models(config: &Config) -> model::Settings {
         reader: Some(model::Reader::new(move |source, _| {
             let read = config::load_model(source.name, source.folder, source.config, &defaults);
             let read = read.map_err(|problems| problems.in_one_line())?;
-            let settings = model_settings(&read.defaults);
+            let settings = model_settings(&read.defaults, queue_delay);
             Ok(model::ModelSettings {
                 labels: read.class_labels.into_iter().collect(),
                 file: read.file.unwrap_or(settings.file),
@@ -79,7 +79,7 @@ pub fn models(config: &Config) -> model::Settings {
     }
 }
 
-fn model_settings(settings: &config::ModelDefaults) -> model::ModelSettings {
+fn model_settings(settings: &config::ModelDefaults, queue_delay: Option<Duration>) -> model::ModelSettings {
     let batching = settings.batching;
     model::ModelSettings {
         versions: match &settings.versions {
@@ -103,6 +103,7 @@ fn model_settings(settings: &config::ModelDefaults) -> model::ModelSettings {
             max_rows: batching.max_rows,
             max_delay: batching.max_delay,
             max_queue: batching.max_queue,
+            queue_delay,
             priorities: schedule::Priorities::new(batching.priorities, Some(batching.default_priority)),
         },
         ..model::ModelSettings::default()

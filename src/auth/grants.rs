@@ -2,9 +2,9 @@
 //!
 //! Knows names, not models: its answers depend on the grants alone, so they cannot tell whether a model exists.
 
-use super::{ANONYMOUS, pattern};
+use super::ANONYMOUS;
 use crate::{
-    call::{Identity, Intent, ModelRef, Scope},
+    call::{Identity, Intent, ModelRef, Scope, pattern},
     error::Error,
 };
 use foldhash::HashMap;

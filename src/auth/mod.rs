@@ -10,7 +10,6 @@ pub mod grants;
 pub mod jwt;
 mod key_file;
 pub mod key_list;
-pub mod pattern;
 pub mod timestamp;
 
 pub use grants::Grants;

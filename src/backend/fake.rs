@@ -63,6 +63,7 @@ struct State {
     finished: u64,
     emitted: u64,
     batches: Vec<usize>,
+    interrupted: u64,
 }
 
 /// Opens fakes for any path, by the model's name in it: `NAME/VERSION/model.onnx`.
@@ -167,6 +168,11 @@ impl Backend for Fake {
         outputs
     }
 
+    fn interruptible(&mut self) -> Option<Arc<dyn Fn() + Send + Sync>> {
+        let control = self.control.clone();
+        Some(Arc::new(move || control.interrupt()))
+    }
+
     fn is_decoupled(&self) -> bool {
         self.stream.is_some()
     }
@@ -176,7 +182,7 @@ impl Backend for Fake {
         self.control.start(inputs.first().map_or(0, Tensor::rows))?;
         for index in 0..n {
             if index > 0 {
-                self.control.pause(every);
+                self.control.pause(every)?;
             }
             if emit(self.outputs(inputs)?).is_break() {
                 break;
@@ -215,6 +221,11 @@ impl FakeControl {
     /// Runs that have come to an answer; those that failed or panicked do not count.
     pub fn finished(&self) -> u64 {
         self.lock().finished
+    }
+
+    /// Runs that were ended before they came to an answer.
+    pub fn interrupted(&self) -> u64 {
+        self.lock().interrupted
     }
 
     /// Answers of streaming runs that were taken.
@@ -260,15 +271,32 @@ impl FakeControl {
             }
             Behaviour::Slow(delay) => {
                 self.0.changed.notify_all();
-                let still = |state: &mut State| state.behaviour == behaviour;
-                drop(self.0.changed.wait_timeout_while(state, delay, still));
+                return self.wait(state, delay, |state| state.behaviour == behaviour);
             }
             Behaviour::Block => {
                 self.0.changed.notify_all();
-                drop(self.0.changed.wait_while(state, |state| state.behaviour == Behaviour::Block));
+                return self.wait(state, Duration::from_secs(86_400), |state| state.behaviour == Behaviour::Block);
             }
         }
         Ok(())
+    }
+
+    /// Waits for `time` while `still`; an error if the run is ended meanwhile.
+    fn wait(
+        &self,
+        state: MutexGuard<'_, State>,
+        time: Duration,
+        mut still: impl FnMut(&State) -> bool,
+    ) -> Result<(), Error> {
+        let before = state.interrupted;
+        let waiting = |state: &mut State| state.interrupted == before && still(state);
+        let waited = self.0.changed.wait_timeout_while(state, time, waiting).unwrap_or_else(PoisonError::into_inner);
+        if waited.0.interrupted == before { Ok(()) } else { Err(Error::backend("the fake was interrupted")) }
+    }
+
+    fn interrupt(&self) {
+        self.lock().interrupted += 1;
+        self.0.changed.notify_all();
     }
 
     fn finish(&self) {
@@ -277,8 +305,8 @@ impl FakeControl {
     }
 
     /// Waits for `time` without the CPU; a change of behaviour does not cut it short.
-    fn pause(&self, time: Duration) {
-        drop(self.0.changed.wait_timeout_while(self.lock(), time, |_| true));
+    fn pause(&self, time: Duration) -> Result<(), Error> {
+        self.wait(self.lock(), time, |_| true)
     }
 }
 

@@ -25,6 +25,12 @@ pub trait Backend: Send + 'static {
     /// [`Error::Backend`] if the run failed; what the inputs caused may be [`Error::InvalidRequest`].
     fn run(&mut self, inputs: &[Tensor]) -> Result<Tensors, Error>;
 
+    /// Makes ready for one run that can be ended early, from another thread, by calling what is returned; the run then fails.
+    /// `None` where runs cannot be ended. What is returned must not be called once that run is over.
+    fn interruptible(&mut self) -> Option<Arc<dyn Fn() + Send + Sync>> {
+        None
+    }
+
     /// True if one run yields any number of answers: [`Backend::stream`] is called instead of
     /// [`Backend::run`], one job at a time, never batched.
     fn is_decoupled(&self) -> bool {

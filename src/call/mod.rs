@@ -7,8 +7,11 @@
 mod gateway;
 mod identity;
 mod inputs;
+mod interrupt;
 mod manage;
 mod operation;
+pub mod pattern;
+mod quota;
 mod readiness;
 mod reply;
 mod report;
@@ -18,10 +21,12 @@ mod watch;
 pub use gateway::Gateway;
 pub use identity::{Certificate, Credentials, Identity, Peer, Scope};
 pub use inputs::{Expected, Inputs, Labels, Untyped};
+pub use interrupt::{Armed, Interrupt, Leaving, Stop};
 pub use manage::{LoadRequest, LoggingChange, Manage, NewValues, TraceChange};
 pub use operation::{
     InferRequest, Inspect, ModelKey, ModelRef, NamedTensor, Operation, Parameter, Parameters, RequestedOutput,
 };
+pub use quota::{Quota, Quotas, Work};
 pub use readiness::Readiness;
 pub use reply::{Chunk, InferResponse, Reply, Timing};
 pub use report::{
@@ -34,13 +39,14 @@ pub use watch::{End, Observer, Watch};
 use crate::error::{Error, Stage};
 use futures_util::future::BoxFuture;
 use std::{
+    any::Any,
     cell::Cell,
     fmt,
     hash::{BuildHasher, Hasher, RandomState},
     pin::Pin,
     sync::{
         Arc, OnceLock,
-        atomic::{AtomicU8, Ordering},
+        atomic::{AtomicU8, AtomicU32, Ordering},
     },
     task::{Context, Poll},
     time::{Duration, Instant, SystemTime},
@@ -210,6 +216,22 @@ impl Intent {
     }
 }
 
+/// A place that is given back when it is dropped, whatever it is a place in.
+pub struct Place(#[expect(dead_code, reason = "only held")] Box<dyn Any + Send + Sync>);
+
+impl Place {
+    /// Holds `guard`.
+    pub fn new(guard: impl Send + Sync + 'static) -> Self {
+        Self(Box::new(guard))
+    }
+}
+
+impl fmt::Debug for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Place")
+    }
+}
+
 /// What the stack learns on the way down, and how far the call has come. Not a map: everything
 /// that may be learnt has a name and a type.
 #[derive(Debug, Default)]
@@ -220,6 +242,19 @@ pub struct Facts {
     pub model: OnceLock<Arc<ModelKey>>,
     /// Set by the router when a run is over, in reply or in error.
     pub timing: OnceLock<Timing>,
+    /// Set by the router with the inputs as the model takes them.
+    pub work: OnceLock<Work>,
+    /// Set by `RateLimit`: what is left of what a call is charged before its body is read.
+    pub quotas: OnceLock<Quotas>,
+    /// Set by `Reserve`: the same of what it is charged once its body is known.
+    pub reserved: OnceLock<Quotas>,
+    /// Set by `Sessions`: what the session that this call opens holds, for as long as it keeps these facts.
+    pub place: OnceLock<Place>,
+    /// Set by `Admit`: the sender's share of a full queue; 0 stands for 1.
+    share: AtomicU32,
+    /// Ends the run of a caller that has gone.
+    pub interrupt: Interrupt,
+    running: OnceLock<Instant>,
     over: OnceLock<Instant>,
     stage: AtomicU8,
 }
@@ -233,6 +268,31 @@ impl Facts {
     /// Says that the call has come to `stage`. It never goes back.
     pub fn reach(&self, stage: Stage) {
         self.stage.fetch_max(stage as u8, Ordering::AcqRel);
+    }
+
+    /// How many times as much as others its sender gets of a full queue, 1 or more.
+    pub fn share(&self) -> u32 {
+        self.share.load(Ordering::Relaxed).max(1)
+    }
+
+    /// Gives its sender that share.
+    pub fn set_share(&self, share: u32) {
+        self.share.store(share, Ordering::Relaxed);
+    }
+
+    /// Says that the call runs since `started`.
+    pub fn run_since(&self, started: Instant) {
+        let _ = self.running.set(started);
+        self.reach(Stage::Running);
+    }
+
+    /// How long its run took, or has taken so far: of the whole batch, as `timing` has it.
+    pub fn computed(&self) -> Duration {
+        match (self.timing.get(), self.running.get()) {
+            (Some(timing), _) => timing.compute,
+            (None, Some(started)) => started.elapsed(),
+            (None, None) => Duration::ZERO,
+        }
     }
 
     /// When the exchange was over, which is when this is first asked: all who report it say the same, and the clock is

@@ -143,6 +143,8 @@ pub enum Parameter {
 pub enum Inspect {
     /// Who am I? Allowed to every identity that has any grant, never charged (architecture section 5.2).
     Caller,
+    /// The same, by whoever opens a WebSocket or a stream: the answer comes with a place for one session more.
+    Session,
     /// Name, version and extensions of the server.
     Server,
     /// Names of the models the caller may know of.
@@ -176,7 +178,13 @@ impl Inspect {
         match self {
             Self::Model(model) | Self::Ready(model) | Self::Versions(model) | Self::Config(model) => Some(model),
             Self::Statistics(model) | Self::Trace(model) => model.as_ref(),
-            Self::Caller | Self::Server | Self::Models | Self::Catalog | Self::Index { .. } | Self::Logging => None,
+            Self::Caller
+            | Self::Session
+            | Self::Server
+            | Self::Models
+            | Self::Catalog
+            | Self::Index { .. }
+            | Self::Logging => None,
         }
     }
 }

@@ -28,6 +28,9 @@ impl Reply {
                 Self::Stream(stream)
             }
             whole => {
+                if let Self::Infer(response) = &whole {
+                    watch.whole(response);
+                }
                 watch.end(End::Complete);
                 whole
             }

@@ -1,6 +1,6 @@
 //! How an exchange ended, told exactly once to everyone who cares.
 
-use super::Chunk;
+use super::{Chunk, InferResponse};
 use crate::error::{Code, Error};
 
 /// How an exchange ended.
@@ -27,6 +27,11 @@ impl End {
 
 /// Someone who cares about the whole exchange, not only its beginning.
 pub trait Observer: Send {
+    /// The outputs of a reply that is whole; its end follows.
+    fn whole(&mut self, response: &InferResponse) {
+        let _ = response;
+    }
+
     /// A piece of a streaming reply passed by.
     fn chunk(&mut self, chunk: &Chunk) {
         let _ = chunk;
@@ -60,6 +65,12 @@ impl<O: Observer> Watch<O> {
 }
 
 impl<O: Observer> Observer for Watch<O> {
+    fn whole(&mut self, response: &InferResponse) {
+        if let Some(observer) = &mut self.0 {
+            observer.whole(response);
+        }
+    }
+
     fn chunk(&mut self, chunk: &Chunk) {
         if let Some(observer) = &mut self.0 {
             observer.chunk(chunk);

@@ -6,12 +6,7 @@
 pub(super) const LATER: &[&str] = &[
     "profile",
     "listen.*.trusted_proxies",
-    "limits.connections.per_identity",
-    "limits.concurrency.queue_delay",
     "limits.http2.max_age",
-    "limits.rate.*.models",
-    "limits.weights",
-    "limits.shared",
     "models.watch",
     "models.memory",
     "models.defaults.batching.preferred",

@@ -33,6 +33,7 @@ use std::{
     collections::BTreeMap,
     fs,
     net::SocketAddr,
+    num::NonZeroU32,
     path::{Path, PathBuf},
     str::FromStr,
     sync::Arc,
@@ -56,6 +57,10 @@ pub struct Config {
     pub addresses: address::Settings,
     /// Rates; all that match must agree.
     pub rates: Vec<limit::Policy>,
+    /// Where rates are kept that several processes share.
+    pub shared: Option<limit::redis::Settings>,
+    /// How many times an identity of a group is served where one of none is served once.
+    pub weights: Vec<(Arc<str>, NonZeroU32)>,
     /// Rate buckets kept at once.
     pub buckets: usize,
     /// Calls in flight.
@@ -101,6 +106,10 @@ pub struct Concurrency {
     pub inspect: usize,
     /// At once of one identity.
     pub per_identity: Option<usize>,
+    /// WebSockets and streams open at once of one identity (`limits.connections.per_identity`).
+    pub sessions: Option<usize>,
+    /// How long calls may wait in a queue before new ones are refused.
+    pub queue_delay: Option<Duration>,
 }
 
 /// Deadlines (`limits.deadline`).
@@ -363,7 +372,7 @@ fn read(path: &Path, source: &str) -> Result<String, Problems> {
 
 impl Default for Concurrency {
     fn default() -> Self {
-        Self { calls: 4096, inspect: 16, per_identity: None }
+        Self { calls: 4096, inspect: 16, per_identity: None, sessions: None, queue_delay: None }
     }
 }
 

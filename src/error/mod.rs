@@ -4,8 +4,10 @@
 //! through the table in [`code`]. This module knows no protocol: the numbers of HTTP, gRPC and
 //! WebSocket stand in [`code::Row`] as plain integers and nowhere else.
 
+mod cap;
 mod code;
 
+pub use cap::{Allowance, Cap};
 pub use code::{Code, Row};
 
 use std::{borrow::Cow, fmt, sync::Arc, time::Duration};
@@ -128,6 +130,8 @@ pub enum Error {
     RateLimited {
         /// When the next call would be accepted.
         retry_after: Duration,
+        /// What is used up.
+        cap: Cap,
     },
     /// The server or the model has no room.
     Overloaded {
@@ -182,7 +186,7 @@ impl Error {
     /// One second where we know nothing better (contract 10 section 2: at least 1).
     pub fn retry_after(&self) -> Option<Duration> {
         match self {
-            Self::RateLimited { retry_after } => Some(*retry_after),
+            Self::RateLimited { retry_after, .. } => Some(*retry_after),
             Self::Overloaded { .. } | Self::ModelNotReady { .. } | Self::ShuttingDown => Some(Duration::from_secs(1)),
             _ => None,
         }
@@ -232,7 +236,7 @@ impl fmt::Display for Error {
             Self::InflatesTooMuch { ratio } => write!(f, "inflates to more than {ratio} times its size"),
             Self::StackedCodings => f.write_str("compressed more than once, expected one `content-encoding`"),
             Self::TrailersTooLarge => f.write_str("the body has more trailer fields than their limit"),
-            Self::RateLimited { .. } => f.write_str("rate limit reached"),
+            Self::RateLimited { cap, .. } => write!(f, "rate limit reached: {cap}"),
             Self::Overloaded { what } => write!(f, "no room: {what}"),
             Self::DeadlineExceeded { stage } => write!(f, "deadline exceeded while {}", stage.name()),
             Self::BodyStalled => f.write_str("the request body stopped arriving"),
@@ -284,7 +288,7 @@ mod tests {
     #[test]
     fn what_may_be_retried_says_when() {
         for error in [
-            Error::RateLimited { retry_after: Duration::from_millis(20) },
+            Error::RateLimited { retry_after: Duration::from_millis(20), cap: Cap::Address },
             Error::Overloaded { what: "memory" },
             Error::ShuttingDown,
             Error::ModelNotReady { model: "m".into(), state: "loading" },

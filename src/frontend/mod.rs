@@ -10,6 +10,7 @@ pub mod grpc;
 pub mod h2_stream;
 pub mod head;
 pub mod http;
+mod quota;
 pub mod rest;
 pub mod settings;
 #[cfg(test)]

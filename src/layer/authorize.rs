@@ -111,12 +111,12 @@ impl<S, G: Permit> Authorize<S, G> {
         };
         match operation {
             // Nothing of these is private to anyone who may do something here; lists of models are cut below.
-            Operation::Inspect(Inspect::Caller | Inspect::Server | Inspect::Models | Inspect::Catalog) => {
-                match self.grants.any(identity) {
-                    true => Ok(()),
-                    false => Err(Error::Forbidden { action: "use this server" }),
-                }
-            }
+            Operation::Inspect(
+                Inspect::Caller | Inspect::Session | Inspect::Server | Inspect::Models | Inspect::Catalog,
+            ) => match self.grants.any(identity) {
+                true => Ok(()),
+                false => Err(Error::Forbidden { action: "use this server" }),
+            },
             _ => self.grants.check(identity, intent, model),
         }
     }
@@ -230,7 +230,7 @@ mod tests {
 
     #[tokio::test]
     async fn who_has_any_grant_may_ask_about_itself_and_the_server() {
-        for question in [Inspect::Caller, Inspect::Server, Inspect::Models, Inspect::Catalog] {
+        for question in [Inspect::Caller, Inspect::Session, Inspect::Server, Inspect::Models, Inspect::Catalog] {
             assert_eq!(code("web", inspect(question.clone())).await, None);
             assert_eq!(code("stranger", inspect(question)).await, Some(Code::PermissionDenied));
         }
@@ -250,6 +250,6 @@ mod tests {
         let Ok(Reply::Report(Report::Models(names))) = answer("web", inspect(Inspect::Models), below).await else {
             panic!("expected a list");
         };
-        assert_eq!(names, ["digits".into()]);
+        assert_eq!(names, [Arc::from("digits")]);
     }
 }

@@ -4,8 +4,8 @@
 //!   because wherever readiness is polled before there is a call, idle connections would hoard what was reserved.
 //! - Cloning it is cheap: settings, and at most one `Arc`. State is behind that.
 //! - It answers errors as values; only front-ends render them.
-//! - It does not box. Only [`decode`] waits for a client, so only its future is boxed; the others are a few words beside
-//!   the future of the layer below.
+//! - It does not box. Only [`decode`] waits for a client, so only its future is boxed, and [`rate_limit`]'s where a limit
+//!   is shared with other processes; the others are a few words beside the future of the layer below.
 //! - What must last as long as a reply that streams is an [`Observer`](crate::call::Observer) in a
 //!   [`Watch`](crate::call::Watch), made before the call goes down. The reply carries it to its end.
 //!
@@ -20,10 +20,19 @@ pub mod deadline;
 pub mod decode;
 pub mod metrics;
 pub mod rate_limit;
+pub mod reserve;
+pub mod sessions;
 pub mod trace;
 
 mod alarm;
 mod guarded;
+mod per_identity;
+mod pool;
+
+/// The atomics of this module, so that a model checker can put others in their place.
+mod sync {
+    pub(super) use std::sync::atomic::{AtomicUsize, Ordering};
+}
 
 #[cfg(test)]
 pub(crate) mod fixture;
@@ -37,4 +46,6 @@ pub use decode::DecodeLayer;
 pub use guarded::Guarded;
 pub use metrics::MetricsLayer;
 pub use rate_limit::RateLimitLayer;
+pub use reserve::ReserveLayer;
+pub use sessions::SessionsLayer;
 pub use trace::TraceLayer;

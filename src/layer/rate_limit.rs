@@ -1,18 +1,18 @@
-//! Charges a call to its identity, and gives the charge back if we refuse the call later.
+//! Charges a call to its identity before its body is read, and gives the charge back if we refuse the call later.
 //!
 //! Does not know policies or buckets, nor when a charge is given back: the [`Charge`] hears the end and decides
-//! (contract 10 section 2).
+//! (contract 10 section 2). What only the body tells is charged by [`reserve`](super::reserve).
 
 use super::Guarded;
 use crate::{
-    call::{Call, Facts, Identity, Intent, Observer, Reply, Watch},
+    call::{Call, Identity, Observer, Reply, Watch},
     error::Error,
-    limit::{Charge, RateLimiter},
+    limit::{Ask, Charge, Outcome, RateLimiter},
 };
+use futures_util::future::{BoxFuture, Either};
 use std::{
     sync::Arc,
     task::{Context, Poll},
-    time::{Duration, Instant},
 };
 use tower::{Layer, Service};
 
@@ -21,33 +21,20 @@ pub trait Charging: Send + Sync + 'static {
     /// What was charged; hears how the call ends.
     type Charge: Observer + 'static;
 
-    /// Charges one call at `now`; `None` if no policy matches.
-    ///
-    /// # Errors
-    ///
-    /// How long until one would be accepted.
-    fn charge(
-        &self,
-        identity: &Arc<Identity>,
-        intent: Intent,
-        facts: &Arc<Facts>,
-        now: Instant,
-    ) -> Result<Option<Self::Charge>, Duration>;
+    /// Charges one call.
+    fn charge(self: &Arc<Self>, ask: Ask<'_>) -> Outcome<Self::Charge>;
 }
 
 impl Charging for RateLimiter {
     type Charge = Charge;
 
-    fn charge(
-        &self,
-        identity: &Arc<Identity>,
-        intent: Intent,
-        facts: &Arc<Facts>,
-        now: Instant,
-    ) -> Result<Option<Charge>, Duration> {
-        RateLimiter::charge(self, identity, intent, facts, now)
+    fn charge(self: &Arc<Self>, ask: Ask<'_>) -> Outcome<Charge> {
+        RateLimiter::charge(self, ask)
     }
 }
+
+/// The future of a call that is charged. Boxed only where a limiter has to ask another process.
+pub type Charged<F, C> = Either<Guarded<F, C>, BoxFuture<'static, Result<Reply, Error>>>;
 
 /// Makes [`RateLimit`].
 #[derive(Debug)]
@@ -87,24 +74,50 @@ impl<S: Clone, L> Clone for RateLimit<S, L> {
 
 impl<S, L, I> Service<Call<Arc<Identity>, I>> for RateLimit<S, L>
 where
-    S: Service<Call<Arc<Identity>, I>, Response = Reply, Error = Error>,
+    S: Service<Call<Arc<Identity>, I>, Response = Reply, Error = Error> + Clone + Send + 'static,
+    S::Future: Send,
+    I: Send + 'static,
     L: Charging,
 {
     type Response = Reply;
     type Error = Error;
-    type Future = Guarded<S::Future, L::Charge>;
+    type Future = Charged<S::Future, L::Charge>;
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Error>> {
         self.inner.poll_ready(cx)
     }
 
     fn call(&mut self, call: Call<Arc<Identity>, I>) -> Self::Future {
-        let head = &call.head;
-        match self.limiter.charge(&call.sender, head.intent, &head.facts, head.received) {
-            Ok(charge) => Guarded::below(self.inner.call(call), charge.map(Watch::new)),
-            Err(retry_after) => Guarded::refused(Error::RateLimited { retry_after }),
-        }
+        let ask = Ask { identity: &call.sender, head: &call.head, operation: None };
+        go_on(self.limiter.charge(ask), &mut self.inner, call)
     }
+}
+
+/// What becomes of `call`, given what came of charging it.
+pub(super) fn go_on<S, C, P, I>(outcome: Outcome<C>, inner: &mut S, call: Call<P, I>) -> Charged<S::Future, C>
+where
+    S: Service<Call<P, I>, Response = Reply, Error = Error> + Clone + Send + 'static,
+    S::Future: Send,
+    C: Observer + 'static,
+    Call<P, I>: Send + 'static,
+{
+    let below = match outcome {
+        Outcome::Free => Guarded::below(inner.call(call), None),
+        Outcome::Charged(charge) => {
+            // Watched before it goes down: a panic below is an end too.
+            let watch = Watch::new(charge);
+            Guarded::below(inner.call(call), Some(watch))
+        }
+        Outcome::Refused(error) => Guarded::refused(error),
+        Outcome::Later(decision) => {
+            let mut inner = inner.clone();
+            return Either::Right(Box::pin(async move {
+                let watch = decision.await?.map(Watch::new);
+                Guarded::below(inner.call(call), watch).await
+            }));
+        }
+    };
+    Either::Left(below)
 }
 
 #[cfg(test)]
@@ -112,10 +125,10 @@ mod tests {
     use super::*;
     use crate::{
         call::End,
-        error::Code,
+        error::{Cap, Code},
         layer::fixture::{Below, Ears, chunk, decoded, infer, stream, streamed, whole},
     };
-    use std::sync::Mutex;
+    use std::{sync::Mutex, time::Duration};
     use tower::ServiceExt;
 
     /// Refuses the identity `greedy`, charges all others but `free`.
@@ -125,17 +138,16 @@ mod tests {
     impl Charging for Till {
         type Charge = Ears;
 
-        fn charge(
-            &self,
-            identity: &Arc<Identity>,
-            _: Intent,
-            _: &Arc<Facts>,
-            _: Instant,
-        ) -> Result<Option<Ears>, Duration> {
-            match &**identity.id() {
-                "greedy" => Err(Duration::from_secs(3)),
-                "free" => Ok(None),
-                _ => Ok(Some(self.0.clone())),
+        fn charge(self: &Arc<Self>, ask: Ask<'_>) -> Outcome<Ears> {
+            assert!(ask.operation.is_none(), "the body is not known here");
+            let refusal = || Error::RateLimited { retry_after: Duration::from_secs(3), cap: Cap::Calls };
+            let charged = Ok(Some(self.0.clone()));
+            match &**ask.identity.id() {
+                "greedy" => Outcome::Refused(refusal()),
+                "free" => Outcome::Free,
+                "remote" => Outcome::Later(Box::pin(async { charged })),
+                "remote and greedy" => Outcome::Later(Box::pin(async move { Err(refusal()) })),
+                _ => Outcome::Charged(self.0.clone()),
             }
         }
     }
@@ -186,5 +198,15 @@ mod tests {
         let (service, ears) = service(Below::answering(|| Ok(whole())));
         service.oneshot(decoded("free", infer())).await.unwrap();
         assert_eq!(ears.heard(), []);
+    }
+
+    #[tokio::test]
+    async fn a_charge_that_is_decided_elsewhere_is_one_like_any_other() {
+        let (remote, ears) = service(Below::answering(|| Ok(whole())));
+        remote.oneshot(decoded("remote", infer())).await.unwrap();
+        assert_eq!(ears.heard(), [End::Complete]);
+        let (remote, _) = service(Below::answering(|| panic!("called")));
+        let error = remote.oneshot(decoded("remote and greedy", infer())).await.unwrap_err();
+        assert_eq!(error.code(), Code::RateLimited);
     }
 }

@@ -7,7 +7,7 @@ use super::{
     gcra::{self, Rate},
     table::{Bucket, Entry, Table},
 };
-use crate::error::Error;
+use crate::error::{Cap, Error};
 use std::{
     fmt,
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
@@ -203,16 +203,16 @@ impl AddressGate {
     }
 
     fn check_at(&self, visitor: &Visitor, now: u64) -> Result<(), Error> {
-        match visitor.failures.wait(self.rate, now) {
+        match visitor.failures.wait(self.rate, 1, now) {
             Duration::ZERO => Ok(()),
-            retry_after => Err(Error::RateLimited { retry_after }),
+            retry_after => Err(Error::RateLimited { retry_after, cap: Cap::Address }),
         }
     }
 
     fn failed_at(&self, address: IpAddr, now: u64) {
         if !self.is_exempt(address) {
             // Refused means that it is shut out already; its time must not grow without end.
-            let _ = self.table.entry(&counted_as(address), now).failures.charge(self.rate, now);
+            let _ = self.table.entry(&counted_as(address), now).failures.charge(self.rate, 1, now);
         }
     }
 
@@ -303,7 +303,7 @@ mod tests {
             gate.failed(ip("10.0.0.1"));
         }
         assert!(
-            matches!(gate.check(ip("10.0.0.1")), Err(Error::RateLimited { retry_after }) if !retry_after.is_zero())
+            matches!(gate.check(ip("10.0.0.1")), Err(Error::RateLimited { retry_after, .. }) if !retry_after.is_zero())
         );
         assert!(gate.check(ip("10.0.0.2")).is_ok());
     }

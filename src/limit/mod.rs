@@ -1,96 +1,103 @@
-//! Rates per identity: which policies match, and what they charge.
+//! Rates and quotas: which policies match a call, and what they charge it.
 //!
-//! Keys of buckets are proven identities and groups, so clients cannot mint them. This module knows nothing of models
-//! or bodies: a call is charged before it is read.
+//! A call is charged twice at most: before its body is read by those policies that need to know no more than who sends
+//! it, and after by those that ask for the model, or for rows, bytes, elements or compute time. Keys of buckets are
+//! proven identities and groups, and models that such an identity is granted, so strangers cannot mint them.
 
 pub mod address;
+mod bucket;
+mod cell;
+mod charge;
+mod counter;
 pub mod gcra;
+mod lease;
+mod policy;
+pub mod redis;
 pub mod table;
 
+/// The atomics of this module, so that a model checker can put others in their place.
+mod sync {
+    pub(super) use std::sync::atomic::{AtomicU64, Ordering};
+}
+
+pub use charge::Charge;
+pub use policy::{By, Policy, Unit};
+
 use crate::{
-    call::{End, Facts, Identity, Intent, Observer},
-    error::{Code, Stage},
+    call::{Facts, Head, Identity, Operation, Work},
+    error::{Cap, Error},
 };
-use foldhash::fast::RandomState;
-use gcra::Rate;
+use charge::{Granted, Held, Units};
+use counter::Counter;
+use futures_util::future::BoxFuture;
+use lease::{Lease, Take};
+use policy::Subject;
+use redis::{Shared, WhenAway};
 use smallvec::SmallVec;
 use std::{
-    num::NonZeroU64,
-    slice,
+    fmt,
     sync::Arc,
     time::{Duration, Instant},
 };
-use table::{Bucket, Table};
 
-/// One entry of `limits.rate`, counted in calls.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Policy {
-    /// Its name, unique among policies.
-    pub name: Arc<str>,
-    /// Whose calls are counted together.
-    pub by: By,
-    /// The only identity or group it counts; `None` for each of them.
-    pub only: Option<Arc<str>>,
-    /// Calls in each `per`.
-    pub limit: NonZeroU64,
-    /// The period of `limit`.
-    pub per: Duration,
-    /// Calls that may come at once.
-    pub burst: NonZeroU64,
-    /// Intents it counts.
-    pub intents: Vec<Intent>,
+/// A call that is to be charged.
+#[derive(Clone, Copy, Debug)]
+pub struct Ask<'a> {
+    /// Who sends it.
+    pub identity: &'a Arc<Identity>,
+    /// What is known of it.
+    pub head: &'a Head,
+    /// What it asks for; absent before its body is read.
+    pub operation: Option<&'a Operation>,
 }
 
-/// Whose calls are counted together.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum By {
-    /// Those of one identity.
-    Identity,
-    /// Those of all members of a group; a member of several is counted in each.
-    Group,
+/// What came of asking.
+pub enum Outcome<C = Charge> {
+    /// No policy matches: nothing is charged.
+    Free,
+    /// Charged; to be told how the call ends.
+    Charged(C),
+    /// Refused, with when to come again.
+    Refused(Error),
+    /// Not decided yet: somebody else has to be asked, for a bounded time.
+    Later(BoxFuture<'static, Result<Option<C>, Error>>),
 }
 
-impl Policy {
-    /// The intents that count where a policy names none: all but `inspect` (contract 10 section 2).
-    pub fn default_intents() -> Vec<Intent> {
-        Intent::ALL.into_iter().filter(|intent| *intent != Intent::Inspect).collect()
-    }
-}
-
-/// Charges calls against every matching policy. All must agree.
+/// Charges calls against every matching policy. All must agree; where one refuses, none charges.
 #[derive(Debug)]
 pub struct RateLimiter {
     counters: Vec<Counter>,
+    /// Whether there are policies for a call before its body is read, and after.
+    phases: [bool; 2],
     start: Instant,
+    /// Where the quotas are kept, if not here.
+    shared: Option<Shared>,
 }
 
-/// A policy with its buckets.
-#[derive(Debug)]
-struct Counter {
-    by: By,
-    only: Option<Arc<str>>,
-    /// A bit per intent.
-    intents: u8,
-    rate: Rate,
-    /// Keys are proven, so a fast hasher is enough: nobody can choose them so that they collide.
-    buckets: Table<Arc<str>, Bucket, RandomState>,
+/// What came of trying to charge.
+enum Attempt {
+    Charged(Units),
+    Refused(Error),
+    /// These leases have to be asked for.
+    Ask(SmallVec<[Arc<Lease>; 2]>),
 }
 
-/// What a call was charged. Given back on some ends; an observer of the call.
-#[derive(Debug)]
-pub struct Charge {
-    /// Two policies are usual (per identity, per group); more spill to the heap.
-    held: SmallVec<[Held; 2]>,
-    facts: Arc<Facts>,
-    start: Instant,
-}
+/// How long a call waits for a shared quota before the fall-back decides.
+const PATIENCE: Duration = Duration::from_millis(50);
+/// How often it asks within that time.
+const ROUNDS: u32 = 8;
 
-/// One unit in one bucket.
-#[derive(Debug)]
-struct Held {
-    bucket: Arc<Bucket>,
-    rate: Rate,
-    until: u64,
+// === impl Outcome ===
+
+impl<C> fmt::Debug for Outcome<C> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Free => "Free",
+            Self::Charged(_) => "Charged",
+            Self::Refused(_) => "Refused",
+            Self::Later(_) => "Later",
+        })
+    }
 }
 
 // === impl RateLimiter ===
@@ -99,73 +106,197 @@ impl RateLimiter {
     /// A limiter with empty buckets, at most `cap` of them together (`limits.buckets`).
     pub fn new(policies: Vec<Policy>, start: Instant, cap: usize) -> Self {
         let share = cap / policies.len().max(1);
-        Self { counters: policies.into_iter().map(|policy| Counter::new(policy, share)).collect(), start }
+        let phases = [false, true].map(|needs_body| policies.iter().any(|policy| policy.needs_body() == needs_body));
+        let counters = policies.into_iter().map(|policy| Counter::new(policy, share)).collect();
+        Self { counters, phases, start, shared: None }
     }
 
-    /// Charges one call, to be given back if *we* refuse it later (contract 10 section 2).
-    ///
-    /// `None` if no policy matches: nothing is charged and nothing is allocated.
+    /// The same limiter over quotas that are shared with other processes, and the task that asks for them.
     ///
     /// # Errors
     ///
-    /// How long until the most constrained policy would accept one.
-    pub fn charge(
-        &self,
-        identity: &Arc<Identity>,
-        intent: Intent,
-        facts: &Arc<Facts>,
-        now: Instant,
-    ) -> Result<Option<Charge>, Duration> {
-        let now = self.nanos(now);
-        let mut held: SmallVec<[Held; 2]> = SmallVec::new();
-        for (counter, key) in self.matching(identity, intent) {
-            let bucket = counter.buckets.entry(key, now);
-            match bucket.charge(counter.rate, now) {
-                Ok(until) => held.push(Held { bucket, rate: counter.rate, until }),
-                Err(_) => {
-                    held.iter().for_each(|held| held.give_back(now));
-                    return Err(self.longest_wait(identity, intent, now));
-                }
-            }
-        }
-        Ok((!held.is_empty()).then(|| Charge { held, facts: Arc::clone(facts), start: self.start }))
+    /// Why the address is none.
+    pub fn sharing(mut self, settings: &redis::Settings) -> Result<(Self, redis::Link), String> {
+        let (shared, link) = Shared::new(settings, self.start)?;
+        self.shared = Some(shared);
+        Ok((self, link))
     }
 
-    /// Forgets buckets that are full again. Called from a timer.
+    /// Charges one call, to be settled or given back when it is over (contract 10 section 2). Where no policy matches,
+    /// nothing is allocated.
+    pub fn charge(self: &Arc<Self>, ask: Ask<'_>) -> Outcome {
+        let needs_body = ask.operation.is_some();
+        if !self.phases[usize::from(needs_body)] {
+            return Outcome::Free;
+        }
+        let Ask { identity, head, operation } = ask;
+        // Reading a body takes time, which has drained buckets.
+        let now = self.nanos(if needs_body { Instant::now() } else { head.received });
+        let subject = Subject {
+            identity,
+            intent: operation.map_or(head.intent, policy::intent_of),
+            model: operation.and_then(Operation::model).map(|model| &model.name),
+        };
+        let brought = operation.map_or_else(Work::default, policy::work_of);
+        let claims = self.claims(subject, needs_body, brought, now);
+        if claims.is_empty() {
+            return Outcome::Free;
+        }
+        let told = Told { limiter: Arc::clone(self), facts: Arc::clone(&head.facts), needs_body, brought };
+        match self.attempt(claims.clone(), now, false) {
+            Attempt::Charged(held) => Outcome::Charged(told.charge(held, now)),
+            Attempt::Refused(error) => Outcome::Refused(error),
+            Attempt::Ask(leases) => Outcome::Later(Box::pin(told.later(claims, leases))),
+        }
+    }
+
+    /// Forgets buckets that are full again, and returns what leases no longer need. Called from a timer.
     pub fn sweep(&self, now: Instant) {
         let now = self.nanos(now);
-        self.counters.iter().for_each(|counter| counter.buckets.sweep(now));
+        for counter in &self.counters {
+            if let Some(shared) = &self.shared {
+                counter.each(|cell| {
+                    if let Some(lease) = cell.leased()
+                        && let Some(draw) = lease.tidy(now)
+                    {
+                        shared.send(lease, counter.rate, draw);
+                    }
+                });
+            }
+            counter.sweep(now);
+        }
     }
 
     /// How many buckets there are.
     pub fn buckets(&self) -> usize {
-        self.counters.iter().map(|counter| counter.buckets.len()).sum()
+        self.counters.iter().map(Counter::len).sum()
     }
 
-    /// Policies that count this call, each with the key that it counts by.
-    fn matching<'a>(
-        &'a self,
-        identity: &'a Identity,
-        intent: Intent,
-    ) -> impl Iterator<Item = (&'a Counter, &'a Arc<str>)> {
-        self.counters.iter().filter(move |counter| counter.intents & bit(intent) != 0).flat_map(move |counter| {
-            let keys = match counter.by {
-                By::Identity => slice::from_ref(identity.id()),
-                By::Group => identity.groups(),
-            };
-            keys.iter()
-                .filter(|key| counter.only.as_ref().is_none_or(|only| only == *key))
-                .map(move |key| (counter, key))
-        })
+    /// What policies that count this call want of it.
+    fn claims(&self, subject: Subject<'_>, needs_body: bool, brought: Work, now: u64) -> Units {
+        let mut claims = Units::new();
+        for (index, counter) in self.counters.iter().enumerate().filter(|(_, counter)| counter.needs_body == needs_body)
+        {
+            for key in counter.keys(subject) {
+                let cell = counter.cell(key, now);
+                if self.shared.is_some() {
+                    cell.lease(|| counter.shared_key(key));
+                }
+                let (partition, units) = (counter.partition(key), counter.unit().of(brought));
+                claims.push(Held { counter: index, cell, partition, units, until: 0, from: Granted::Bucket });
+            }
+        }
+        claims
     }
 
-    fn longest_wait(&self, identity: &Identity, intent: Intent, now: u64) -> Duration {
-        self.matching(identity, intent)
-            .filter_map(|(counter, key)| Some(counter.buckets.get(key)?.wait(counter.rate, now)))
-            .max()
-            // Another thread may have given back meanwhile; "try again at once" would be a busy loop.
-            .unwrap_or_default()
-            .max(Duration::from_nanos(1))
+    /// Charges all `claims` or none. `late`: what would have to be asked for is decided here.
+    fn attempt(&self, mut claims: Units, now: u64, late: bool) -> Attempt {
+        let mut ask = SmallVec::new();
+        let mut refused: Option<(Duration, usize)> = None;
+        let mut away = false;
+        let mut charged = 0;
+        for claim in &mut claims {
+            match self.take(claim, now, late) {
+                Ok(()) if refused.is_none() && !away => charged += 1,
+                // Taken behind a refusal: what is behind it is only asked how long it would wait.
+                Ok(()) => self.undo(claim, now),
+                Err(Refusal::Wait(wait)) => refused = refused.max(Some((wait, claim.counter))),
+                Err(Refusal::Ask) => ask.extend(claim.cell.leased().cloned()),
+                Err(Refusal::Away) => away = true,
+            }
+            if !ask.is_empty() {
+                break;
+            }
+        }
+        if refused.is_none() && !away && ask.is_empty() {
+            return Attempt::Charged(claims);
+        }
+        claims[..charged].iter().for_each(|claim| self.undo(claim, now));
+        match refused {
+            Some((wait, counter)) => Attempt::Refused(self.refusal(wait, counter)),
+            None if away => Attempt::Refused(Error::Overloaded { what: "shared limits" }),
+            None => Attempt::Ask(ask),
+        }
+    }
+
+    /// Charges one claim.
+    fn take(&self, claim: &mut Held, now: u64, late: bool) -> Result<(), Refusal> {
+        let counter = &self.counters[claim.counter];
+        let (Some(shared), Some(lease)) = (&self.shared, claim.cell.leased()) else {
+            claim.until = claim.cell.bucket.charge(counter.rate, claim.units, now).map_err(Refusal::Wait)?;
+            return Ok(());
+        };
+        let (take, draw) = lease.take(claim.units, counter.burst(), now);
+        let present = shared.is_present() && !late;
+        if let Some(draw) = draw {
+            if shared.is_present() { shared.send(lease, counter.rate, draw) } else { lease.failed(draw) }
+        }
+        match take {
+            Take::Taken { tat, .. } => {
+                (claim.until, claim.from) = (tat, Granted::Lease);
+                return Ok(());
+            }
+            Take::Dry(wait) if shared.is_present() => return Err(Refusal::Wait(wait)),
+            Take::Ask if present => return Err(Refusal::Ask),
+            Take::Dry(_) | Take::Ask => {}
+        }
+        let WhenAway::Share(share) = shared.when_away else { return Err(Refusal::Away) };
+        let rate = counter.rate.shared(share);
+        claim.until = claim.cell.bucket.charge(rate, claim.units, now).map_err(Refusal::Wait)?;
+        claim.from = Granted::Share;
+        lease.owe(claim.units);
+        Ok(())
+    }
+
+    /// Takes a charge back of which nobody has heard.
+    fn undo(&self, held: &Held, now: u64) {
+        match (held.from, held.cell.leased()) {
+            (Granted::Lease, Some(lease)) => lease.put_back(held.units),
+            _ => self.give_back(held, held.units, now),
+        }
+    }
+
+    /// Gives `units` of a charge back.
+    fn give_back(&self, held: &Held, units: u64, now: u64) {
+        let rate = self.counters[held.counter].rate;
+        match (held.from, &self.shared, held.cell.leased()) {
+            (Granted::Lease, Some(shared), Some(lease)) if shared.is_present() => {
+                shared.send(lease, rate, lease.give_back(units, held.until));
+            }
+            (Granted::Lease, _, Some(lease)) => lease.put_back(units),
+            (Granted::Share, Some(Shared { when_away: WhenAway::Share(share), .. }), Some(lease)) => {
+                lease.forgive(units);
+                held.cell.bucket.give_back(rate.shared(*share), units, held.until, now);
+            }
+            _ => held.cell.bucket.give_back(rate, units, held.until, now),
+        }
+    }
+
+    /// Charges what was `used` instead of what was reserved.
+    fn settle(&self, held: &Held, used: u64) {
+        let now = self.now();
+        if used < held.units {
+            return self.give_back(held, held.units - used, now);
+        }
+        let more = used - held.units;
+        match held.cell.leased() {
+            Some(lease) => lease.owe(more),
+            None => held.cell.bucket.add(self.counters[held.counter].rate, more, now),
+        }
+    }
+
+    fn refusal(&self, wait: Duration, counter: usize) -> Error {
+        // "Try again at once" would be a busy loop.
+        let retry_after = wait.max(Duration::from_nanos(1));
+        Error::RateLimited { retry_after, cap: Cap::Policy(Arc::clone(&self.counters[counter].allowance)) }
+    }
+
+    fn unit(&self, counter: usize) -> Unit {
+        self.counters[counter].unit()
+    }
+
+    fn now(&self) -> u64 {
+        gcra::nanos(self.start.elapsed())
     }
 
     fn nanos(&self, now: Instant) -> u64 {
@@ -173,49 +304,60 @@ impl RateLimiter {
     }
 }
 
-impl Counter {
-    fn new(policy: Policy, cap: usize) -> Self {
-        Self {
-            by: policy.by,
-            only: policy.only,
-            intents: policy.intents.into_iter().fold(0, |bits, intent| bits | bit(intent)),
-            rate: Rate::new(policy.limit, policy.per, policy.burst),
-            buckets: Table::new(cap),
-        }
+/// Why a claim is not charged.
+enum Refusal {
+    Wait(Duration),
+    Ask,
+    Away,
+}
+
+/// What a charge has to know of its call.
+struct Told {
+    limiter: Arc<RateLimiter>,
+    facts: Arc<Facts>,
+    needs_body: bool,
+    brought: Work,
+}
+
+impl Told {
+    /// Says what is left, and keeps what is held.
+    fn charge(self, held: Units, now: u64) -> Charge {
+        let Self { limiter, facts, needs_body, brought } = self;
+        let quota = |held: &Held| {
+            // What lies in the lease is this process's to use.
+            let more = held.cell.leased().map_or(0, |lease| lease.units());
+            limiter.counters[held.counter].quota(held.partition, held.until, more, now)
+        };
+        let told = if needs_body { &facts.reserved } else { &facts.quotas };
+        let _ = told.set(held.iter().map(quota).collect());
+        Charge { limiter, facts, held, brought, made: Work::default() }
     }
-}
 
-const fn bit(intent: Intent) -> u8 {
-    1 << intent as u8
-}
-
-// === impl Charge ===
-
-impl Charge {
-    /// Whether contract 10 section 2 gives the charge back on this end.
-    fn is_returned_on(&self, end: End) -> bool {
-        match end {
-            End::Failed(Code::Overloaded | Code::NotReady | Code::RateLimited) => true,
-            End::Abandoned | End::Failed(Code::DeadlineExceeded | Code::Cancelled) => {
-                self.facts.stage() < Stage::Running
+    /// Waits until what was asked for is there, and decides by itself if that takes too long.
+    async fn later(self, claims: Units, mut asked: SmallVec<[Arc<Lease>; 2]>) -> Result<Option<Charge>, Error> {
+        let until = tokio::time::Instant::now() + PATIENCE;
+        for round in 0..=ROUNDS {
+            let lease = asked.pop();
+            let late = match &lease {
+                // Others took what was granted, time after time, or nobody can be asked.
+                _ if round == ROUNDS => true,
+                None => true,
+                Some(lease) => {
+                    let answered = lease.answered.notified();
+                    tokio::pin!(answered);
+                    // Listened for first: the answer may come between asking and waiting.
+                    let _ = answered.as_mut().enable();
+                    lease.is_drawing() && tokio::time::timeout_at(until, answered).await.is_err()
+                }
+            };
+            let now = self.limiter.now();
+            match self.limiter.attempt(claims.clone(), now, late) {
+                Attempt::Charged(held) => return Ok(Some(self.charge(held, now))),
+                Attempt::Refused(error) => return Err(error),
+                Attempt::Ask(leases) => asked = leases,
             }
-            End::Complete | End::Failed(_) => false,
         }
-    }
-}
-
-impl Observer for Charge {
-    fn end(&mut self, end: End) {
-        if self.is_returned_on(end) {
-            let now = gcra::nanos(self.start.elapsed());
-            self.held.drain(..).for_each(|held| held.give_back(now));
-        }
-    }
-}
-
-impl Held {
-    fn give_back(&self, now: u64) {
-        self.bucket.give_back(self.rate, self.until, now);
+        Err(Error::Overloaded { what: "shared limits" })
     }
 }
 

@@ -3,7 +3,8 @@
 //! Returns handles, never guards: no lock of a shard outlives a function of this file. It does not know what an entry
 //! is for, only when it may be forgotten.
 
-use super::gcra::Rate;
+pub use super::bucket::Bucket;
+
 use dashmap::{DashMap, Entry as Place};
 use std::{
     borrow::Borrow,
@@ -11,9 +12,8 @@ use std::{
     hash::{BuildHasher, Hash, RandomState},
     sync::{
         Arc, Mutex, PoisonError,
-        atomic::{AtomicU64, AtomicUsize, Ordering},
+        atomic::{AtomicUsize, Ordering},
     },
-    time::Duration,
 };
 
 /// What a table holds.
@@ -21,10 +21,6 @@ pub trait Entry: Default {
     /// From when on, in nanoseconds since start, forgetting it loses nothing.
     fn idle_from(&self) -> u64;
 }
-
-/// One GCRA cell shared by all lanes: the theoretical arrival time, in nanoseconds since start.
-#[derive(Debug, Default)]
-pub struct Bucket(AtomicU64);
 
 /// Entries by key, at most `cap` of them. Keys that strangers may choose need a hasher that they cannot foresee, as the
 /// standard library's is.
@@ -40,42 +36,9 @@ pub struct Table<K, V, S = RandomState> {
 
 // === impl Bucket ===
 
-impl Bucket {
-    /// Charges one unit at `now`: the theoretical arrival time that came of it.
-    ///
-    /// # Errors
-    ///
-    /// How long until one unit would be accepted.
-    pub fn charge(&self, rate: Rate, now: u64) -> Result<u64, Duration> {
-        let mut tat = self.0.load(Ordering::Relaxed);
-        loop {
-            let charged = rate.charge(tat, now)?;
-            match self.0.compare_exchange_weak(tat, charged, Ordering::AcqRel, Ordering::Relaxed) {
-                Ok(_) => return Ok(charged),
-                Err(found) => tat = found,
-            }
-        }
-    }
-
-    /// How long until one unit would be accepted; zero if it would be now.
-    pub fn wait(&self, rate: Rate, now: u64) -> Duration {
-        rate.wait(self.0.load(Ordering::Relaxed), now)
-    }
-
-    /// Takes back one unit that was charged until `until`.
-    pub fn give_back(&self, rate: Rate, until: u64, now: u64) {
-        let mut tat = self.0.load(Ordering::Relaxed);
-        while let Err(found) =
-            self.0.compare_exchange_weak(tat, rate.give_back(tat, until, now), Ordering::AcqRel, Ordering::Relaxed)
-        {
-            tat = found;
-        }
-    }
-}
-
 impl Entry for Bucket {
     fn idle_from(&self) -> u64 {
-        self.0.load(Ordering::Relaxed)
+        self.empty_from()
     }
 }
 
@@ -112,6 +75,11 @@ impl<K: Eq + Hash + Clone, V: Entry, S: BuildHasher + Clone + Default> Table<K, 
                 made
             }
         }
+    }
+
+    /// Looks at every entry; their shards are locked meanwhile.
+    pub fn each(&self, mut look: impl FnMut(&Arc<V>)) {
+        self.map.iter().for_each(|entry| look(entry.value()));
     }
 
     /// Forgets what is idle at `now` and in nobody's hands.
@@ -180,7 +148,8 @@ impl<K: Eq + Hash + Clone, V: Entry, S: BuildHasher + Clone + Default> fmt::Debu
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::num::NonZeroU64;
+    use crate::limit::gcra::Rate;
+    use std::{num::NonZeroU64, time::Duration};
 
     fn rate(limit: u64, burst: u64) -> Rate {
         Rate::new(NonZeroU64::new(limit).unwrap(), Duration::from_secs(1), NonZeroU64::new(burst).unwrap())
@@ -200,7 +169,7 @@ mod tests {
             for _ in 0..8 {
                 scope.spawn(|| {
                     for _ in 0..10_000 {
-                        if bucket.charge(rate(1, 1_000), 5).is_ok() {
+                        if bucket.charge(rate(1, 1_000), 1, 5).is_ok() {
                             accepted.fetch_add(1, Ordering::Relaxed);
                         }
                     }
@@ -218,13 +187,13 @@ mod tests {
             for _ in 0..8 {
                 scope.spawn(|| {
                     for _ in 0..2_000 {
-                        let until = bucket.charge(rate, 5).unwrap();
-                        bucket.give_back(rate, until, 5);
+                        let until = bucket.charge(rate, 1, 5).unwrap();
+                        bucket.give_back(rate, 1, until, 5);
                     }
                 });
             }
         });
-        assert_eq!((0..2_000).filter(|_| bucket.charge(rate, 5).is_ok()).count(), 1_000);
+        assert_eq!((0..2_000).filter(|_| bucket.charge(rate, 1, 5).is_ok()).count(), 1_000);
     }
 
     #[test]
@@ -237,7 +206,7 @@ mod tests {
     #[test]
     fn a_sweep_forgets_the_idle_and_keeps_what_is_held() {
         let table = Table::<u32, Bucket>::new(10);
-        table.entry(&1, 0).charge(rate(1, 1), 0).unwrap();
+        table.entry(&1, 0).charge(rate(1, 1), 1, 0).unwrap();
         let held = table.entry(&2, 0);
         drop(table.entry(&3, 0));
         table.sweep(0);
@@ -251,9 +220,9 @@ mod tests {
     fn in_a_full_table_the_oldest_leaves() {
         let table = Table::<u32, Bucket>::new(4);
         for key in 0..4 {
-            table.entry(&key, 0).charge(rate(1, 100), u64::from(key)).unwrap();
+            table.entry(&key, 0).charge(rate(1, 100), 1, u64::from(key)).unwrap();
         }
-        table.entry(&9, 5).charge(rate(1, 100), 5).unwrap();
+        table.entry(&9, 5).charge(rate(1, 100), 1, 5).unwrap();
         assert_eq!(keys(&table), [1, 2, 3, 9]);
         assert_eq!(table.len(), 4);
     }
@@ -266,7 +235,7 @@ mod tests {
                 let table = &table;
                 scope.spawn(move || {
                     for key in 0..5_000 {
-                        let _ = table.entry(&(thread * 10_000 + key), 0).charge(rate(1, 1), 0);
+                        let _ = table.entry(&(thread * 10_000 + key), 0).charge(rate(1, 1), 1, 0);
                         assert!(table.len() <= 1_004);
                     }
                 });

@@ -165,9 +165,9 @@ async fn one_version_alone_is_loaded_and_unloaded() {
     world.load("a/1", None, &[]).await.unwrap();
     assert_eq!(world.state("a"), [("1".to_owned(), VersionState::Ready)]);
     world.load("a/2", None, &[]).await.unwrap();
-    assert_eq!(world.repository.serving("a"), ["2".into(), "1".into()]);
+    assert_eq!(world.repository.serving("a"), [Arc::from("2"), Arc::from("1")]);
     world.unload("a/2").await.unwrap();
-    assert_eq!(world.repository.serving("a"), ["1".into()]);
+    assert_eq!(world.repository.serving("a"), [Arc::from("1")]);
 }
 
 #[tokio::test]
@@ -191,17 +191,17 @@ async fn a_model_that_is_unloaded_finishes_its_calls_first() {
 async fn a_call_may_bring_the_configuration() {
     let world = world(&[("a/1/model.onnx", "ok"), ("a/2/model.onnx", "ok"), ("a/3/model.onnx", "ok")]);
     world.load("a", Some("2"), &[]).await.unwrap();
-    assert_eq!(world.repository.serving("a"), ["3".into(), "2".into()]);
+    assert_eq!(world.repository.serving("a"), [Arc::from("3"), Arc::from("2")]);
     let error = world.load("a", Some("many"), &[]).await.unwrap_err();
     assert!(error.to_string().contains("no number"), "{error}");
-    assert_eq!(world.repository.serving("a"), ["3".into(), "2".into()]);
+    assert_eq!(world.repository.serving("a"), [Arc::from("3"), Arc::from("2")]);
 }
 
 #[tokio::test]
 async fn a_call_may_bring_the_files_and_they_stay_inside() {
     let world = world(&[("a/1/model.onnx", "corrupt")]);
     world.load("a", Some("1"), &[("7/model.onnx", "ok")]).await.unwrap();
-    assert_eq!(world.repository.serving("a"), ["7".into()]);
+    assert_eq!(world.repository.serving("a"), [Arc::from("7")]);
     world.load("new", Some("1"), &[("1/model.onnx", "ok")]).await.unwrap();
     let folder = world.repository.resolve(&reference("new")).unwrap().files.as_ref().unwrap().path().to_owned();
     assert!(folder.join("1/model.onnx").exists());

@@ -6,8 +6,8 @@
 use super::{Model, Repository, classify::classify, control::Control, signature};
 use crate::{
     call::{
-        Call, Chunk, Decoded, Expected, Head, Identity, InferRequest, InferResponse, Inputs, Inspect, Manage,
-        NamedTensor, Operation, Reply, ReplyStream, Report, RequestedOutput, ServerReport, Timing,
+        Call, Chunk, Decoded, Expected, Head, Identity, InferRequest, InferResponse, Inputs, Inspect, Leaving, Manage,
+        NamedTensor, Operation, Reply, ReplyStream, Report, RequestedOutput, ServerReport, Timing, Work,
     },
     error::{Error, Stage},
     schedule::{Answer, Job, ReplyTo},
@@ -84,6 +84,7 @@ struct Asked {
 struct Waiting {
     answer: oneshot::Receiver<Result<Answer, Error>>,
     asked: Asked,
+    answered: bool,
 }
 
 // === impl Router ===
@@ -143,7 +144,7 @@ impl Parts {
     fn inspect(&self, head: &Head, sender: Arc<Identity>, question: Inspect) -> Result<Inner, Error> {
         let repository = &self.repository;
         Ok(Inner::report(match question {
-            Inspect::Caller => Report::Caller(sender),
+            Inspect::Caller | Inspect::Session => Report::Caller(sender),
             Inspect::Server => Report::Server(SERVER),
             Inspect::Models => Report::Models(repository.names()),
             Inspect::Catalog => Report::Catalog(repository.catalog()),
@@ -229,6 +230,7 @@ impl Asked {
     fn submit(self, inputs: Vec<NamedTensor>) -> Result<Inner, Error> {
         let Self { head, model, .. } = &self;
         let checked = signature::check(&model.signature, model.batches(), inputs)?;
+        let _ = head.facts.work.set(Work { rows: checked.rows as u64, ..Work::of(&checked.inputs) });
         head.facts.reach(Stage::Queued);
         let job = |reply| Job {
             inputs: checked.inputs,
@@ -238,17 +240,20 @@ impl Asked {
             queued: Instant::now(),
             reply,
             facts: Arc::clone(&head.facts),
+            turn: 0,
         };
         if model.decoupled {
             let (sender, receiver) = mpsc::channel::<Result<Chunk, Error>>(AHEAD);
             let (about, client_id, wanted) = (Arc::clone(model), self.client_id.clone(), self.outputs.clone());
             let frame = Box::new(move |found, timing| respond(&about, client_id.clone(), &wanted, found, timing));
             model.scheduler.submit(job(ReplyTo::Stream { sender, frame, until: head.stream_deadline }))?;
-            return Ok(Inner::reply(Reply::Stream(ReplyStream::new(receiver))));
+            let mut stream = ReplyStream::new(receiver);
+            stream.observe(Box::new(Leaving(Arc::clone(&head.facts))));
+            return Ok(Inner::reply(Reply::Stream(stream)));
         }
         let (sender, answer) = oneshot::channel();
         model.scheduler.submit(job(ReplyTo::Once(sender)))?;
-        Ok(Inner::Waiting(Waiting { answer, asked: self }))
+        Ok(Inner::Waiting(Waiting { answer, asked: self, answered: false }))
     }
 }
 
@@ -294,8 +299,20 @@ impl fmt::Debug for Inner {
     }
 }
 
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        if self.answered {
+            return;
+        }
+        // First, so that the run that is ended finds nobody to answer.
+        self.answer.close();
+        self.asked.head.facts.interrupt.fire();
+    }
+}
+
 impl Waiting {
     fn reply(&mut self, answer: Result<Result<Answer, Error>, oneshot::error::RecvError>) -> Result<Reply, Error> {
+        self.answered = true;
         let Answer { outputs, timing } = answer.unwrap_or_else(|_| Err(self.unanswered()))?;
         let Asked { head, model, client_id, outputs: wanted, .. } = &mut self.asked;
         let _ = head.facts.timing.set(timing);
@@ -464,9 +481,9 @@ mod tests {
         let mut ask = |question| router.call(call(Operation::Inspect(question)));
         let double = || ModelRef { name: "double".into(), version: None };
         let Ok(Reply::Report(Report::Models(names))) = ask(Inspect::Models).await else { panic!() };
-        assert_eq!(names, ["double".into()]);
+        assert_eq!(names, [Arc::from("double")]);
         let Ok(Reply::Report(Report::Model(report))) = ask(Inspect::Model(double())).await else { panic!() };
-        assert_eq!(report.versions, ["1".into()]);
+        assert_eq!(report.versions, [Arc::from("1")]);
         let Ok(Reply::Report(Report::Ready { ready, .. })) = ask(Inspect::Ready(double())).await else { panic!() };
         assert!(ready);
         let Ok(Reply::Report(Report::Server(server))) = ask(Inspect::Server).await else { panic!() };

@@ -133,6 +133,8 @@ pub struct Batching {
     pub max_delay: Duration,
     /// Most jobs that wait.
     pub max_queue: usize,
+    /// How long jobs may wait before new ones are refused.
+    pub queue_delay: Option<std::time::Duration>,
     /// Who goes first among them.
     pub priorities: Priorities,
 }
@@ -229,16 +231,16 @@ impl Default for ModelSettings {
 
 impl Default for Batching {
     fn default() -> Self {
-        let BatchPolicy { max_rows, max_delay, max_queue, priorities, .. } = BatchPolicy::default();
-        Self { enabled: None, max_rows, max_delay, max_queue, priorities }
+        let BatchPolicy { max_rows, max_delay, max_queue, queue_delay, priorities, .. } = BatchPolicy::default();
+        Self { enabled: None, max_rows, max_delay, max_queue, queue_delay, priorities }
     }
 }
 
 impl Batching {
     /// The policy for a model that batches or does not.
     pub fn policy(&self, enabled: bool) -> BatchPolicy {
-        let Self { max_rows, max_delay, max_queue, priorities, .. } = *self;
-        BatchPolicy { enabled, max_rows, max_delay, max_queue, priorities }
+        let Self { max_rows, max_delay, max_queue, queue_delay, priorities, .. } = *self;
+        BatchPolicy { enabled, max_rows, max_delay, max_queue, queue_delay, priorities }
     }
 }
 

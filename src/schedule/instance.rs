@@ -4,7 +4,7 @@
 //! time of a decision and never during a run; the threads know no runtime and await nothing.
 //! A panic costs the instance, not the thread: the thread makes itself another one.
 
-use super::{BatchQueue, Job, Plan, QUEUE_FULL, Verdict, run, run::Ran};
+use super::{BatchQueue, Job, Plan, QUEUE_FULL, QUEUE_SLOW, Verdict, run, run::Ran};
 use crate::{backend::Backend, error::Error};
 use std::{
     panic::{AssertUnwindSafe, catch_unwind},
@@ -54,6 +54,7 @@ struct State {
 #[derive(Clone, Copy, Debug)]
 enum Refusal {
     Full,
+    Slow,
     NotReady(&'static str),
 }
 
@@ -128,6 +129,7 @@ impl Pool {
     fn refusal(&self, why: Refusal) -> Error {
         match why {
             Refusal::Full => QUEUE_FULL,
+            Refusal::Slow => QUEUE_SLOW,
             Refusal::NotReady(state) => self.shared.plan.not_ready(state),
         }
     }
@@ -142,6 +144,9 @@ impl Pool {
             // Asked under the lock: whoever loses the last instance then empties the queue under it.
             if !self.is_ready() {
                 return Err((job, Refusal::NotReady("failed")));
+            }
+            if state.queue.is_slow(job.queued) {
+                return Err((job, Refusal::Slow));
             }
             let before = state.queue.len();
             let pushed = state.queue.push(job);

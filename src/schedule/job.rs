@@ -28,8 +28,10 @@ pub struct Job {
     pub queued: Instant,
     /// Where the answer goes.
     pub reply: ReplyTo,
-    /// Hears how far the call has come.
+    /// Hears how far the call has come, and knows who sent it.
     pub facts: Arc<Facts>,
+    /// Its place in the fair order; the queue's own.
+    pub turn: u64,
 }
 
 /// What a run yields for one job.

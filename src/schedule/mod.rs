@@ -5,6 +5,8 @@
 //! (`queue`) and run it the same way. It knows jobs and back ends, and nothing of names on the
 //! wire, of identities or of files: whoever loads models hands over a [`Plan`] and the instances.
 
+mod delay;
+mod fair;
 mod instance;
 mod job;
 mod lanes;
@@ -42,6 +44,9 @@ pub struct BatchPolicy {
     pub max_delay: Duration,
     /// Most jobs that wait; beyond it they are refused. On lanes: on each lane.
     pub max_queue: usize,
+    /// How long jobs may wait before new ones are refused (`limits.concurrency.queue_delay`); absent: as long as their
+    /// deadlines let them.
+    pub queue_delay: Option<Duration>,
     /// Who goes first among those that wait.
     pub priorities: Priorities,
 }
@@ -53,6 +58,7 @@ impl Default for BatchPolicy {
             max_rows: 64,
             max_delay: Duration::ZERO,
             max_queue: 1024,
+            queue_delay: None,
             priorities: Priorities::default(),
         }
     }
@@ -280,3 +286,5 @@ impl fmt::Debug for Plan {
 
 /// What is refused for when a queue is full.
 const QUEUE_FULL: Error = Error::Overloaded { what: "queue of the model" };
+/// What is refused for when a queue stays too long.
+const QUEUE_SLOW: Error = Error::Overloaded { what: "queue delay" };

@@ -3,13 +3,18 @@
 //! It has no clock and waits for nothing: time and idle instances are arguments, so every rule of
 //! batching is a table test. It does not know who runs the batches it gives out.
 //!
-//! The rules. Jobs wait by their level of priority, and within a level in the order they came. The
-//! first job decides: only jobs that are compatible with it join its batch, in their order. A batch
-//! has at most `max_rows` rows, unless its only job is larger by itself.
+//! The rules. Jobs wait by their level of priority, and within a level in the order they came, which
+//! is made fair between those who sent them (see [`fair`](super::fair)). The first job decides: only
+//! jobs that are compatible with it join its batch, in their order. A batch has at most `max_rows`
+//! rows, unless its only job is larger by itself.
 //! Late and abandoned jobs are dropped here and never run. With `max_delay` zero an idle instance
 //! runs at once what is there; batches then form by themselves under load.
 
-use super::{BatchPolicy, Job};
+use super::{
+    BatchPolicy, Job, QUEUE_FULL,
+    delay::QueueDelay,
+    fair::{self, FairOrder},
+};
 use crate::error::{Error, Stage};
 use std::{collections::VecDeque, time::Instant};
 
@@ -18,6 +23,8 @@ use std::{collections::VecDeque, time::Instant};
 pub struct BatchQueue {
     waiting: VecDeque<Job>,
     policy: BatchPolicy,
+    order: FairOrder,
+    delay: QueueDelay,
     /// A buffer that came back through [`BatchQueue::recycle`], so that steady load allocates none.
     spare: Vec<Job>,
 }
@@ -34,7 +41,8 @@ pub enum Verdict {
 impl BatchQueue {
     /// An empty queue.
     pub fn new(policy: BatchPolicy) -> Self {
-        Self { waiting: VecDeque::new(), policy, spare: Vec::new() }
+        let delay = QueueDelay::new(policy.queue_delay);
+        Self { waiting: VecDeque::new(), policy, order: FairOrder::default(), delay, spare: Vec::new() }
     }
 
     /// How many jobs wait.
@@ -52,23 +60,27 @@ impl BatchQueue {
     /// # Errors
     ///
     /// Gives the job back when full: the caller turns that into `Overloaded`. Abandoned jobs do not
-    /// count; they are dropped before anyone is refused.
+    /// count; they are dropped before anyone is refused. And whoever fills the queue does not keep others out of it: the
+    /// last job of all is refused, if the new one is to run before it.
     pub fn push(&mut self, mut job: Job) -> Result<(), Job> {
         if self.waiting.len() >= self.policy.max_queue {
             self.waiting.retain(|job| !job.is_abandoned());
-            if self.waiting.len() >= self.policy.max_queue {
-                return Err(job);
+        }
+        job.priority = self.policy.priorities.level(job.priority);
+        job.turn = self.order.turn(&self.waiting, &job);
+        if self.waiting.len() >= self.policy.max_queue {
+            match self.waiting.pop_back_if(|last| fair::rank(last) > fair::rank(&job)) {
+                Some(last) => last.fail(QUEUE_FULL),
+                None => return Err(job),
             }
         }
-        let level = self.policy.priorities.level(job.priority);
-        job.priority = level;
-        match self.waiting.back() {
-            Some(last) if last.priority > level => {
-                self.waiting.insert(self.waiting.partition_point(|other| other.priority <= level), job);
-            }
-            _ => self.waiting.push_back(job),
-        }
+        fair::insert(&mut self.waiting, job);
         Ok(())
+    }
+
+    /// Whether jobs wait for so long that one which comes at `now` is to be refused.
+    pub fn is_slow(&self, now: Instant) -> bool {
+        self.delay.sheds(self.waiting.front().map(|next| next.queued), now)
     }
 
     /// What to do at `now` with `idle` instances.
@@ -79,7 +91,7 @@ impl BatchQueue {
             return Verdict::Wait(None);
         }
         if !self.policy.enabled {
-            return Verdict::Run(self.take(1, 1));
+            return Verdict::Run(self.take(1, 1, now));
         }
         let mut rows = 0_usize;
         let mut jobs = 0;
@@ -107,7 +119,7 @@ impl BatchQueue {
         }
         match due {
             Some(due) if !full && now < due => Verdict::Wait(Some(due)),
-            _ => Verdict::Run(self.take(jobs, seen)),
+            _ => Verdict::Run(self.take(jobs, seen, now)),
         }
     }
 
@@ -150,7 +162,11 @@ impl BatchQueue {
     }
 
     /// Takes the first `jobs` jobs that are compatible with the very first, all within the first `seen`.
-    fn take(&mut self, jobs: usize, seen: usize) -> Vec<Job> {
+    fn take(&mut self, jobs: usize, seen: usize, now: Instant) -> Vec<Job> {
+        if let Some(first) = self.waiting.front() {
+            self.order.took(first.turn);
+            self.delay.took(first.queued, now, self.waiting.len() == jobs);
+        }
         let mut batch = std::mem::take(&mut self.spare);
         if jobs == seen {
             batch.extend(self.waiting.drain(..jobs));

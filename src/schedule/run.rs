@@ -15,6 +15,7 @@ use smallvec::SmallVec;
 use std::{
     ops::ControlFlow,
     panic::{AssertUnwindSafe, catch_unwind},
+    sync::Arc,
     time::{Duration, Instant},
 };
 use tokio::sync::mpsc::error::TrySendError;
@@ -39,11 +40,26 @@ pub(super) enum Ran {
 }
 
 /// Runs `jobs` as one batch, one by one if that fails, and answers each of them. Leaves the buffer empty.
+///
+/// A job that runs alone is ended when its caller leaves; one that runs with others is not, and its answer is dropped.
 pub(super) fn run(backend: &mut dyn Backend, jobs: &mut Vec<Job>, plan: &Plan) -> Ran {
-    match batch(backend, jobs, plan) {
+    match alone_or_batch(backend, jobs, plan) {
         Ran::Undone(took) => one_by_one(backend, jobs, plan, took),
         ran => ran,
     }
+}
+
+fn alone_or_batch(backend: &mut dyn Backend, jobs: &mut Vec<Job>, plan: &Plan) -> Ran {
+    let [only] = jobs.as_slice() else { return batch(backend, jobs, plan) };
+    let Some(stop) = backend.interruptible() else { return batch(backend, jobs, plan) };
+    let facts = Arc::clone(&only.facts);
+    let Some(armed) = facts.interrupt.arm(&stop) else {
+        jobs.drain(..).for_each(|job| job.fail(Error::Cancelled));
+        return Ran::Sound(Duration::ZERO);
+    };
+    let ran = batch(backend, jobs, plan);
+    drop(armed);
+    ran
 }
 
 /// Runs `jobs` as one batch, once, and answers each of them. Leaves the buffer empty unless it says [`Ran::Undone`],
@@ -59,7 +75,7 @@ pub(super) fn batch(backend: &mut dyn Backend, jobs: &mut Vec<Job>, plan: &Plan)
             plan.metrics.waited(waited);
             queued += waited;
         }
-        job.facts.reach(Stage::Running);
+        job.facts.run_since(started);
         rows += job.rows;
     }
     let mut input = Duration::ZERO;
@@ -96,7 +112,10 @@ pub(super) fn batch(backend: &mut dyn Backend, jobs: &mut Vec<Job>, plan: &Plan)
             answer(jobs, parts, started, took);
         }
         Ok(Err(error)) if jobs.len() == 1 => {
-            plan.metrics.failed();
+            // Most likely it failed because it was ended.
+            if !jobs[0].is_abandoned() {
+                plan.metrics.failed();
+            }
             jobs.drain(..).for_each(|job| job.fail(error.clone()));
         }
         // One caller's bad values must not fail the calls that happened to run with it, and outputs
@@ -122,7 +141,7 @@ pub(super) fn stream(backend: &mut dyn Backend, job: Job, plan: &Plan) -> Ran {
     let Ok(last) = sender.clone().try_reserve_owned() else { return Ran::Sound(Duration::ZERO) };
     let started = Instant::now();
     let queue = started.saturating_duration_since(queued);
-    facts.reach(Stage::Running);
+    facts.run_since(started);
     plan.metrics.waited(queue);
     let mut late = false;
     let mut unframed = None;
@@ -149,13 +168,21 @@ pub(super) fn stream(backend: &mut dyn Backend, job: Job, plan: &Plan) -> Ran {
             std::thread::park_timeout(STEP);
         }
     };
+    let stop = backend.interruptible();
+    let armed = stop.as_ref().map(|stop| facts.interrupt.arm(stop));
+    if let Some(None) = armed {
+        return Ran::Sound(Duration::ZERO);
+    }
     let result = catch_unwind(AssertUnwindSafe(|| backend.stream(&inputs, &mut emit)));
+    drop(armed);
     let took = started.elapsed();
     let _ = facts.timing.set(Timing { queue, compute: took });
     let (ran, error) = match result {
         Err(panic) => (Ran::Panicked, Some(panicked(plan, &*panic))),
         Ok(Err(error)) => {
-            plan.metrics.failed();
+            if !sender.is_closed() {
+                plan.metrics.failed();
+            }
             (Ran::Sound(took), Some(error))
         }
         Ok(Ok(())) => {
@@ -174,7 +201,7 @@ fn one_by_one(backend: &mut dyn Backend, jobs: &mut Vec<Job>, plan: &Plan, mut t
     let mut one = Vec::with_capacity(1);
     while let Some(job) = waiting.next() {
         one.push(job);
-        match batch(backend, &mut one, plan) {
+        match alone_or_batch(backend, &mut one, plan) {
             Ran::Sound(more) | Ran::Undone(more) => took += more,
             Ran::Panicked => {
                 let error = Error::internal("the instance panicked on another job of the batch");
@@ -260,6 +287,7 @@ fn named(plan: &Plan, outputs: Tensors) -> Vec<NamedTensor> {
 mod tests {
     use super::*;
     use crate::{
+        backend::fake::Fake,
         schedule::testing::{self, Fault, Script},
         telemetry::metrics::Metrics,
     };
@@ -346,6 +374,30 @@ mod tests {
         for mut receiver in receivers {
             assert!(matches!(receiver.try_recv().unwrap(), Err(Error::Internal(_))));
         }
+    }
+
+    #[test]
+    fn a_job_of_a_batch_whose_caller_leaves_is_discarded_and_ends_no_run() {
+        let (script, plan) = (Script::default(), testing::plan());
+        let (leaving, gone) = testing::job(1, 1.0);
+        let (staying, mut receiver) = testing::job(1, 2.0);
+        leaving.facts.interrupt.fire();
+        drop(gone);
+        let ran = run(&mut *testing::backend(&script), &mut vec![leaving, staying], &plan);
+        assert!(matches!(ran, Ran::Sound(_)));
+        assert_eq!(script.batches(), [2]);
+        assert_eq!(testing::mark(&receiver.try_recv().unwrap().unwrap().outputs[0].tensor), 4.0);
+    }
+
+    #[test]
+    fn a_job_alone_whose_caller_left_in_the_last_moment_does_not_run() {
+        let plan = testing::plan();
+        let (job, _receiver) = testing::job(1, 1.0);
+        job.facts.interrupt.fire();
+        let fake = Fake::new();
+        let control = fake.control();
+        let ran = run(&mut fake.clone(), &mut vec![job], &plan);
+        assert_eq!((ran, control.started()), (Ran::Sound(Duration::ZERO), 0));
     }
 
     #[test]

@@ -238,5 +238,6 @@ fn job_to(rows: usize, mark: f32, now: Instant, patience: Duration, reply: Reply
         queued: now,
         reply,
         facts: Arc::default(),
+        turn: 0,
     }
 }

@@ -14,7 +14,7 @@
 //! This file knows nothing of connections; the registry is the only state that is bound to a thread.
 
 use super::{
-    BatchPolicy, BatchQueue, Job, Plan, QUEUE_FULL, Verdict,
+    BatchPolicy, BatchQueue, Job, Plan, QUEUE_FULL, QUEUE_SLOW, Verdict,
     instance::{Pool, delta},
     lanes::{Order, reap, rebuild},
     run::{self, Ran},
@@ -167,6 +167,9 @@ impl Turn {
         let elsewhere = LANE.with_borrow_mut(|lane| {
             let entry = lane.as_mut().and_then(|lane| lane.entry(self.id));
             let Some(entry) = entry.filter(|entry| entry.instance.is_some()) else { return Ok(Some(job)) };
+            if entry.queue.is_slow(job.queued) {
+                return Err(QUEUE_SLOW);
+            }
             let before = entry.queue.len();
             let pushed = entry.queue.push(job);
             self.plan.metrics.queue_changed(delta(before, entry.queue.len()));

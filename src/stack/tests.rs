@@ -6,8 +6,9 @@ use crate::{
         Call, Chunk, Credentials, End, Facts, Head, Identity, Inbound, Intent, ModelRef, Observer, Operation, Peer,
         Pending, ReplyStream,
     },
-    error::{Code, Stage},
+    error::{Cap, Code, Stage},
     layer::fixture::{Below, chunk, head, identity, infer, stream, streamed, whole},
+    limit::{Ask, Outcome},
     telemetry::{Format, access_log::tests::Page},
 };
 use futures_util::FutureExt;
@@ -16,7 +17,7 @@ use std::{
         Mutex,
         atomic::{AtomicUsize, Ordering},
     },
-    time::{Duration, Instant},
+    time::Duration,
 };
 use tokio::sync::mpsc::Sender;
 
@@ -66,10 +67,18 @@ struct Till {
 impl Charging for Till {
     type Charge = Coin;
 
-    fn charge(&self, _: &Arc<Identity>, _: Intent, facts: &Arc<Facts>, _: Instant) -> Result<Option<Coin>, Duration> {
+    fn charge(self: &Arc<Self>, ask: Ask<'_>) -> Outcome<Coin> {
+        // The greedy one is over a quota that needs the body.
+        if ask.operation.is_some() && &**ask.identity.id() != "greedy" {
+            return Outcome::Free;
+        }
         let mut left = self.purse.lock().unwrap();
-        *left = left.checked_sub(1).ok_or(Duration::from_secs(1))?;
-        Ok(Some(Coin { purse: Arc::clone(&self.purse), facts: Arc::clone(facts) }))
+        let refused = ask.operation.is_some() || *left == 0;
+        if refused {
+            return Outcome::Refused(Error::RateLimited { retry_after: Duration::from_secs(1), cap: Cap::Calls });
+        }
+        *left -= 1;
+        Outcome::Charged(Coin { purse: Arc::clone(&self.purse), facts: Arc::clone(&ask.head.facts) })
     }
 }
 
@@ -109,6 +118,7 @@ fn built_with(router: Below, access_log: Option<AccessLog>) -> Built {
         authenticator: Arc::new(Doorman),
         limiter: Arc::new(Till { purse: Arc::clone(&purse) }),
         slots: Arc::clone(&slots),
+        sessions: None,
         grants: Arc::new(Book),
         router,
     });
@@ -218,6 +228,13 @@ async fn a_forbidden_call_stays_charged_and_gives_its_slot_back() {
     let built = built(Below::answering(|| panic!("called")));
     assert_eq!(built.code(built.call("nobody")).await, Some(Code::NotFound));
     assert_eq!((built.left(), built.polled(), built.slots.in_use()), (99, 1, (0, 0)));
+}
+
+#[tokio::test]
+async fn a_call_over_a_quota_of_its_body_gets_its_charge_and_its_slot_back() {
+    let built = built(Below::answering(|| panic!("called")));
+    assert_eq!(built.code(built.call("greedy")).await, Some(Code::RateLimited));
+    assert_eq!((built.left(), built.polled(), built.slots.in_use()), (100, 1, (0, 0)));
 }
 
 #[tokio::test]

@@ -106,7 +106,7 @@ impl Metrics {
     pub fn call_refused(&self, error: &Error) {
         match error {
             Error::Overloaded { what } => self.overloaded(limit(what)),
-            Error::RateLimited { .. } => self.rate_limited("rate"),
+            Error::RateLimited { cap, .. } => self.rate_limited(cap.name()),
             _ => {}
         }
     }
@@ -190,6 +190,11 @@ impl Metrics {
     /// Something was refused for lack of room, before there was a call or below the stack: `memory`, `socket`, `queue`.
     pub fn overloaded(&self, limit: &'static str) {
         self.families.overloaded.with_label_values(&[limit]).inc();
+    }
+
+    /// Whether limits are shared now, where they are to be.
+    pub fn shared_limits(&self, up: bool) {
+        self.families.shared_limits.with_label_values::<&str>(&[]).set(i64::from(up));
     }
 
     /// Something was refused by `policy`, a name of the configuration, `concurrency` or `address`.
@@ -314,6 +319,7 @@ fn limit(what: &str) -> &'static str {
         "memory" => "memory",
         "queue of the model" => "queue",
         "queue delay" => "queue_delay",
+        "shared limits" => "shared_limits",
         _ => "other",
     }
 }

@@ -5,18 +5,26 @@
 use super::json;
 use crate::{
     call::CallId,
-    error::{Code, Error},
+    error::{Cap, Code, Error},
 };
 use bytes::Bytes;
+
+/// What the rate-limit draft calls a quota that is used up.
+const QUOTA_EXCEEDED: &[u8] = b"{\"type\":\"https://iana.org/assignments/http-problem-types#quota-exceeded";
 
 /// Encodes `error` as problem details about the path `instance`, with `error`, `code`, `request_id` and `retryable`
 /// beside. `status` is that of the response line: for some errors it is not the one of their code.
 pub fn encode(error: &Error, status: u16, id: &CallId, instance: &str) -> Bytes {
     let code = error.code();
     let mut out = Vec::with_capacity(384);
-    // Relative, so that every deployment points at its own documentation.
-    out.extend_from_slice(b"{\"type\":\"/docs#error-");
-    out.extend_from_slice(code.name().as_bytes());
+    match error {
+        Error::RateLimited { cap: Cap::Policy(_), .. } => out.extend_from_slice(QUOTA_EXCEEDED),
+        _ => {
+            // Relative, so that every deployment points at its own documentation.
+            out.extend_from_slice(b"{\"type\":\"/docs#error-");
+            out.extend_from_slice(code.name().as_bytes());
+        }
+    }
     out.extend_from_slice(b"\",\"title\":\"");
     out.extend_from_slice(title(code).as_bytes());
     out.extend_from_slice(b"\",\"status\":");
@@ -25,6 +33,11 @@ pub fn encode(error: &Error, status: u16, id: &CallId, instance: &str) -> Bytes 
     json::write_string(&mut out, &error.to_string());
     out.extend_from_slice(b",\"instance\":");
     json::write_string(&mut out, instance);
+    if let Error::RateLimited { cap, .. } = error {
+        out.extend_from_slice(b",\"violated-policies\":[");
+        json::write_string(&mut out, cap.name());
+        out.push(b']');
+    }
     out.push(b',');
     json::write_error_members(&mut out, error, id);
     out.push(b'}');

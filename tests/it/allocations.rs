@@ -4,7 +4,13 @@
 mod fixture;
 
 use fixture::Fixture;
-use sluicegate::call::{Credentials, Gateway};
+use sluicegate::{
+    call::{Credentials, Gateway},
+    error::Code,
+    frontend::body::Memory,
+    limit::address::{AddressGate, Settings},
+};
+use std::net::IpAddr;
 
 /// The most allocations of one call, what it brings and takes included.
 const MOST: u64 = 12;
@@ -37,4 +43,42 @@ fn the_layers_add_none() {
     assert_eq!(count(&fixture, &fixture.gateway, &fixture.key), count(&fixture, &fixture.bare, &fixture.key));
     // A token whose signature is known is one hash and one look-up, as a key is.
     assert_eq!(count(&fixture, &fixture.gateway, &fixture.token), count(&fixture, &fixture.bare, &fixture.key));
+}
+
+/// Bytes allocated by a call that is refused, whose body would be of `size` bytes.
+fn refused(fixture: &Fixture, gateway: &Gateway, code: Code, size: usize) -> u64 {
+    let calls = || {
+        fixture.runtime.block_on(async {
+            for _ in 0..CALLS {
+                assert_eq!(fixture.refused(gateway, size).await, code);
+            }
+        });
+    };
+    calls();
+    allocation_counter::measure(calls).bytes_total / CALLS
+}
+
+#[test]
+fn what_a_refused_call_allocates_does_not_grow_with_its_body() {
+    let fixture = Fixture::new();
+    for (gateway, code) in [(&fixture.limited, Code::RateLimited), (&fixture.full, Code::Overloaded)] {
+        for size in [1, 64 << 20] {
+            // The log's own buffers grow now and then, so the numbers are not the same; the body would be seen.
+            let bytes = refused(&fixture, gateway, code, size);
+            assert!(bytes < 8 * 1024, "{bytes} bytes for {code:?} and a body of {size}");
+        }
+    }
+}
+
+#[test]
+fn the_address_gate_and_the_memory_budget_refuse_without_allocating() {
+    let gate = AddressGate::new(Settings::default());
+    let address: IpAddr = [203, 0, 113, 9].into();
+    (0..20).for_each(|_| gate.failed(address));
+    let memory = Memory::new(10);
+    let counted = allocation_counter::measure(|| {
+        assert!(gate.check(address).is_err());
+        assert!(memory.reserve(64 << 20).is_err());
+    });
+    assert_eq!(counted.count_total, 0);
 }

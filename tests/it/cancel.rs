@@ -1,13 +1,14 @@
 //! Dropping is cancelling: a client that goes away costs nothing from then on.
 
 use crate::support::{
-    Setup,
+    Running, Setup,
     client::{Client, Ndjson, Request, next_json, websocket},
+    until,
 };
 use futures_util::SinkExt;
 use serde_json::json;
 use sluicegate::call::Surface;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio_tungstenite::tungstenite::Message;
 
 fn held() -> Request {
@@ -124,4 +125,125 @@ async fn cancel_on_a_stream_ends_one_request_and_leaves_the_stream_open() {
     stream.finish();
     let last = stream.next().await.unwrap();
     assert_eq!((&last["type"], &last["id"]), (&json!("done"), &json!(null)));
+}
+
+/// How long a slot and an instance may stay taken after their caller has gone: 50 ms are promised, and a test machine may be
+/// busy with something else. A run that nobody ends lasts for ever.
+const FREE_AGAIN: Duration = Duration::from_secs(5);
+
+/// A run of `held` has begun that only its end can end.
+async fn runs(running: &Running, before: u64) {
+    until(|| running.runs("held") > before, "the call runs").await;
+}
+
+/// The run was ended, its slot is free, and the instance serves the next caller.
+async fn is_free_again(running: &Running, gone: Instant) {
+    until(|| running.interrupted("held") == 1, "the run is ended").await;
+    running.until("the slot is free", |page| !page.contains("in_flight{surface") || all_zero(page)).await;
+    assert!(gone.elapsed() < FREE_AGAIN, "{:?}", gone.elapsed());
+    running.release("held");
+    Client::connect(Surface::Rest, running, None).await.unwrap().infer(&held()).await.unwrap();
+}
+
+fn all_zero(page: &str) -> bool {
+    let gauges = page.lines().filter(|line| line.starts_with("sluicegate_calls_in_flight{"));
+    gauges.into_iter().all(|line| line.ends_with(" 0"))
+}
+
+async fn a_client_that_leaves_ends_its_run(surface: Surface, whole_connection: bool) {
+    let running = Setup::new().start().await;
+    running.block("held");
+    let before = running.runs("held");
+    let mut client = Client::connect(surface, &running, None).await.unwrap();
+    let request = held();
+    {
+        let mut call = std::pin::pin!(client.infer(&request));
+        tokio::select! {
+            answer = &mut call => panic!("a blocked run was answered: {answer:?}"),
+            () = runs(&running, before) => {}
+        }
+    }
+    let gone = Instant::now();
+    if whole_connection {
+        drop(client);
+        is_free_again(&running, gone).await;
+    } else {
+        is_free_again(&running, gone).await;
+        drop(client);
+    }
+}
+
+#[tokio::test]
+async fn rest_client_that_leaves_ends_its_run() {
+    a_client_that_leaves_ends_its_run(Surface::Rest, true).await;
+}
+
+#[tokio::test]
+async fn grpc_client_that_leaves_ends_its_run() {
+    a_client_that_leaves_ends_its_run(Surface::Grpc, true).await;
+}
+
+#[tokio::test]
+async fn grpc_cancel_ends_the_run_and_leaves_the_connection_open() {
+    // Dropping the call resets its HTTP/2 stream: that is what cancelling is in gRPC.
+    a_client_that_leaves_ends_its_run(Surface::Grpc, false).await;
+}
+
+#[tokio::test]
+async fn websocket_client_that_leaves_ends_its_run() {
+    a_client_that_leaves_ends_its_run(Surface::WebSocket, true).await;
+}
+
+#[tokio::test]
+async fn h2_stream_client_that_leaves_ends_its_run() {
+    a_client_that_leaves_ends_its_run(Surface::H2Stream, true).await;
+}
+
+fn message() -> serde_json::Value {
+    json!({ "type": "infer", "id": "a", "model": "held",
+        "inputs": [{ "name": "x", "datatype": "FP32", "shape": [1, 4], "data": [0, 0, 0, 0] }] })
+}
+
+#[tokio::test]
+async fn cancel_on_a_websocket_ends_the_run() {
+    let running = Setup::new().start().await;
+    running.block("held");
+    let before = running.runs("held");
+    let mut socket = websocket(&running, None).await.unwrap();
+    socket.send(Message::text(message().to_string())).await.unwrap();
+    runs(&running, before).await;
+    let gone = Instant::now();
+    socket.send(Message::text(r#"{"type":"cancel","id":"a"}"#)).await.unwrap();
+    assert_eq!(next_json(&mut socket).await.unwrap()["type"], "cancelled");
+    is_free_again(&running, gone).await;
+}
+
+#[tokio::test]
+async fn cancel_on_a_stream_ends_the_run() {
+    let running = Setup::new().start().await;
+    running.block("held");
+    let before = running.runs("held");
+    let mut stream = Ndjson::open(&running, None).await.unwrap();
+    stream.send(&message()).await;
+    runs(&running, before).await;
+    let gone = Instant::now();
+    stream.send(&json!({ "type": "cancel", "id": "a" })).await;
+    assert_eq!(stream.next().await.unwrap()["type"], "cancelled");
+    is_free_again(&running, gone).await;
+}
+
+async fn a_deadline_ends_the_run(surface: Surface) {
+    let running = Setup::new().start().await;
+    running.block("held");
+    let mut client = Client::connect(surface, &running, None).await.unwrap();
+    let request = Request { timeout: Some(Duration::from_millis(200)), ..held() };
+    assert_eq!(client.infer(&request).await.unwrap_err().code, "deadline_exceeded");
+    is_free_again(&running, Instant::now()).await;
+}
+
+#[tokio::test]
+async fn a_deadline_ends_the_run_on_every_surface() {
+    for surface in Surface::ALL {
+        a_deadline_ends_the_run(surface).await;
+    }
 }

@@ -17,6 +17,7 @@
     float8         an element type that V2 cannot name
     passthrough    its output is its input, by the same name
     sequence       an output that is no tensor
+    countdown      [1] -> [1], which takes as many steps as the number that goes in: as long as one likes
     external_data  its weights lie in a file beside it
 
 `bad/` is a repository of models that must be refused:
@@ -108,6 +109,17 @@ def main():
 
     nodes = [helper.make_node("NonZero", ["x"], ["y"])]
     good("nonzero", nodes, [value("x", fp32, ["rows"])], [value("y", TensorProto.INT64, [1, "columns"])])
+
+    int64, boolean = TensorProto.INT64, TensorProto.BOOL
+    step = helper.make_graph(
+        [helper.make_node("Identity", ["go"], ["on"]), helper.make_node("Add", ["sum", "at"], ["next"])],
+        "step",
+        [value("at", int64, []), value("go", boolean, []), value("sum", int64, [1])],
+        [value("on", boolean, []), value("next", int64, [1])],
+    )
+    zero = numpy_helper.from_array(np.array([0], dtype=np.int64), "zero")
+    nodes = [helper.make_node("Loop", ["n", "", "zero"], ["sum"], body=step)]
+    good("countdown", nodes, [value("n", int64, [1])], [value("sum", int64, [1])], [zero])
 
     nodes = [helper.make_node("Cast", ["x"], ["y"], to=fp32)]
     good("float8", nodes, [value("x", TensorProto.FLOAT8E4M3FN, ["rows"])], [value("y", fp32, ["rows"])])

@@ -5,7 +5,7 @@
 
 use super::{
     Runtime,
-    values::{self, INLINE, Value},
+    values::{self, INLINE, RunOptions, Value},
 };
 use crate::{
     backend::{Backend, OpenError},
@@ -33,6 +33,12 @@ pub(super) struct OrtBackend {
     /// One per input, for bytes that cannot be read where they are. Words, so that they lie on 8.
     scratch: Vec<Vec<u64>>,
     weight_bytes: u64,
+    /// For a run that somebody may want to end.
+    options: Arc<RunOptions>,
+    /// The next run goes by `options`.
+    armed: bool,
+    /// Ends it.
+    stop: Arc<dyn Fn() + Send + Sync>,
     /// Every input and output has a type that V2 can name.
     is_servable: bool,
 }
@@ -51,7 +57,23 @@ impl OrtBackend {
         let is_servable = signature.inputs.iter().chain(&signature.outputs).all(|spec| spec.dtype.is_some());
         let scratch = vec![Vec::new(); input_names.len()];
         let signature = Arc::new(signature);
-        Ok(Self { session, runtime, signature, input_names, output_names, scratch, weight_bytes, is_servable })
+        let options = RunOptions::new().map_err(|error| OpenError(format!("no run options: {}", error.message())))?;
+        let options = Arc::new(options);
+        let ended = Arc::clone(&options);
+        let stop: Arc<dyn Fn() + Send + Sync> = Arc::new(move || ended.terminate());
+        Ok(Self {
+            session,
+            runtime,
+            signature,
+            input_names,
+            output_names,
+            scratch,
+            weight_bytes,
+            options,
+            armed: false,
+            stop,
+            is_servable,
+        })
     }
 }
 
@@ -60,7 +82,14 @@ impl Backend for OrtBackend {
         &self.signature
     }
 
+    fn interruptible(&mut self) -> Option<Arc<dyn Fn() + Send + Sync>> {
+        self.options.reset();
+        self.armed = true;
+        Some(Arc::clone(&self.stop))
+    }
+
     fn run(&mut self, inputs: &[Tensor]) -> Result<Tensors, Error> {
+        let options = std::mem::take(&mut self.armed).then_some(&*self.options);
         if !self.is_servable {
             return Err(Error::Unimplemented("the model has inputs or outputs of types that V2 cannot name".into()));
         }
@@ -73,7 +102,7 @@ impl Backend for OrtBackend {
             };
             values.push(value.map_err(|error| failed(&error))?);
         }
-        let outputs = values::run(&mut self.session, &self.input_names, &values, &self.output_names)
+        let outputs = values::run(&mut self.session, options, &self.input_names, &values, &self.output_names)
             .map_err(|error| failed(&error))?;
         let outputs = outputs
             .into_iter()

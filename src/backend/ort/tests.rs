@@ -274,3 +274,26 @@ fn watched_child() {
     assert_eq!(before, after, "onnx runtime has started threads");
     println!("watched: no sockets, no threads");
 }
+
+#[test]
+fn a_run_is_ended_from_another_thread_and_the_next_one_is_not() {
+    let mut model = open("countdown");
+    let steps = |count: i64| Tensor::of(DataType::Int64, Shape::new([1]), vec![count]).unwrap();
+    // For some hours, if nobody ends it.
+    let endless = steps(1 << 40);
+    let stop = model.interruptible().unwrap();
+    let (running, runs) = mpsc::channel::<()>();
+    let stopper = std::thread::spawn(move || {
+        runs.recv().unwrap();
+        std::thread::park_timeout(Duration::from_millis(20));
+        stop();
+    });
+    running.send(()).unwrap();
+    assert!(matches!(model.run(from_ref(&endless)), Err(Error::Backend(_))));
+    stopper.join().unwrap();
+    for armed in [false, true] {
+        let _stop = armed.then(|| model.interruptible().unwrap());
+        let sum = model.run(from_ref(&steps(10))).unwrap();
+        assert_eq!(view::elements::<i64>(sum[0].data()), Some(&[45][..]), "{armed}");
+    }
+}

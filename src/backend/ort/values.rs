@@ -286,6 +286,7 @@ impl Value<'_> {
 /// `&mut Session` because ONNX Runtime's `Run` is not to be shared between threads.
 pub(super) fn run(
     session: &mut Session,
+    options: Option<&RunOptions>,
     input_names: &[CString],
     inputs: &[Value<'_>],
     output_names: &[CString],
@@ -303,7 +304,7 @@ pub(super) fn run(
     let status = unsafe {
         (ort::api().Run)(
             session.ptr_mut(),
-            ptr::null(),
+            options.map_or(ptr::null(), |options| options.0.as_ptr().cast_const()),
             input_pointers.as_ptr(),
             values.as_ptr(),
             values.len(),
@@ -316,6 +317,41 @@ pub(super) fn run(
     let outputs: SmallVec<[Result<Value<'static>, Error>; INLINE]> = outputs.into_iter().map(Value::own).collect();
     check(status)?;
     outputs.into_iter().collect()
+}
+
+/// What one run at a time goes by, so that it can be ended.
+pub(super) struct RunOptions(NonNull<sys::OrtRunOptions>);
+
+// SAFETY: ONNX Runtime's run options hold a flag that any thread may set while a run reads it; that is what it is for.
+unsafe impl Send for RunOptions {}
+// SAFETY: as above; nothing else of them is ever changed.
+unsafe impl Sync for RunOptions {}
+
+impl RunOptions {
+    pub(super) fn new() -> Result<Self, Error> {
+        let mut options = ptr::null_mut();
+        // SAFETY: an out-parameter.
+        check(unsafe { (ort::api().CreateRunOptions)(&mut options) })?;
+        NonNull::new(options).map(Self).ok_or_else(|| Error::new("expected run options, found null"))
+    }
+
+    /// Ends the run that goes by these, and every later one until [`RunOptions::reset`].
+    pub(super) fn terminate(&self) {
+        // SAFETY: the options are ours and live. It fails for null only.
+        let _ = check(unsafe { (ort::api().RunOptionsSetTerminate)(self.0.as_ptr()) });
+    }
+
+    pub(super) fn reset(&self) {
+        // SAFETY: as above.
+        let _ = check(unsafe { (ort::api().RunOptionsUnsetTerminate)(self.0.as_ptr()) });
+    }
+}
+
+impl Drop for RunOptions {
+    fn drop(&mut self) {
+        // SAFETY: we own them, and they are released once.
+        unsafe { (ort::api().ReleaseRunOptions)(self.0.as_ptr()) }
+    }
 }
 
 /// The memory of an output, kept alive for as long as any slice of it.

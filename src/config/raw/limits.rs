@@ -7,7 +7,7 @@ use crate::{
     wire,
 };
 use serde::{Deserialize, Serialize};
-use std::{num::NonZeroU64, time::Duration};
+use std::{collections::BTreeMap, num::NonZeroU64, path::PathBuf, time::Duration};
 
 /// Shorthand for the structs of this file: public fields, serde, defaults, no unknown keys.
 macro_rules! keys {
@@ -25,6 +25,7 @@ keys! {
     Limits {
         size: Sizes, connections: Connections, address: Address, buckets: Number, concurrency: Concurrency,
         deadline: Deadline, timers: Timers, http2: Http2, websocket: WebSocket, rate: Vec<Policy>,
+        weights: BTreeMap<String, Number>, shared: Option<Shared>,
     }
 }
 
@@ -39,7 +40,7 @@ keys! {
 
 keys! {
     /// Connections.
-    Connections { total: Number, per_address: Number, handshakes: Number }
+    Connections { total: Number, per_address: Number, handshakes: Number, per_identity: Option<Number> }
 }
 
 keys! {
@@ -51,7 +52,7 @@ keys! {
     /// Calls in flight, and memory.
     Concurrency {
         calls: Number, inspect: Number, per_identity: Option<Number>, per_socket: Number, per_grpc_stream: Number,
-        memory: Size,
+        memory: Size, queue_delay: Option<Span>,
     }
 }
 
@@ -93,15 +94,51 @@ pub struct Policy {
     pub by: PolicyBy,
     #[serde(rename = "match")]
     pub only: Option<String>,
+    pub models: Option<Vec<String>>,
     pub unit: PolicyUnit,
     pub limit: Option<Rate>,
     pub burst: Option<Number>,
     pub intents: Option<Vec<String>>,
 }
 
+/// Where limits are kept that several processes share.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+#[expect(missing_docs, reason = "the keys are explained in docs/limits.md")]
+pub struct Shared {
+    pub redis: Redis,
+    pub when_away: WhenAway,
+    pub share: f64,
+}
+
+/// An address, or a file that holds it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(untagged)]
+#[expect(missing_docs, reason = "see above")]
+pub enum Redis {
+    Url(String),
+    File { file: PathBuf },
+}
+
+/// What happens while they are away.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[expect(missing_docs, reason = "see `limit::redis::WhenAway`")]
+pub enum WhenAway {
+    #[default]
+    Share,
+    Refuse,
+}
+
+impl Default for Shared {
+    fn default() -> Self {
+        Self { redis: Redis::File { file: PathBuf::new() }, when_away: WhenAway::default(), share: 0.25 }
+    }
+}
+
 /// Whose calls a rate counts together.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
-#[expect(missing_docs, reason = "see `limit::By`; the others come later")]
+#[expect(missing_docs, reason = "see `limit::By`")]
 pub enum PolicyBy {
     #[default]
     #[serde(rename = "identity")]
@@ -117,7 +154,7 @@ pub enum PolicyBy {
 /// What a rate counts.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-#[expect(missing_docs, reason = "all but calls come later")]
+#[expect(missing_docs, reason = "see `limit::Unit`; tokens come with what makes them")]
 pub enum PolicyUnit {
     #[default]
     Calls,
@@ -153,6 +190,8 @@ impl Default for Limits {
             http2: Http2::default(),
             websocket: WebSocket::default(),
             rate: Vec::new(),
+            weights: BTreeMap::new(),
+            shared: None,
         }
     }
 }
@@ -179,11 +218,12 @@ impl Default for Sizes {
 
 impl Default for Connections {
     fn default() -> Self {
-        let connections = settings::Connections::default();
+        let (connections, calls) = (settings::Connections::default(), crate::config::Concurrency::default());
         Self {
             total: Number(connections.total),
             per_address: Number(connections.per_address),
             handshakes: Number(connections.handshakes),
+            per_identity: calls.sessions.map(Number),
         }
     }
 }
@@ -209,6 +249,7 @@ impl Default for Concurrency {
             per_socket: Number(frontend.per_socket),
             per_grpc_stream: Number(frontend.per_grpc_stream),
             memory: Size(frontend.memory),
+            queue_delay: calls.queue_delay.map(Span),
         }
     }
 }

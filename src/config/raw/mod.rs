@@ -13,7 +13,8 @@ pub use auth::{
 };
 pub use choice::{Amount, Load, Names, Paths, Provider, Switch, Versions};
 pub use limits::{
-    Address, Concurrency, Connections, Deadline, Http2, Limits, Policy, PolicyBy, PolicyUnit, Sizes, Timers, WebSocket,
+    Address, Concurrency, Connections, Deadline, Http2, Limits, Policy, PolicyBy, PolicyUnit, Redis, Shared, Sizes,
+    Timers, WebSocket, WhenAway,
 };
 pub use models::{Batching, Control, Execution, ModelDefaults, ModelFile, Models};
 
@@ -246,7 +247,7 @@ impl Shaped for Config {
                 ..Auth::default()
             },
             grants: vec![Grant::default()],
-            limits: Limits { rate: vec![Policy::default()], ..Limits::default() },
+            limits: Limits { rate: vec![Policy::default()], shared: Some(Shared::default()), ..Limits::default() },
             models: Models {
                 // A map by default, but a word or a list will do.
                 defaults: ModelDefaults { versions: Versions::All, ..ModelDefaults::default() },

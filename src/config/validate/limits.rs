@@ -6,16 +6,26 @@ use crate::{
         units::{Number, Rate, Size},
     },
     frontend::settings,
-    limit::{By, Policy, address},
+    limit::{By, Policy, Unit, address, redis},
     wire,
 };
-use std::{collections::HashSet, num::NonZeroU64, ops::RangeInclusive, time::Duration};
+use std::{
+    collections::HashSet,
+    fs,
+    num::{NonZeroU32, NonZeroU64},
+    ops::RangeInclusive,
+    path::Path,
+    sync::Arc,
+    time::Duration,
+};
 
 /// What HTTP/2 allows for its windows and frames (RFC 9113 sections 6.5.2 and 6.9.1).
 const WINDOW: RangeInclusive<usize> = 1..=(1 << 31) - 1;
 const FRAME: RangeInclusive<usize> = (1 << 14)..=(1 << 24) - 1;
 /// Our own scan comes before serde_json's limit of 128, which stays as the second line.
 const JSON_DEPTH: usize = 127;
+/// The largest share of a full queue: more would leave others with nothing.
+const HEAVIEST: u32 = 1000;
 
 pub(super) fn frontend(raw: &raw::Limits, problems: &mut Problems) -> settings::Settings {
     let (size, timers, http2, websocket) = (&raw.size, &raw.timers, &raw.http2, &raw.websocket);
@@ -113,18 +123,26 @@ pub(super) fn rates(raw: &[raw::Policy], problems: &mut Problems) -> Vec<Policy>
         } else if !names.insert(&raw.name) {
             problems.push(format!("{path}.name"), format!("`{}` is there twice", raw.name));
         }
-        let mut later = |word: &str| {
-            problems.push(format!("{path}.by"), format!("`{word}` is not available in this version"));
-            None
-        };
         let by = match raw.by {
-            raw::PolicyBy::Identity => Some(By::Identity),
-            raw::PolicyBy::Group => Some(By::Group),
-            raw::PolicyBy::Model => later("model"),
-            raw::PolicyBy::IdentityAndModel => later("identity+model"),
+            raw::PolicyBy::Identity => By::Identity,
+            raw::PolicyBy::Group => By::Group,
+            raw::PolicyBy::Model => By::Model,
+            raw::PolicyBy::IdentityAndModel => By::IdentityAndModel,
         };
-        if raw.unit != raw::PolicyUnit::Calls {
-            problems.push(format!("{path}.unit"), "only `calls` is available in this version");
+        let unit = match raw.unit {
+            raw::PolicyUnit::Calls => Unit::Calls,
+            raw::PolicyUnit::Rows => Unit::Rows,
+            raw::PolicyUnit::Bytes => Unit::Bytes,
+            raw::PolicyUnit::Elements => Unit::Elements,
+            raw::PolicyUnit::ComputeMs => Unit::ComputeMs,
+            // Nothing here generates text yet. Accepting it would be a limit that never refuses.
+            raw::PolicyUnit::Tokens => {
+                problems.push(format!("{path}.unit"), "`tokens` is not available in this version");
+                Unit::Calls
+            }
+        };
+        if raw.models.as_ref().is_some_and(Vec::is_empty) {
+            problems.push(format!("{path}.models"), "the list is empty, so this counts nothing; leave it out for all");
         }
         let intents = match &raw.intents {
             Some(names) => super::auth::intents(&format!("{path}.intents"), names, problems),
@@ -135,22 +153,82 @@ pub(super) fn rates(raw: &[raw::Policy], problems: &mut Problems) -> Vec<Policy>
             continue;
         };
         let burst = raw.burst.and_then(|burst| NonZeroU64::new(u64::try_from(burst.0).ok()?)).unwrap_or(limit.count);
-        policies.extend(by.map(|by| Policy {
+        policies.push(Policy {
             name: raw.name.as_str().into(),
             by,
             only: raw.only.as_deref().map(Into::into),
+            models: raw.models.iter().flatten().map(|pattern| pattern.as_str().into()).collect(),
+            unit,
             limit: limit.count,
             per: limit.per,
             burst,
             intents,
-        }));
+        });
     }
     policies
 }
 
 /// `inspect` slots are besides those for `calls`, so neither bounds the other.
-pub(super) fn concurrency(raw: &raw::Concurrency) -> Concurrency {
-    Concurrency { calls: raw.calls.0, inspect: raw.inspect.0, per_identity: raw.per_identity.map(|number| number.0) }
+pub(super) fn concurrency(raw: &raw::Limits) -> Concurrency {
+    let concurrency = &raw.concurrency;
+    Concurrency {
+        calls: concurrency.calls.0,
+        inspect: concurrency.inspect.0,
+        per_identity: concurrency.per_identity.map(|number| number.0),
+        sessions: raw.connections.per_identity.map(|number| number.0),
+        queue_delay: concurrency.queue_delay.map(|span| span.0),
+    }
+}
+
+/// `limits.shared`; relative paths start at `folder`.
+pub(super) fn shared(raw: &raw::Limits, folder: &Path, problems: &mut Problems) -> Option<redis::Settings> {
+    const PATH: &str = "limits.shared";
+    let shared = raw.shared.as_ref()?;
+    if !(shared.share > 0. && shared.share <= 1.) {
+        problems.push(
+            format!("{PATH}.share"),
+            format!("{} is not a share, expected more than 0 and at most 1", shared.share),
+        );
+    }
+    let (path, url) = match &shared.redis {
+        raw::Redis::Url(url) => (format!("{PATH}.redis"), url.clone()),
+        raw::Redis::File { file } => {
+            let path = format!("{PATH}.redis.file");
+            let before = problems.list.len();
+            let place = super::file(&path, file, folder, problems);
+            if problems.list.len() > before {
+                return None;
+            }
+            match fs::read_to_string(&place) {
+                Ok(text) => (path, text.trim().to_owned()),
+                Err(error) => {
+                    problems.push(path, format!("{}: {error}", place.display()));
+                    return None;
+                }
+            }
+        }
+    };
+    let when_away = match shared.when_away {
+        raw::WhenAway::Share => redis::WhenAway::Share(shared.share),
+        raw::WhenAway::Refuse => redis::WhenAway::Refuse,
+    };
+    let settings = redis::Settings { url: redis::Secret(url.into()), when_away };
+    if let Err(problem) = settings.check() {
+        // Not the address: it may hold a password.
+        problems.push(path, format!("is no address of a Redis, expected redis://HOST:PORT: {problem}"));
+    }
+    Some(settings)
+}
+
+pub(super) fn weights(raw: &raw::Limits, problems: &mut Problems) -> Vec<(Arc<str>, NonZeroU32)> {
+    let mut weights = Vec::new();
+    for (group, weight) in &raw.weights {
+        match u32::try_from(weight.0).ok().filter(|weight| *weight <= HEAVIEST).and_then(NonZeroU32::new) {
+            Some(weight) => weights.push((group.as_str().into(), weight)),
+            None => problems.push(format!("limits.weights.{group}"), format!("{weight} is above {HEAVIEST}")),
+        }
+    }
+    weights
 }
 
 pub(super) fn deadline(raw: &raw::Deadline, problems: &mut Problems) -> Deadline {

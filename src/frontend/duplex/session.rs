@@ -64,6 +64,8 @@ pub(in crate::frontend) struct Session<C: Codec, L> {
     input_over: bool,
     draining: bool,
     life: Life,
+    /// Those of the call that opened it: they hold its place among its caller's sessions. `None` while nobody is known.
+    place: Option<Arc<Facts>>,
     _gauge: Gauge,
 }
 
@@ -115,6 +117,7 @@ where
         codec: C,
         link: L,
     ) -> Self {
+        let place = speaker.proof.clone();
         let gauge = connection.frontend.metrics.session_opened(rules.surface);
         Self {
             connection,
@@ -135,6 +138,7 @@ where
             input_over: false,
             draining: false,
             life: Life::Open,
+            place,
             rules,
             _gauge: gauge,
         }

@@ -89,9 +89,11 @@ fn details(error: &Error, id: &CallId, message: &str) -> ErrorDetails {
         Error::InvalidTensor { tensor, reason } => {
             details.add_bad_request_violation(cut(tensor), cut(reason));
         }
-        Error::RateLimited { .. } => {
+        Error::RateLimited { cap, .. } => {
             // Tells the caller's own limit from a message that is too large, which has the same number.
-            details.add_quota_failure_violation("caller", message);
+            let about = std::collections::HashMap::from([("policy".to_owned(), cap.name().to_owned())]);
+            details.set_error_info(error.code().name().to_ascii_uppercase(), DOMAIN, about);
+            details.add_quota_failure_violation(cap.name(), message);
         }
         Error::ModelNotFound { model, version } => {
             let name = match version {
@@ -170,8 +172,11 @@ mod tests {
 
     #[test]
     fn what_may_be_retried_says_when_in_both_forms() {
-        let status = status(&Error::RateLimited { retry_after: Duration::from_micros(1500) }, &id());
+        let status =
+            status(&Error::RateLimited { retry_after: Duration::from_micros(1500), cap: error::Cap::Address }, &id());
         assert_eq!(metadata(&status, "grpc-retry-pushback-ms"), Some("2"));
+        let violations = status.get_details_quota_failure().unwrap().violations;
+        assert_eq!(&*violations[0].subject, "address");
         let retry = status.get_details_retry_info().unwrap().retry_delay;
         assert_eq!(retry, Some(Duration::from_micros(1500)));
         let other = super::status(&Error::Unauthenticated, &id());
@@ -191,11 +196,12 @@ mod tests {
 
     #[test]
     fn a_limit_of_the_caller_is_told_from_a_size_by_its_details() {
-        let limited = status(&Error::RateLimited { retry_after: Duration::from_secs(2) }, &id());
+        let limited =
+            status(&Error::RateLimited { retry_after: Duration::from_secs(2), cap: error::Cap::Calls }, &id());
         let large = status(&Error::TooLarge { limit: 9 }, &id());
         assert_eq!((limited.code(), large.code()), (Code::ResourceExhausted, Code::ResourceExhausted));
         let violations = limited.get_details_quota_failure().unwrap().violations;
-        assert_eq!((&*violations[0].subject, &*violations[0].description), ("caller", "rate limit reached"));
+        assert_eq!((&*violations[0].subject, &*violations[0].description), ("concurrency", limited.message()));
         assert!(large.get_details_quota_failure().is_none() && large.get_details_retry_info().is_none());
     }
 

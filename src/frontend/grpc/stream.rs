@@ -71,7 +71,7 @@ pub(super) async fn serve(
     }
     let deadline = head.timeout.and_then(|timeout| Instant::now().checked_add(timeout));
     let (id, facts) = (head.id.clone(), Arc::clone(&head.facts));
-    let input = Pending::ready(Operation::Inspect(Inspect::Caller));
+    let input = Pending::ready(Operation::Inspect(Inspect::Session));
     connection.frontend.gateway.call(Call { head, sender: sender.clone(), input }).await?;
 
     let (pipe, receiver) = Pipe::new();

@@ -56,7 +56,7 @@ async fn server(call: Inbound) -> Result<Reply, Error> {
             "m" => Ok(Reply::Report(Report::Ready { model: model.name, ready: true })),
             _ => Err(Error::ModelNotFound { model: model.name, version: model.version }),
         },
-        Operation::Inspect(Inspect::Server | Inspect::Caller) => {
+        Operation::Inspect(Inspect::Server | Inspect::Caller | Inspect::Session) => {
             let report = ServerReport { name: "sluicegate", version: "0", extensions: &[] };
             Ok(Reply::Report(Report::Server(report)))
         }

@@ -3,15 +3,17 @@
 //! Of its other methods each is known by name and not served.
 
 use super::{
-    Request,
+    Request, head,
     input::keep,
     refuse,
-    unary::{call, mismatch, respond, whole},
+    unary::{call, mismatch, respond, send, whole},
 };
 use crate::{
-    call::{CallId, InferRequest, Inputs, Inspect, Intent, ModelRef, Operation, Reply, Report, Untyped},
+    call::{
+        CallId, Credentials, Head, InferRequest, Inputs, Inspect, Intent, ModelRef, Operation, Reply, Report, Untyped,
+    },
     error::Error,
-    frontend::{Connection, body, http::Response},
+    frontend::{Connection, body, http::Response, quota},
     wire::tfserving::{self as tf, Contents, pb::serving as pb},
 };
 use prost::Message;
@@ -59,8 +61,16 @@ impl Method {
 pub(super) async fn serve(connection: Arc<Connection>, id: CallId, method: Method, request: Request) -> Response {
     match method {
         Method::Predict => {
-            let reply = predict(&connection, &id, request).await;
-            respond(&connection, &id, reply)
+            let (head, sender) = match head::open(&connection, &id, Intent::Infer, request.headers()) {
+                Ok(opened) => opened,
+                Err(error) => return respond::<pb::PredictResponse>(&connection, &id, Err(error)),
+            };
+            let facts = Arc::clone(&head.facts);
+            let reply = predict(&connection, head, sender, request).await;
+            let error = reply.as_ref().err().cloned();
+            let mut response = respond(&connection, &id, reply);
+            quota::insert(response.headers_mut(), &facts, error.as_ref());
+            response
         }
         Method::GetModelMetadata => {
             let decode = |m: pb::GetModelMetadataRequest| {
@@ -88,7 +98,12 @@ pub(super) async fn serve(connection: Arc<Connection>, id: CallId, method: Metho
     }
 }
 
-async fn predict(connection: &Arc<Connection>, id: &CallId, request: Request) -> Result<pb::PredictResponse, Error> {
+async fn predict(
+    connection: &Arc<Connection>,
+    head: Head,
+    sender: Credentials,
+    request: Request,
+) -> Result<pb::PredictResponse, Error> {
     let contents = Arc::new(OnceLock::new());
     let (found, shared) = (Arc::clone(&contents), Arc::clone(connection));
     let decode = move |message: pb::PredictRequest| {
@@ -96,7 +111,7 @@ async fn predict(connection: &Arc<Connection>, id: &CallId, request: Request) ->
         let _ = found.set(tf::contents(&message.inputs));
         operation(&shared, message)
     };
-    let response = whole(call(connection, id, Intent::Infer, request, decode).await?).await?;
+    let response = whole(send(connection, head, sender, request, decode).await?).await?;
     let contents: Contents = contents.get().copied().unwrap_or_default();
     Ok(tf::encode_predict(&response, contents))
 }

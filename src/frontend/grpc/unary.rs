@@ -10,9 +10,11 @@ use super::{
     name, refuse,
 };
 use crate::{
-    call::{Call, CallId, Chunk, InferResponse, Intent, Operation, Pending, Reply, ReplyStream, Surface},
+    call::{
+        Call, CallId, Chunk, Credentials, Head, InferResponse, Intent, Operation, Pending, Reply, ReplyStream, Surface,
+    },
     error::Error,
-    frontend::{Connection, body::Body, http::Response},
+    frontend::{Connection, body::Body, http::Response, quota},
     wire::proto::{self, inference as pb},
 };
 use futures_util::{StreamExt, stream};
@@ -44,15 +46,23 @@ pub(super) async fn infer(connection: Arc<Connection>, id: CallId, request: Requ
         }
         Input::hold(&settings, message)?.decode(&settings.frontend.settings.wire)
     };
-    let response = match call(&connection, &id, Intent::Infer, request, decode).await {
+    let (head, sender) = match head::open(&connection, &id, Intent::Infer, request.headers()) {
+        Ok(opened) => opened,
+        Err(error) => return refused(&connection, &id, &error),
+    };
+    let facts = Arc::clone(&head.facts);
+    let response = match send(&connection, head, sender, request, decode).await {
         Ok(reply) => whole(reply).await,
         Err(error) => Err(error),
     };
+    let error = response.as_ref().err().cloned();
     let encode = |response| {
         let typed = typed.is_some_and(|typed| typed.load(Ordering::Relaxed));
         proto::encode_infer(response, typed)
     };
-    respond(&connection, &id, response.map(encode))
+    let mut answer = respond(&connection, &id, response.map(encode));
+    quota::insert(answer.headers_mut(), &facts, error.as_ref());
+    answer
 }
 
 /// `ServerLive` and `ServerReady`: without credentials, not counted as calls.
@@ -81,6 +91,21 @@ where
     D: FnOnce(M) -> Result<Operation, Error> + Send + 'static,
 {
     let (head, sender) = head::open(connection, id, intent, request.headers())?;
+    send(connection, head, sender, request, decode).await
+}
+
+/// The same for a call whose head is known.
+pub(super) async fn send<M, D>(
+    connection: &Arc<Connection>,
+    head: Head,
+    sender: Credentials,
+    request: Request,
+    decode: D,
+) -> Result<Reply, Error>
+where
+    M: Message + Default + 'static,
+    D: FnOnce(M) -> Result<Operation, Error> + Send + 'static,
+{
     let limit = connection.frontend.settings.size.body;
     let messages = messages(connection, request, Wait::Throughout)?;
     let input = Pending::new(async move { one(messages, limit).await.and_then(decode) });

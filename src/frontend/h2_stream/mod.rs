@@ -43,7 +43,7 @@ pub async fn serve(connection: Arc<Connection>, request: Request) -> Response {
         Ok(()) => {
             let head = Head::new(id.clone(), Surface::H2Stream, Intent::Inspect, Arc::clone(&connection.peer));
             let facts = Arc::clone(&head.facts);
-            let input = Pending::ready(Operation::Inspect(Inspect::Caller));
+            let input = Pending::ready(Operation::Inspect(Inspect::Session));
             connection.frontend.gateway.call(Call { head, sender: sender.clone(), input }).await.map(|_| facts)
         }
         Err(error) => Err(error),

@@ -19,6 +19,7 @@ use super::{
     Connection,
     head::{self, Fields},
     http::Response,
+    quota,
 };
 use crate::{
     call::{Call, CallId, Credentials, Head, Inspect, Intent, Operation, Pending, Surface},
@@ -172,6 +173,7 @@ async fn call(
         return voice.error(&error, &id);
     }
     let head = Head::new(id.clone(), Surface::Rest, intent, Arc::clone(&connection.peer));
+    let facts = Arc::clone(&head.facts);
     let reply = connection.frontend.gateway.call(Call { head, sender, input }).await;
     let rendered = match (reply, form) {
         (Ok(_), Form::SharedMemory(question)) => {
@@ -190,10 +192,18 @@ async fn call(
         }
         (Err(error), _) => Err(error),
     };
-    rendered.unwrap_or_else(|error| {
-        connection.observe(&error);
-        voice.error(&error, &id)
-    })
+    match rendered {
+        Ok(mut response) => {
+            quota::insert(response.headers_mut(), &facts, None);
+            response
+        }
+        Err(error) => {
+            connection.observe(&error);
+            let mut response = voice.error(&error, &id);
+            quota::insert(response.headers_mut(), &facts, Some(&error));
+            response
+        }
+    }
 }
 
 /// Probes take no slot and need no credentials (contract 00 section 3); they read one value.

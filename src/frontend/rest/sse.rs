@@ -8,7 +8,7 @@ use super::{Asked, render::stream_response};
 use crate::{
     call::{Call, CallId, Chunk, Head, InferResponse, Intent, Pending, Reply, ReplyStream, Surface},
     error::Error,
-    frontend::{Connection, Phase, body::Body, http::Response},
+    frontend::{Connection, Phase, body::Body, http::Response, quota},
     wire::{Settings, json, say_final},
 };
 use bytes::Bytes;
@@ -73,13 +73,16 @@ pub(super) async fn serve(connection: Arc<Connection>, asked: Asked, pending: Pe
         return voice.error(&error, &id);
     }
     let head = Head::new(id.clone(), Surface::Rest, Intent::Infer, Arc::clone(&connection.peer));
+    let facts = Arc::clone(&head.facts);
     let call = connection.frontend.gateway.call(Call { head, sender, input: pending });
     let mut writer = Writer { connection, id, dialect, client_id: None };
     let mut source = Source::Asking(call);
     let first = match timeout(FIRST, source.next()).await {
         Ok(Event::Failed(error)) => {
             writer.connection.observe(&error);
-            return voice.error(&error, &writer.id);
+            let mut response = voice.error(&error, &writer.id);
+            quota::insert(response.headers_mut(), &facts, Some(&error));
+            return response;
         }
         Ok(event) => match writer.write(event) {
             Ok(event) => event,
@@ -92,6 +95,7 @@ pub(super) async fn serve(connection: Arc<Connection>, asked: Asked, pending: Pe
     let mut response = stream_response(dialect.content_type(), Body::Channel(body), &writer.id);
     response.headers_mut().insert("cache-control", HeaderValue::from_static("no-cache, no-transform"));
     response.headers_mut().insert("x-accel-buffering", HeaderValue::from_static("no"));
+    quota::insert(response.headers_mut(), &facts, None);
     tokio::spawn(pump(source, writer, first, events));
     response
 }

@@ -205,8 +205,8 @@ mod tests {
                 SanType::DnsName("*.example".try_into().unwrap()),
             ];
         });
-        assert_eq!(found.uris, ["spiffe://example.org/ns/a/sa/web".into()]);
-        assert_eq!(found.hosts, ["web.example".into()]);
+        assert_eq!(found.uris, [Arc::<str>::from("spiffe://example.org/ns/a/sa/web")]);
+        assert_eq!(found.hosts, [Arc::<str>::from("web.example")]);
         assert_eq!(found.subject, None);
     }
 

@@ -20,6 +20,8 @@ pub(super) const NO_HELLO: u16 = 4408;
 pub(super) const DUPLICATE: u16 = 4409;
 /// A second `hello`.
 pub(super) const SECOND_HELLO: u16 = 4429;
+/// More sessions than one identity may have.
+pub(super) const TOO_MANY: u16 = 4429;
 /// The peer does not read.
 pub(super) const SLOW: u16 = 4430;
 

@@ -140,7 +140,9 @@ impl Protocol {
             Code::Unauthenticated => fault(close::of(Code::Unauthenticated), "not authenticated"),
             Code::PermissionDenied => fault(close::of(Code::PermissionDenied), "no grant"),
             Code::NotReady => Why::Draining,
-            Code::Overloaded | Code::RateLimited => fault(close::NO_CAPACITY, "no capacity for the session"),
+            // Known only now: at the handshake it would have been a status.
+            Code::RateLimited => fault(close::TOO_MANY, "as many sessions as one identity may have"),
+            Code::Overloaded => fault(close::NO_CAPACITY, "no capacity for the session"),
             _ => Why::Error(error.clone()),
         }
     }

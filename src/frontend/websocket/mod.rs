@@ -138,7 +138,7 @@ async fn who(
     let settings = &connection.frontend.settings.websocket;
     let ask = async |sender: Credentials| {
         let facts = Arc::clone(&head.facts);
-        let input = Pending::ready(Operation::Inspect(Inspect::Caller));
+        let input = Pending::ready(Operation::Inspect(Inspect::Session));
         connection.frontend.gateway.call(Call { head, sender: sender.clone(), input }).await?;
         Ok(Speaker::proven(sender, facts))
     };

@@ -35,6 +35,7 @@ pub(super) struct Families {
     pub(super) sessions: IntGaugeVec,
     pub(super) messages: IntCounterVec,
     pub(super) rate_limited: IntCounterVec,
+    pub(super) shared_limits: IntGaugeVec,
     pub(super) overloaded: IntCounterVec,
     pub(super) cancelled: IntCounterVec,
     pub(super) config_reload: IntGauge,
@@ -98,6 +99,11 @@ impl Families {
                 "sluicegate_stream_messages_total",
                 "Messages of message-oriented surfaces.",
                 &["surface", "direction"],
+            ),
+            shared_limits: gauge(
+                "sluicegate_shared_limits_up",
+                "1 while limits are counted together with other processes, 0 while each decides by itself.",
+                &[],
             ),
             rate_limited: counter(
                 "sluicegate_rate_limited_total",

@@ -213,10 +213,10 @@ fn limits_that_refuse_are_named() {
     let metrics = Metrics::new();
     metrics.call_refused(&Error::Overloaded { what: "inspect calls in flight" });
     metrics.call_refused(&Error::Overloaded { what: "queue of the model" });
-    metrics.call_refused(&Error::RateLimited { retry_after: Duration::ZERO });
+    metrics.call_refused(&Error::RateLimited { retry_after: Duration::ZERO, cap: crate::error::Cap::Calls });
     metrics.refused("address");
     assert_line(&metrics, r#"sluicegate_overloaded_total{limit="inspect"} 1"#);
     assert_line(&metrics, r#"sluicegate_overloaded_total{limit="queue"} 1"#);
-    assert_line(&metrics, r#"sluicegate_rate_limited_total{policy="rate"} 1"#);
+    assert_line(&metrics, r#"sluicegate_rate_limited_total{policy="concurrency"} 1"#);
     assert_line(&metrics, r#"sluicegate_rate_limited_total{policy="address"} 1"#);
 }

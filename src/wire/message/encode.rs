@@ -286,9 +286,9 @@ mod tests {
 
     #[test]
     fn errors_say_when_to_come_again() {
-        let limited = Error::RateLimited { retry_after: Duration::from_micros(1500) };
+        let limited = Error::RateLimited { retry_after: Duration::from_micros(1500), cap: crate::error::Cap::Address };
         let expected = concat!(
-            r#"{"type":"error","id":"a","code":"rate_limited","message":"rate limit reached","#,
+            r#"{"type":"error","id":"a","code":"rate_limited","message":"rate limit reached: too many failed authentications from this address","#,
             r#""retryable":true,"retry_after_ms":2}"#
         );
         assert_eq!(error("a", &limited), expected);

@@ -239,6 +239,21 @@ impl Running {
         &self.inner.controls.iter().find(|(name, _)| *name == model).expect("a model of this test").1
     }
 
+    /// Makes every run of `model` block from now on.
+    pub fn block(&self, model: &str) {
+        self.control(model).block();
+    }
+
+    /// Lets runs of `model` answer again.
+    pub fn release(&self, model: &str) {
+        self.control(model).release();
+    }
+
+    /// How often a run of the model was ended early.
+    pub fn interrupted(&self, model: &str) -> u64 {
+        self.control(model).interrupted()
+    }
+
     /// How often the model has run, warm-up included.
     pub fn runs(&self, model: &str) -> u64 {
         self.control(model).started()

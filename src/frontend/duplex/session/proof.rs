@@ -35,7 +35,9 @@ where
     pub(super) fn prove(&self, credentials: Credentials) -> Proof {
         let head = self.head(Intent::Inspect, None);
         let facts = Arc::clone(&head.facts);
-        let input = Pending::ready(Operation::Inspect(Inspect::Caller));
+        // Who renews its credentials keeps the place that it has.
+        let question = if self.place.is_some() { Inspect::Caller } else { Inspect::Session };
+        let input = Pending::ready(Operation::Inspect(question));
         let call = self.connection.frontend.gateway.call(Call { head, sender: credentials.clone(), input });
         Proof { credentials, facts, call }
     }
@@ -47,6 +49,7 @@ where
         let result = reply.map(drop);
         match &result {
             Ok(()) => {
+                self.place.get_or_insert_with(|| Arc::clone(&facts));
                 self.speaker = Speaker::proven(credentials, facts);
                 self.check = self.speaker.until();
                 self.checking = None;

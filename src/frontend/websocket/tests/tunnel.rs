@@ -175,7 +175,7 @@ async fn known(call: Inbound) -> Result<Reply, Error> {
         _ => return Err(Error::Unauthenticated),
     }
     if call.head.intent == crate::call::Intent::Inspect {
-        assert!(matches!(call.input.await, Ok(Operation::Inspect(Inspect::Caller))));
+        assert!(matches!(call.input.await, Ok(Operation::Inspect(Inspect::Session))));
         return Ok(Reply::Report(Report::Caller(Arc::new(Identity::proven("t", Vec::new(), Scope::Granted)))));
     }
     echo(call).await

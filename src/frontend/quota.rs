@@ -1,0 +1,156 @@
+//! `RateLimit` and `RateLimit-Policy` (contract 10 section 1): what a caller's policies have left, as HTTP headers and gRPC
+//! metadata.
+//!
+//! Written from what the stack's limiters have noted in [`Facts`]; it does not know how quotas are counted.
+
+use crate::{
+    call::{Facts, Quota},
+    error::{Allowance, Cap, Error},
+};
+use base64::{Engine, engine::general_purpose::STANDARD};
+use http::{HeaderMap, HeaderName, HeaderValue};
+use std::{fmt::Write, time::Duration};
+
+const POLICY: HeaderName = HeaderName::from_static("ratelimit-policy");
+const LIMIT: HeaderName = HeaderName::from_static("ratelimit");
+
+/// Adds both headers if a policy counted the call, or refused it with `error`; the most constrained policy comes first.
+pub(super) fn insert(headers: &mut HeaderMap, facts: &Facts, error: Option<&Error>) {
+    let (mut policies, mut limits) = (String::new(), String::new());
+    if let Some(Error::RateLimited { retry_after, cap: Cap::Policy(allowance) }) = error {
+        // The others were given back what they charged, so nothing is known of them here.
+        write_policy(&mut policies, allowance, None);
+        // As `Retry-After` has it.
+        write_limit(&mut limits, allowance, 0, (*retry_after).max(Duration::from_secs(1)), None);
+    } else {
+        let mut quotas: Vec<&Quota> = facts.quotas.get().into_iter().chain(facts.reserved.get()).flatten().collect();
+        if quotas.is_empty() {
+            return;
+        }
+        quotas.sort_by(|a, b| share(a).total_cmp(&share(b)));
+        for quota in quotas {
+            write_policy(&mut policies, &quota.allowance, Some(quota.partition));
+            write_limit(&mut limits, &quota.allowance, quota.left, quota.full_in, Some(quota.partition));
+        }
+    }
+    for (name, value) in [(POLICY, policies), (LIMIT, limits)] {
+        if let Ok(value) = HeaderValue::try_from(value) {
+            headers.insert(name, value);
+        }
+    }
+}
+
+/// How much of it is left, as a share.
+fn share(quota: &Quota) -> f64 {
+    quota.left as f64 / quota.allowance.limit as f64
+}
+
+fn write_policy(out: &mut String, allowance: &Allowance, partition: Option<u64>) {
+    let (quota, window) = per_seconds(allowance);
+    name(out, allowance);
+    let _ = write!(out, ";q={quota};w={window}");
+    // What is not said is `requests`.
+    match allowance.unit {
+        "calls" => {}
+        "bytes" => out.push_str(";qu=\"content-bytes\""),
+        unit => _ = write!(out, ";qu=\"{unit}\""),
+    }
+    write_partition(out, partition);
+}
+
+fn write_limit(out: &mut String, allowance: &Allowance, left: u64, after: Duration, partition: Option<u64>) {
+    name(out, allowance);
+    let _ = write!(out, ";r={left};t={}", whole_seconds(after));
+    write_partition(out, partition);
+}
+
+/// The name as a string of Structured Fields (RFC 9651 section 4.1.6), behind what is there already.
+fn name(out: &mut String, allowance: &Allowance) {
+    out.push_str(if out.is_empty() { "\"" } else { ", \"" });
+    for letter in allowance.name.chars() {
+        match letter {
+            '"' | '\\' => out.extend(['\\', letter]),
+            ' '..='~' => out.push(letter),
+            // A string has nothing else.
+            _ => out.push('?'),
+        }
+    }
+    out.push('"');
+}
+
+fn write_partition(out: &mut String, partition: Option<u64>) {
+    if let Some(partition) = partition {
+        out.push_str(";pk=:");
+        STANDARD.encode_string(partition.to_be_bytes(), out);
+        out.push(':');
+    }
+}
+
+/// Units in whole seconds: the draft knows no shorter ones.
+fn per_seconds(allowance: &Allowance) -> (u64, u64) {
+    let window = whole_seconds(allowance.per).max(1);
+    let exact = u128::from(allowance.limit) * u128::from(window) * 1_000_000_000 / allowance.per.as_nanos().max(1);
+    (u64::try_from(exact).unwrap_or(u64::MAX), window)
+}
+
+fn whole_seconds(time: Duration) -> u64 {
+    time.as_secs() + u64::from(time.subsec_nanos() > 0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::Arc;
+
+    fn allowance(name: &str, limit: u64, per: Duration, unit: &'static str) -> Arc<Allowance> {
+        Arc::new(Allowance { name: name.into(), limit, per, unit })
+    }
+
+    fn quota(name: &str, limit: u64, left: u64) -> Quota {
+        let allowance = allowance(name, limit, Duration::from_secs(60), "calls");
+        Quota { allowance, partition: 1, left, full_in: Duration::from_millis(16_001) }
+    }
+
+    fn written(facts: &Facts, error: Option<&Error>) -> Option<(String, String)> {
+        let mut headers = HeaderMap::new();
+        insert(&mut headers, facts, error);
+        let text = |name| Some(headers.get(name)?.to_str().ok()?.to_owned());
+        Some((text("ratelimit-policy")?, text("ratelimit")?))
+    }
+
+    #[test]
+    fn the_most_constrained_policy_comes_first() {
+        let facts = Facts::default();
+        facts.quotas.set([quota("per-key", 600, 412)].into_iter().collect()).unwrap();
+        facts.reserved.set([quota("burst", 20, 3)].into_iter().collect()).unwrap();
+        let pk = "pk=:AAAAAAAAAAE=:";
+        let expected = (
+            format!("\"burst\";q=20;w=60;{pk}, \"per-key\";q=600;w=60;{pk}"),
+            format!("\"burst\";r=3;t=17;{pk}, \"per-key\";r=412;t=17;{pk}"),
+        );
+        assert_eq!(written(&facts, None), Some(expected));
+    }
+
+    #[test]
+    fn a_refusal_says_when_as_retry_after_does() {
+        let cap = Cap::Policy(allowance("rows", 5, Duration::from_secs(1), "rows"));
+        let error = Error::RateLimited { retry_after: Duration::from_millis(20), cap };
+        let expected = ("\"rows\";q=5;w=1;qu=\"rows\"".to_owned(), "\"rows\";r=0;t=1".to_owned());
+        assert_eq!(written(&Facts::default(), Some(&error)), Some(expected));
+    }
+
+    #[test]
+    fn what_no_policy_counts_has_no_headers() {
+        assert_eq!(written(&Facts::default(), None), None);
+        let error = Error::RateLimited { retry_after: Duration::from_secs(1), cap: Cap::Address };
+        assert_eq!(written(&Facts::default(), Some(&error)), None);
+    }
+
+    #[test]
+    fn names_are_strings_and_windows_whole_seconds() {
+        let mut out = String::new();
+        write_policy(&mut out, &allowance("a\"b\\ü", 10, Duration::from_millis(100), "bytes"), None);
+        assert_eq!(out, "\"a\\\"b\\\\?\";q=100;w=1;qu=\"content-bytes\"");
+        assert_eq!(per_seconds(&allowance("a", 3, Duration::from_millis(1500), "calls")), (4, 2));
+    }
+}

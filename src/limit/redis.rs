@@ -1,0 +1,292 @@
+//! Quotas that several processes share, kept in Redis or Valkey.
+//!
+//! One task owns the one connection. It takes draws from a bounded channel, sends all that wait in one round trip, and
+//! hands out what was granted; when the connection fails it makes a new one, for as long as it takes. What is decided
+//! while it is away is the limiter's business. The rate is the same GCRA as in [`gcra`](super::gcra), in a script, by the
+//! server's clock; times that travel are relative, so that clocks need not agree.
+
+use super::{
+    gcra::{Rate, nanos},
+    lease::{Draw, Lease},
+};
+use redis::{AsyncConnectionConfig, Client, RedisError, aio::MultiplexedConnection};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::{Duration, Instant},
+};
+use tokio::{
+    sync::{mpsc, watch},
+    time::{sleep, timeout},
+};
+
+/// Draws on their way; a draw beyond them is not made, and its calls are decided as if Redis were away.
+const ORDERS: usize = 4096;
+/// Draws in one round trip.
+const TOGETHER: usize = 128;
+/// How long Redis may take to answer, or to be connected to, before it counts as away.
+const PATIENCE: Duration = Duration::from_millis(500);
+/// First and longest pause between two attempts to connect.
+const RETRY: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(1));
+/// Times begin in 2025, so that microseconds keep their precision in a double.
+///
+/// A key remembers when it was born. Whoever has seen an earlier one (the server came back without its data) brings what it
+/// knows of it: the highest of these is the base, and what was granted or owed since comes on top.
+const SCRIPT: &str = r"
+local one, tolerance, need, want, debt, back, ahead, known, seen = unpack(ARGV)
+one, tolerance, need, want = tonumber(one), tonumber(tolerance), tonumber(need), tonumber(want)
+debt, back, ahead = tonumber(debt), tonumber(back), tonumber(ahead)
+known, seen = tonumber(known), tonumber(seen)
+local time = redis.call('TIME')
+local now = (tonumber(time[1]) - 1735689600) * 1000000 + tonumber(time[2])
+local stored = redis.call('HMGET', KEYS[1], 'tat', 'born', 'base')
+local tat, born, base = tonumber(stored[1] or now), tonumber(stored[2] or now), tonumber(stored[3] or now)
+if seen ~= born and now + known > math.max(base, now) then
+  tat = math.max(tat, now) + now + known - math.max(base, now)
+  base = now + known
+end
+tat = math.max(tat - math.min(back * one, ahead), now) + debt * one
+local granted, wait = 0, 0
+local room = math.max(math.floor((now + tolerance - tat) / one + 0.000001), 0)
+if need > 0 and need * one > tolerance then
+  if tat <= now then granted = need else wait = tat - now end
+elseif room >= need then
+  granted = math.min(math.max(need, want), room)
+else
+  wait = tat + need * one - now - tolerance
+end
+tat = tat + granted * one
+if tat > now then
+  redis.call('HSET', KEYS[1], 'tat', string.format('%.3f', tat), 'born', string.format('%.0f', born),
+    'base', string.format('%.3f', base))
+  redis.call('PEXPIRE', KEYS[1], math.ceil((tat - now) / 1000) + 1000)
+else
+  redis.call('DEL', KEYS[1])
+end
+return { granted, math.ceil(tat - now), math.ceil(wait), born }
+";
+
+/// Where shared quotas are, and what happens without them (`limits.shared`).
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// `redis://…`; may hold a password.
+    pub url: Secret,
+    /// What happens while it is away.
+    pub when_away: WhenAway,
+}
+
+/// A text that is never printed.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Secret(pub Box<str>);
+
+/// What happens to calls while shared quotas are away.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum WhenAway {
+    /// Each process grants this share of each limit, by itself.
+    Share(f64),
+    /// Calls that a shared quota counts are refused.
+    Refuse,
+}
+
+/// Shared quotas, for those who draw.
+#[derive(Debug)]
+pub(super) struct Shared {
+    pub(super) when_away: WhenAway,
+    orders: mpsc::Sender<Order>,
+    present: Arc<AtomicBool>,
+}
+
+/// The task's half.
+#[derive(Debug)]
+pub struct Link {
+    client: Client,
+    orders: mpsc::Receiver<Order>,
+    present: Arc<AtomicBool>,
+    told: watch::Sender<bool>,
+    start: Instant,
+}
+
+#[derive(Debug)]
+struct Order {
+    lease: Arc<Lease>,
+    rate: Rate,
+    draw: Draw,
+}
+
+// === impl Settings ===
+
+impl Settings {
+    /// # Errors
+    ///
+    /// What is wrong with the address, without the address: it may hold a password.
+    pub fn check(&self) -> Result<(), String> {
+        Client::open(&*self.url.0).map(drop).map_err(|error| error.category().to_owned())
+    }
+}
+
+impl std::fmt::Debug for Secret {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Secret(..)")
+    }
+}
+
+// === impl Shared ===
+
+impl Shared {
+    /// # Errors
+    ///
+    /// Why the address is none, without the address: it may hold a password.
+    pub(super) fn new(settings: &Settings, start: Instant) -> Result<(Self, Link), String> {
+        let client = Client::open(&*settings.url.0).map_err(|error| error.category().to_owned())?;
+        let (orders, receiver) = mpsc::channel(ORDERS);
+        // Away until it has been seen: the first calls do not wait for a connection that may never be.
+        let present = Arc::new(AtomicBool::new(false));
+        let told = watch::Sender::new(false);
+        let link = Link { client, orders: receiver, present: Arc::clone(&present), told, start };
+        Ok((Self { when_away: settings.when_away, orders, present }, link))
+    }
+
+    /// Whether it is of use to ask.
+    pub(super) fn is_present(&self) -> bool {
+        self.present.load(Ordering::Acquire)
+    }
+
+    /// Sends a draw on its way; never waits.
+    pub(super) fn send(&self, lease: &Arc<Lease>, rate: Rate, draw: Draw) {
+        let order = Order { lease: Arc::clone(lease), rate, draw };
+        if let Err(error) = self.orders.try_send(order) {
+            let order = error.into_inner();
+            order.lease.failed(order.draw);
+        }
+    }
+}
+
+// === impl Link ===
+
+impl Link {
+    /// Whether Redis is there, now and from now on.
+    pub fn presence(&self) -> watch::Receiver<bool> {
+        self.told.subscribe()
+    }
+
+    /// Serves draws until nobody can make one any more.
+    pub async fn serve(mut self) {
+        let mut pause = RETRY.0;
+        loop {
+            match self.connect().await {
+                Ok(connection) => {
+                    pause = RETRY.0;
+                    self.set_present(true, None);
+                    match self.obey(connection).await {
+                        Ok(()) => return,
+                        Err(error) => self.set_present(false, Some(&error)),
+                    }
+                }
+                Err(error) => self.set_present(false, Some(&error)),
+            }
+            if !self.refuse_for(pause).await {
+                return;
+            }
+            pause = (pause * 2).min(RETRY.1);
+        }
+    }
+
+    async fn connect(&self) -> Result<MultiplexedConnection, RedisError> {
+        let patience = Some(PATIENCE);
+        let config = AsyncConnectionConfig::new().set_connection_timeout(patience).set_response_timeout(patience);
+        let mut connection = self.client.get_multiplexed_async_connection_with_config(&config).await?;
+        let _: () = redis::cmd("PING").query_async(&mut connection).await?;
+        Ok(connection)
+    }
+
+    /// Ok once nobody can draw any more.
+    async fn obey(&mut self, mut connection: MultiplexedConnection) -> Result<(), RedisError> {
+        loop {
+            let first = match timeout(RETRY.1, self.orders.recv()).await {
+                Ok(Some(order)) => order,
+                Ok(None) => return Ok(()),
+                Err(_) => {
+                    // Nobody draws: whether it is still there is told before somebody needs it.
+                    let _: () = redis::cmd("PING").query_async(&mut connection).await?;
+                    continue;
+                }
+            };
+            let mut orders = vec![first];
+            while orders.len() < TOGETHER
+                && let Ok(order) = self.orders.try_recv()
+            {
+                orders.push(order);
+            }
+            let now = self.now();
+            let mut pipeline = redis::pipe();
+            orders.iter().for_each(|order| _ = pipeline.add_command(order.command(now)));
+            match pipeline.query_async::<Vec<(u64, u64, u64, u64)>>(&mut connection).await {
+                Ok(answers) if answers.len() == orders.len() => {
+                    let now = self.now();
+                    for (order, (granted, ahead, wait, born)) in orders.into_iter().zip(answers) {
+                        let [ahead, wait] = [ahead, wait].map(Duration::from_micros);
+                        order.lease.granted(order.draw, granted, ahead, wait, born, now);
+                    }
+                }
+                Ok(_) => {
+                    orders.into_iter().for_each(|order| order.lease.failed(order.draw));
+                    return Err((redis::ErrorKind::UnexpectedReturnType, "as many answers as questions").into());
+                }
+                Err(error) => {
+                    // Before anybody hears of it: nobody is to ask again.
+                    self.present.store(false, Ordering::Release);
+                    orders.into_iter().for_each(|order| order.lease.failed(order.draw));
+                    return Err(error);
+                }
+            }
+        }
+    }
+
+    /// Fails draws for as long as `pause`; false once nobody can make one any more.
+    async fn refuse_for(&mut self, pause: Duration) -> bool {
+        let until = sleep(pause);
+        tokio::pin!(until);
+        loop {
+            tokio::select! {
+                () = &mut until => return true,
+                order = self.orders.recv() => match order {
+                    Some(order) => order.lease.failed(order.draw),
+                    None => return false,
+                },
+            }
+        }
+    }
+
+    fn set_present(&self, present: bool, error: Option<&RedisError>) {
+        self.present.store(present, Ordering::Release);
+        let before = self.told.send_replace(present);
+        // Its text may name the address, which may hold a password; its category does not.
+        let why = error.map(RedisError::category);
+        match (before, present) {
+            (false, true) => tracing::info!("shared limits: Redis is there, limits are shared"),
+            (true, false) => tracing::warn!(why, "shared limits: Redis is away, each process decides by itself"),
+            (false, false) => tracing::debug!(why, "shared limits: Redis is still away"),
+            (true, true) => {}
+        }
+    }
+
+    fn now(&self) -> u64 {
+        nanos(self.start.elapsed())
+    }
+}
+
+impl Order {
+    fn command(&self, now: u64) -> redis::Cmd {
+        let (one, tolerance) = self.rate.micros();
+        let Draw { need, want, debt, back, until, tat, seen } = self.draw;
+        let relative = |moment: u64| moment.saturating_sub(now) / 1000;
+        let mut command = redis::cmd("EVAL");
+        command.arg(SCRIPT).arg(1).arg(&*self.lease.key);
+        // As text, so that small fractions of a microsecond are not lost.
+        command.arg(format!("{one:.9}")).arg(format!("{tolerance:.3}"));
+        command.arg(need).arg(want).arg(debt).arg(back).arg(relative(until)).arg(relative(tat)).arg(seen);
+        command
+    }
+}
