@@ -2,6 +2,7 @@
 //!
 //! Shared by the bench that times a call and the test that counts its allocations.
 
+use arc_swap::ArcSwap;
 use futures_util::future::BoxFuture;
 use sluicegate::{
     auth::{self, Authenticator, Grants, grants},
@@ -9,6 +10,7 @@ use sluicegate::{
     call::{
         Call, CallId, Credentials, Gateway, Head, Identity, Inbound, InferRequest, Intent, ModelRef, NamedTensor,
         Operation, Peer, Pending, Reply, Surface,
+        trace::{Record, Sink},
     },
     error::Error,
     layer::{admit::Slots, deadline},
@@ -19,7 +21,7 @@ use sluicegate::{
         turn::{LaneGuard, Lanes},
     },
     stack,
-    telemetry::{Format, access_log::AccessLog, metrics::Metrics},
+    telemetry::{Format, access_log::AccessLog, metrics::Metrics, traces::Tracer},
     tensor::{DataType, Shape, Tensor},
 };
 use std::{
@@ -42,6 +44,13 @@ pub(crate) struct Fixture {
     pub(crate) bare: Gateway,
     peer: Arc<Peer>,
     _guard: LaneGuard,
+}
+
+/// Takes traces, if there were any.
+struct Nowhere;
+
+impl Sink for Nowhere {
+    fn complete(&self, _: Record) {}
 }
 
 /// A stack without layers.
@@ -126,12 +135,14 @@ impl Fixture {
         let bare = Gateway::new(Bare { router: router.clone(), identity });
         let gateway = stack::build(stack::Parts {
             access_log: Some(AccessLog::start(std::io::sink(), Format::Json).expect("a thread")),
+            // On, as where traces are wanted, and none of these calls is chosen: that has to cost nothing.
+            tracer: Some(Tracer::sampling(0., Arc::new(Nowhere))),
             metrics,
-            deadlines: deadline::Settings::default(),
+            deadlines: deadline::Settings::default().into(),
             authenticator,
-            limiter: Arc::new(RateLimiter::new(vec![policy], Instant::now(), 1000)),
+            limiter: Arc::new(ArcSwap::from_pointee(RateLimiter::new(vec![policy], Instant::now(), 1000))),
             slots: Arc::new(Slots::new(4096, 16, None)),
-            grants: Arc::new(Grants::new(vec![rule])),
+            grants: Arc::new(ArcSwap::from_pointee(Grants::new(vec![rule]))),
             router,
         });
         Self { runtime, gateway, bare, peer: Arc::new(peer), _guard: guard }

@@ -6,17 +6,18 @@
 use crate::{
     call::Readiness,
     model::{Repository, State},
-    telemetry::metrics::Metrics,
+    telemetry::metrics::{Metrics, page::Format},
 };
 use bytes::Bytes;
+use flate2::{Compression, write::GzEncoder};
 use http::{
-    Method, Request, Response, StatusCode,
-    header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE, HeaderValue},
+    HeaderMap, Method, Request, Response, StatusCode,
+    header::{ACCEPT, ACCEPT_ENCODING, ALLOW, CACHE_CONTROL, CONTENT_ENCODING, CONTENT_TYPE, HeaderValue, VARY},
 };
 use http_body_util::Full;
 use hyper::{body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
-use std::{convert::Infallible, sync::Arc, time::Duration};
+use std::{convert::Infallible, io::Write, sync::Arc, time::Duration};
 use tokio::net::TcpListener;
 
 /// Open connections at once: probes and scrapers, never clients.
@@ -25,8 +26,6 @@ const CONNECTIONS: usize = 64;
 const HEADER: Duration = Duration::from_secs(10);
 /// Time for a whole connection, which is one request: who does not read the answer must not keep a slot.
 const CONNECTION: Duration = Duration::from_secs(30);
-/// The content type of Prometheus text (contract 09 section 1).
-const METRICS: HeaderValue = HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8");
 
 /// What the admin listener shows.
 #[derive(Clone, Debug)]
@@ -93,12 +92,30 @@ impl Admin {
             "/livez" => plain(StatusCode::SERVICE_UNAVAILABLE, "broken\n"),
             "/readyz" if self.readiness.is_ready() => plain(StatusCode::OK, self.with_failures("ready")),
             "/readyz" => plain(StatusCode::SERVICE_UNAVAILABLE, self.with_failures(self.readiness.reason())),
-            _ => {
-                let mut response = Response::new(Full::from(self.metrics.render()));
-                response.headers_mut().insert(CONTENT_TYPE, METRICS);
-                response
-            }
+            _ => self.page(request.headers()),
         }
+    }
+
+    /// The page of metrics, as the reader takes it (contract 09 section 1).
+    fn page(&self, asked: &HeaderMap) -> Response<Full<Bytes>> {
+        let accept = |name| asked.get_all(name).iter().filter_map(|value| value.to_str().ok());
+        let format = Format::accepted(&accept(ACCEPT).collect::<Vec<_>>());
+        let page = self.metrics.page(format);
+        let takes_gzip = |range: &str| {
+            let (coding, weight) = range.split_once(';').unwrap_or((range, "q=1"));
+            let refused = weight.trim().strip_prefix("q=").is_some_and(|weight| weight.parse() == Ok(0.));
+            matches!(coding.trim(), "gzip" | "*") && !refused
+        };
+        let packed = accept(ACCEPT_ENCODING).flat_map(|value| value.split(',')).any(takes_gzip).then(|| gzip(&page));
+        let is_packed = packed.is_some();
+        let mut response = Response::new(Full::from(packed.unwrap_or_else(|| page.into_bytes())));
+        let headers = response.headers_mut();
+        headers.insert(CONTENT_TYPE, HeaderValue::from_static(format.content_type()));
+        headers.insert(VARY, HeaderValue::from_static("accept, accept-encoding"));
+        if is_packed {
+            headers.insert(CONTENT_ENCODING, HeaderValue::from_static("gzip"));
+        }
+        response
     }
 
     /// The word, and a line for each model that is not served. This listener is for operators: they read why.
@@ -111,6 +128,13 @@ impl Admin {
         }
         text
     }
+}
+
+fn gzip(page: &str) -> Vec<u8> {
+    let mut encoder = GzEncoder::new(Vec::with_capacity(page.len() / 8), Compression::fast());
+    // Writing into memory cannot fail.
+    let _ = encoder.write_all(page.as_bytes());
+    encoder.finish().unwrap_or_default()
 }
 
 fn plain(status: StatusCode, text: impl Into<Bytes>) -> Response<Full<Bytes>> {

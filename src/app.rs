@@ -3,6 +3,7 @@
 //! Everything is made here and handed down; no other module reaches for a global.
 
 mod banner;
+mod live;
 mod settings;
 
 pub use settings::models as model_settings;
@@ -20,13 +21,21 @@ use crate::{
         tls::Tls,
     },
     lane::Lanes,
-    layer::admit::Slots,
+    layer::{admit::Slots, deadline},
     limit::{RateLimiter, address::AddressGate},
     model::{Loaded, Loader, Repository, Router, control::Control},
     shutdown, stack,
-    telemetry::{self, access_log::AccessLog, metrics::Metrics, switches::Switches},
+    telemetry::{
+        self,
+        access_log::AccessLog,
+        metrics::Metrics,
+        switches::Switches,
+        traces::{Exporter, Tracer},
+    },
 };
+use arc_swap::ArcSwap;
 use futures_util::FutureExt;
+use live::Live;
 use std::{
     convert::Infallible,
     fmt,
@@ -106,7 +115,8 @@ pub async fn start(config: Config, opener: Arc<dyn Open>) -> Result<App, StartEr
 
 async fn start_with(config: Config, opener: Arc<dyn Open>, switches: Switches) -> Result<App, StartError> {
     let readiness = Readiness::default();
-    let metrics = Arc::new(Metrics::new());
+    let metrics = Arc::new(Metrics::with(config.telemetry.metrics));
+    let switches = Arc::new(switches);
     let phase = watch::Sender::new(Phase::Serving);
     let places = Places::new(config.frontend.connections);
     let addresses = Arc::new(AddressGate::new(config.addresses.clone()));
@@ -119,7 +129,10 @@ async fn start_with(config: Config, opener: Arc<dyn Open>, switches: Switches) -
     };
 
     let authenticator = Arc::new(Authenticator::new(&config.auth).map_err(StartError::new)?);
-    let limiter = Arc::new(RateLimiter::new(config.rates.clone(), Instant::now(), config.buckets));
+    let limiter = RateLimiter::new(config.rates.clone(), Instant::now(), config.buckets);
+    let limiter = Arc::new(ArcSwap::from_pointee(limiter));
+    let grants = Arc::new(ArcSwap::from_pointee(Grants::new(config.grants.clone())));
+    let deadlines = deadline::Shared::from(settings::deadlines(&config.deadline));
     let slots = config.concurrency;
     let access_log = match config.telemetry.access_log {
         true => {
@@ -129,6 +142,7 @@ async fn start_with(config: Config, opener: Arc<dyn Open>, switches: Switches) -
         }
         false => None,
     };
+    let (tracer, exporter) = tracing_calls(&config, &metrics)?.unzip();
     body::start_decoders(config.runtime.decode_threads);
     let lanes = Arc::new(Lanes::start(settings::lanes(&config.runtime)).map_err(StartError::new)?);
     let repository = Arc::new(Repository::default());
@@ -148,23 +162,28 @@ async fn start_with(config: Config, opener: Arc<dyn Open>, switches: Switches) -
     };
     let gateway = stack::build(stack::Parts {
         access_log: access_log.clone(),
+        tracer,
         metrics: Arc::clone(&metrics),
-        deadlines: settings::deadlines(&config.deadline),
+        deadlines: deadlines.clone(),
         authenticator: Arc::clone(&authenticator),
         limiter: Arc::clone(&limiter),
         slots: Arc::new(Slots::new(slots.calls, slots.inspect, slots.per_identity)),
-        grants: Arc::new(Grants::new(config.grants.clone())),
-        router: Router::managed(Arc::clone(&repository), control, switches),
+        grants: Arc::clone(&grants),
+        router: Router::managed(Arc::clone(&repository), control, Arc::clone(&switches)),
     });
-    let frontend = Arc::new(Frontend {
+    let frontend = Frontend {
         gateway,
         readiness: readiness.clone(),
         phase: phase.subscribe(),
         metrics: Arc::clone(&metrics),
         addresses: Arc::clone(&addresses),
         memory: body::Memory::new(config.frontend.concurrency.memory),
-        settings: config.frontend,
-    });
+        settings: config.frontend.clone(),
+    };
+    let (required, drain) = (config.models.required.clone(), config.drain);
+    let listen = config.listen.clone();
+    let live = Live::new(config, frontend, (grants, Arc::clone(&limiter)), deadlines, switches);
+    let live = Arc::new(live);
 
     let mut tasks = JoinSet::new();
     let bind = |(listener, listen): (&Listener, &Listen)| Bound {
@@ -172,15 +191,15 @@ async fn start_with(config: Config, opener: Arc<dyn Open>, switches: Switches) -
         tls: listener.is_tls(),
         surfaces: listen.surfaces,
     };
-    let bound = listeners.iter().zip(&config.listen).map(bind).collect();
+    let bound = listeners.iter().zip(&listen).map(bind).collect();
     for listener in listeners {
-        let (lanes, frontend) = (Arc::clone(&lanes), Arc::clone(&frontend));
+        let (lanes, frontend) = (Arc::clone(&lanes), Arc::clone(&live.frontend));
         let accept = listener.accept(
             places.clone(),
             Arc::clone(&addresses),
             Arc::clone(&metrics),
             phase.subscribe(),
-            move |accepted| lanes.deal(accepted, &frontend),
+            move |accepted| lanes.deal(accepted, &frontend.load_full()),
         );
         tasks.spawn(accept.map(|_| Some("a listener")));
     }
@@ -192,9 +211,18 @@ async fn start_with(config: Config, opener: Arc<dyn Open>, switches: Switches) -
     }
     tasks.spawn(reload_keys(authenticator, Arc::clone(&metrics)).map(|()| Some("the reader of keys")));
     tasks.spawn(async move {
+        let error = live.follow().await.err();
+        tracing::error!(?error, "the configuration is not read again");
+        None
+    });
+    if let Some(exporter) = exporter {
+        // Ends with the stack, which holds the tracer.
+        tasks.spawn(exporter.run().map(|()| None));
+    }
+    tasks.spawn(async move {
         loop {
             tokio::time::sleep(SWEEP_EVERY).await;
-            limiter.sweep(Instant::now());
+            limiter.load().sweep(Instant::now());
             addresses.sweep();
         }
     });
@@ -204,7 +232,7 @@ async fn start_with(config: Config, opener: Arc<dyn Open>, switches: Switches) -
         tasks.spawn(obeying.map(|()| Some("the loader")));
     }
     let (tell, loaded) = watch::channel(None);
-    let (required, ready, models) = (config.models.required, readiness.clone(), Arc::clone(&repository));
+    let (ready, models) = (readiness.clone(), Arc::clone(&repository));
     tasks.spawn(async move {
         let loaded = loader.load().await;
         // A model that cannot be loaded is reported and not waited for, unless it is required (contract 01 section 1).
@@ -226,7 +254,7 @@ async fn start_with(config: Config, opener: Arc<dyn Open>, switches: Switches) -
         readiness,
         phase,
         places,
-        drain: shutdown::Settings { delay: config.drain.delay, timeout: config.drain.timeout },
+        drain: shutdown::Settings { delay: drain.delay, timeout: drain.timeout },
         repository,
         access_log,
         loaded,
@@ -308,6 +336,12 @@ fn bind(listen: &Listen) -> Result<Listener, StartError> {
 async fn bind_admin(address: SocketAddr) -> Result<TcpListener, StartError> {
     let bound = TcpListener::bind(address).await;
     bound.map_err(|error| StartError(format!("cannot listen on `{address}` (`admin.address`): {error}")))
+}
+
+/// What traces calls and what sends the traces, if the configuration asks for it.
+fn tracing_calls(config: &Config, metrics: &Arc<Metrics>) -> Result<Option<(Tracer, Exporter)>, StartError> {
+    let tracer = config.telemetry.otlp.as_ref().map(|settings| Tracer::new(settings, Arc::clone(metrics)));
+    tracer.transpose().map_err(StartError::new)
 }
 
 /// Re-reads the file of keys when it changes. A broken file changes nothing, and is said once per change.

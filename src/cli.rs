@@ -44,6 +44,8 @@ enum Command {
     Serve(Serve),
     /// Explain the configuration and every model; exit 2 if something is wrong
     Check(Check),
+    /// Print the JSON Schema of the configuration, for editors
+    Schema,
     /// Make API keys
     Keys {
         #[command(subcommand)]
@@ -118,6 +120,10 @@ impl Cli {
         match self.command {
             Some(Command::Serve(arguments)) => serve(&arguments),
             Some(Command::Check(arguments)) => check(&arguments),
+            Some(Command::Schema) => {
+                println!("{:#}", config::schema());
+                ExitCode::SUCCESS
+            }
             Some(Command::Keys { command: Keys::New { identity, groups } }) => new_key(&identity, &groups),
             Some(Command::Keys { command: Keys::Hash }) => hash_key(),
             None => ExitCode::FAILURE,

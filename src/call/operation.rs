@@ -168,6 +168,8 @@ pub enum Inspect {
     Trace(Option<ModelRef>),
     /// What is logged.
     Logging,
+    /// The page of metrics.
+    Metrics,
 }
 
 impl Inspect {
@@ -176,7 +178,13 @@ impl Inspect {
         match self {
             Self::Model(model) | Self::Ready(model) | Self::Versions(model) | Self::Config(model) => Some(model),
             Self::Statistics(model) | Self::Trace(model) => model.as_ref(),
-            Self::Caller | Self::Server | Self::Models | Self::Catalog | Self::Index { .. } | Self::Logging => None,
+            Self::Caller
+            | Self::Server
+            | Self::Models
+            | Self::Catalog
+            | Self::Index { .. }
+            | Self::Logging
+            | Self::Metrics => None,
         }
     }
 }

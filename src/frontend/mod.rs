@@ -21,12 +21,15 @@ pub use body::Body;
 pub use settings::Settings;
 
 use crate::{
-    call::{Gateway, Peer, Readiness, Surface},
+    call::{Facts, Gateway, Peer, Readiness, Surface},
     error::Error,
     limit::address::AddressGate,
     telemetry::metrics::Metrics,
 };
-use std::sync::{Arc, atomic::AtomicUsize};
+use std::{
+    sync::{Arc, atomic::AtomicUsize},
+    time::Instant,
+};
 use tokio::sync::watch;
 
 /// What all connections of all lanes share.
@@ -46,6 +49,32 @@ pub struct Frontend {
     pub addresses: Arc<AddressGate>,
     /// Bytes of bodies and outputs held (`limits.concurrency.memory`).
     pub memory: body::Memory,
+}
+
+impl Frontend {
+    /// The same with other settings, for connections from now on. What all connections share stays as it is.
+    #[must_use]
+    pub fn with_settings(&self, settings: Settings) -> Self {
+        Self {
+            gateway: self.gateway.clone(),
+            settings,
+            readiness: self.readiness.clone(),
+            phase: self.phase.clone(),
+            metrics: Arc::clone(&self.metrics),
+            addresses: Arc::clone(&self.addresses),
+            memory: self.memory.clone(),
+        }
+    }
+
+    /// The whole reply of a call was written for its client, from the moment when it was over: counted, and noted if the
+    /// call is traced.
+    pub fn encoded(&self, surface: Surface, facts: &Facts) {
+        let (begun, over) = (facts.over(), Instant::now());
+        self.metrics.encoded(surface, over.saturating_duration_since(begun));
+        if let Some(trace) = facts.trace.get() {
+            trace.note("encode", begun, over);
+        }
+    }
 }
 
 /// How far the process is on its way out (contract 07 section 5).

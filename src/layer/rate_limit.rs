@@ -9,6 +9,7 @@ use crate::{
     error::Error,
     limit::{Charge, RateLimiter},
 };
+use arc_swap::ArcSwap;
 use std::{
     sync::Arc,
     task::{Context, Poll},
@@ -46,6 +47,21 @@ impl Charging for RateLimiter {
         now: Instant,
     ) -> Result<Option<Charge>, Duration> {
         RateLimiter::charge(self, identity, intent, facts, now)
+    }
+}
+
+/// One that may be exchanged for another while calls are made. A charge belongs to the one that made it.
+impl<L: Charging> Charging for ArcSwap<L> {
+    type Charge = L::Charge;
+
+    fn charge(
+        &self,
+        identity: &Arc<Identity>,
+        intent: Intent,
+        facts: &Arc<Facts>,
+        now: Instant,
+    ) -> Result<Option<Self::Charge>, Duration> {
+        self.load().charge(identity, intent, facts, now)
     }
 }
 

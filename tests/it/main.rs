@@ -5,21 +5,25 @@
 
 mod allocations;
 mod bad_input;
+mod canary;
 mod cancel;
 mod datatypes;
 mod doors;
 mod drain;
 mod floods;
 mod listeners;
+mod observed;
 mod onnx;
 mod overload;
 mod parity;
 mod program;
+mod reload;
 mod repository;
 mod statistics;
 mod support;
 mod surfaces;
 mod switches;
 mod tidy;
+mod traces;
 mod tunnels;
 mod v1;

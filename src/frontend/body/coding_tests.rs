@@ -164,7 +164,7 @@ async fn a_response_is_packed_for_who_takes_it_and_only_if_it_is_worth_it() {
 
 #[tokio::test]
 async fn only_outputs_are_packed() {
-    let rest = Rest { compress_above: Some(1) };
+    let rest = Rest { compress_above: Some(1), ..Rest::default() };
     let server = Plan { settings: Settings { rest, ..Settings::default() }, ..Plan::default() }.start(echo);
     let (head, _) = post(&server, "accept-encoding: gzip\r\n", INFER.as_bytes()).await;
     assert!(head.contains("content-encoding: gzip\r\n"), "{head}");

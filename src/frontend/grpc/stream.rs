@@ -4,7 +4,10 @@
 
 use super::{arriving, input::Input, status};
 use crate::{
-    call::{Call, CallId, Credentials, Facts, Head, InferResponse, Inspect, Operation, Parameter, Pending, Surface},
+    call::{
+        Call, CallId, Credentials, Facts, Head, InferResponse, Inspect, Operation, Parameter, Pending, Route, Surface,
+        trace::TraceContext,
+    },
     error::{Error, Stage},
     frontend::{
         Connection, Phase, Settings,
@@ -71,13 +74,13 @@ pub(super) async fn serve(
         return Err(Error::ShuttingDown);
     }
     let deadline = head.timeout.and_then(|timeout| Instant::now().checked_add(timeout));
-    let id = head.id.clone();
+    let (id, context) = (head.id.clone(), head.facts.context.get().copied());
     let input = Pending::ready(Operation::Inspect(Inspect::Caller));
     connection.frontend.gateway.call(Call { head, sender: sender.clone(), input }).await?;
 
     let (pipe, receiver) = Pipe::new();
     let link = Messages { messages, pipe, limit: connection.frontend.settings.size.body };
-    let codec = Protocol { connection: Arc::clone(&connection), id, strict, deadline, next: 0 };
+    let codec = Protocol { connection: Arc::clone(&connection), id, strict, deadline, context, next: 0 };
     let rules = rules(&connection.frontend.settings);
     tokio::spawn(Session::new(connection, rules, sender, codec, link).run());
     Ok(Answers(receiver))
@@ -86,6 +89,7 @@ pub(super) async fn serve(
 fn rules(settings: &Settings) -> Rules {
     Rules {
         surface: Surface::Grpc,
+        route: Route::GrpcStream,
         in_flight: settings.concurrency.per_grpc_stream,
         beyond: Beyond::Wait,
         order: Order::Whole,
@@ -150,6 +154,8 @@ struct Protocol {
     id: CallId,
     strict: bool,
     deadline: Option<Instant>,
+    /// Whose work the stream is part of.
+    context: Option<TraceContext>,
     /// Messages so far: ids need not differ, or be there.
     next: u64,
 }
@@ -196,6 +202,7 @@ impl Codec for Protocol {
             ticket,
             streams: true,
             credited: false,
+            context: self.context,
             timeout: self.deadline.map(|deadline| deadline.saturating_duration_since(out.now())),
             size: 0,
             input: Pending::new(async move { input.decode(&connection.frontend.settings.wire) }),

@@ -9,7 +9,7 @@ use super::{
     unary::{answer, call, only},
 };
 use crate::{
-    call::{CallId, InferRequest, Inputs, Inspect, Intent, ModelRef, Operation, Reply, Report, Untyped},
+    call::{CallId, InferRequest, Inputs, Inspect, Intent, ModelRef, Operation, Reply, Report, Surface, Untyped},
     error::Error,
     frontend::{Connection, body, http::Response},
     wire::tfserving::{self as tf, Contents, pb::serving as pb},
@@ -68,7 +68,7 @@ pub(super) async fn serve(connection: Arc<Connection>, id: CallId, method: Metho
                 tf::model(m.model_spec).map(Inspect::Model).map(Operation::Inspect)
             };
             let reply = match call(&connection, &id, Intent::Inspect, request, decode).await {
-                Ok(Reply::Report(Report::Model(report))) => Ok(tf::encode_metadata(&report)),
+                Ok((Reply::Report(Report::Model(report)), _)) => Ok(tf::encode_metadata(&report)),
                 Ok(_) => Err(mismatch()),
                 Err(error) => Err(error),
             };
@@ -78,7 +78,7 @@ pub(super) async fn serve(connection: Arc<Connection>, id: CallId, method: Metho
             let decode =
                 |m: pb::GetModelStatusRequest| tf::model(m.model_spec).map(Inspect::Versions).map(Operation::Inspect);
             let reply = match call(&connection, &id, Intent::Inspect, request, decode).await {
-                Ok(Reply::Report(Report::Versions(report))) => Ok(tf::encode_status(&report)),
+                Ok((Reply::Report(Report::Versions(report)), _)) => Ok(tf::encode_status(&report)),
                 Ok(_) => Err(mismatch()),
                 Err(error) => Err(error),
             };
@@ -96,13 +96,16 @@ async fn predict(connection: &Arc<Connection>, id: &CallId, request: Request) ->
         let _ = found.set(tf::contents(&message.inputs));
         operation(&shared, message)
     };
-    let response = match call(connection, id, Intent::Infer, request, decode).await? {
+    let (reply, facts) = call(connection, id, Intent::Infer, request, decode).await?;
+    let response = match reply {
         Reply::Infer(response) => response,
         Reply::Stream(stream) => only(stream).await?,
         Reply::Report(_) => return Err(mismatch()),
     };
     let contents: Contents = contents.get().copied().unwrap_or_default();
-    Ok(tf::encode_predict(&response, contents))
+    let message = tf::encode_predict(&response, contents);
+    connection.frontend.encoded(Surface::Grpc, &facts);
+    Ok(message)
 }
 
 /// What a request asks for. Its lists become tensors only when the caller may, off the lane if they are large.

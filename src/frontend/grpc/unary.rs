@@ -10,7 +10,7 @@ use super::{
     name, refuse,
 };
 use crate::{
-    call::{Call, CallId, Chunk, InferResponse, Intent, Operation, Pending, Reply, ReplyStream, Surface},
+    call::{Call, CallId, Chunk, Facts, InferResponse, Intent, Operation, Pending, Reply, ReplyStream, Surface},
     error::Error,
     frontend::{Connection, body::Body, http::Response},
     wire::proto::{self, inference as pb},
@@ -44,16 +44,21 @@ pub(super) async fn infer(connection: Arc<Connection>, id: CallId, request: Requ
         }
         Input::hold(&settings, message)?.decode(&settings.frontend.settings.wire)
     };
-    let response = match call(&connection, &id, Intent::Infer, request, decode).await {
-        Ok(Reply::Infer(response)) => Ok(response),
-        Ok(Reply::Stream(stream)) => only(stream).await,
-        Ok(Reply::Report(_)) => Err(Error::internal("a report answers an inference")),
-        Err(error) => Err(error),
+    let (reply, facts) = match call(&connection, &id, Intent::Infer, request, decode).await {
+        Ok(answered) => answered,
+        Err(error) => return refused(&connection, &id, &error),
+    };
+    let response = match reply {
+        Reply::Infer(response) => Ok(response),
+        Reply::Stream(stream) => only(stream).await,
+        Reply::Report(_) => Err(Error::internal("a report answers an inference")),
     };
     match response {
         Ok(response) => {
             let typed = typed.is_some_and(|typed| typed.load(Ordering::Relaxed));
-            answer(&connection, &id, proto::encode_infer(response, typed))
+            let message = proto::encode_infer(response, typed);
+            connection.frontend.encoded(Surface::Grpc, &facts);
+            answer(&connection, &id, message)
         }
         Err(error) => refused(&connection, &id, &error),
     }
@@ -72,23 +77,25 @@ pub(super) async fn probe(connection: Arc<Connection>, id: CallId, probe: Probe,
     }
 }
 
-/// Sends a call through the stack. `decode` is not run before the stack asks for the message.
+/// Sends a call through the stack, and says what was learnt of it besides the reply. `decode` is not run before the stack asks for the message.
 pub(super) async fn call<M, D>(
     connection: &Arc<Connection>,
     id: &CallId,
     intent: Intent,
     request: Request,
     decode: D,
-) -> Result<Reply, Error>
+) -> Result<(Reply, Arc<Facts>), Error>
 where
     M: Message + Default + 'static,
     D: FnOnce(M) -> Result<Operation, Error> + Send + 'static,
 {
-    let (head, sender) = head::open(connection, id, intent, request.headers())?;
+    let (head, sender) = head::open(connection, id, intent, &request)?;
     let limit = connection.frontend.settings.size.body;
     let messages = messages(connection, request, Wait::Throughout)?;
     let input = Pending::new(async move { one(messages, limit).await.and_then(decode) });
-    connection.frontend.gateway.call(Call { head, sender, input }).await
+    let facts = Arc::clone(&head.facts);
+    let reply = connection.frontend.gateway.call(Call { head, sender, input }).await;
+    reply.map(|reply| (reply, facts))
 }
 
 /// Reads the one message of a request that is answered beside the stack.

@@ -1,0 +1,137 @@
+//! Reading the configuration again while the gateway runs, and applying the part of it that may change.
+//!
+//! Read, checked as a whole, and only then applied: a file with any error changes nothing. What needs a restart is named
+//! and left as it is. Does not know keys and certificates, whose files are read again by those who use them.
+
+use crate::{
+    auth::grants::Grants,
+    config::{Changes, Config},
+    frontend::Frontend,
+    layer::deadline,
+    limit::RateLimiter,
+    telemetry::{metrics::Metrics, switches::Switches},
+};
+use arc_swap::ArcSwap;
+use std::{
+    fs, io,
+    path::Path,
+    sync::{Arc, Mutex, PoisonError},
+    time::{Duration, Instant},
+};
+use tokio::signal::unix::{Signal, SignalKind, signal};
+
+/// How often the file is looked at. Its contents are compared and links are followed, so an editor that renames, and a
+/// ConfigMap of Kubernetes, which is swapped as a link to its folder, are seen like any other change.
+const EVERY: Duration = Duration::from_millis(500);
+
+/// What may change while the gateway runs.
+#[derive(Debug)]
+pub(super) struct Live {
+    config: Mutex<Config>,
+    /// Of connections from now on; those that are open keep the one that they began with.
+    pub(super) frontend: Arc<ArcSwap<Frontend>>,
+    pub(super) grants: Arc<ArcSwap<Grants>>,
+    pub(super) limiter: Arc<ArcSwap<RateLimiter>>,
+    pub(super) deadlines: deadline::Shared,
+    pub(super) switches: Arc<Switches>,
+    pub(super) metrics: Arc<Metrics>,
+}
+
+impl Live {
+    pub(super) fn new(
+        config: Config,
+        frontend: Frontend,
+        (grants, limiter): (Arc<ArcSwap<Grants>>, Arc<ArcSwap<RateLimiter>>),
+        deadlines: deadline::Shared,
+        switches: Arc<Switches>,
+    ) -> Self {
+        let (metrics, frontend) = (Arc::clone(&frontend.metrics), Arc::new(ArcSwap::from_pointee(frontend)));
+        Self { config: Mutex::new(config), frontend, grants, limiter, deadlines, switches, metrics }
+    }
+
+    /// Reads the file again and applies what may change.
+    ///
+    /// # Errors
+    ///
+    /// Everything that is wrong with it; nothing was changed then.
+    pub(super) fn reload(&self) -> Result<Changes, String> {
+        let mut config = self.config.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(source) = config.source.clone() else { return Ok(Changes::default()) };
+        let newer = Config::load(Some(&source.path), source.overrides).map_err(|problems| problems.to_string())?;
+        let changes = config.written.changes(&newer.written);
+        self.apply(&config, &newer);
+        // What needs a restart is compared with what is in use until there was one, and so is named each time.
+        let applied = Config {
+            grants: newer.grants,
+            rates: newer.rates,
+            deadline: newer.deadline,
+            frontend: newer.frontend,
+            ..config.clone()
+        };
+        let log = crate::config::Log { level: newer.telemetry.log.level, ..config.telemetry.log };
+        *config = Config { written: config.written.with(&newer.written, &changes.live), ..applied };
+        config.telemetry.log = log;
+        Ok(changes)
+    }
+
+    fn apply(&self, old: &Config, new: &Config) {
+        self.grants.store(Arc::new(Grants::new(new.grants.clone())));
+        // Policies that stay keep what was counted: saving the file must not hand out a new burst.
+        if old.rates != new.rates {
+            self.limiter.store(Arc::new(RateLimiter::new(new.rates.clone(), Instant::now(), old.buckets)));
+        }
+        self.deadlines.set(super::settings::deadlines(&new.deadline));
+        let before = self.frontend.load();
+        self.frontend.store(Arc::new(before.with_settings(new.frontend.clone())));
+        // Only if the file changed it: operators may have set another by a call meanwhile.
+        if old.telemetry.log.level != new.telemetry.log.level {
+            self.switches.set_level(&super::settings::log(&new.telemetry).level);
+        }
+    }
+
+    /// Reloads on SIGHUP and whenever the file's contents change, for ever.
+    ///
+    /// # Errors
+    ///
+    /// If the signal cannot be heard.
+    pub(super) async fn follow(self: Arc<Self>) -> io::Result<()> {
+        let path = self.config.lock().unwrap_or_else(PoisonError::into_inner).source.clone().map(|source| source.path);
+        let mut hangup = signal(SignalKind::hangup())?;
+        let mut seen = path.as_deref().map(contents);
+        loop {
+            let asked = tokio::select! {
+                asked = asked(&mut hangup) => asked,
+                () = tokio::time::sleep(EVERY) => false,
+            };
+            let now = path.as_deref().map(contents);
+            if asked || now != seen {
+                seen = now;
+                self.say(self.reload());
+            }
+        }
+    }
+
+    fn say(&self, reloaded: Result<Changes, String>) {
+        self.metrics.config_reloaded(reloaded.is_ok());
+        match reloaded {
+            Ok(Changes { live, fixed }) => {
+                tracing::info!(changed = live.join(", "), "the configuration was read again");
+                if !fixed.is_empty() {
+                    tracing::warn!(keys = fixed.join(", "), "changed in the configuration, and needs a restart");
+                }
+            }
+            Err(problems) => {
+                tracing::error!(%problems, "the configuration cannot be read again, the old one stays");
+            }
+        }
+    }
+}
+
+async fn asked(hangup: &mut Signal) -> bool {
+    hangup.recv().await.is_some()
+}
+
+/// What is in the file; `None` if it cannot be read, which is a change like any other.
+fn contents(path: &Path) -> Option<Vec<u8>> {
+    fs::read(path).ok()
+}
