@@ -89,7 +89,8 @@ impl Live {
         }
     }
 
-    /// Reloads on SIGHUP and whenever the file's contents change, for ever.
+    /// Reloads on SIGHUP and whenever the file's contents have changed and stayed so for a moment, for ever: half a file
+    /// that is being written may be valid, and an empty one is.
     ///
     /// # Errors
     ///
@@ -97,17 +98,19 @@ impl Live {
     pub(super) async fn follow(self: Arc<Self>) -> io::Result<()> {
         let path = self.config.lock().unwrap_or_else(PoisonError::into_inner).source.clone().map(|source| source.path);
         let mut hangup = signal(SignalKind::hangup())?;
-        let mut seen = path.as_deref().map(contents);
+        let mut taken = path.as_deref().map(contents);
+        let mut before = taken.clone();
         loop {
             let asked = tokio::select! {
                 asked = asked(&mut hangup) => asked,
                 () = tokio::time::sleep(EVERY) => false,
             };
             let now = path.as_deref().map(contents);
-            if asked || now != seen {
-                seen = now;
+            if asked || (now != taken && now == before) {
+                taken.clone_from(&now);
                 self.say(self.reload());
             }
+            before = now;
         }
     }
 

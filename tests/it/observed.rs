@@ -92,7 +92,7 @@ async fn an_api_listener_shows_metrics_to_those_who_may() {
     assert_eq!(shown.headers()["content-type"], "text/plain; version=0.0.4; charset=utf-8");
     assert!(shown.headers().get("x-request-id").is_some());
     let text = text(&shown);
-    assert!(text.contains("sluicegate_identity_calls_total{code=\"ok\",identity=\"web\"} 3\n"), "{text}");
+    assert!(text.contains("sluicegate_identity_calls_total{code=\"ok\",identity=\"web\"} 4\n"), "{text}");
     assert!(text.contains("route=\"/metrics\""), "its own calls are counted: {text}");
     assert_eq!(http1(&running, http_request(&running, "POST", "/metrics", Some(KEY), "")).await.status(), 405);
 

@@ -99,11 +99,15 @@ impl Program {
             .args(["serve", "--log-format", "json", "--config"])
             .arg(config)
             .stdin(Stdio::null())
-            .stdout(Stdio::null())
+            .stdout(fs::File::create(log.with_extension("out")).unwrap())
             .stderr(fs::File::create(&log).unwrap())
             .spawn()
             .unwrap();
-        Self { child, log }
+        let program = Self { child, log };
+        // The end of the banner: everything is made by then, whoever hears the signal too.
+        let banner = program.log.with_extension("out");
+        program.until("it serves", |_| fs::read_to_string(&banner).unwrap().contains("Ctrl-C"));
+        program
     }
 
     fn signal(&self, name: &str) {
@@ -153,10 +157,6 @@ fn a_hangup_and_the_swap_of_a_config_map_are_seen_and_what_needs_a_restart_is_na
     symlink("v1", at("..data")).unwrap();
     symlink("..data/sluicegate.yaml", at("sluicegate.yaml")).unwrap();
     let program = Program::start(&at("sluicegate.yaml"), at("log"));
-    program.until("it starts", |log| log.contains("\"starting\""));
-    // The signal is heard once the gateway is made; until then it would end the process.
-    program.until("it listens", |log| log.contains("no models") || log.contains("model") || log.len() > 200);
-    std::thread::sleep(Duration::from_millis(500));
     program.signal("HUP");
     program.until("the hangup is heard", |log| said(log) == 1);
 
@@ -176,10 +176,9 @@ fn the_level_of_the_log_follows_the_file() {
     fs::create_dir(folder.path().join("models")).unwrap();
     fs::write(&config, CONFIG).unwrap();
     let program = Program::start(&config, log);
-    program.until("it starts", |log| log.contains("\"starting\""));
     fs::write(&config, format!("{CONFIG}telemetry: {{ log: {{ level: warn }} }}\n")).unwrap();
     // The line that says so is of level info, and no longer to be seen; what needs a restart still is.
-    std::thread::sleep(Duration::from_millis(1500));
+    std::thread::sleep(Duration::from_millis(2500));
     fs::write(&config, format!("{CONFIG}telemetry: {{ log: {{ level: warn }}, access_log: {{ enabled: false }} }}\n"))
         .unwrap();
     program.until("warnings are told", |log| log.contains("telemetry.access_log.enabled"));
