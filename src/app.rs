@@ -40,19 +40,21 @@ use std::{
     convert::Infallible,
     fmt,
     net::SocketAddr,
-    sync::Arc,
+    sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant},
 };
 use tokio::{
     net::TcpListener,
     sync::{oneshot, watch},
-    task::JoinSet,
+    task::{JoinHandle, JoinSet},
 };
 
 /// How often the file of keys is looked at: a revoked key must fail within a second (contract 06 C1).
 const KEYS_EVERY: Duration = Duration::from_millis(500);
 /// How long inference threads have to end once nobody waits for them any more.
 const THREADS_END: Duration = Duration::from_millis(500);
+/// The last traces have this long to be sent.
+const TRACES_END: Duration = Duration::from_secs(2);
 /// The access log's last lines have this long to be written.
 const LOG_END: Duration = Duration::from_secs(1);
 /// How often idle rate buckets and addresses are swept.
@@ -70,6 +72,8 @@ pub struct App {
     drain: shutdown::Settings,
     repository: Arc<Repository>,
     access_log: Option<AccessLog>,
+    /// What stops the sending of traces, and its end.
+    traces: Mutex<Option<(oneshot::Sender<()>, JoinHandle<()>)>>,
     loaded: watch::Receiver<Option<Arc<Loaded>>>,
     /// Acceptors, the admin listener, the loader, sweeps: they end with this. Each says its name if it should not end.
     tasks: tokio::sync::Mutex<JoinSet<Option<&'static str>>>,
@@ -215,10 +219,11 @@ async fn start_with(config: Config, opener: Arc<dyn Open>, switches: Switches) -
         tracing::error!(?error, "the configuration is not read again");
         None
     });
-    if let Some(exporter) = exporter {
-        // Ends with the stack, which holds the tracer.
-        tasks.spawn(exporter.run().map(|()| None));
-    }
+    // Not one of the tasks: it ends after them, when everything that was traced is told.
+    let traces = exporter.map(|exporter| {
+        let (stop, stopped) = oneshot::channel::<()>();
+        (stop, tokio::spawn(exporter.run(stopped.map(|_| ()))))
+    });
     tasks.spawn(async move {
         loop {
             tokio::time::sleep(SWEEP_EVERY).await;
@@ -257,6 +262,7 @@ async fn start_with(config: Config, opener: Arc<dyn Open>, switches: Switches) -
         drain: shutdown::Settings { delay: drain.delay, timeout: drain.timeout },
         repository,
         access_log,
+        traces: Mutex::new(traces),
         loaded,
         tasks: tokio::sync::Mutex::new(tasks),
         lanes,
@@ -424,6 +430,11 @@ impl App {
         });
         if waiting.is_ok() && !ended.await.unwrap_or(false) {
             tracing::warn!("a run did not end; the process ends without it");
+        }
+        let traces = self.traces.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some((stop, ended)) = traces {
+            drop(stop);
+            let _ = tokio::time::timeout(TRACES_END, ended).await;
         }
         if let Some(log) = &self.access_log {
             log.flush(LOG_END);

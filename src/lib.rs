@@ -84,6 +84,10 @@
 //!   stack, not through one of its own.
 //! - Deadlines ring from one timer per lane (`layer/alarm.rs`), not from one in each call.
 //! - A model that runs on lanes has a spare instance on a thread, for what a lane must not run.
+//! - What is traced of a call hangs on its facts and is handed over by whoever lets go of them last (`call/trace.rs`), so that
+//!   the batch and the encoder have their part in it and no layer waits for them.
+//! - `Live` is not one type: grants, rates and deadlines are swapped where they are asked, and front-ends by connection
+//!   (`app/live.rs`).
 //! - There is no `Reserve` layer yet.
 //! - `InferRequest` carries no wish about how outputs are written: that is the front-end's ([`wire::Wishes`]).
 //!

@@ -115,7 +115,7 @@ impl Live {
     }
 
     fn say(&self, reloaded: Result<Changes, String>) {
-        self.metrics.config_reloaded(reloaded.is_ok());
+        self.metrics.config_file_reloaded(reloaded.is_ok());
         match reloaded {
             Ok(Changes { live, fixed }) => {
                 tracing::info!(changed = live.join(", "), "the configuration was read again");

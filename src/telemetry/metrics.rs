@@ -30,7 +30,7 @@ use std::{
     array,
     sync::{
         Arc, OnceLock,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
@@ -63,6 +63,8 @@ pub struct Metrics {
     identities: Option<Identities>,
     /// Absent unless it was asked for.
     nv: Option<nv::View>,
+    /// What could not be read again: files that the configuration names, and itself.
+    broken: [AtomicBool; 2],
     /// Model versions so far.
     enrolled: AtomicU64,
     /// Calls that never came to a model that the repository knows.
@@ -136,6 +138,7 @@ impl Metrics {
             exemplars: Exemplars::default(),
             identities,
             nv: settings.nv_view.then(nv::View::default),
+            broken: Default::default(),
             enrolled: AtomicU64::new(0),
             no_model: PerModel::new(None, 0),
             models: ArcSwap::default(),
@@ -343,9 +346,21 @@ impl Metrics {
         }
     }
 
-    /// The configuration was reloaded, or refused.
+    /// Files that the configuration names (keys, certificates) were read again, or some of them are broken.
     pub fn config_reloaded(&self, taken: bool) {
-        self.families.config_reload.set(i64::from(taken));
+        self.reloaded(0, taken);
+    }
+
+    /// The configuration itself was read again, or refused.
+    pub fn config_file_reloaded(&self, taken: bool) {
+        self.reloaded(1, taken);
+    }
+
+    /// What is well does not hide what is broken.
+    fn reloaded(&self, part: usize, taken: bool) {
+        self.broken[part].store(!taken, Ordering::Relaxed);
+        let is_good = self.broken.iter().all(|broken| !broken.load(Ordering::Relaxed));
+        self.families.config_reload.set(i64::from(is_good));
         if taken {
             self.families.config_reload_time.set(seconds_since_1970());
         }

@@ -9,6 +9,7 @@ use crate::call::{
     End, Head, random,
     trace::{Record, Sink, Span, Trace},
 };
+use futures_util::FutureExt;
 use opentelemetry::{
     InstrumentationScope, KeyValue, SpanId, TraceFlags, TraceId,
     trace::{Link, SpanContext, SpanKind, Status, TraceState},
@@ -20,6 +21,7 @@ use opentelemetry_sdk::{
 };
 use std::{
     fmt,
+    pin::pin,
     sync::Arc,
     time::{Duration, Instant, SystemTime},
 };
@@ -135,18 +137,30 @@ impl Sink for Queue {
 }
 
 impl Exporter {
-    /// Sends traces until the last tracer is gone, and then what is left.
-    pub async fn run(mut self) {
+    /// Sends traces until the last tracer is gone or `stop` is over, and then what is left.
+    pub async fn run(mut self, stop: impl Future<Output = ()>) {
+        let mut stop = pin!(stop.fuse());
         let mut records = Vec::with_capacity(BATCH);
         let mut said = false;
         loop {
-            if self.receiver.recv_many(&mut records, BATCH).await == 0 {
+            let found = tokio::select! {
+                found = self.receiver.recv_many(&mut records, BATCH) => found,
+                () = &mut stop => {
+                    // What is in the queue still comes out of it.
+                    self.receiver.close();
+                    continue;
+                }
+            };
+            if found == 0 {
                 return;
             }
             // Few calls are traced: waiting a little makes few messages of them.
             let full =
                 async { while records.len() < BATCH && self.receiver.recv_many(&mut records, BATCH).await > 0 {} };
-            let _ = timeout(EVERY, full).await;
+            tokio::select! {
+                _ = timeout(EVERY, full) => {}
+                () = &mut stop => self.receiver.close(),
+            }
             let traces = records.len() as u64;
             let spans = records.drain(..).flat_map(|record| self.spans_of(record)).collect();
             let sent = timeout(TIMEOUT, self.spans.export(spans)).await;

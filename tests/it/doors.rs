@@ -160,7 +160,10 @@ async fn call(running: &Running, path: &str, key: Option<&str>) -> String {
 }
 
 fn setup() -> Setup {
-    Setup::new().with_key().yaml("rest: { predict: { model: double } }\nmodels: { control: explicit, load: all }")
+    Setup::new().with_key().yaml(
+        "rest: { predict: { model: double } }\nmodels: { control: explicit, load: all }\n\
+         telemetry: { metrics: { on_api: true } }",
+    )
 }
 
 /// How many calls of a surface ended with a code.

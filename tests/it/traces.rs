@@ -250,6 +250,16 @@ async fn a_share_is_traced_without_a_context_and_a_malformed_one_is_nobodys() {
 }
 
 #[tokio::test]
+async fn the_last_traces_are_sent_before_the_end() {
+    let (collector, address) = Collector::start().await;
+    let running = setup(address, "1").yaml("drain: { delay: 10ms, timeout: 1s }").start().await;
+    let mut client = Client::connect(Surface::Rest, &running, None).await.unwrap();
+    client.infer(&Request::new("double", &[1, 4], vec![1.0; 4])).await.unwrap();
+    running.drain().over().await;
+    assert!(collector.text().contains("/v2/models/{model}/infer"), "{}", collector.text());
+}
+
+#[tokio::test]
 async fn a_collector_that_is_away_costs_traces_and_nothing_else() {
     // A port that nobody listens on: bound, and let go of.
     let address = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();

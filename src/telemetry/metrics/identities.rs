@@ -11,7 +11,7 @@ use std::{array, sync::Arc};
 
 /// Identities that have series of their own; all further ones share those of [`OTHERS`].
 const MOST: usize = 1000;
-/// What the others are called. No identity has this name: `auth` gives none with a bracket.
+/// What the others are called. Somebody of this very name is counted among them.
 const OTHERS: &str = "(others)";
 
 #[derive(Debug)]

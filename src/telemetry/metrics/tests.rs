@@ -376,3 +376,17 @@ fn openmetrics_is_strict_too_and_names_a_traced_call() {
     assert_eq!(page.matches("trace_id").count(), 1);
     assert!(!metrics.render().contains("trace_id"), "text has no exemplars");
 }
+
+#[test]
+fn what_was_read_well_does_not_hide_what_is_broken() {
+    let metrics = Metrics::new();
+    let shows = |success: &str| assert_line(&metrics, &format!("sluicegate_config_reload_success {success}"));
+    shows("1");
+    metrics.config_file_reloaded(false);
+    metrics.config_reloaded(true);
+    shows("0");
+    metrics.config_file_reloaded(true);
+    shows("1");
+    metrics.config_reloaded(false);
+    shows("0");
+}
