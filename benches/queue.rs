@@ -26,6 +26,7 @@ fn jobs(
             let job = Job {
                 inputs: [tensor.clone()].into(),
                 rows: 1,
+                priority: 0,
                 deadline: now + Duration::from_secs(3600),
                 queued: now,
                 reply: ReplyTo::Once(sender),

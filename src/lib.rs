@@ -64,7 +64,9 @@
 //!    `error/code.rs`.
 //! 2. **Nothing outside `backend/ort` names the `ort` crate.**
 //! 3. **There is one door**: every operation of every surface is a call through `stack.rs`. Outside are only the admin
-//!    listener, the protocols' server probes and reflection: they read one value or fixed bytes and take no slot.
+//!    listener, the protocols' server probes, reflection and the two pages about the surface itself (`/docs`,
+//!    `/openapi.json`): they read one value or fixed bytes and take no slot. `tests/it/doors.rs` walks the tables of
+//!    routes and methods and names these exceptions.
 //! 4. **No layer waits in `poll_ready`**, and none holds anything between `poll_ready` and `call`.
 //! 5. **No body is read before its sender is known and a slot is held.** (A WebSocket message has arrived by then, within
 //!    the message limit, but is not parsed beyond its envelope.)
@@ -89,6 +91,13 @@
 //! - `Live` is not one type: grants, rates and deadlines are swapped where they are asked, and front-ends by connection
 //!   (`app/live.rs`).
 //! - There is no `Reserve` layer yet.
+//! - Some wire forms do not say the type or shape of an input (V1, `generate`, `/predict`). They become
+//!   `call::Inputs::Untyped`: a parser that the router calls with the signature. The router still knows no wire.
+//! - Loading and unloading are calls (`call::Manage`) that the router hands to `model::control`; nothing else changes the
+//!   repository while the server runs.
+//! - REST's routes are data (`frontend::rest::route`), so that tests and `/openapi.json` can be held against them.
+//! - Errors of REST have a voice (V2's object, V1's string, problem details), chosen by route and `Accept`; the code is one.
+//! - gRPC's message compression is ours (`frontend::grpc::encoding`): tonic's would inflate before anybody is known.
 //! - `InferRequest` carries no wish about how outputs are written: that is the front-end's ([`wire::Wishes`]).
 //!
 //! # Tenets, ranked

@@ -103,6 +103,7 @@ fn model_settings(settings: &config::ModelDefaults) -> model::ModelSettings {
             max_rows: batching.max_rows,
             max_delay: batching.max_delay,
             max_queue: batching.max_queue,
+            priorities: schedule::Priorities::new(batching.priorities, Some(batching.default_priority)),
         },
         ..model::ModelSettings::default()
     }

@@ -74,7 +74,7 @@ pub struct InferRequest {
     pub outputs: Vec<RequestedOutput>,
     /// A wish found in the body; `Decode` can only shorten the deadline by it.
     pub timeout: Option<Duration>,
-    /// 0: the model's default; 1: highest (contract 02).
+    /// 0: the model's default; 1: the highest; larger is lower (contract 02 section 3). Counts where a model has levels.
     pub priority: u32,
     /// Everything else the client said, by name.
     pub parameters: Parameters,

@@ -148,6 +148,8 @@ pub struct ConfigReport {
     pub instances: usize,
     /// How long the oldest call may wait for others.
     pub max_delay: Duration,
+    /// Levels of priority among calls that wait, and the level of one that asks for none; one level is none.
+    pub priorities: (u32, u32),
     /// Which versions are served.
     pub versions: ServedVersions,
     /// Outputs whose classes have labels, and the files that these are in.

@@ -21,7 +21,6 @@ pub(super) const LATER: &[&str] = &[
     "models.memory",
     "models.defaults.batching.preferred",
     "models.defaults.batching.preserve_order",
-    "models.defaults.batching.priorities",
     "models.defaults.batching.when_late",
     "models.defaults.batching.pad",
     "models.defaults.arena",

@@ -181,6 +181,10 @@ pub struct Batching {
     pub max_delay: Duration,
     /// Calls waiting.
     pub max_queue: usize,
+    /// Levels of priority among them; 1: the order of arrival.
+    pub priorities: u32,
+    /// The level of a call that asks for none.
+    pub default_priority: u32,
 }
 
 /// One model's own configuration.

@@ -129,6 +129,8 @@ fn settle(raw: &mut raw::ModelFile, own: &Value, said: &Said, problems: &mut Pro
     one.settle("batching.max_rows", &mut raw.batching.max_rows, said.max_rows.as_ref());
     one.settle("batching.max_delay", &mut raw.batching.max_delay, said.max_delay.as_ref());
     one.settle("batching.max_queue", &mut raw.batching.max_queue, said.max_queue.as_ref());
+    one.settle("batching.priorities", &mut raw.batching.priorities, said.priorities.as_ref());
+    one.settle("batching.default_priority", &mut raw.batching.default_priority, said.default_priority.as_ref());
     for (output, word) in &said.labels {
         let ours = raw.class_labels.entry(output.clone()).or_insert_with(|| word.value.clone());
         if *ours != word.value {

@@ -65,10 +65,11 @@ fn ours_decides_what_theirs_is_silent_about() {
 #[test]
 fn what_both_say_must_be_the_same() {
     let theirs = "max_batch_size: 8\ninstance_group [{ count: 2 kind: KIND_CPU }]\nversion_policy: { all { } }\n\
-        dynamic_batching { max_queue_delay_microseconds: 100 default_queue_policy { max_queue_size: 7 } }\n\
+        dynamic_batching { max_queue_delay_microseconds: 100 default_queue_policy { max_queue_size: 7 }\n\
+        priority_levels: 2 default_priority_level: 1 }\n\
         output [{ name: \"y\" label_filename: \"a.txt\" }]\n";
     let same = "instances: 2\nversions: all\nclass_labels: { y: a.txt }\n\
-        batching: { enabled: true, max_rows: 8, max_delay: 0.1ms, max_queue: 7 }\n";
+        batching: { enabled: true, max_rows: 8, max_delay: 0.1ms, max_queue: 7, priorities: 2, default_priority: 1 }\n";
     let model = load(&[(THEIRS, theirs), (OURS, same)], None).unwrap();
     assert_eq!(model.defaults.batching.max_delay, Duration::from_micros(100));
     for (ours, complaint) in [
@@ -79,6 +80,11 @@ fn what_both_say_must_be_the_same() {
             "batching.max_delay: is 1ms and contradicts `max_queue_delay_microseconds: 100`",
         ),
         ("batching: { max_queue: 1 }", "batching.max_queue: is 1 and contradicts `max_queue_size: 7`"),
+        ("batching: { priorities: 3 }", "batching.priorities: is 3 and contradicts `priority_levels: 2`"),
+        (
+            "batching: { default_priority: 2 }",
+            "batching.default_priority: is 2 and contradicts `default_priority_level: 1`",
+        ),
         ("instances: auto", "instances: is auto and contradicts `instance_group[0].count: 2`"),
         ("versions: [1, 3]", "versions: is [1,3] and contradicts `version_policy: { all }`"),
         ("class_labels: { y: b.txt }", "class_labels.y: is b.txt and contradicts `label_filename: a.txt`"),

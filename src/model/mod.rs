@@ -86,6 +86,7 @@ impl Model {
             decoupled: self.decoupled,
             instances: self.instances,
             max_delay: policy.max_delay,
+            priorities: (policy.priorities.levels(), policy.priorities.level(0)),
             versions: match &self.settings.versions {
                 VersionPolicy::Latest(count) => ServedVersions::Latest(*count),
                 VersionPolicy::All => ServedVersions::All,

@@ -77,6 +77,7 @@ struct Asked {
     model: Arc<Model>,
     client_id: Option<Arc<str>>,
     outputs: Vec<RequestedOutput>,
+    priority: u32,
 }
 
 #[derive(Debug)]
@@ -127,7 +128,7 @@ impl Parts {
         learn(&head, &model);
         signature::check_outputs(&model.signature, &request.outputs)?;
         let client_id = request.client_id.filter(|id| !id.is_empty());
-        let asked = Asked { head, model, client_id, outputs: request.outputs };
+        let asked = Asked { head, model, client_id, outputs: request.outputs, priority: request.priority };
         match request.inputs {
             Inputs::Tensors(inputs) => asked.submit(inputs),
             Inputs::Untyped(inputs) => {
@@ -231,6 +232,7 @@ impl Asked {
         let job = |reply| Job {
             inputs: checked.inputs,
             rows: checked.rows,
+            priority: self.priority,
             deadline: head.deadline,
             queued,
             reply,
@@ -294,7 +296,7 @@ impl fmt::Debug for Inner {
 impl Waiting {
     fn reply(&mut self, answer: Result<Result<Answer, Error>, oneshot::error::RecvError>) -> Result<Reply, Error> {
         let Answer { outputs, timing } = answer.unwrap_or_else(|_| Err(self.unanswered()))?;
-        let Asked { head, model, client_id, outputs: wanted } = &mut self.asked;
+        let Asked { head, model, client_id, outputs: wanted, .. } = &mut self.asked;
         let _ = head.facts.timing.set(timing);
         respond(model, client_id.take(), wanted, outputs, timing).map(Reply::Infer)
     }

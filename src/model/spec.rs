@@ -5,7 +5,7 @@
 
 use crate::{
     call::Notes,
-    schedule::{BatchPolicy, Execution, TurnSettings},
+    schedule::{BatchPolicy, Execution, Priorities, TurnSettings},
     tensor::{DataType, Signature},
 };
 use std::{collections::HashSet, fmt, path::Path, path::PathBuf, sync::Arc, time::Duration};
@@ -133,6 +133,8 @@ pub struct Batching {
     pub max_delay: Duration,
     /// Most jobs that wait.
     pub max_queue: usize,
+    /// Who goes first among them.
+    pub priorities: Priorities,
 }
 
 /// Which versions of a model are served (`versions`).
@@ -227,15 +229,16 @@ impl Default for ModelSettings {
 
 impl Default for Batching {
     fn default() -> Self {
-        let BatchPolicy { max_rows, max_delay, max_queue, .. } = BatchPolicy::default();
-        Self { enabled: None, max_rows, max_delay, max_queue }
+        let BatchPolicy { max_rows, max_delay, max_queue, priorities, .. } = BatchPolicy::default();
+        Self { enabled: None, max_rows, max_delay, max_queue, priorities }
     }
 }
 
 impl Batching {
     /// The policy for a model that batches or does not.
     pub fn policy(&self, enabled: bool) -> BatchPolicy {
-        BatchPolicy { enabled, max_rows: self.max_rows, max_delay: self.max_delay, max_queue: self.max_queue }
+        let Self { max_rows, max_delay, max_queue, priorities, .. } = *self;
+        BatchPolicy { enabled, max_rows, max_delay, max_queue, priorities }
     }
 }
 

@@ -18,6 +18,10 @@ pub struct Job {
     pub inputs: Tensors,
     /// How many rows it brings to a batch; 1 where the model does not batch.
     pub rows: usize,
+    /// Who goes first: what the request asked for until it is queued, then its level (see [`Priorities`]).
+    ///
+    /// [`Priorities`]: super::Priorities
+    pub priority: u32,
     /// When it must have begun to run: an answer that is whole is of no use after it.
     pub deadline: Instant,
     /// When it was submitted.

@@ -42,11 +42,52 @@ pub struct BatchPolicy {
     pub max_delay: Duration,
     /// Most jobs that wait; beyond it they are refused. On lanes: on each lane.
     pub max_queue: usize,
+    /// Who goes first among those that wait.
+    pub priorities: Priorities,
 }
 
 impl Default for BatchPolicy {
     fn default() -> Self {
-        Self { enabled: false, max_rows: 64, max_delay: Duration::ZERO, max_queue: 1024 }
+        Self {
+            enabled: false,
+            max_rows: 64,
+            max_delay: Duration::ZERO,
+            max_queue: 1024,
+            priorities: Priorities::default(),
+        }
+    }
+}
+
+/// The levels of priority of a model: 1 goes first (`batching.priorities`, contract 02 section 3).
+///
+/// One level, the default, is the order of arrival: whoever may call a model must not overtake others for the asking.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Priorities {
+    levels: u32,
+    default: u32,
+}
+
+impl Default for Priorities {
+    fn default() -> Self {
+        Self::new(1, None)
+    }
+}
+
+impl Priorities {
+    /// `levels` levels, at least one. Who asks for none has `default`, within them, or the lowest.
+    pub fn new(levels: u32, default: Option<u32>) -> Self {
+        let levels = levels.max(1);
+        Self { levels, default: default.unwrap_or(levels).clamp(1, levels) }
+    }
+
+    /// How many there are.
+    pub const fn levels(self) -> u32 {
+        self.levels
+    }
+
+    /// The level of a request that asks for `wanted`: 0, and what there is not, is the default, as for Triton.
+    pub const fn level(self, wanted: u32) -> u32 {
+        if wanted == 0 || wanted > self.levels { self.default } else { wanted }
     }
 }
 

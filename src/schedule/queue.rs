@@ -3,8 +3,9 @@
 //! It has no clock and waits for nothing: time and idle instances are arguments, so every rule of
 //! batching is a table test. It does not know who runs the batches it gives out.
 //!
-//! The rules. The oldest job decides: only jobs that are compatible with it join its batch, in the
-//! order they came. A batch has at most `max_rows` rows, unless its only job is larger by itself.
+//! The rules. Jobs wait by their level of priority, and within a level in the order they came. The
+//! first job decides: only jobs that are compatible with it join its batch, in their order. A batch
+//! has at most `max_rows` rows, unless its only job is larger by itself.
 //! Late and abandoned jobs are dropped here and never run. With `max_delay` zero an idle instance
 //! runs at once what is there; batches then form by themselves under load.
 
@@ -12,7 +13,7 @@ use super::{BatchPolicy, Job};
 use crate::error::{Error, Stage};
 use std::{collections::VecDeque, time::Instant};
 
-/// Jobs that wait, oldest first; bounded by [`BatchPolicy::max_queue`].
+/// Jobs that wait, the next first; bounded by [`BatchPolicy::max_queue`].
 #[derive(Debug)]
 pub struct BatchQueue {
     waiting: VecDeque<Job>,
@@ -46,27 +47,34 @@ impl BatchQueue {
         self.waiting.is_empty()
     }
 
-    /// Adds a job.
+    /// Adds a job, behind all of its level of priority and before all of lower ones.
     ///
     /// # Errors
     ///
     /// Gives the job back when full: the caller turns that into `Overloaded`. Abandoned jobs do not
     /// count; they are dropped before anyone is refused.
-    pub fn push(&mut self, job: Job) -> Result<(), Job> {
+    pub fn push(&mut self, mut job: Job) -> Result<(), Job> {
         if self.waiting.len() >= self.policy.max_queue {
             self.waiting.retain(|job| !job.is_abandoned());
             if self.waiting.len() >= self.policy.max_queue {
                 return Err(job);
             }
         }
-        self.waiting.push_back(job);
+        let level = self.policy.priorities.level(job.priority);
+        job.priority = level;
+        match self.waiting.back() {
+            Some(last) if last.priority > level => {
+                self.waiting.insert(self.waiting.partition_point(|other| other.priority <= level), job);
+            }
+            _ => self.waiting.push_back(job),
+        }
         Ok(())
     }
 
     /// What to do at `now` with `idle` instances.
     pub fn next(&mut self, now: Instant, idle: usize) -> Verdict {
         self.drop_hopeless(now);
-        let Some(oldest) = self.waiting.front() else { return Verdict::Wait(None) };
+        let Some(first) = self.waiting.front() else { return Verdict::Wait(None) };
         if idle == 0 {
             return Verdict::Wait(None);
         }
@@ -79,7 +87,7 @@ impl BatchQueue {
         let mut due = None;
         let mut full = false;
         for job in &self.waiting {
-            if jobs == 0 || job.is_compatible(oldest) {
+            if jobs == 0 || job.is_compatible(first) {
                 let with = rows.saturating_add(job.rows);
                 // A later, smaller job might still fit; it must not overtake this one.
                 if jobs > 0 && with > self.policy.max_rows {
@@ -141,7 +149,7 @@ impl BatchQueue {
         }
     }
 
-    /// Takes the first `jobs` jobs that are compatible with the oldest, all within the first `seen`.
+    /// Takes the first `jobs` jobs that are compatible with the very first, all within the first `seen`.
     fn take(&mut self, jobs: usize, seen: usize) -> Vec<Job> {
         let mut batch = std::mem::take(&mut self.spare);
         if jobs == seen {
@@ -150,7 +158,7 @@ impl BatchQueue {
         }
         let mut others = VecDeque::with_capacity(self.waiting.len() - jobs);
         for job in self.waiting.drain(..) {
-            let joins = batch.len() < jobs && batch.first().is_none_or(|oldest| job.is_compatible(oldest));
+            let joins = batch.len() < jobs && batch.first().is_none_or(|first| job.is_compatible(first));
             if joins {
                 batch.push(job);
             } else {

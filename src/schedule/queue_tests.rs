@@ -1,14 +1,17 @@
 //! The rules of batching as tables, and what must hold for every history as properties.
 
 use super::*;
-use crate::schedule::testing::{self, Receiver};
+use crate::schedule::{
+    Priorities,
+    testing::{self, Receiver},
+};
 use proptest::prelude::*;
 use std::time::Duration;
 
 const MS: Duration = Duration::from_millis(1);
 
 fn policy() -> BatchPolicy {
-    BatchPolicy { enabled: true, max_rows: 8, max_delay: Duration::ZERO, max_queue: 16 }
+    BatchPolicy { enabled: true, max_rows: 8, max_queue: 16, ..BatchPolicy::default() }
 }
 
 fn fill(queue: &mut BatchQueue, now: Instant, rows: &[usize]) -> Vec<Receiver> {
@@ -117,6 +120,42 @@ fn jobs_of_another_shape_stay_in_their_order() {
 }
 
 #[test]
+fn a_higher_level_goes_first_and_one_level_is_the_order_of_arrival() {
+    let now = Instant::now();
+    // (levels, default, what the jobs ask for, the order in which they run)
+    type Row<'a> = (u32, Option<u32>, &'a [u32], &'a [usize]);
+    let table: [Row<'_>; 5] = [
+        (1, None, &[0, 3, 1, 2], &[0, 1, 2, 3]),
+        (3, None, &[0, 3, 1, 2, 1], &[2, 4, 3, 0, 1]),
+        (3, Some(1), &[2, 0, 1, 0], &[1, 2, 3, 0]),
+        (2, None, &[9, 1, 2, u32::MAX], &[1, 0, 2, 3]),
+        (2, Some(2), &[1, 1, 1], &[0, 1, 2]),
+    ];
+    for (levels, default, asked, order) in table {
+        let priorities = Priorities::new(levels, default);
+        let mut queue = BatchQueue::new(BatchPolicy { enabled: false, priorities, ..policy() });
+        let mut receivers = Vec::new();
+        for (mark, priority) in asked.iter().enumerate() {
+            let (job, receiver) = testing::job_at(1, mark as f32, now, Duration::from_secs(1));
+            queue.push(Job { priority: *priority, ..job }).unwrap();
+            receivers.push(receiver);
+        }
+        let mut ran = Vec::new();
+        while let Verdict::Run(jobs) = queue.next(now, 1) {
+            ran.extend(jobs.iter().map(|job| testing::mark(&job.inputs[0]) as usize));
+        }
+        assert_eq!(ran, order, "{levels} levels, {asked:?}");
+    }
+}
+
+#[test]
+fn levels_are_at_least_one_and_hold_their_default() {
+    assert_eq!(Priorities::new(0, None), Priorities::default());
+    assert_eq!(Priorities::new(2, Some(7)).level(0), 2);
+    assert_eq!(Priorities::new(2, Some(0)).level(0), 1);
+}
+
+#[test]
 fn a_late_job_hears_so_and_does_not_run() {
     let now = Instant::now();
     let mut queue = BatchQueue::new(policy());
@@ -147,7 +186,7 @@ fn a_full_queue_gives_the_job_back() {
 /// One thing that happens to a queue.
 #[derive(Clone, Copy, Debug)]
 enum Event {
-    Push { rows: usize, width: usize, patience: u64 },
+    Push { rows: usize, width: usize, patience: u64, priority: u32 },
     Abandon(usize),
     Pass(u64),
     Next { idle: usize },
@@ -155,7 +194,8 @@ enum Event {
 
 fn event() -> impl Strategy<Value = Event> {
     prop_oneof![
-        4 => (1..12_usize, 1..4_usize, 1..40_u64).prop_map(|(rows, width, patience)| Event::Push { rows, width, patience }),
+        4 => (1..12_usize, 1..4_usize, 1..40_u64, 0..4_u32)
+            .prop_map(|(rows, width, patience, priority)| Event::Push { rows, width, patience, priority }),
         1 => (0..64_usize).prop_map(Event::Abandon),
         2 => (0..8_u64).prop_map(Event::Pass),
         3 => (0..2_usize).prop_map(|idle| Event::Next { idle }),
@@ -168,19 +208,21 @@ proptest! {
         events in prop::collection::vec(event(), 1..120),
         max_delay in 0..6_u64,
         enabled: bool,
+        levels in 1..3_u32,
     ) {
         let start = Instant::now();
         let at = |ms: u64| start + Duration::from_millis(ms);
-        let policy = BatchPolicy { enabled, max_delay: Duration::from_millis(max_delay), ..policy() };
+        let policy = BatchPolicy { enabled, max_delay: Duration::from_millis(max_delay), priorities: Priorities::new(levels, None), ..policy() };
         let mut queue = BatchQueue::new(policy);
         let mut now = 0;
         let mut receivers: Vec<Option<Receiver>> = Vec::new();
         let mut fate: Vec<Option<&str>> = Vec::new();
         for event in events {
             match event {
-                Event::Push { rows, width, patience } => {
+                Event::Push { rows, width, patience, priority } => {
                     let (mut job, receiver) = testing::job_at(rows, 0.0, at(now), Duration::from_millis(patience));
                     job.inputs = [testing::tensor(rows, width, receivers.len() as f32)].into();
+                    job.priority = priority;
                     let accepted = queue.push(job).is_ok();
                     receivers.push(accepted.then_some(receiver));
                     fate.push((!accepted).then_some("refused"));
@@ -199,7 +241,8 @@ proptest! {
                         let rows: usize = jobs.iter().map(|job| job.rows).sum();
                         prop_assert!(jobs.len() == 1 || (enabled && rows <= policy.max_rows));
                         let marks: Vec<_> = jobs.iter().map(|job| testing::mark(&job.inputs[0]) as usize).collect();
-                        prop_assert!(marks.is_sorted());
+                        let order: Vec<_> = jobs.iter().zip(&marks).map(|(job, mark)| (job.priority, *mark)).collect();
+                        prop_assert!(order.is_sorted());
                         for (job, mark) in jobs.iter().zip(marks) {
                             prop_assert!(job.is_compatible(&jobs[0]));
                             prop_assert!(at(now) < job.deadline);

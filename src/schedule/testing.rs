@@ -233,6 +233,7 @@ fn job_to(rows: usize, mark: f32, now: Instant, patience: Duration, reply: Reply
     Job {
         inputs: [tensor(rows, 4, mark)].into(),
         rows,
+        priority: 0,
         deadline: now + patience,
         queued: now,
         reply,

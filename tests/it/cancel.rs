@@ -51,6 +51,44 @@ async fn h2_stream_client_that_leaves_takes_its_job_along() {
     a_client_that_leaves_takes_its_job_along(Surface::H2Stream).await;
 }
 
+/// A job whose time runs out in the queue must never run, and its caller hears where it was.
+#[tokio::test]
+async fn a_deadline_in_the_queue_takes_its_job_along_on_every_surface() {
+    for surface in Surface::ALL {
+        let running = Setup::new().start().await;
+        let holder = running.hold("held").await;
+        let before = running.runs("held");
+        let mut client = Client::connect(surface, &running, None).await.unwrap();
+        let request = Request { timeout: Some(Duration::from_millis(50)), ..held() };
+        let failure = client.infer(&request).await.unwrap_err();
+        assert_eq!(
+            (&*failure.code, &*failure.message),
+            ("deadline_exceeded", "deadline exceeded while queued"),
+            "{surface:?}"
+        );
+        holder.release().await;
+        client.infer(&held()).await.unwrap();
+        assert_eq!(running.runs("held"), before + 1, "{surface:?}: only who came after it has run");
+    }
+}
+
+#[tokio::test]
+async fn a_deadline_during_a_run_is_told_so_on_every_surface() {
+    for surface in Surface::ALL {
+        let running = Setup::new().start().await;
+        let mut client = Client::connect(surface, &running, None).await.unwrap();
+        let slow = Request::new("slow", &[1, 4], vec![0.0; 4]);
+        let request = Request { timeout: Some(Duration::from_millis(100)), ..slow.clone() };
+        let failure = client.infer(&request).await.unwrap_err();
+        assert_eq!(
+            (&*failure.code, &*failure.message),
+            ("deadline_exceeded", "deadline exceeded while running"),
+            "{surface:?}"
+        );
+        client.infer(&slow).await.expect("the instance is free again");
+    }
+}
+
 #[tokio::test]
 async fn cancel_on_a_websocket_ends_one_request_and_leaves_the_socket_open() {
     let running = Setup::new().start().await;

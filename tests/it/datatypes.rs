@@ -7,20 +7,14 @@ use crate::support::{
 use futures_util::{SinkExt, StreamExt};
 use serde::Deserialize;
 use serde_json::{Value, json, value::RawValue};
-use sluicegate::{
-    backend::ort::Runtime,
-    wire::proto::inference::{
-        InferTensorContents, ModelInferRequest, ModelInferResponse, model_infer_request::InferInputTensor,
-    },
+use sluicegate::wire::proto::inference::{
+    InferTensorContents, ModelInferRequest, ModelInferResponse, model_infer_request::InferInputTensor,
 };
-use std::{path::Path, sync::Arc};
 use tokio_tungstenite::tungstenite::Message;
 
 /// Models that answer with their input, one for each datatype, and the real runtime to run them.
 async fn echoes(yaml: &str) -> Running {
-    let runtime = Runtime::load(None).unwrap_or_else(|error| panic!("{error}"));
-    let models = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/models/good");
-    Setup::new().yaml(yaml).start_with(&models, Arc::new(runtime), Vec::new()).await
+    Setup::new().yaml(yaml).start_over("tests/models/good").await
 }
 
 /// A tensor as its bytes, and as whoever writes JSON by hand would write it.

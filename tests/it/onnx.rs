@@ -6,8 +6,8 @@ use crate::support::{
 };
 use futures_util::{SinkExt, StreamExt};
 use serde_json::{Value, json};
-use sluicegate::{backend::ort::Runtime, call::Surface, wire::proto::inference};
-use std::{path::Path, sync::Arc};
+use sluicegate::{call::Surface, wire::proto::inference};
+use std::path::Path;
 use tokio_tungstenite::tungstenite::Message;
 
 fn models(folder: &str) -> std::path::PathBuf {
@@ -15,8 +15,7 @@ fn models(folder: &str) -> std::path::PathBuf {
 }
 
 async fn shipped() -> Running {
-    let runtime = Runtime::load(None).unwrap_or_else(|error| panic!("{error}"));
-    Setup::new().start_with(&models("models"), Arc::new(runtime), Vec::new()).await
+    Setup::new().start_over("models").await
 }
 
 /// The held-out image that the training script wrote beside the model.

@@ -211,6 +211,30 @@ every_surface! {
         client.infer(&double()).await.unwrap();
     }
 
+    async fn who_has_the_higher_priority_goes_first_where_a_model_has_levels(surface) {
+        for (levels, order) in [(3, vec![1, 5, 4, 2, 3]), (1, vec![1, 2, 3, 4, 5])] {
+            let batching = format!("models: {{ defaults: {{ batching: {{ enabled: false, priorities: {levels} }} }} }}");
+            let running = Setup::new().yaml(&batching).start().await;
+            let before = running.control("held").batches().len();
+            let holder = running.hold("held").await;
+            let mut calls = Vec::new();
+            // Each is told by its rows. Asking for none, or for a level that there is not, is asking for the lowest.
+            for (rows, priority) in [(2, None), (3, Some(9)), (4, Some(2)), (5, Some(1))] {
+                let mut client = Client::connect(surface, &running, None).await.unwrap();
+                let request = Request { priority, ..Request::new("held", &[rows, 4], vec![0.0; 4 * rows]) };
+                calls.push(tokio::spawn(async move { client.infer(&request).await }));
+                let waiting = format!("sluicegate_queue_depth{{model=\"held\"}} {}", calls.len());
+                running.until("the call waits", |metrics| metrics.contains(&waiting)).await;
+            }
+            holder.release().await;
+            for call in calls {
+                call.await.unwrap().unwrap();
+            }
+            let ran = running.control("held").batches().split_off(before);
+            assert_eq!(ran, order, "{levels} levels");
+        }
+    }
+
     async fn the_best_classes_of_each_row_come_as_text(surface) {
         let running = Setup::new().start().await;
         let mut client = Client::connect(surface, &running, None).await.unwrap();

@@ -243,3 +243,94 @@ fn what_is_committed_as_models_is_small() {
     }
     assert!(size(&root().join("models")) < 2 * 1024 * 1024);
 }
+
+/// What a path of modules means: the file that it leads to, through `mod x;`, an inline `mod tests` or `#[path]`.
+fn file_of(modules: &[&str]) -> Option<PathBuf> {
+    let (folder, modules) = match modules {
+        ["it", modules @ ..] => (root().join("tests/it"), modules),
+        modules => (root().join("src"), modules),
+    };
+    let files = |depth: usize| {
+        let path = modules[..depth].iter().fold(folder.clone(), |path, module| path.join(module));
+        [path.with_extension("rs"), path.join("mod.rs")]
+    };
+    let (depth, file) = (1..=modules.len()).rev().find_map(|depth| {
+        let file = files(depth).into_iter().find(|file| file.is_file())?;
+        Some((depth, file))
+    })?;
+    match modules[depth..] {
+        [] => Some(file),
+        ["tests"] => {
+            let text = fs::read_to_string(&file).unwrap();
+            let elsewhere = text.split_once("#[path = \"").and_then(|(_, rest)| rest.split_once("\"]\nmod tests;"));
+            Some(elsewhere.map_or(file.clone(), |(name, _)| file.with_file_name(name)))
+        }
+        _ => None,
+    }
+}
+
+/// Whether there is a test of this name, as `docs/conformance.md` writes it.
+fn is_there(test: &str) -> bool {
+    let (file, function) = match test.split_once(".py::") {
+        // Those that need an environment of their own lie in a folder of their own.
+        Some((file, function)) => {
+            let lies = |folder: &str| root().join(format!("tests/clients/{folder}{file}.py"));
+            (["", "apart/"].map(lies).into_iter().find(|file| file.is_file()), format!("\ndef {function}("))
+        }
+        None => {
+            let mut modules: Vec<_> = test.split("::").collect();
+            let name = modules.pop().unwrap_or_default();
+            (file_of(&modules), format!(" fn {name}("))
+        }
+    };
+    let Some(file) = file else { return false };
+    let text = fs::read_to_string(file).unwrap();
+    // At the beginning of a line there is no space before it.
+    text.contains(&function) || text.contains(&format!("\n{}", function.trim_start()))
+}
+
+#[test]
+fn a_test_is_found_by_its_name_and_another_is_not() {
+    for (test, there) in [
+        ("it::tidy::a_test_is_found_by_its_name_and_another_is_not", true),
+        ("it::v1::grpc::grpc_tells_states_and_metadata", true),
+        ("it::parity::a_key_opens_the_door", true),
+        ("error::code::tests::names_are_unique_and_snake_case", true),
+        ("frontend::grpc::web::tests::no_text_panics", true),
+        ("wire::json::tests::elements::booleans_are_words", true),
+        ("test_kserve.py::test_an_inference", true),
+        ("it::tidy::a_test_is_found_by_its_name", false),
+        ("it::v1::grpc_tells_states_and_metadata", false),
+        ("it::nowhere::a_key_opens_the_door", false),
+        ("frontend::grpc::tests::no_text_panics", false),
+        ("test_kserve.py::test_an", false),
+        ("test_nobody.py::test_an_inference", false),
+    ] {
+        assert_eq!(is_there(test), there, "{test}");
+    }
+}
+
+#[test]
+fn what_the_page_of_conformance_names_is_there() {
+    let page = fs::read_to_string(root().join("docs/conformance.md")).unwrap();
+    let (rules, exceptions) = page.split_once("\n## Exceptions\n").expect("a section of exceptions");
+    let tests = |text: &str| {
+        let quoted = text.split('`').skip(1).step_by(2).map(str::to_owned);
+        // `it::…` is how the page speaks of them.
+        quoted.filter(|word| word.contains("::") && !word.contains('…')).collect::<Vec<_>>()
+    };
+    let mut faults = Vec::new();
+    let rows =
+        rules.lines().filter(|line| line.starts_with('|') && !line.starts_with("| What") && !line.starts_with("|-"));
+    for row in rows {
+        let held = row.trim_end_matches('|').rsplit('|').next().unwrap_or_default();
+        if tests(held).is_empty() {
+            faults.push(format!("nothing holds: {row}"));
+        }
+    }
+    faults.extend(tests(rules).into_iter().chain(tests(exceptions)).filter(|test| !is_there(test)));
+    assert!(faults.is_empty(), "{faults:#?}");
+    for linking in ["README.md", "docs/migration.md"] {
+        assert!(fs::read_to_string(root().join(linking)).unwrap().contains("conformance.md"), "{linking}");
+    }
+}

@@ -6,11 +6,11 @@ mod grpc;
 use crate::support::{
     Running, Setup,
     client::{http_request, http1},
+    scripts::World,
 };
 use http::HeaderMap;
 use serde_json::{Value, json};
-use sluicegate::backend::ort::Runtime;
-use std::{path::Path, sync::Arc};
+use std::path::Path;
 
 /// Status, headers and body of one exchange.
 async fn ask(running: &Running, method: &str, path: &str, body: impl Into<bytes::Bytes>) -> (u16, HeaderMap, String) {
@@ -52,9 +52,7 @@ async fn real(folder: &str) -> Running {
 }
 
 async fn real_with(setup: Setup, folder: &str) -> Running {
-    let runtime = Runtime::load(None).unwrap_or_else(|error| panic!("{error}"));
-    let models = Path::new(env!("CARGO_MANIFEST_DIR")).join(folder);
-    setup.start_with(&models, Arc::new(runtime), Vec::new()).await
+    setup.start_over(folder).await
 }
 
 const ROW: &str = r#"{"instances":[[1,2,3,4.5]]}"#;
@@ -84,6 +82,15 @@ async fn a_verb_follows_a_colon_however_it_is_written() {
     assert_eq!(explain, "models of this server explain nothing");
     refusal(&running, "GET", "/v1/models/double:predict", "", 405).await;
     refusal(&running, "POST", "/v1/models/double", "", 405).await;
+}
+
+#[tokio::test]
+async fn a_name_may_have_dots_before_the_verb() {
+    let world = World::explicit("all", &[("a.b-c_d.v2/1/model.onnx", "double")]).await;
+    for path in ["/v1/models/a.b-c_d.v2:predict", "/v1/models/a%2Eb-c_d.v2/versions/1:predict"] {
+        assert_eq!(answer(&world.running, path, ROW).await, DOUBLED, "{path}");
+    }
+    assert_eq!(get(&world.running, "/v1/models/a.b-c_d.v2").await["ready"], true);
 }
 
 #[tokio::test]

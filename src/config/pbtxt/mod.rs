@@ -60,6 +60,8 @@ pub(super) struct Said {
     pub(super) max_rows: Option<Word<Number>>,
     pub(super) max_delay: Option<Word<Delay>>,
     pub(super) max_queue: Option<Word<Number>>,
+    pub(super) priorities: Option<Word<Number>>,
+    pub(super) default_priority: Option<Word<Amount>>,
     /// Files in the model's folder, by output.
     pub(super) labels: BTreeMap<String, Word<PathBuf>>,
     /// The file of each version.
@@ -229,6 +231,13 @@ impl Reader<'_> {
         if let Ok(size @ 1..) = usize::try_from(policy.max_queue_size) {
             self.said.max_queue = Some(Word::new(Number(size), format!("max_queue_size: {size}")));
         }
+        if let Ok(levels @ 1..) = usize::try_from(dynamic.priority_levels) {
+            self.said.priorities = Some(Word::new(Number(levels), format!("priority_levels: {levels}")));
+        }
+        if let Ok(level @ 1..) = usize::try_from(dynamic.default_priority_level) {
+            let text = format!("default_priority_level: {level}");
+            self.said.default_priority = Some(Word::new(Amount::Exactly(level), text));
+        }
         let preferred = &dynamic.preferred_batch_size;
         // Whole batches alone are what is done anyway.
         let prefers = !preferred.is_empty() && preferred.iter().any(|size| Some(*size) != self.config.max_batch_size);
@@ -236,12 +245,6 @@ impl Reader<'_> {
         for (said, path, text) in [
             (prefers, "preferred_batch_size", "has no effect: a batch takes what waits, up to `max_batch_size`"),
             (dynamic.preserve_ordering, "preserve_ordering", "has no effect: answers leave as they are ready"),
-            (dynamic.priority_levels > 0, "priority_levels", "has no effect: calls run in the order they came"),
-            (
-                dynamic.default_priority_level > 0,
-                "default_priority_level",
-                "has no effect: calls run in the order they came",
-            ),
             (!dynamic.priority_queue_policy.is_empty(), "priority_queue_policy", "has no effect: there is one queue"),
             (late, "default_queue_policy.timeout_action", "has no effect: a call that is late is refused"),
             (

@@ -119,13 +119,14 @@ fn dynamic_batching_is_a_delay_and_a_queue() {
     let found = plain(text);
     assert_eq!(found.max_delay.unwrap().value.0, Duration::from_micros(100));
     assert_eq!(found.max_queue.unwrap().value, Number(7));
+    let found = plain("dynamic_batching { priority_levels: 3 default_priority_level: 2 }");
+    assert_eq!(found.priorities.unwrap().value, Number(3));
+    assert_eq!(found.default_priority.unwrap().value, Amount::Exactly(2));
     let silent = plain("max_batch_size: 4 dynamic_batching { preferred_batch_size: [ 4 ] }");
     assert!(silent.max_delay.is_none() && silent.max_queue.is_none());
     for field in [
         "preferred_batch_size: [ 2, 4 ]",
         "preserve_ordering: true",
-        "priority_levels: 2",
-        "default_priority_level: 1",
         "priority_queue_policy { key: 1 value { max_queue_size: 1 } }",
         "default_queue_policy { timeout_action: DELAY }",
         "default_queue_policy { default_timeout_microseconds: 5 }",

@@ -50,6 +50,8 @@ pub struct Batching {
     pub max_rows: Number,
     pub max_delay: Delay,
     pub max_queue: Number,
+    pub priorities: Number,
+    pub default_priority: Amount,
 }
 
 /// `NAME/model.yaml`: the keys of `models.defaults` and its own. serde's `flatten` would lose the refusal of unknown
@@ -97,6 +99,13 @@ impl Default for ModelDefaults {
 
 impl Default for Batching {
     fn default() -> Self {
-        Self { enabled: Switch::Auto, max_rows: Number(64), max_delay: Delay(Duration::ZERO), max_queue: Number(1024) }
+        Self {
+            enabled: Switch::Auto,
+            max_rows: Number(64),
+            max_delay: Delay(Duration::ZERO),
+            max_queue: Number(1024),
+            priorities: Number(1),
+            default_priority: Amount::Auto,
+        }
     }
 }

@@ -2,7 +2,7 @@
 
 use crate::config::{
     Batching, Control, Kind, ModelConfig, ModelDefaults, Models, Problems,
-    raw::{self, Execution, Load, Provider, Versions},
+    raw::{self, Amount, Execution, Load, Provider, Versions},
     units::{Delay, Number},
 };
 use std::path::{Component, Path};
@@ -29,7 +29,13 @@ pub(super) fn models(raw: &raw::Models, folder: &Path, problems: &mut Problems) 
             problems.push(path, format!("`{name}` is not in models.load, so it would be waited for for ever"));
         }
     }
-    check_defaults("models.defaults.", &raw.defaults.versions, &raw.defaults.providers, problems);
+    check_defaults(
+        "models.defaults.",
+        &raw.defaults.versions,
+        &raw.defaults.batching,
+        &raw.defaults.providers,
+        problems,
+    );
     Models {
         directories: raw.directory.0.iter().map(|path| folder.join(path)).collect(),
         control: match raw.control {
@@ -72,6 +78,12 @@ pub(in crate::config) fn model_file(defaults: &ModelDefaults) -> raw::ModelFile 
             max_rows: Number(defaults.batching.max_rows),
             max_delay: Delay(defaults.batching.max_delay),
             max_queue: Number(defaults.batching.max_queue),
+            priorities: Number(defaults.batching.priorities as usize),
+            default_priority: match defaults.batching {
+                // So that the lowest stays the default where a file says how many levels there are, and no more.
+                Batching { priorities, default_priority, .. } if priorities == default_priority => Amount::Auto,
+                Batching { default_priority, .. } => Amount::Exactly(default_priority as usize),
+            },
         },
         providers: vec![Provider],
         class_labels: Default::default(),
@@ -80,7 +92,7 @@ pub(in crate::config) fn model_file(defaults: &ModelDefaults) -> raw::ModelFile 
 
 /// One model's own configuration. Label files must lie in the model's folder.
 pub(in crate::config) fn model(raw: &raw::ModelFile, folder: &Path, problems: &mut Problems) -> ModelConfig {
-    check_defaults("", &raw.versions, &raw.providers, problems);
+    check_defaults("", &raw.versions, &raw.batching, &raw.providers, problems);
     for (output, file) in &raw.class_labels {
         if !is_inside(file) {
             problems.push(format!("class_labels.{output}"), format!("`{}` {OUTSIDE}", file.display()));
@@ -108,10 +120,44 @@ pub(in crate::config) fn is_inside(path: &Path) -> bool {
 }
 
 fn batching(raw: &raw::Batching) -> Batching {
-    Batching { enabled: raw.enabled, max_rows: raw.max_rows.0, max_delay: raw.max_delay.0, max_queue: raw.max_queue.0 }
+    let level = |level: usize| u32::try_from(level).unwrap_or(u32::MAX);
+    Batching {
+        enabled: raw.enabled,
+        max_rows: raw.max_rows.0,
+        max_delay: raw.max_delay.0,
+        max_queue: raw.max_queue.0,
+        priorities: level(raw.priorities.0),
+        default_priority: match raw.default_priority {
+            Amount::Auto => level(raw.priorities.0),
+            Amount::Exactly(default) => level(default),
+        },
+    }
 }
 
-fn check_defaults(prefix: &str, versions: &Versions, providers: &[Provider], problems: &mut Problems) {
+/// Most levels of priority: an order and no more, but a number that people can still mean.
+const LEVELS: usize = 1000;
+
+fn check_priorities(prefix: &str, batching: &raw::Batching, problems: &mut Problems) {
+    let levels = batching.priorities.0;
+    if levels > LEVELS {
+        problems.push(format!("{prefix}batching.priorities"), format!("{levels} is above {LEVELS}"));
+    }
+    if let Amount::Exactly(level) = batching.default_priority
+        && level > levels
+    {
+        let path = format!("{prefix}batching.default_priority");
+        problems.push(path, format!("{level} is below the lowest level, which is {levels} (`priorities`)"));
+    }
+}
+
+fn check_defaults(
+    prefix: &str,
+    versions: &Versions,
+    batching: &raw::Batching,
+    providers: &[Provider],
+    problems: &mut Problems,
+) {
+    check_priorities(prefix, batching, problems);
     if matches!(versions, Versions::Listed(list) if list.is_empty()) {
         problems.push(format!("{prefix}versions"), "the list is empty, expected one version at least");
     }

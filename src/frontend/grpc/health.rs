@@ -6,7 +6,8 @@
 use super::{
     Request, head,
     leash::Leash,
-    name, refuse, status,
+    refuse,
+    status::{self, of_service},
     unary::{answer, read, stream_of},
 };
 use crate::{
@@ -17,7 +18,6 @@ use crate::{
     frontend::{Connection, http::Response},
 };
 use futures_util::{Stream, stream::unfold};
-use http::HeaderValue;
 use std::{
     collections::HashMap,
     sync::{Arc, atomic::Ordering},
@@ -105,19 +105,20 @@ pub(super) async fn serve(connection: Arc<Connection>, id: CallId, method: Metho
 /// A name that is no model's is nothing that an [`Error`] knows: only this service has such names.
 fn unknown(id: &CallId, service: &str) -> Response {
     let shown: String = service.chars().take(128).collect();
-    let mut response = Status::not_found(format!("service `{shown}` is unknown")).into_http();
-    response.headers_mut().insert("error-code", HeaderValue::from_static(Code::NotFound.name()));
-    name(&mut response, id);
-    response
+    let text = format!("service `{shown}` is unknown");
+    of_service(Code::NotFound, &text, id, |details| {
+        details.set_resource_info("service", shown, "", text.as_str());
+    })
+    .into_http()
 }
 
 /// gRPC's own word for it: the calls of the connection have room.
 fn too_many(id: &CallId) -> Response {
     let text = format!("the connection has {WATCHES} watches, expected no more");
-    let mut response = Status::resource_exhausted(text).into_http();
-    response.headers_mut().insert("error-code", HeaderValue::from_static(Code::RateLimited.name()));
-    name(&mut response, id);
-    response
+    of_service(Code::RateLimited, &text, id, |details| {
+        details.add_quota_failure_violation("connection", text.as_str());
+    })
+    .into_http()
 }
 
 /// One of the watches that a connection may have.
@@ -244,7 +245,7 @@ impl Watching {
             }
             if let Some(error) = &self.end {
                 self.over = true;
-                return Some(Err(status(error, &self.id)));
+                return Some(Err(status::status(error, &self.id)));
             }
             tokio::select! {
                 // Once more around: NOT_SERVING is said before the end.

@@ -5,7 +5,7 @@
 use super::encoding;
 use crate::{
     call::CallId,
-    error::Error,
+    error::{self, Error},
     frontend::{Body, head::REQUEST_ID, http::Response, rest::id_value},
 };
 use bytes::Bytes;
@@ -46,6 +46,17 @@ pub(in crate::frontend) fn status(error: &Error, id: &CallId) -> Status {
     status
 }
 
+/// What only a service of gRPC's own has to say, which no [`Error`] does, in the form of every other status.
+pub(super) fn of_service(code: error::Code, text: &str, id: &CallId, add: impl FnOnce(&mut ErrorDetails)) -> Status {
+    let mut details = always(code, id);
+    add(&mut details);
+    let mut headers = http::HeaderMap::with_capacity(2);
+    headers.insert(ERROR_CODE, HeaderValue::from_static(code.name()));
+    headers.insert(REQUEST_ID, id_value(id));
+    let number = Code::from(code.row().grpc);
+    Status::with_error_details_and_metadata(number, text, details, MetadataMap::from_headers(headers))
+}
+
 /// A whole answer that is nothing but `error`: one block of headers (contract 05 section 1.3, trailers-only).
 pub(in crate::frontend) fn refuse(id: &CallId, error: &Error) -> Response {
     status(error, id).into_http::<Body>()
@@ -61,11 +72,16 @@ fn code(error: &Error) -> Code {
     })
 }
 
-fn details(error: &Error, id: &CallId, message: &str) -> ErrorDetails {
+/// What every refusal has: which it is, and which call it was.
+fn always(code: error::Code, id: &CallId) -> ErrorDetails {
     let mut details = ErrorDetails::new();
-    let reason = error.code().name().to_ascii_uppercase();
-    details.set_error_info(reason, DOMAIN, std::collections::HashMap::new());
+    details.set_error_info(code.name().to_ascii_uppercase(), DOMAIN, std::collections::HashMap::new());
     details.set_request_info(id.to_string(), "");
+    details
+}
+
+fn details(error: &Error, id: &CallId, message: &str) -> ErrorDetails {
+    let mut details = always(error.code(), id);
     if let Some(after) = error.retry_after() {
         details.set_retry_info(Some(after));
     }
@@ -73,8 +89,9 @@ fn details(error: &Error, id: &CallId, message: &str) -> ErrorDetails {
         Error::InvalidTensor { tensor, reason } => {
             details.add_bad_request_violation(cut(tensor), cut(reason));
         }
-        Error::InvalidRequest(_) | Error::MalformedMessage(_) => {
-            details.add_bad_request_violation("request", message);
+        Error::RateLimited { .. } => {
+            // Tells the caller's own limit from a message that is too large, which has the same number.
+            details.add_quota_failure_violation("caller", message);
         }
         Error::ModelNotFound { model, version } => {
             let name = match version {
@@ -85,6 +102,9 @@ fn details(error: &Error, id: &CallId, message: &str) -> ErrorDetails {
         }
         Error::NoRoute(_) => {
             details.set_resource_info("method", "", "", message);
+        }
+        error if error.code() == error::Code::InvalidArgument => {
+            details.add_bad_request_violation("request", message);
         }
         _ => {}
     }
@@ -109,7 +129,6 @@ pub(super) fn metadata<'a>(status: &'a Status, key: &str) -> Option<&'a str> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::error;
     use std::sync::Arc;
 
     fn id() -> CallId {
@@ -168,6 +187,24 @@ mod tests {
         let unknown = Error::ModelNotFound { model: "m".into(), version: Some("7".into()) };
         let resource = super::status(&unknown, &id()).get_details_resource_info().unwrap();
         assert_eq!((&*resource.resource_type, &*resource.resource_name), ("model", "m/7"));
+    }
+
+    #[test]
+    fn a_limit_of_the_caller_is_told_from_a_size_by_its_details() {
+        let limited = status(&Error::RateLimited { retry_after: Duration::from_secs(2) }, &id());
+        let large = status(&Error::TooLarge { limit: 9 }, &id());
+        assert_eq!((limited.code(), large.code()), (Code::ResourceExhausted, Code::ResourceExhausted));
+        let violations = limited.get_details_quota_failure().unwrap().violations;
+        assert_eq!((&*violations[0].subject, &*violations[0].description), ("caller", "rate limit reached"));
+        assert!(large.get_details_quota_failure().is_none() && large.get_details_retry_info().is_none());
+    }
+
+    #[test]
+    fn whatever_is_wrong_with_a_request_is_a_violation() {
+        for error in [Error::invalid("x"), Error::MalformedMessage("x".into()), Error::TrailersTooLarge] {
+            let violations = status(&error, &id()).get_details_bad_request().unwrap().field_violations;
+            assert_eq!((&*violations[0].field, &*violations[0].description), ("request", &*error.to_string()));
+        }
     }
 
     #[test]

@@ -318,7 +318,9 @@ async fn a_connection_has_few_watches_and_none_lasts_for_ever() {
     for _ in 0..16 {
         watches.push(health.watch(check("")).await.unwrap().into_inner());
     }
-    assert_eq!(health.watch(check("")).await.unwrap_err().code(), Code::ResourceExhausted);
+    let status = health.watch(check("")).await.unwrap_err();
+    assert_eq!((status.code(), metadata(&status, "error-code")), (Code::ResourceExhausted, Some("rate_limited")));
+    assert_eq!(status.get_details_quota_failure().unwrap().violations[0].subject, "connection");
     let mut last = watches.pop().unwrap();
     assert!(last.message().await.unwrap().is_some());
     assert_eq!(last.message().await.unwrap_err().code(), Code::DeadlineExceeded);
@@ -342,7 +344,11 @@ async fn health_knows_the_server_its_service_and_visible_models() {
         assert_eq!(health.check(check(service)).await.unwrap().into_inner().status, 1, "{service}");
     }
     for service in ["model:hidden", "model:", "nothing"] {
-        assert_eq!(health.check(check(service)).await.unwrap_err().code(), Code::NotFound, "{service}");
+        let status = health.check(check(service)).await.unwrap_err();
+        assert_eq!((status.code(), metadata(&status, "error-code")), (Code::NotFound, Some("not_found")), "{service}");
+        let details = status.get_error_details();
+        assert_eq!(details.error_info().unwrap().reason, "NOT_FOUND");
+        assert!(details.request_info().is_some() && details.resource_info().is_some(), "{service}");
     }
     world.connection.frontend.readiness.set_draining();
     for service in ["", "inference.GRPCInferenceService", "model:m"] {

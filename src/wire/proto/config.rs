@@ -162,6 +162,11 @@ pub fn encode_config(report: &ConfigReport) -> pb::ModelConfig {
     let batches = report.max_rows.is_some();
     let max_rows = report.max_rows.map_or(0, |rows| i32::try_from(rows).unwrap_or(i32::MAX));
     let delay = u64::try_from(report.max_delay.as_micros()).unwrap_or(u64::MAX);
+    // Triton says 0 where there are no levels.
+    let (levels, default) = match report.priorities {
+        (0 | 1, _) => (0, 0),
+        (levels, default) => (levels.into(), default.into()),
+    };
     let label = |spec: &TensorSpec| {
         let file = report.labels.iter().find(|(output, _)| *output == spec.name);
         file.map_or_else(String::new, |(_, file)| file.as_ref().into())
@@ -217,6 +222,8 @@ pub fn encode_config(report: &ConfigReport) -> pb::ModelConfig {
             SchedulingChoice::DynamicBatching(pb::ModelDynamicBatching {
                 preferred_batch_size: vec![max_rows],
                 max_queue_delay_microseconds: delay,
+                priority_levels: levels,
+                default_priority_level: default,
                 ..pb::ModelDynamicBatching::default()
             })
         }),
@@ -289,6 +296,7 @@ mod tests {
             decoupled: false,
             instances: 2,
             max_delay: Duration::from_micros(500),
+            priorities: (3, 2),
             versions: ServedVersions::Latest(1),
             labels: vec![("y".into(), "labels.txt".into())],
             file: "net.onnx".into(),
@@ -312,6 +320,8 @@ mod tests {
         assert_eq!(json["instance_group"][0]["count"], 2);
         assert_eq!(json["instance_group"][0]["gpus"], serde_json::json!([]));
         assert_eq!(json["dynamic_batching"]["max_queue_delay_microseconds"], 500);
+        assert_eq!(json["dynamic_batching"]["priority_levels"], 3);
+        assert_eq!(json["dynamic_batching"]["default_priority_level"], 2);
         assert_eq!(json["model_transaction_policy"]["decoupled"], false);
         assert_eq!(json["version_policy"]["latest"]["num_versions"], 1);
         assert_eq!(json["parameters"]["team"]["string_value"], "vision");

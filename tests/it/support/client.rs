@@ -29,6 +29,8 @@ pub struct Request {
     /// The best so many classes of each of `outputs`, instead of its numbers.
     pub classes: Option<i64>,
     pub timeout: Option<Duration>,
+    /// 1 is the highest.
+    pub priority: Option<u32>,
 }
 
 /// The values of an input or output.
@@ -69,6 +71,7 @@ impl Request {
             outputs: Vec::new(),
             classes: None,
             timeout: None,
+            priority: None,
         }
     }
 
@@ -102,7 +105,10 @@ impl Request {
     fn json_v2(&self) -> Value {
         let mut body = json!({ "id": self.id, "inputs": self.json_inputs(), "outputs": self.json_outputs(false) });
         if let Some(timeout) = self.timeout {
-            body["parameters"] = json!({ "timeout": u64::try_from(timeout.as_micros()).unwrap() });
+            body["parameters"]["timeout"] = json!(u64::try_from(timeout.as_micros()).unwrap());
+        }
+        if let Some(priority) = self.priority {
+            body["parameters"]["priority"] = json!(priority);
         }
         body
     }
@@ -117,6 +123,9 @@ impl Request {
         }
         if let Some(timeout) = self.timeout {
             body["timeout_ms"] = json!(u64::try_from(timeout.as_millis()).unwrap());
+        }
+        if let Some(priority) = self.priority {
+            body["priority"] = json!(priority);
         }
         body
     }
@@ -157,6 +166,7 @@ impl Request {
                 .timeout
                 .map(|timeout| integer("timeout", i64::try_from(timeout.as_micros()).unwrap()))
                 .into_iter()
+                .chain(self.priority.map(|priority| integer("priority", priority.into())))
                 .collect(),
         }
     }

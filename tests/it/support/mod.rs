@@ -11,6 +11,7 @@ use sluicegate::{
     backend::{
         Open,
         fake::{Behaviour, Fake, FakeControl, FakeOpen},
+        ort::Runtime,
     },
     call::Surface,
     config::{Config, Overrides},
@@ -147,8 +148,27 @@ impl Setup {
         running
     }
 
-    /// Starts it over a folder of real models.
+    /// Starts it over a folder of real models, with the real runtime.
+    pub async fn start_over(self, folder: &str) -> Running {
+        let runtime = Runtime::load(None).unwrap_or_else(|error| panic!("{error}"));
+        let models = Path::new(env!("CARGO_MANIFEST_DIR")).join(folder);
+        self.start_with(&models, Arc::new(runtime), Vec::new()).await
+    }
+
+    /// Starts it over a folder of models, and waits until all are loaded.
     pub async fn start_with(
+        self,
+        models: &Path,
+        opener: Arc<dyn Open>,
+        controls: Vec<(&'static str, FakeControl)>,
+    ) -> Running {
+        let running = self.begin_with(models, opener, controls).await;
+        running.loaded().await;
+        running
+    }
+
+    /// The same while the models are still being loaded.
+    pub async fn begin_with(
         self,
         models: &Path,
         opener: Arc<dyn Open>,
@@ -160,13 +180,11 @@ impl Setup {
         let overrides = Overrides { models: Some(models.to_owned()), ..Overrides::default() };
         let config = Config::load(Some(&file), overrides).unwrap_or_else(|problems| panic!("{problems}"));
         let app = app::start(config, opener).await.unwrap_or_else(|error| panic!("{error}"));
-        let running = Running {
+        Running {
             address: app.addresses()[0],
             admin: app.admin_address().expect("an admin listener"),
             inner: Arc::new(Inner { app, folder: self.folder, controls }),
-        };
-        running.inner.app.loaded().await;
-        running
+        }
     }
 }
 
@@ -186,7 +204,12 @@ fn write_keys(folder: &Path, revoked: bool) {
 }
 
 impl Running {
-    fn control(&self, model: &str) -> &FakeControl {
+    /// Waits until loading is over.
+    pub async fn loaded(&self) {
+        self.inner.app.loaded().await;
+    }
+
+    pub fn control(&self, model: &str) -> &FakeControl {
         &self.inner.controls.iter().find(|(name, _)| *name == model).expect("a model of this test").1
     }
 

@@ -77,13 +77,20 @@ impl World {
     }
 
     pub async fn start(setup: Setup, files: &[(&str, &str)]) -> Self {
+        let world = Self::begin(setup, files).await;
+        world.running.loaded().await;
+        world
+    }
+
+    /// The same while the models are still being loaded.
+    pub async fn begin(setup: Setup, files: &[(&str, &str)]) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let opener = Scripts::default();
         let (held, gate) = (opener.held.0.control(), Arc::clone(&opener.gate));
         let controls: Vec<(&'static str, FakeControl)> = vec![("held", held)];
         let write = |(path, text): &(&str, &str)| write(folder.path(), path, text);
         files.iter().for_each(write);
-        let running = setup.start_with(folder.path(), Arc::new(opener), controls).await;
+        let running = setup.begin_with(folder.path(), Arc::new(opener), controls).await;
         Self { running, gate, folder }
     }
 
