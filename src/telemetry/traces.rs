@@ -162,7 +162,7 @@ impl Exporter {
                 () = &mut stop => self.receiver.close(),
             }
             let traces = records.len() as u64;
-            let spans = records.drain(..).flat_map(|record| self.spans_of(record)).collect();
+            let spans = records.drain(..).flat_map(|record| self.spans_of(&record)).collect();
             let sent = timeout(TIMEOUT, self.spans.export(spans)).await;
             let failed = match sent {
                 Ok(Ok(())) => None,
@@ -187,7 +187,7 @@ impl Exporter {
     }
 
     /// The spans of one call: its own first.
-    fn spans_of(&self, record: Record) -> Vec<SpanData> {
+    fn spans_of(&self, record: &Record) -> Vec<SpanData> {
         let mut attributes = vec![
             KeyValue::new("sluicegate.call_id", record.call.to_string()),
             KeyValue::new("sluicegate.surface", record.surface.name()),
@@ -217,7 +217,7 @@ impl Exporter {
             status,
             instrumentation_scope: InstrumentationScope::builder("sluicegate").build(),
         };
-        let parts = record.spans.iter().map(|span| self.part(&own, &record, span));
+        let parts = record.spans.iter().map(|span| self.part(&own, record, span));
         let parts: Vec<_> = parts.collect();
         [own].into_iter().chain(parts).collect()
     }

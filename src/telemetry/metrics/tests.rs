@@ -18,7 +18,9 @@ fn served(metrics: &Metrics, model: Option<&Arc<ModelKey>>) {
 
 fn ended(metrics: &Metrics, model: Option<&Arc<ModelKey>>, end: End) {
     let facts = Facts::default();
-    model.map(|model| facts.model.set(Arc::clone(model)).unwrap());
+    if let Some(model) = model {
+        facts.model.set(Arc::clone(model)).unwrap();
+    }
     facts.queued.set(facts.over()).unwrap();
     metrics.call_started(Surface::Grpc, Intent::Infer);
     metrics.call_ended(Surface::Grpc, Route::GrpcInfer, Intent::Infer, &facts, end, Duration::from_micros(1500));
