@@ -124,7 +124,7 @@ fn the_log_at_its_finest_has_no_secret() {
                 return text;
             }
             assert!(started.elapsed() < Duration::from_secs(20), "{what}\n{text}");
-            std::thread::sleep(Duration::from_millis(20));
+            std::thread::park_timeout(Duration::from_millis(20));
         }
     };
     let banner = until("it serves", &|text| text.contains("Ctrl-C"));

@@ -124,7 +124,7 @@ impl Program {
                 return;
             }
             assert!(started.elapsed() < Duration::from_secs(20), "{what}; the log was\n{text}");
-            std::thread::sleep(Duration::from_millis(20));
+            std::thread::park_timeout(Duration::from_millis(20));
         }
     }
 }
@@ -176,11 +176,9 @@ fn the_level_of_the_log_follows_the_file() {
     fs::create_dir(folder.path().join("models")).unwrap();
     fs::write(&config, CONFIG).unwrap();
     let program = Program::start(&config, log);
-    fs::write(&config, format!("{CONFIG}telemetry: {{ log: {{ level: warn }} }}\n")).unwrap();
-    // The line that says so is of level info, and no longer to be seen; what needs a restart still is.
-    std::thread::sleep(Duration::from_millis(2500));
-    fs::write(&config, format!("{CONFIG}telemetry: {{ log: {{ level: warn }}, access_log: {{ enabled: false }} }}\n"))
-        .unwrap();
+    // The line that says what was taken is of level info, and no longer to be seen; what needs a restart still is.
+    let telemetry = "telemetry: { log: { level: warn }, access_log: { enabled: false } }";
+    fs::write(&config, format!("{CONFIG}{telemetry}\n")).unwrap();
     program.until("warnings are told", |log| log.contains("telemetry.access_log.enabled"));
     program.until("and nothing less", |log| said(log) == 0);
 }
