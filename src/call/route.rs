@@ -31,6 +31,9 @@ macro_rules! routes {
 }
 
 routes! {
+    GrpcInfer = "/inference.GRPCInferenceService/ModelInfer",
+    GrpcStream = "/inference.GRPCInferenceService/ModelStreamInfer",
+    GrpcPredict = "/tensorflow.serving.PredictionService/Predict",
     Infer = "/v2/models/{model}/infer",
     InferStream = "/v2/models/{model}/infer_stream",
     Generate = "/v2/models/{model}/generate",
@@ -71,8 +74,6 @@ routes! {
     WebSocket = "/v1/ws",
     Tickets = "/v1/ws/tickets",
     Lines = "/v2/stream",
-    GrpcInfer = "/inference.GRPCInferenceService/ModelInfer",
-    GrpcStream = "/inference.GRPCInferenceService/ModelStreamInfer",
     GrpcModelReady = "/inference.GRPCInferenceService/ModelReady",
     GrpcServer = "/inference.GRPCInferenceService/ServerMetadata",
     GrpcModel = "/inference.GRPCInferenceService/ModelMetadata",
@@ -89,7 +90,6 @@ routes! {
     GrpcCudaMemoryUnregister = "/inference.GRPCInferenceService/CudaSharedMemoryUnregister",
     GrpcTrace = "/inference.GRPCInferenceService/TraceSetting",
     GrpcLogging = "/inference.GRPCInferenceService/LogSettings",
-    GrpcPredict = "/tensorflow.serving.PredictionService/Predict",
     GrpcModelMetadata = "/tensorflow.serving.PredictionService/GetModelMetadata",
     GrpcModelStatus = "/tensorflow.serving.ModelService/GetModelStatus",
     GrpcHealth = "/grpc.health.v1.Health/Check",
@@ -98,7 +98,7 @@ routes! {
 }
 
 impl Route {
-    /// The route with this name; [`Route::Other`] if there is none.
+    /// The route with this name; [`Route::Other`] if there is none. Busy methods are found first.
     pub fn named(name: &str) -> Self {
         Self::ALL.iter().copied().find(|route| route.name() == name).unwrap_or_default()
     }

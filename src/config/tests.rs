@@ -97,6 +97,9 @@ fn every_file_that_is_shipped_is_valid() {
     let mut files = 0;
     for entry in fs::read_dir(&folder).unwrap() {
         let path = entry.unwrap().path();
+        if path.ends_with("sluicegate.schema.json") {
+            continue;
+        }
         if path.ends_with("keys.example.yaml") {
             auth::api_key::KeyFile::open(&path).unwrap();
             continue;

@@ -196,3 +196,32 @@ async fn an_answer_says_how_long_it_waited_and_ran() {
     assert_eq!(docs.headers()["x-content-type-options"], "nosniff");
     assert!(docs.headers()["content-security-policy"].to_str().unwrap().contains("default-src 'none'"));
 }
+
+#[tokio::test]
+async fn the_page_is_sound_while_models_come_and_go() {
+    let yaml = "models: { control: explicit, load: all }\ntelemetry: { metrics: { nv_view: true } }";
+    let running = Setup::new().yaml(yaml).start().await;
+    let changes = tokio::spawn({
+        let running = running.clone();
+        async move {
+            for _ in 0..10 {
+                for change in ["unload", "load"] {
+                    let path = format!("/v2/repository/models/double/{change}");
+                    assert_eq!(http1(&running, http_request(&running, "POST", &path, None, "{}")).await.status(), 200);
+                    calls(&running, None, "double", 1).await;
+                }
+            }
+        }
+    });
+    let mut pages = 0;
+    while !changes.is_finished() || pages < 3 {
+        let page = running.metrics().await;
+        let series: Vec<_> = page.lines().filter(|line| !line.starts_with('#')).collect();
+        let names: std::collections::BTreeSet<_> = series.iter().map(|line| line.rsplit_once(' ').unwrap().0).collect();
+        assert_eq!(names.len(), series.len(), "a series stands twice in\n{page}");
+        pages += 1;
+    }
+    changes.await.unwrap();
+    let page = running.metrics().await;
+    assert_eq!(page.matches("nv_inference_count{model=\"double\"").count(), 1, "{page}");
+}

@@ -363,6 +363,8 @@ fn openmetrics_is_strict_too_and_names_a_traced_call() {
     }
     let metrics = nv();
     everything(&metrics);
+    let held = key("held");
+    metrics.model(&held);
     let call = crate::layer::fixture::decoded("a", crate::layer::fixture::infer());
     let trace = crate::call::trace::Trace::of(&call.head, Arc::new(Nowhere));
     let id = trace.id();
