@@ -6,12 +6,14 @@
 
 mod exemplars;
 mod families;
+mod gauge;
 mod identities;
 mod model;
 mod nv;
 pub mod page;
 mod process;
 
+pub use gauge::{Gauge, Kind};
 pub use model::ModelMetrics;
 
 use super::statistics::{Outcome, Statistics};
@@ -98,21 +100,6 @@ struct PerModel {
     calls: [OnceLock<Box<[OnceLock<IntCounter>; ENDS]>>; DOORS],
     first_chunk: [OnceLock<Histogram>; SURFACES],
 }
-
-/// What a connection speaks, once its first bytes have told it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
-    /// HTTP/1.0 or HTTP/1.1.
-    Http1,
-    /// HTTP/2.
-    Http2,
-    /// WebSocket.
-    WebSocket,
-}
-
-/// Lowers its gauge when dropped.
-#[derive(Debug)]
-pub struct Gauge(IntGauge);
 
 // === impl Metrics ===
 
@@ -474,31 +461,6 @@ impl PerModel {
 
     fn name(&self) -> &str {
         self.key.as_ref().map_or("", |key| &key.name)
-    }
-}
-
-// === impl Kind, Gauge ===
-
-impl Kind {
-    const fn name(self) -> &'static str {
-        match self {
-            Self::Http1 => "http1",
-            Self::Http2 => "http2",
-            Self::WebSocket => "websocket",
-        }
-    }
-}
-
-impl Gauge {
-    fn raise(gauge: IntGauge) -> Self {
-        gauge.inc();
-        Self(gauge)
-    }
-}
-
-impl Drop for Gauge {
-    fn drop(&mut self) {
-        self.0.dec();
     }
 }
 
