@@ -2,6 +2,7 @@
 //!
 //! Shared by the bench that times a call and the test that counts its allocations.
 
+use arc_swap::ArcSwap;
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 use futures_util::future::BoxFuture;
 use sluicegate::{
@@ -10,6 +11,7 @@ use sluicegate::{
     call::{
         Call, CallId, Credentials, Gateway, Head, Identity, Inbound, InferRequest, Intent, ModelRef, NamedTensor,
         Operation, Peer, Pending, Reply, Surface,
+        trace::{Record, Sink},
     },
     error::{Code, Error},
     layer::{admit::Slots, deadline},
@@ -20,7 +22,7 @@ use sluicegate::{
         turn::{LaneGuard, Lanes},
     },
     stack,
-    telemetry::{Format, access_log::AccessLog, metrics::Metrics},
+    telemetry::{Format, access_log::AccessLog, metrics::Metrics, traces::Tracer},
     tensor::{DataType, Shape, Tensor},
 };
 use std::{
@@ -63,6 +65,13 @@ pub(crate) struct Fixture {
     pub(crate) full: Gateway,
     peer: Arc<Peer>,
     _guard: LaneGuard,
+}
+
+/// Takes traces, if there were any.
+struct Nowhere;
+
+impl Sink for Nowhere {
+    fn complete(&self, _: Record) {}
 }
 
 /// A stack without layers.
@@ -163,13 +172,15 @@ impl Fixture {
         let build = |policy, slots| {
             stack::build(stack::Parts {
                 access_log: Some(access_log.clone()),
+                // On, as where traces are wanted, and none of these calls is chosen: that has to cost nothing.
+                tracer: Some(Tracer::sampling(0., Arc::new(Nowhere))),
                 metrics: Arc::clone(&metrics),
-                deadlines: deadline::Settings::default(),
+                deadlines: deadline::Settings::default().into(),
                 authenticator: Arc::clone(&authenticator),
-                limiter: Arc::new(RateLimiter::new(vec![policy], Instant::now(), 1000)),
+                limiter: Arc::new(ArcSwap::from_pointee(RateLimiter::new(vec![policy], Instant::now(), 1000))),
                 slots: Arc::new(Slots::new(slots, 16, None)),
                 sessions: None,
-                grants: Arc::new(Grants::new(vec![rule.clone()])),
+                grants: Arc::new(ArcSwap::from_pointee(Grants::new(vec![rule.clone()]))),
                 router: router.clone(),
             })
         };

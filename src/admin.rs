@@ -12,18 +12,23 @@ use crate::{
         tls::{self, Tls},
     },
     model::{Repository, State},
-    telemetry::metrics::Metrics,
+    telemetry::metrics::{Metrics, page::Format},
     wire::problem,
 };
+use arc_swap::ArcSwap;
 use bytes::Bytes;
+use flate2::{Compression, write::GzEncoder};
 use http::{
-    Method, Request, Response, StatusCode,
-    header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE, HeaderValue, WWW_AUTHENTICATE},
+    HeaderMap, Method, Request, Response, StatusCode,
+    header::{
+        ACCEPT, ACCEPT_ENCODING, ALLOW, CACHE_CONTROL, CONTENT_ENCODING, CONTENT_TYPE, HeaderValue, VARY,
+        WWW_AUTHENTICATE,
+    },
 };
 use http_body_util::Full;
 use hyper::{body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
-use std::{convert::Infallible, sync::Arc, time::Duration};
+use std::{convert::Infallible, io::Write, sync::Arc, time::Duration};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::TcpListener,
@@ -35,8 +40,6 @@ const CONNECTIONS: usize = 64;
 const HEADER: Duration = Duration::from_secs(10);
 /// Time for a whole connection, which is one request: who does not read the answer must not keep a slot.
 const CONNECTION: Duration = Duration::from_secs(30);
-/// The content type of Prometheus text (contract 09 section 1).
-const METRICS: HeaderValue = HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8");
 
 /// What the admin listener shows.
 #[derive(Clone, Debug)]
@@ -48,7 +51,7 @@ pub struct Admin {
     /// Whose failures `/readyz` names.
     pub repository: Arc<Repository>,
     /// Who is asked about everything else.
-    pub frontend: Arc<Frontend>,
+    pub frontend: Arc<ArcSwap<Frontend>>,
 }
 
 impl Admin {
@@ -99,7 +102,7 @@ impl Admin {
     }
 
     async fn connection(self, stream: impl AsyncRead + AsyncWrite + Unpin, peer: Peer) {
-        let connection = Connection::new(Arc::clone(&self.frontend), Arc::new(peer), Surfaces::NONE);
+        let connection = Connection::new(self.frontend.load_full(), Arc::new(peer), Surfaces::NONE);
         let shared = Arc::new((self, connection));
         let service = service_fn(move |request: Request<Incoming>| {
             let shared = Arc::clone(&shared);
@@ -137,12 +140,30 @@ impl Admin {
             "/livez" => plain(StatusCode::SERVICE_UNAVAILABLE, "broken\n"),
             "/readyz" if self.readiness.is_ready() => plain(StatusCode::OK, self.with_failures("ready")),
             "/readyz" => plain(StatusCode::SERVICE_UNAVAILABLE, self.with_failures(self.readiness.reason())),
-            _ => {
-                let mut response = Response::new(Full::from(self.metrics.render()));
-                response.headers_mut().insert(CONTENT_TYPE, METRICS);
-                response
-            }
+            _ => self.page(request.headers()),
         }
+    }
+
+    /// The page of metrics, as the reader takes it (contract 09 section 1).
+    fn page(&self, asked: &HeaderMap) -> Response<Full<Bytes>> {
+        let accept = |name| asked.get_all(name).iter().filter_map(|value| value.to_str().ok());
+        let format = Format::accepted(&accept(ACCEPT).collect::<Vec<_>>());
+        let page = self.metrics.page(format);
+        let takes_gzip = |range: &str| {
+            let (coding, weight) = range.split_once(';').unwrap_or((range, "q=1"));
+            let refused = weight.trim().strip_prefix("q=").is_some_and(|weight| weight.parse() == Ok(0.));
+            matches!(coding.trim(), "gzip" | "*") && !refused
+        };
+        let packed = accept(ACCEPT_ENCODING).flat_map(|value| value.split(',')).any(takes_gzip).then(|| gzip(&page));
+        let is_packed = packed.is_some();
+        let mut response = Response::new(Full::from(packed.unwrap_or_else(|| page.into_bytes())));
+        let headers = response.headers_mut();
+        headers.insert(CONTENT_TYPE, HeaderValue::from_static(format.content_type()));
+        headers.insert(VARY, HeaderValue::from_static("accept, accept-encoding"));
+        if is_packed {
+            headers.insert(CONTENT_ENCODING, HeaderValue::from_static("gzip"));
+        }
+        response
     }
 
     /// The word, and a line for each model that is not served. This listener is for operators: they read why.
@@ -179,6 +200,13 @@ fn refusal(error: &Error, id: &CallId, path: &str) -> Response<Full<Bytes>> {
     response
 }
 
+fn gzip(page: &str) -> Vec<u8> {
+    let mut encoder = GzEncoder::new(Vec::with_capacity(page.len() / 8), Compression::fast());
+    // Writing into memory cannot fail.
+    let _ = encoder.write_all(page.as_bytes());
+    encoder.finish().unwrap_or_default()
+}
+
 fn plain(status: StatusCode, text: impl Into<Bytes>) -> Response<Full<Bytes>> {
     let mut response = Response::new(Full::new(text.into()));
     *response.status_mut() = status;
@@ -203,7 +231,7 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let repository = Arc::default();
-        let frontend = Arc::clone(&crate::frontend::testing::connection().frontend);
+        let frontend = Arc::new(ArcSwap::new(Arc::clone(&crate::frontend::testing::connection().frontend)));
         let admin = Admin { readiness: Readiness::default(), metrics: Arc::new(metrics), repository, frontend };
         tokio::spawn(admin.serve_at_once(listener, None, 1));
         address

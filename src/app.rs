@@ -3,6 +3,7 @@
 //! Everything is made here and handed down; no other module reaches for a global.
 
 mod banner;
+mod live;
 mod reload;
 mod settings;
 
@@ -21,30 +22,40 @@ use crate::{
         tls::{self, Speaks, Tls},
     },
     lane::Lanes,
-    layer::admit::Slots,
-    limit::{RateLimiter, address::AddressGate},
+    layer::{admit::Slots, deadline},
+    limit::address::AddressGate,
     model::{Loaded, Loader, Repository, Router, control::Control},
     shutdown, stack,
-    telemetry::{self, access_log::AccessLog, metrics::Metrics, switches::Switches},
+    telemetry::{
+        self,
+        access_log::AccessLog,
+        metrics::Metrics,
+        switches::Switches,
+        traces::{Exporter, Tracer},
+    },
 };
+use arc_swap::ArcSwap;
 use futures_util::FutureExt;
+use live::Live;
 use reload::Reloader;
 use std::{
     convert::Infallible,
     fmt,
     net::SocketAddr,
     path::Path,
-    sync::Arc,
+    sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant},
 };
 use tokio::{
     net::TcpListener,
     sync::{oneshot, watch},
-    task::JoinSet,
+    task::{JoinHandle, JoinSet},
 };
 
 /// How long inference threads have to end once nobody waits for them any more.
 const THREADS_END: Duration = Duration::from_millis(500);
+/// The last traces have this long to be sent.
+const TRACES_END: Duration = Duration::from_secs(2);
 /// The access log's last lines have this long to be written.
 const LOG_END: Duration = Duration::from_secs(1);
 /// How often idle rate buckets and addresses are swept.
@@ -65,6 +76,8 @@ pub struct App {
     drain: shutdown::Settings,
     repository: Arc<Repository>,
     access_log: Option<AccessLog>,
+    /// What stops the sending of traces, and its end.
+    traces: Mutex<Option<(oneshot::Sender<()>, JoinHandle<()>)>>,
     loaded: watch::Receiver<Option<Arc<Loaded>>>,
     /// Acceptors, the admin listener, the loader, sweeps: they end with this. Each says its name if it should not end.
     tasks: tokio::sync::Mutex<JoinSet<Option<&'static str>>>,
@@ -110,7 +123,8 @@ pub async fn start(config: Config, opener: Arc<dyn Open>) -> Result<App, StartEr
 
 async fn start_with(config: Config, opener: Arc<dyn Open>, switches: Switches) -> Result<App, StartError> {
     let readiness = Readiness::default();
-    let metrics = Arc::new(Metrics::new());
+    let metrics = Arc::new(Metrics::with(config.telemetry.metrics));
+    let switches = Arc::new(switches);
     let phase = watch::Sender::new(Phase::Serving);
     let places = Places::new(config.frontend.connections);
     let addresses = Arc::new(AddressGate::new(config.addresses.clone()));
@@ -126,15 +140,12 @@ async fn start_with(config: Config, opener: Arc<dyn Open>, switches: Switches) -
     if let Some(tokens) = authenticator.tokens() {
         tokens.fetch().await;
     }
-    let limiter = RateLimiter::new(config.rates.clone(), Instant::now(), config.buckets);
-    let (limiter, shared) = match &config.shared {
-        Some(settings) => {
-            let (limiter, link) = limiter.sharing(settings).map_err(StartError::new)?;
-            (limiter, Some(link))
-        }
-        None => (limiter, None),
-    };
-    let limiter = Arc::new(limiter);
+    let limiter = live::limiter(&config.rates, config.buckets, config.shared.as_ref(), &metrics);
+    let limiter = limiter.map_err(StartError::new)?;
+    let sweep_every = if config.shared.is_some() { SWEEP_SHARED_EVERY } else { SWEEP_EVERY };
+    let limiter = Arc::new(ArcSwap::from_pointee(limiter));
+    let grants = Arc::new(ArcSwap::from_pointee(Grants::new(config.grants.clone())));
+    let deadlines = deadline::Shared::from(settings::deadlines(&config.deadline));
     let slots = config.concurrency;
     let access_log = match config.telemetry.access_log {
         true => {
@@ -144,6 +155,7 @@ async fn start_with(config: Config, opener: Arc<dyn Open>, switches: Switches) -
         }
         false => None,
     };
+    let (tracer, exporter) = tracing_calls(&config, &metrics)?.unzip();
     body::start_decoders(config.runtime.decode_threads);
     let lanes = Arc::new(Lanes::start(settings::lanes(&config.runtime)).map_err(StartError::new)?);
     let repository = Arc::new(Repository::new(readiness.clone()));
@@ -163,18 +175,19 @@ async fn start_with(config: Config, opener: Arc<dyn Open>, switches: Switches) -
     };
     let gateway = stack::build(stack::Parts {
         access_log: access_log.clone(),
+        tracer,
         metrics: Arc::clone(&metrics),
-        deadlines: settings::deadlines(&config.deadline),
+        deadlines: deadlines.clone(),
         authenticator: Arc::clone(&authenticator),
         limiter: Arc::clone(&limiter),
         slots: Arc::new(
             Slots::new(slots.calls, slots.inspect, slots.per_identity).with_weights(config.weights.iter().cloned()),
         ),
         sessions: slots.sessions,
-        grants: Arc::new(Grants::new(config.grants.clone())),
-        router: Router::managed(Arc::clone(&repository), control, switches),
+        grants: Arc::clone(&grants),
+        router: Router::managed(Arc::clone(&repository), control, Arc::clone(&switches)),
     });
-    let frontend = Arc::new(Frontend {
+    let frontend = Frontend {
         gateway,
         readiness: readiness.clone(),
         phase: phase.subscribe(),
@@ -183,8 +196,12 @@ async fn start_with(config: Config, opener: Arc<dyn Open>, switches: Switches) -
         memory: body::Memory::new(config.frontend.concurrency.memory),
         tickets: Tickets::new(config.frontend.websocket.tickets),
         proofs: authenticator.changes(),
-        settings: config.frontend,
-    });
+        settings: config.frontend.clone(),
+    };
+    let (required, drain) = (config.models.required.clone(), config.drain);
+    let listen = config.listen.clone();
+    let live = Live::new(config, frontend, (grants, Arc::clone(&limiter)), deadlines, switches);
+    let live = Arc::new(live);
 
     let mut tasks = JoinSet::new();
     let admin_tls = admin.as_ref().and_then(|(_, tls)| tls.clone());
@@ -195,15 +212,15 @@ async fn start_with(config: Config, opener: Arc<dyn Open>, switches: Switches) -
         tls: listener.tls().is_some(),
         surfaces: listen.surfaces,
     };
-    let bound = listeners.iter().zip(&config.listen).map(bind).collect();
+    let bound = listeners.iter().zip(&listen).map(bind).collect();
     for listener in listeners {
-        let (lanes, frontend) = (Arc::clone(&lanes), Arc::clone(&frontend));
+        let (lanes, frontend) = (Arc::clone(&lanes), Arc::clone(&live.frontend));
         let accept = listener.accept(
             places.clone(),
             Arc::clone(&addresses),
             Arc::clone(&metrics),
             phase.subscribe(),
-            move |accepted| lanes.deal(accepted, &frontend),
+            move |accepted| lanes.deal(accepted, &frontend.load_full()),
         );
         tasks.spawn(accept.map(|_| Some("a listener")));
     }
@@ -213,7 +230,7 @@ async fn start_with(config: Config, opener: Arc<dyn Open>, switches: Switches) -
             readiness: readiness.clone(),
             metrics: Arc::clone(&metrics),
             repository: Arc::clone(&repository),
-            frontend: Arc::clone(&frontend),
+            frontend: Arc::clone(&live.frontend),
         };
         tasks.spawn(admin.serve(listener, tls).map(|()| Some("the admin listener")));
     }
@@ -230,16 +247,20 @@ async fn start_with(config: Config, opener: Arc<dyn Open>, switches: Switches) -
         }
     });
     tasks.spawn(reloader.run(Arc::clone(&metrics)).map(|()| Some("the reader of changed files")));
-    let sweep_every = if shared.is_some() { SWEEP_SHARED_EVERY } else { SWEEP_EVERY };
-    if let Some(link) = shared {
-        tasks.spawn(watch_shared(link.presence(), Arc::clone(&metrics)).map(|()| None));
-        // Ends with the limiter, which the sweeper holds.
-        tasks.spawn(link.serve().map(|()| Some("the link to shared limits")));
-    }
+    tasks.spawn(async move {
+        let error = live.follow().await.err();
+        tracing::error!(?error, "the configuration is not read again");
+        None
+    });
+    // Not one of the tasks: it ends after them, when everything that was traced is told.
+    let traces = exporter.map(|exporter| {
+        let (stop, stopped) = oneshot::channel::<()>();
+        (stop, tokio::spawn(exporter.run(stopped.map(|_| ()))))
+    });
     tasks.spawn(async move {
         loop {
             tokio::time::sleep(sweep_every).await;
-            limiter.sweep(Instant::now());
+            limiter.load().sweep(Instant::now());
             addresses.sweep();
         }
     });
@@ -249,7 +270,7 @@ async fn start_with(config: Config, opener: Arc<dyn Open>, switches: Switches) -
         tasks.spawn(obeying.map(|()| Some("the loader")));
     }
     let (tell, loaded) = watch::channel(None);
-    let (required, ready, models) = (config.models.required, readiness.clone(), Arc::clone(&repository));
+    let (ready, models) = (readiness.clone(), Arc::clone(&repository));
     tasks.spawn(async move {
         let loaded = loader.load().await;
         // A model that cannot be loaded is reported and not waited for, unless it is required (contract 01 section 1).
@@ -272,9 +293,10 @@ async fn start_with(config: Config, opener: Arc<dyn Open>, switches: Switches) -
         readiness,
         phase,
         places,
-        drain: shutdown::Settings { delay: config.drain.delay, timeout: config.drain.timeout },
+        drain: shutdown::Settings { delay: drain.delay, timeout: drain.timeout },
         repository,
         access_log,
+        traces: Mutex::new(traces),
         loaded,
         tasks: tokio::sync::Mutex::new(tasks),
         lanes,
@@ -352,6 +374,12 @@ async fn bind_admin(admin: &config::Admin) -> Result<(TcpListener, Option<Tls>),
     }
 }
 
+/// What traces calls and what sends the traces, if the configuration asks for it.
+fn tracing_calls(config: &Config, metrics: &Arc<Metrics>) -> Result<Option<(Tracer, Exporter)>, StartError> {
+    let tracer = config.telemetry.otlp.as_ref().map(|settings| Tracer::new(settings, Arc::clone(metrics)));
+    tracer.transpose().map_err(StartError::new)
+}
+
 /// What callers prove themselves by may change while they call.
 fn reload_credentials(reloader: &mut Reloader, authenticator: &Arc<Authenticator>) {
     if let Some(path) = authenticator.key_file() {
@@ -364,16 +392,6 @@ fn reload_credentials(reloader: &mut Reloader, authenticator: &Arc<Authenticator
             Some(tokens) => tokens.reload(place).map_err(|error| error.to_string()),
             None => Ok(()),
         });
-    }
-}
-
-/// Tells the metrics whether shared limits are there.
-async fn watch_shared(mut presence: watch::Receiver<bool>, metrics: Arc<Metrics>) {
-    loop {
-        metrics.shared_limits(*presence.borrow_and_update());
-        if presence.changed().await.is_err() {
-            return;
-        }
     }
 }
 
@@ -439,6 +457,11 @@ impl App {
         });
         if waiting.is_ok() && !ended.await.unwrap_or(false) {
             tracing::warn!("a run did not end; the process ends without it");
+        }
+        let traces = self.traces.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some((stop, ended)) = traces {
+            drop(stop);
+            let _ = tokio::time::timeout(TRACES_END, ended).await;
         }
         if let Some(log) = &self.access_log {
             log.flush(LOG_END);

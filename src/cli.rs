@@ -46,6 +46,8 @@ enum Command {
     Serve(Serve),
     /// Explain the configuration and every model; exit 2 if something is wrong
     Check(Check),
+    /// Print the JSON Schema of the configuration, for editors
+    Schema,
     /// Make, list and revoke API keys
     Keys {
         #[command(subcommand)]
@@ -105,6 +107,10 @@ impl Cli {
         match self.command {
             Some(Command::Serve(arguments)) => serve(&arguments),
             Some(Command::Check(arguments)) => check(&arguments),
+            Some(Command::Schema) => {
+                println!("{:#}", config::schema());
+                ExitCode::SUCCESS
+            }
             Some(Command::Keys { command }) => command.run(),
             None => ExitCode::FAILURE,
         }

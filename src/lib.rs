@@ -93,6 +93,10 @@
 //!   library of cryptography, one of which has an open advisory (RUSTSEC-2023-0071).
 //! - A session's place is kept in the facts of the call that opened it.
 //! - A run that works for one call is ended when that call is dropped ([`call::Interrupt`]), not only at shutdown.
+//! - What is traced of a call hangs on its facts and is handed over by whoever lets go of them last (`call/trace.rs`), so that
+//!   the batch and the encoder have their part in it and no layer waits for them.
+//! - `Live` is not one type: grants, rates and deadlines are swapped where they are asked, and front-ends by connection
+//!   (`app/live.rs`).
 //! - Some wire forms do not say the type or shape of an input (V1, `generate`, `/predict`). They become
 //!   `call::Inputs::Untyped`: a parser that the router calls with the signature. The router still knows no wire.
 //! - Loading and unloading are calls (`call::Manage`) that the router hands to `model::control`; nothing else changes the

@@ -13,7 +13,7 @@ use crate::{
         deadline, rate_limit::Charging,
     },
     limit::RateLimiter,
-    telemetry::{access_log::AccessLog, metrics::Metrics},
+    telemetry::{access_log::AccessLog, metrics::Metrics, traces::Tracer},
 };
 use std::sync::Arc;
 use tower::{Service, ServiceBuilder};
@@ -23,10 +23,12 @@ use tower::{Service, ServiceBuilder};
 pub struct Parts<R, V = Authenticator, L = RateLimiter, G = Grants> {
     /// Where calls are written down, if they are.
     pub access_log: Option<AccessLog>,
+    /// Which calls are traced, if any.
+    pub tracer: Option<Tracer>,
     /// Where calls are counted.
     pub metrics: Arc<Metrics>,
     /// `limits.deadline`.
-    pub deadlines: deadline::Settings,
+    pub deadlines: deadline::Shared,
     /// Proves who is calling.
     pub authenticator: Arc<V>,
     /// Charges calls.
@@ -52,7 +54,7 @@ where
 {
     let stack = ServiceBuilder::new()
         // Sees everything below, refusals and dropped calls included.
-        .layer(TraceLayer::new(parts.access_log))
+        .layer(TraceLayer::new(parts.access_log, parts.tracer))
         .layer(MetricsLayer::new(parts.metrics))
         // A panic below becomes an Internal error that the layers above still count.
         .layer(CatchPanicLayer)

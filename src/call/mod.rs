@@ -15,7 +15,9 @@ mod quota;
 mod readiness;
 mod reply;
 mod report;
+mod route;
 mod stream;
+pub mod trace;
 mod watch;
 
 pub use gateway::Gateway;
@@ -33,6 +35,7 @@ pub use report::{
     BatchReport, CatalogEntry, ConfigReport, ImageFormat, IndexEntry, Logging, ModelReport, Notes, Report,
     ServedVersions, ServerReport, StatisticsReport, Tally, VersionState, VersionsReport,
 };
+pub use route::Route;
 pub use stream::ReplyStream;
 pub use watch::{End, Observer, Watch};
 
@@ -51,6 +54,7 @@ use std::{
     task::{Context, Poll},
     time::{Duration, Instant, SystemTime},
 };
+use trace::TraceContext;
 use uuid::Uuid;
 
 /// One unit of work, whatever wire it came in on.
@@ -120,6 +124,8 @@ pub struct Head {
     pub id: CallId,
     /// For labels and logs only.
     pub surface: Surface,
+    /// Where it came in; for labels and logs only.
+    pub route: Route,
     /// The kind of operation.
     pub intent: Intent,
     /// Shared by all calls of one connection.
@@ -141,7 +147,25 @@ impl Head {
     pub fn new(id: CallId, surface: Surface, intent: Intent, peer: Arc<Peer>) -> Self {
         let received = Instant::now();
         let (deadline, stream_deadline) = (received, received);
-        Self { id, surface, intent, peer, received, timeout: None, deadline, stream_deadline, facts: Arc::default() }
+        let (route, facts) = (Route::Other, Arc::default());
+        Self { id, surface, route, intent, peer, received, timeout: None, deadline, stream_deadline, facts }
+    }
+
+    /// The same head, of a call that came in at `route`.
+    #[must_use]
+    pub fn at(mut self, route: Route) -> Self {
+        self.route = route;
+        self
+    }
+
+    /// The same head, of a call that is part of what `context` names.
+    #[must_use]
+    pub fn part_of(self, context: Option<TraceContext>) -> Self {
+        if let Some(context) = context {
+            // The first to say so is right; nobody else has seen this head.
+            let _ = self.facts.context.set(context);
+        }
+        self
     }
 
     /// The same head with the client's wish for a deadline.
@@ -255,6 +279,12 @@ pub struct Facts {
     /// Ends the run of a caller that has gone.
     pub interrupt: Interrupt,
     running: OnceLock<Instant>,
+    /// Set by the router when the decoded call is handed to its model's scheduler.
+    pub queued: OnceLock<Instant>,
+    /// Set by the front-end, if the client said whose work the call is part of.
+    pub context: OnceLock<TraceContext>,
+    /// Set by `Trace`, if the call is traced.
+    pub trace: OnceLock<Box<trace::Trace>>,
     over: OnceLock<Instant>,
     stage: AtomicU8,
 }
@@ -302,6 +332,20 @@ impl Facts {
     }
 }
 
+/// 64 bits that differ from call to call, for names and for chance. Not a secret.
+pub fn random() -> u64 {
+    thread_local! {
+        // Seeded from the operating system, differently for each thread.
+        static STATE: Cell<u64> = Cell::new(RandomState::new().build_hasher().finish());
+    }
+    // SplitMix64: a counter that is mixed until it looks random.
+    let state = STATE.get().wrapping_add(0x9E37_79B9_7F4A_7C15);
+    STATE.set(state);
+    let mixed = (state ^ (state >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+    let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+    mixed ^ (mixed >> 31)
+}
+
 /// The name of a call (contract 00 section 5, `x-request-id`).
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum CallId {
@@ -314,24 +358,12 @@ pub enum CallId {
 impl CallId {
     /// A new id: the time in milliseconds, and 74 bits that differ from call to call. Not a secret.
     pub fn make() -> Self {
-        thread_local! {
-            // Seeded from the operating system, differently for each thread.
-            static STATE: Cell<u64> = Cell::new(RandomState::new().build_hasher().finish());
-        }
-        // SplitMix64: a counter that is mixed until it looks random.
-        let next = || {
-            let state = STATE.get().wrapping_add(0x9E37_79B9_7F4A_7C15);
-            STATE.set(state);
-            let mixed = (state ^ (state >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-            let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-            mixed ^ (mixed >> 31)
-        };
-        let mut random = [0; 10];
-        random[..8].copy_from_slice(&next().to_le_bytes());
-        random[8..].copy_from_slice(&next().to_le_bytes()[..2]);
+        let mut bytes = [0; 10];
+        bytes[..8].copy_from_slice(&random().to_le_bytes());
+        bytes[8..].copy_from_slice(&random().to_le_bytes()[..2]);
         let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
         let millis = u64::try_from(since.as_millis()).unwrap_or(u64::MAX);
-        Self::Made(uuid::Builder::from_unix_timestamp_millis(millis, &random).into_uuid())
+        Self::Made(uuid::Builder::from_unix_timestamp_millis(millis, &bytes).into_uuid())
     }
 
     /// The client's id if it is sane; else a new one.

@@ -170,6 +170,8 @@ pub enum Inspect {
     Trace(Option<ModelRef>),
     /// What is logged.
     Logging,
+    /// The page of metrics.
+    Metrics,
 }
 
 impl Inspect {
@@ -184,7 +186,8 @@ impl Inspect {
             | Self::Models
             | Self::Catalog
             | Self::Index { .. }
-            | Self::Logging => None,
+            | Self::Logging
+            | Self::Metrics => None,
         }
     }
 }

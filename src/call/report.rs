@@ -36,6 +36,8 @@ pub enum Report {
     Trace(Vec<(Arc<str>, Vec<Arc<str>>)>),
     /// Logging as it is.
     Logging(Logging),
+    /// The caller may read the page of metrics, which whoever asked has.
+    Metrics,
     /// A model was loaded.
     Loaded(Arc<str>),
     /// A model is no longer served.

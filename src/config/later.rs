@@ -19,8 +19,6 @@ pub(super) const LATER: &[&str] = &[
     "models.defaults.cache",
     "models.defaults.traffic",
     "idempotency",
-    "telemetry.metrics",
-    "telemetry.otlp",
 ];
 
 /// The same for `model.yaml`, besides what `models.defaults` has in [`LATER`].

@@ -6,17 +6,21 @@
 //! spawns; of other files, it looks only at whether those that it names are there.
 
 mod later;
+mod live;
 mod model;
 mod pbtxt;
 pub mod problems;
 pub mod raw;
+mod schema;
 mod source;
 pub mod units;
 mod validate;
 
+pub use live::{Changes, Source, Written};
 pub use model::load_model;
 pub use problems::{Problem, Problems};
 pub use raw::{Amount, Execution, Load, Switch, Versions};
+pub use schema::schema;
 
 use later::LATER;
 
@@ -26,6 +30,7 @@ use crate::{
     frontend::{self, Surfaces, tls},
     limit::{self, address},
     model::Sample,
+    telemetry::{metrics, traces},
     tensor::Signature,
 };
 use serde::{Deserialize, Serialize};
@@ -75,6 +80,10 @@ pub struct Config {
     pub telemetry: Telemetry,
     /// The graceful stop.
     pub drain: Drain,
+    /// What people wrote, to compare it with what they write next.
+    pub written: Written,
+    /// Where it was read from; `None` without a file.
+    pub source: Option<Source>,
 }
 
 /// One API listener.
@@ -239,12 +248,16 @@ pub struct Turn {
 }
 
 /// What is told about calls (`telemetry`).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Telemetry {
     /// The log.
     pub log: Log,
     /// One line per call.
     pub access_log: bool,
+    /// What is counted besides.
+    pub metrics: metrics::Settings,
+    /// Where traces go, if calls are traced.
+    pub otlp: Option<traces::Settings>,
 }
 
 /// The log (`telemetry.log`).
@@ -319,7 +332,9 @@ impl Config {
         let Some(path) = path else { return Self::parse("", "the defaults", Path::new(""), overrides) };
         let source = path.display().to_string();
         let text = read(path, &source)?;
-        Self::parse(&text, &source, path.parent().unwrap_or(Path::new("")), overrides)
+        let folder = path.parent().unwrap_or(Path::new(""));
+        let config = Self::parse(&text, &source, folder, overrides.clone())?;
+        Ok(Self { source: Some(Source { path: path.to_owned(), overrides }), ..config })
     }
 
     fn parse(text: &str, source: &str, folder: &Path, overrides: Overrides) -> Result<Self, Problems> {

@@ -5,6 +5,9 @@ use std::fmt;
 /// Problems that are shown in one line; a file may have thousands.
 const IN_ONE_LINE: usize = 8;
 
+/// Values of fewer bytes are not hidden.
+const SHORT: usize = 4;
+
 /// Everything that is wrong with one file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Problems {
@@ -12,7 +15,13 @@ pub struct Problems {
     pub source: String,
     /// In the order they were found.
     pub list: Vec<Problem>,
+    /// What stood for variables in the file, with the variables' names: problems are printed, and logged.
+    hidden: Hidden,
 }
+
+/// Values that are nobody's to print.
+#[derive(Clone, Default, PartialEq, Eq)]
+struct Hidden(Vec<(String, String)>);
 
 /// One thing that is wrong.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -26,12 +35,21 @@ pub struct Problem {
 impl Problems {
     /// No problem of `source` yet.
     pub(super) fn new(source: impl Into<String>) -> Self {
-        Self { source: source.into(), list: Vec::new() }
+        Self { source: source.into(), list: Vec::new(), hidden: Hidden::default() }
     }
 
     /// One more.
     pub(super) fn push(&mut self, path: impl Into<String>, text: impl Into<String>) {
-        self.list.push(Problem { path: path.into(), text: text.into() });
+        let text = self.hidden.0.iter().fold(text.into(), |text: String, (value, name)| text.replace(value, name));
+        self.list.push(Problem { path: path.into(), text });
+    }
+
+    /// From now on the value of the variable `name` is shown as it was written. Short ones are not: they would be found
+    /// within other words, and are no secrets.
+    pub(super) fn hide(&mut self, name: &str, value: &str) {
+        if value.len() >= SHORT {
+            self.hidden.0.push((value.to_owned(), format!("${{{name}}}")));
+        }
     }
 
     /// Those of a file that belongs to this source, with the file's name before their paths.
@@ -58,6 +76,12 @@ impl Problems {
     /// `value`, if nothing is wrong.
     pub(super) fn or<T>(self, value: T) -> Result<T, Self> {
         if self.list.is_empty() { Ok(value) } else { Err(self) }
+    }
+}
+
+impl fmt::Debug for Hidden {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Hidden")
     }
 }
 

@@ -60,7 +60,10 @@ pub(super) fn expand(tree: &mut Value, variable: &dyn Fn(&str) -> Option<String>
             let name = &rest[start + 2..start + length];
             expanded.push_str(&rest[..start]);
             match variable(name) {
-                Some(value) => expanded.push_str(&value),
+                Some(value) => {
+                    problems.hide(name, &value);
+                    expanded.push_str(&value);
+                }
                 None => problems.push(shown(path), format!("the variable `{name}` is not set")),
             }
             rest = &rest[start + length + 1..];

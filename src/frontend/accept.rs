@@ -135,7 +135,7 @@ impl Listener {
                 Ok((stream, remote, place)) => {
                     pause = FIRST_PAUSE;
                     let Some(slot) = addresses.connect(remote.ip()) else {
-                        metrics.refused("connections_per_address");
+                        metrics.refused("limit");
                         continue;
                     };
                     let place = Place { _connection: place, _address: slot, gauge: metrics.connection_opened() };

@@ -2,7 +2,7 @@
 
 use super::body::Coding;
 use crate::{
-    call::{CallId, Credentials},
+    call::{CallId, Credentials, trace::TraceContext},
     error::Error,
 };
 use http::{HeaderMap, HeaderName, HeaderValue};
@@ -44,6 +44,7 @@ pub struct Fields<'a> {
     pub upgrade: bool,
     /// [`REQUEST_ID`].
     pub request_id: Option<&'a HeaderValue>,
+    traceparent: Option<&'a HeaderValue>,
     authorization: Option<&'a HeaderValue>,
     api_key: Option<&'a HeaderValue>,
 }
@@ -78,6 +79,7 @@ impl<'a> Fields<'a> {
             json_length: Single::Absent,
             upgrade: false,
             request_id: None,
+            traceparent: None,
             authorization: None,
             api_key: None,
         };
@@ -95,6 +97,7 @@ impl<'a> Fields<'a> {
                 "inference-header-content-length" => fields.json_length.see(value),
                 "upgrade" => fields.upgrade = true,
                 "x-request-id" => _ = fields.request_id.get_or_insert(value),
+                "traceparent" => _ = fields.traceparent.get_or_insert(value),
                 "authorization" => _ = fields.authorization.get_or_insert(value),
                 "x-api-key" => _ = fields.api_key.get_or_insert(value),
                 _ => {}
@@ -106,6 +109,11 @@ impl<'a> Fields<'a> {
     /// The client's id if it is sane; else a new one.
     pub fn call_id(&self) -> CallId {
         CallId::from_client(self.request_id.and_then(text))
+    }
+
+    /// Whose work the request is part of, if it says so as W3C has it.
+    pub fn context(&self) -> Option<TraceContext> {
+        TraceContext::parse(self.traceparent?.as_bytes())
     }
 
     /// The coding of the body, as [`Coding::of_request`] finds it.
@@ -168,6 +176,11 @@ fn text(value: &HeaderValue) -> Option<&str> {
 /// The client's id if it is sane; else a new one.
 pub fn call_id(headers: &HeaderMap) -> CallId {
     Fields::of(headers).call_id()
+}
+
+/// Whose work a request is part of, as [`Fields::context`] finds it.
+pub fn context(headers: &HeaderMap) -> Option<TraceContext> {
+    TraceContext::parse(headers.get("traceparent")?.as_bytes())
 }
 
 /// Claims in the headers, as [`Fields::credentials`] finds them.

@@ -187,7 +187,7 @@ fn refusal(
     body: &Incoming,
 ) -> Option<Response> {
     if let Err(unsound) = check(connection, request, fields, body) {
-        connection.frontend.metrics.refused("malformed_request");
+        connection.frontend.metrics.refused("malformed");
         return Some(unsound.render(request));
     }
     // Whether it is served here or not: only HTTP/2 has the trailers in which gRPC would say so.

@@ -24,12 +24,15 @@ pub use settings::Settings;
 pub use ticket::Tickets;
 
 use crate::{
-    call::{Credentials, Gateway, Peer, Readiness, Surface},
+    call::{Credentials, Facts, Gateway, Peer, Readiness, Surface},
     error::Error,
     limit::address::AddressGate,
     telemetry::metrics::Metrics,
 };
-use std::sync::{Arc, atomic::AtomicUsize};
+use std::{
+    sync::{Arc, atomic::AtomicUsize},
+    time::Instant,
+};
 use tokio::sync::watch;
 
 /// What all connections of all lanes share.
@@ -53,6 +56,34 @@ pub struct Frontend {
     pub tickets: Tickets,
     /// Changes when somebody who is known may not be any more: a key was revoked, an issuer has other keys.
     pub proofs: watch::Receiver<()>,
+}
+
+impl Frontend {
+    /// The same with other settings, for connections from now on. What all connections share stays as it is.
+    #[must_use]
+    pub fn with_settings(&self, settings: Settings) -> Self {
+        Self {
+            gateway: self.gateway.clone(),
+            settings,
+            readiness: self.readiness.clone(),
+            phase: self.phase.clone(),
+            metrics: Arc::clone(&self.metrics),
+            addresses: Arc::clone(&self.addresses),
+            memory: self.memory.clone(),
+            tickets: self.tickets.clone(),
+            proofs: self.proofs.clone(),
+        }
+    }
+
+    /// The whole reply of a call was written for its client, from the moment when it was over: counted, and noted if the
+    /// call is traced.
+    pub fn encoded(&self, surface: Surface, facts: &Facts) {
+        let (begun, over) = (facts.over(), Instant::now());
+        self.metrics.encoded(surface, over.saturating_duration_since(begun));
+        if let Some(trace) = facts.trace.get() {
+            trace.note("encode", begun, over);
+        }
+    }
 }
 
 /// How far the process is on its way out (contract 07 section 5).

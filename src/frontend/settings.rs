@@ -159,6 +159,8 @@ pub struct WebSocket {
 pub struct Rest {
     /// Responses of more bytes are compressed for clients that take it; absent: none are.
     pub compress_above: Option<usize>,
+    /// Whether `GET /metrics` is served here too (`telemetry.metrics.on_api`).
+    pub metrics: bool,
     /// `POST /predict`; absent: there is no such path.
     pub predict: Option<Predict>,
 }
@@ -182,7 +184,7 @@ impl Rest {
 
 impl Default for Rest {
     fn default() -> Self {
-        Self { compress_above: Some(KIB), predict: None }
+        Self { compress_above: Some(KIB), metrics: false, predict: None }
     }
 }
 

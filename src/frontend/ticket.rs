@@ -9,7 +9,7 @@ use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 use sha2::{Digest, Sha256};
 use std::{
     collections::{HashMap, VecDeque},
-    sync::{Mutex, PoisonError},
+    sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 use tokio::time::Instant;
@@ -20,11 +20,11 @@ const MOST: usize = 10_000;
 type Key = [u8; 32];
 
 /// Tickets that were made and not used yet.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Tickets {
     /// How long one may be used.
     age: Duration,
-    open: Mutex<Open>,
+    open: Arc<Mutex<Open>>,
 }
 
 #[derive(Debug, Default)]
@@ -37,7 +37,7 @@ struct Open {
 impl Tickets {
     /// None yet; each will be good for `age`.
     pub fn new(age: Duration) -> Self {
-        Self { age, open: Mutex::default() }
+        Self { age, open: Arc::default() }
     }
 
     /// How long one may be used.

@@ -54,7 +54,7 @@ pub struct Admit<S> {
 // === impl Slots ===
 
 impl Slots {
-    /// `calls` slots for work, `inspect` more that only [`Intent::Inspect`] uses, so that operators can look during
+    /// `calls` slots for work, `inspect` more that only [`Intent::Inspect`] and [`Intent::Metrics`] use, so that operators can look during
     /// overload, and at most `per_identity` slots for work per identity.
     pub fn new(calls: usize, inspect: usize, per_identity: Option<usize>) -> Self {
         Self {
@@ -109,8 +109,8 @@ impl Slots {
 
     fn pool(&self, intent: Intent) -> (&Pool, &'static str) {
         match intent {
-            Intent::Inspect => (&self.inspect, "inspect calls in flight"),
-            Intent::Infer | Intent::Generate | Intent::Manage | Intent::Metrics => (&self.calls, "calls in flight"),
+            Intent::Inspect | Intent::Metrics => (&self.inspect, "inspect calls in flight"),
+            Intent::Infer | Intent::Generate | Intent::Manage => (&self.calls, "calls in flight"),
         }
     }
 }

@@ -8,6 +8,7 @@ use crate::{
     call::{Decoded, Identity, Inspect, Intent, ModelRef, Operation, Reply, Report},
     error::Error,
 };
+use arc_swap::ArcSwap;
 use pin_project_lite::pin_project;
 use std::{
     pin::Pin,
@@ -43,6 +44,21 @@ impl Permit for Grants {
 
     fn any(&self, identity: &Identity) -> bool {
         Grants::any(self, identity)
+    }
+}
+
+/// Grants that may be exchanged for others while calls are made.
+impl<G: Permit> Permit for ArcSwap<G> {
+    fn check(&self, identity: &Identity, intent: Intent, model: Option<&ModelRef>) -> Result<(), Error> {
+        self.load().check(identity, intent, model)
+    }
+
+    fn may_see(&self, identity: &Identity, name: &str) -> bool {
+        self.load().may_see(identity, name)
+    }
+
+    fn any(&self, identity: &Identity) -> bool {
+        self.load().any(identity)
     }
 }
 
@@ -106,6 +122,7 @@ impl<S, G: Permit> Authorize<S, G> {
     fn check(&self, identity: &Identity, operation: &Operation) -> Result<(), Error> {
         let (intent, model) = match operation {
             Operation::Infer(request) => (Intent::Infer, Some(&request.model)),
+            Operation::Inspect(Inspect::Metrics) => (Intent::Metrics, None),
             Operation::Inspect(question) => (Intent::Inspect, question.model()),
             Operation::Manage(change) => (Intent::Manage, change.model()),
         };

@@ -8,6 +8,7 @@ use crate::{
     call::{Call, Facts, Head, Reply},
     error::{Error, Stage},
 };
+use arc_swap::ArcSwap;
 use pin_project_lite::pin_project;
 use std::{
     pin::Pin,
@@ -34,17 +35,34 @@ impl Default for Settings {
     }
 }
 
+/// Settings that may change while calls are made. Cloning it is cloning an `Arc`.
+#[derive(Clone, Debug)]
+pub struct Shared(Arc<ArcSwap<Settings>>);
+
+impl From<Settings> for Shared {
+    fn from(settings: Settings) -> Self {
+        Self(Arc::new(ArcSwap::from_pointee(settings)))
+    }
+}
+
+impl Shared {
+    /// From the next call on, these.
+    pub fn set(&self, settings: Settings) {
+        self.0.store(Arc::new(settings));
+    }
+}
+
 /// Makes [`Deadline`].
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct DeadlineLayer {
-    settings: Settings,
+    settings: Shared,
 }
 
 /// Sets the deadline of a call and keeps it.
 #[derive(Clone, Debug)]
 pub struct Deadline<S> {
     inner: S,
-    settings: Settings,
+    settings: Shared,
 }
 
 pin_project! {
@@ -65,8 +83,8 @@ pin_project! {
 
 impl DeadlineLayer {
     /// Keeps deadlines as `settings` say.
-    pub const fn new(settings: Settings) -> Self {
-        Self { settings }
+    pub fn new(settings: impl Into<Shared>) -> Self {
+        Self { settings: settings.into() }
     }
 }
 
@@ -74,7 +92,7 @@ impl<S> Layer<S> for DeadlineLayer {
     type Service = Deadline<S>;
 
     fn layer(&self, inner: S) -> Self::Service {
-        Deadline { inner, settings: self.settings }
+        Deadline { inner, settings: self.settings.clone() }
     }
 }
 
@@ -91,7 +109,7 @@ where
     }
 
     fn call(&mut self, mut call: Call<P, I>) -> Self::Future {
-        let Settings { default, stream, max } = self.settings;
+        let Settings { default, stream, max } = **self.settings.0.load();
         let wish = call.head.timeout;
         let received = call.head.received;
         call.head.deadline = received + wish.unwrap_or(default).min(max);

@@ -5,7 +5,7 @@
 
 use super::guarded::hand_over;
 use crate::{
-    call::{Call, Chunk, End, Facts, Intent, Observer, Reply, Surface, Watch},
+    call::{Call, Chunk, End, Facts, Intent, Observer, Reply, Route, Surface, Watch},
     error::{Code, Error, Stage},
     telemetry::metrics::Metrics,
 };
@@ -38,6 +38,7 @@ pub struct Measurement {
     facts: Arc<Facts>,
     received: Instant,
     surface: Surface,
+    route: Route,
     intent: Intent,
     streaming: bool,
 }
@@ -89,6 +90,7 @@ where
             facts: Arc::clone(&head.facts),
             received: head.received,
             surface: head.surface,
+            route: head.route,
             intent: head.intent,
             streaming: false,
         });
@@ -132,7 +134,7 @@ impl Observer for Measurement {
             self.metrics.cancelled(self.surface, self.facts.stage());
         }
         let took = self.facts.over().saturating_duration_since(self.received);
-        self.metrics.call_ended(self.surface, self.intent, self.facts.model.get(), end, took);
+        self.metrics.call_ended(self.surface, self.route, self.intent, &self.facts, end, took);
     }
 }
 
@@ -164,8 +166,8 @@ mod tests {
             Ok(whole())
         }));
         service.oneshot(decoded("a", infer())).await.unwrap();
-        assert_line(&metrics, r#"sluicegate_calls_total{code="ok",intent="infer",model="digits",surface="rest"} 1"#);
-        assert_line(&metrics, r#"sluicegate_call_duration_seconds_count{intent="infer",surface="rest"} 1"#);
+        assert_line(&metrics, r#"sluicegate_calls_total{code="ok",model="digits",route="other",surface="rest"} 1"#);
+        assert_line(&metrics, r#"sluicegate_call_duration_seconds_count{route="other",surface="rest"} 1"#);
         assert_line(&metrics, r#"sluicegate_calls_in_flight{surface="rest"} 0"#);
     }
 
@@ -173,7 +175,7 @@ mod tests {
     async fn a_refused_call_is_counted_with_its_code_and_its_limit() {
         let (service, metrics) = service(Below::answering(|| Err(Error::Overloaded { what: "calls in flight" })));
         service.oneshot(decoded("a", infer())).await.unwrap_err();
-        assert_line(&metrics, r#"sluicegate_calls_total{code="overloaded",intent="infer",model="",surface="rest"} 1"#);
+        assert_line(&metrics, r#"sluicegate_calls_total{code="overloaded",model="",route="other",surface="rest"} 1"#);
         assert_line(&metrics, r#"sluicegate_overloaded_total{limit="calls"} 1"#);
     }
 
@@ -186,7 +188,7 @@ mod tests {
         assert_line(&metrics, r#"sluicegate_calls_in_flight{surface="rest"} 1"#);
         drop(future);
         assert_line(&metrics, r#"sluicegate_calls_in_flight{surface="rest"} 0"#);
-        assert_line(&metrics, r#"sluicegate_calls_total{code="cancelled",intent="infer",model="",surface="rest"} 1"#);
+        assert_line(&metrics, r#"sluicegate_calls_total{code="cancelled",model="",route="other",surface="rest"} 1"#);
         assert_line(&metrics, r#"sluicegate_cancelled_total{stage="queued",surface="rest"} 1"#);
     }
 

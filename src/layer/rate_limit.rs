@@ -9,6 +9,7 @@ use crate::{
     error::Error,
     limit::{Ask, Charge, Outcome, RateLimiter},
 };
+use arc_swap::ArcSwap;
 use futures_util::future::{BoxFuture, Either};
 use std::{
     sync::Arc,
@@ -35,6 +36,15 @@ impl Charging for RateLimiter {
 
 /// The future of a call that is charged. Boxed only where a limiter has to ask another process.
 pub type Charged<F, C> = Either<Guarded<F, C>, BoxFuture<'static, Result<Reply, Error>>>;
+
+/// One that may be exchanged for another while calls are made. A charge belongs to the one that made it.
+impl<L: Charging> Charging for ArcSwap<L> {
+    type Charge = L::Charge;
+
+    fn charge(self: &Arc<Self>, ask: Ask<'_>) -> Outcome<Self::Charge> {
+        L::charge(&self.load(), ask)
+    }
+}
 
 /// Makes [`RateLimit`].
 #[derive(Debug)]

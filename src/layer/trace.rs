@@ -1,17 +1,21 @@
-//! The outermost layer: a span per call, the access log, and the causes of failures that only the log may read.
+//! The outermost layer: a span per call, the access log, the traces of those that are chosen, and the causes of failures that only the log may read.
 //!
 //! Does not make call ids (front-ends do, or take the client's) and does not know how logs are written. With the span
 //! disabled and the access log off, a call passes with no more than a check of a static.
 
 use super::guarded::hand_over;
 use crate::{
-    call::{Call, CallId, End, Observer, Reply, Surface, Watch},
+    call::{Call, CallId, Chunk, End, Facts, Observer, Reply, Surface, Watch},
     error::Error,
-    telemetry::access_log::{AccessLog, Line},
+    telemetry::{
+        access_log::{AccessLog, Line},
+        traces::Tracer,
+    },
 };
 use pin_project_lite::pin_project;
 use std::{
     pin::Pin,
+    sync::Arc,
     task::{Context, Poll, ready},
 };
 use tower::{Layer, Service};
@@ -21,6 +25,7 @@ use tracing::Span;
 #[derive(Clone, Debug)]
 pub struct TraceLayer {
     access_log: Option<AccessLog>,
+    tracer: Option<Tracer>,
 }
 
 /// Names the call in logs, from its first layer to the end of its reply.
@@ -28,12 +33,15 @@ pub struct TraceLayer {
 pub struct Trace<S> {
     inner: S,
     access_log: Option<AccessLog>,
+    tracer: Option<Tracer>,
 }
 
 /// What lasts as long as the call: its span, and its line in the access log.
 #[derive(Debug)]
 pub struct Record {
     line: Option<Line>,
+    /// Of a call that is traced.
+    facts: Option<Arc<Facts>>,
     // Only held: the span is over when the reply is.
     _span: Span,
 }
@@ -61,9 +69,9 @@ pin_project! {
 // === impl Trace ===
 
 impl TraceLayer {
-    /// Writes one line per call to `access_log`, if there is one.
-    pub const fn new(access_log: Option<AccessLog>) -> Self {
-        Self { access_log }
+    /// Writes one line per call to `access_log`, if there is one, and traces those calls that `tracer` chooses.
+    pub const fn new(access_log: Option<AccessLog>, tracer: Option<Tracer>) -> Self {
+        Self { access_log, tracer }
     }
 }
 
@@ -71,7 +79,7 @@ impl<S> Layer<S> for TraceLayer {
     type Service = Trace<S>;
 
     fn layer(&self, inner: S) -> Self::Service {
-        Trace { inner, access_log: self.access_log.clone() }
+        Trace { inner, access_log: self.access_log.clone(), tracer: self.tracer.clone() }
     }
 }
 
@@ -96,7 +104,12 @@ where
             intent = head.intent.name(),
         );
         let line = self.access_log.as_ref().map(|log| log.begin(head));
-        let watch = (line.is_some() || !span.is_disabled()).then(|| Watch::new(Record { line, _span: span.clone() }));
+        if let Some(tracer) = &self.tracer {
+            tracer.begin(head);
+        }
+        let facts = head.facts.trace.get().map(|_| Arc::clone(&head.facts));
+        let watched = line.is_some() || facts.is_some() || !span.is_disabled();
+        let watch = watched.then(|| Watch::new(Record { line, facts, _span: span.clone() }));
         let (id, surface) = (head.id.clone(), head.surface);
         let inner = span.in_scope(|| self.inner.call(call));
         Traced { inner, span, id, surface, watch }
@@ -144,7 +157,18 @@ impl Observer for Causes {
 }
 
 impl Observer for Record {
+    fn chunk(&mut self, _: &Chunk) {
+        if let Some(trace) = self.facts.as_ref().and_then(|facts| facts.trace.get()) {
+            trace.chunk();
+        }
+    }
+
     fn end(&mut self, end: End) {
+        if let Some(facts) = &self.facts
+            && let Some(trace) = facts.trace.get()
+        {
+            trace.end(end, facts.over(), facts.model.get());
+        }
         if let Some(line) = &mut self.line {
             line.end(end);
         }
@@ -164,7 +188,7 @@ mod tests {
     fn service(below: Below) -> (Trace<Below>, AccessLog, Page) {
         let page = Page::default();
         let log = AccessLog::start(page.clone(), Format::Json).unwrap();
-        (TraceLayer::new(Some(log.clone())).layer(below), log, page)
+        (TraceLayer::new(Some(log.clone()), None).layer(below), log, page)
     }
 
     fn lines(log: &AccessLog, page: &Page) -> Vec<serde_json::Value> {
@@ -203,7 +227,7 @@ mod tests {
 
     #[tokio::test]
     async fn without_log_and_span_nothing_is_kept_for_the_end() {
-        let mut service = TraceLayer::new(None).layer(Below::silent());
+        let mut service = TraceLayer::new(None, None).layer(Below::silent());
         assert!(service.call(decoded("a", infer())).watch.is_none());
     }
 
@@ -242,7 +266,7 @@ mod tests {
         let below = Below::answering(|| Err(Error::backend("node 7 failed")));
         let call = decoded("a", infer());
         let id = call.head.id.to_string();
-        TraceLayer::new(None).layer(below).oneshot(call).await.unwrap_err();
+        TraceLayer::new(None, None).layer(below).oneshot(call).await.unwrap_err();
         let line: serde_json::Value = serde_json::from_str(page.text().lines().next().unwrap()).unwrap();
         assert_eq!(line["call_id"], id);
         assert_eq!(line["cause"], "node 7 failed");

@@ -54,7 +54,7 @@ struct Parts {
     repository: Arc<Repository>,
     /// Absent where models cannot be changed by calls.
     control: Option<Control>,
-    switches: Switches,
+    switches: Arc<Switches>,
 }
 
 /// The answer of a model, or one that was there at once.
@@ -92,11 +92,11 @@ struct Waiting {
 impl Router {
     /// A router over the models of `repository`.
     pub fn new(repository: Arc<Repository>) -> Self {
-        Self(Arc::new(Parts { repository, control: None, switches: Switches::default() }))
+        Self(Arc::new(Parts { repository, control: None, switches: Arc::default() }))
     }
 
     /// A router that also lets operators change models, through `control`, and the process's `switches`.
-    pub fn managed(repository: Arc<Repository>, control: Option<Control>, switches: Switches) -> Self {
+    pub fn managed(repository: Arc<Repository>, control: Option<Control>, switches: Arc<Switches>) -> Self {
         Self(Arc::new(Parts { repository, control, switches }))
     }
 }
@@ -182,6 +182,7 @@ impl Parts {
                 Report::Trace(self.switches.trace(model.as_ref().map(|model| &*model.name)))
             }
             Inspect::Logging => Report::Logging(self.switches.logging()),
+            Inspect::Metrics => Report::Metrics,
         }))
     }
 
@@ -232,12 +233,17 @@ impl Asked {
         let checked = signature::check(&model.signature, model.batches(), inputs)?;
         let _ = head.facts.work.set(Work { rows: checked.rows as u64, ..Work::of(&checked.inputs) });
         head.facts.reach(Stage::Queued);
+        let queued = Instant::now();
+        let _ = head.facts.queued.set(queued);
+        if let Some(trace) = head.facts.trace.get() {
+            trace.note("decode", head.received, queued);
+        }
         let job = |reply| Job {
             inputs: checked.inputs,
             rows: checked.rows,
             priority: self.priority,
             deadline: head.deadline,
-            queued: Instant::now(),
+            queued,
             reply,
             facts: Arc::clone(&head.facts),
             turn: 0,

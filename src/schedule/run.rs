@@ -5,7 +5,10 @@
 use super::{Job, Plan, ReplyTo};
 use crate::{
     backend::Backend,
-    call::{Chunk, NamedTensor, Timing},
+    call::{
+        Chunk, NamedTensor, Timing,
+        trace::{self, Run},
+    },
     error::{Error, Stage},
     telemetry::statistics::Spent,
     tensor::{self, Tensor, Tensors},
@@ -109,6 +112,7 @@ pub(super) fn batch(backend: &mut dyn Backend, jobs: &mut Vec<Job>, plan: &Plan)
             let spent = Spent { input, infer: took - input, output: started.elapsed() - took };
             // Counted before anyone hears of it: who was answered finds itself in the statistics.
             plan.metrics.ran(jobs.len(), rows, queued, spent);
+            note(jobs, Run { begun: started, over: started + took, rows, jobs: jobs.len() });
             answer(jobs, parts, started, took);
         }
         Ok(Err(error)) if jobs.len() == 1 => {
@@ -116,6 +120,7 @@ pub(super) fn batch(backend: &mut dyn Backend, jobs: &mut Vec<Job>, plan: &Plan)
             if !jobs[0].is_abandoned() {
                 plan.metrics.failed();
             }
+            note(jobs, Run { begun: started, over: started + took, rows, jobs: 1 });
             jobs.drain(..).for_each(|job| job.fail(error.clone()));
         }
         // One caller's bad values must not fail the calls that happened to run with it, and outputs
@@ -177,6 +182,9 @@ pub(super) fn stream(backend: &mut dyn Backend, job: Job, plan: &Plan) -> Ran {
     drop(armed);
     let took = started.elapsed();
     let _ = facts.timing.set(Timing { queue, compute: took });
+    if let Some(trace) = facts.trace.get() {
+        trace::ran(&[(&**trace, queued)], Run { begun: started, over: started + took, rows, jobs: 1 });
+    }
     let (ran, error) = match result {
         Err(panic) => (Ran::Panicked, Some(panicked(plan, &*panic))),
         Ok(Err(error)) => {
@@ -194,6 +202,15 @@ pub(super) fn stream(backend: &mut dyn Backend, job: Job, plan: &Plan) -> Ran {
         last.send(Err(error));
     }
     ran
+}
+
+/// Notes the run for those jobs whose calls are traced.
+fn note(jobs: &[Job], run: Run) {
+    let traced: SmallVec<[_; 4]> =
+        jobs.iter().filter_map(|job| job.facts.trace.get().map(|trace| (&**trace, job.queued))).collect();
+    if !traced.is_empty() {
+        trace::ran(&traced, run);
+    }
 }
 
 fn one_by_one(backend: &mut dyn Backend, jobs: &mut Vec<Job>, plan: &Plan, mut took: Duration) -> Ran {

@@ -113,8 +113,9 @@ fn built_with(router: Below, access_log: Option<AccessLog>) -> Built {
     let purse = Arc::new(Mutex::new(100));
     let gateway = build(Parts {
         access_log,
+        tracer: None,
         metrics: Arc::clone(&metrics),
-        deadlines: deadline::Settings::default(),
+        deadlines: deadline::Settings::default().into(),
         authenticator: Arc::new(Doorman),
         limiter: Arc::new(Till { purse: Arc::clone(&purse) }),
         slots: Arc::clone(&slots),
@@ -152,7 +153,7 @@ impl Built {
     }
 
     fn counted(&self, code: &str) -> bool {
-        let line = format!(r#"sluicegate_calls_total{{code="{code}",intent="infer",model="",surface="rest"}} 1"#);
+        let line = format!(r#"sluicegate_calls_total{{code="{code}",model="",route="other",surface="rest"}} 1"#);
         self.metrics.render().lines().any(|found| found == line)
     }
 }

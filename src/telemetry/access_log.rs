@@ -7,7 +7,7 @@
 mod line;
 
 use super::Format;
-use crate::call::{CallId, End, Facts, Head, Intent, Observer, Peer, Surface};
+use crate::call::{CallId, End, Facts, Head, Intent, Observer, Peer, Route, Surface};
 use line::{Clock, Text};
 use std::{
     fmt,
@@ -77,6 +77,7 @@ pub struct Line {
 struct Entry {
     id: CallId,
     surface: Surface,
+    route: Route,
     intent: Intent,
     peer: Arc<Peer>,
     facts: Arc<Facts>,
@@ -123,6 +124,7 @@ impl AccessLog {
         let entry = Entry {
             id: head.id.clone(),
             surface: head.surface,
+            route: head.route,
             intent: head.intent,
             peer: Arc::clone(&head.peer),
             facts: Arc::clone(&head.facts),

@@ -2,31 +2,56 @@
 //!
 //! Families and their labels stand in [`families`], the process's own figures come from [`process`]. Does not know who
 //! reports; label values come from configuration or the repository, never from a client's bytes (invariant 9).
+//! What the page looks like is the matter of [`page`], and of [`nv`] for the families that Triton has.
 
+mod exemplars;
 mod families;
+mod gauge;
+mod identities;
 mod model;
+mod nv;
+pub mod page;
 mod process;
 
+pub use gauge::{Gauge, Kind};
 pub use model::ModelMetrics;
 
-use super::statistics::Statistics;
+use super::statistics::{Outcome, Statistics};
 use crate::{
-    call::{End, Intent, ModelKey, Surface},
+    call::{End, Facts, Intent, ModelKey, Route, Surface},
     error::{Code, Error, Stage},
 };
 use arc_swap::ArcSwap;
+use exemplars::Exemplars;
 use families::Families;
 use foldhash::HashMap;
-use prometheus::{Histogram, IntCounter, IntGauge, Registry, TextEncoder};
+use identities::Identities;
+use page::{Format, Page};
+use prometheus::{Histogram, IntCounter, IntGauge, Registry};
 use std::{
-    sync::{Arc, OnceLock},
-    time::Duration,
+    array,
+    sync::{
+        Arc, OnceLock,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 const SURFACES: usize = Surface::ALL.len();
-const INTENTS: usize = Intent::ALL.len();
+const ROUTES: usize = Route::ALL.len();
+/// A place for each route, which belongs to one surface, and for what comes in elsewhere on each surface.
+const DOORS: usize = ROUTES + SURFACES;
 /// `ok`, and every code.
 const ENDS: usize = 1 + Code::ALL.len();
+
+/// `telemetry.metrics`, as far as it is about what is counted.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Settings {
+    /// Whether the page has Triton's families too.
+    pub nv_view: bool,
+    /// Whether calls are counted by identity.
+    pub by_identity: bool,
+}
 
 /// All metric families of the process.
 #[derive(Debug)]
@@ -34,6 +59,16 @@ pub struct Metrics {
     registry: Registry,
     families: Families,
     surfaces: [PerSurface; SURFACES],
+    durations: [OnceLock<Histogram>; DOORS],
+    exemplars: Exemplars,
+    /// Absent unless it was asked for.
+    identities: Option<Identities>,
+    /// Absent unless it was asked for.
+    nv: Option<nv::View>,
+    /// What could not be read again: files that the configuration names, and itself.
+    broken: [AtomicBool; 2],
+    /// Model versions so far.
+    enrolled: AtomicU64,
     /// Calls that never came to a model that the repository knows.
     no_model: PerModel,
     /// By the address of the repository's key, which stays unique because the key is kept alive here: finding the
@@ -46,7 +81,8 @@ pub struct Metrics {
 struct PerSurface {
     in_flight: IntGauge,
     chunks: OnceLock<IntCounter>,
-    durations: [OnceLock<Histogram>; INTENTS],
+    decode: OnceLock<Histogram>,
+    encode: OnceLock<Histogram>,
     request_bytes: OnceLock<Histogram>,
     response_bytes: OnceLock<Histogram>,
     messages: OnceLock<(IntCounter, IntCounter)>,
@@ -56,45 +92,61 @@ struct PerSurface {
 #[derive(Debug)]
 struct PerModel {
     key: Option<Arc<ModelKey>>,
+    /// Its place among all that were enrolled: of two with the same name, the later one is loaded.
+    serial: u64,
     statistics: Arc<Statistics>,
-    calls: Box<[OnceLock<IntCounter>]>,
+    /// How long it took to load, in microseconds.
+    load: AtomicU64,
+    calls: [OnceLock<Box<[OnceLock<IntCounter>; ENDS]>>; DOORS],
     first_chunk: [OnceLock<Histogram>; SURFACES],
 }
-
-/// What a connection speaks, once its first bytes have told it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
-    /// HTTP/1.0 or HTTP/1.1.
-    Http1,
-    /// HTTP/2.
-    Http2,
-    /// WebSocket.
-    WebSocket,
-}
-
-/// Lowers its gauge when dropped.
-#[derive(Debug)]
-pub struct Gauge(IntGauge);
 
 // === impl Metrics ===
 
 impl Metrics {
-    /// Registers all families.
+    /// Registers all families but those that have to be asked for.
     pub fn new() -> Self {
+        Self::with(Settings::default())
+    }
+
+    /// Registers all families that `settings` ask for.
+    pub fn with(settings: Settings) -> Self {
         let registry = Registry::new();
         let families = Families::register(&registry);
         families.config_reload.set(1);
+        families.config_reload_time.set(seconds_since_1970());
+        let identities = settings.by_identity.then(|| Identities::register(&registry));
         let surfaces = Surface::ALL.map(|surface| PerSurface::new(&families, surface));
-        Self { registry, families, surfaces, no_model: PerModel::new(None), models: ArcSwap::default() }
+        Self {
+            registry,
+            families,
+            surfaces,
+            durations: array::from_fn(|_| OnceLock::new()),
+            exemplars: Exemplars::default(),
+            identities,
+            nv: settings.nv_view.then(nv::View::default),
+            broken: Default::default(),
+            enrolled: AtomicU64::new(0),
+            no_model: PerModel::new(None, 0),
+            models: ArcSwap::default(),
+        }
     }
 
-    /// The page of `/metrics`, Prometheus text 0.0.4.
+    /// The page of `/metrics` as Prometheus text 0.0.4.
     pub fn render(&self) -> String {
-        let mut page = String::with_capacity(16 * 1024);
-        // Only a family without samples is an error to the encoder, and gathering leaves those out.
-        let _ = TextEncoder::new().encode_utf8(&self.registry.gather(), &mut page);
+        self.page(Format::Text)
+    }
+
+    /// The page of `/metrics`. Takes no lock that a call waits for.
+    pub fn page(&self, format: Format) -> String {
+        let mut page = Page::new(format);
+        page.families(&self.registry.gather(), &self.exemplars);
         process::render(&mut page);
-        page
+        if let Some(nv) = &self.nv {
+            let models = self.models.load();
+            nv.render(&mut page, models.values().map(|about| &**about));
+        }
+        page.finish()
     }
 
     /// A call has begun.
@@ -111,33 +163,53 @@ impl Metrics {
         }
     }
 
-    /// A call is over, in reply, in error or abandoned. `model` only as the repository knows it.
-    pub fn call_ended(
-        &self,
-        surface: Surface,
-        intent: Intent,
-        model: Option<&Arc<ModelKey>>,
-        end: End,
-        took: Duration,
-    ) {
+    /// A call is over, in reply, in error or abandoned. `facts` name the model only as the repository knows it.
+    pub fn call_ended(&self, surface: Surface, route: Route, intent: Intent, facts: &Facts, end: End, took: Duration) {
         let handles = &self.surfaces[surface as usize];
         handles.in_flight.dec();
-        handles.durations[intent as usize]
-            .get_or_init(|| self.families.call_duration.with_label_values(&[surface.name(), intent.name()]))
+        let (door, labels) = (door(surface, route), [surface.name(), route.name()]);
+        self.durations[door]
+            .get_or_init(|| self.families.call_duration.with_label_values(&labels))
             .observe(took.as_secs_f64());
-        self.about(model, |about| {
-            let index = (surface as usize * INTENTS + intent as usize) * ENDS + index(end);
-            about.calls[index]
+        if let Some(queued) = facts.queued.get() {
+            // From the head on, which for a body that was there at once is when it began to be read.
+            let decode = queued.saturating_duration_since(facts.over().checked_sub(took).unwrap_or(*queued));
+            handles
+                .decode
+                .get_or_init(|| self.families.decode.with_label_values(&labels[..1]))
+                .observe(decode.as_secs_f64());
+        }
+        self.about(facts.model.get(), |about| {
+            about.calls[door].get_or_init(|| Box::new(array::from_fn(|_| OnceLock::new())))[index(end)]
                 .get_or_init(|| {
-                    let labels = [surface.name(), intent.name(), end.name(), about.name()];
+                    let labels = [labels[0], labels[1], end.name(), about.name()];
                     self.families.calls.with_label_values(&labels)
                 })
                 .inc();
             // Questions about a model are no work of its own.
             if matches!(intent, Intent::Infer | Intent::Generate) {
-                about.statistics.call_ended(end == End::Complete, took);
+                about.statistics.call_ended(Outcome::of(end, facts.stage()), took);
             }
         });
+        if let (Some(identities), Some(identity)) = (&self.identities, facts.identity.get()) {
+            identities.count(identity.id(), end);
+        }
+        if let Some(trace) = facts.trace.get() {
+            self.exemplars.keep(labels, trace.id(), took);
+        }
+    }
+
+    /// The whole reply of a call was written for its client in `took`.
+    pub fn encoded(&self, surface: Surface, took: Duration) {
+        self.surfaces[surface as usize]
+            .encode
+            .get_or_init(|| self.families.encode.with_label_values(&[surface.name()]))
+            .observe(took.as_secs_f64());
+    }
+
+    /// `count` traces came to nothing, for `outcome`: `dropped` (the queue was full) or `failed`; or were `exported`.
+    pub fn traces(&self, outcome: &'static str, count: u64) {
+        self.families.traces.with_label_values(&[outcome]).inc_by(count);
     }
 
     /// The client of a call went away when it had come to `stage`. [`Metrics::call_ended`] follows.
@@ -179,7 +251,7 @@ impl Metrics {
     }
 
     /// A connection or request was refused before there was a call, for `reason`: `limit`, `address`, `timeout`, `tls`,
-    /// `flood` or `malformed`.
+    /// `flood`, `malformed`, or `origin` for a page that may not open a WebSocket.
     pub fn refused(&self, reason: &'static str) {
         self.families.connections_total.with_label_values(&["", reason]).inc();
         if reason == "address" {
@@ -255,14 +327,35 @@ impl Metrics {
     /// A model version was loaded and warmed in `took`, and holds about `memory` bytes if that is known.
     pub fn model_loaded(&self, model: &ModelKey, took: Duration, memory: Option<u64>) {
         self.families.model_load.with_label_values(&[&*model.name]).observe(took.as_secs_f64());
+        let latest = self.models.load();
+        let latest =
+            latest.values().filter(|about| about.key.as_deref() == Some(model)).max_by_key(|about| about.serial);
+        if let Some(about) = latest {
+            about.load.store(u64::try_from(took.as_micros()).unwrap_or(u64::MAX), Ordering::Relaxed);
+        }
         if let Some(memory) = memory.and_then(|bytes| i64::try_from(bytes).ok()) {
             self.families.model_memory.with_label_values(&[&*model.name, &*model.version]).set(memory);
         }
     }
 
-    /// The configuration was reloaded, or refused.
+    /// Files that the configuration names (keys, certificates) were read again, or some of them are broken.
     pub fn config_reloaded(&self, taken: bool) {
-        self.families.config_reload.set(i64::from(taken));
+        self.reloaded(0, taken);
+    }
+
+    /// The configuration itself was read again, or refused.
+    pub fn config_file_reloaded(&self, taken: bool) {
+        self.reloaded(1, taken);
+    }
+
+    /// What is well does not hide what is broken.
+    fn reloaded(&self, part: usize, taken: bool) {
+        self.broken[part].store(!taken, Ordering::Relaxed);
+        let is_good = self.broken.iter().all(|broken| !broken.load(Ordering::Relaxed));
+        self.families.config_reload.set(i64::from(is_good));
+        if taken {
+            self.families.config_reload_time.set(seconds_since_1970());
+        }
     }
 
     /// Which ONNX Runtime was loaded; completes `sluicegate_build_info`. Once, at start.
@@ -292,7 +385,7 @@ impl Metrics {
 
     /// Makes the handles of calls about `key`.
     fn enrol(&self, key: &Arc<ModelKey>) -> Arc<PerModel> {
-        let about = Arc::new(PerModel::new(Some(Arc::clone(key))));
+        let about = Arc::new(PerModel::new(Some(Arc::clone(key)), 1 + self.enrolled.fetch_add(1, Ordering::Relaxed)));
         self.models.rcu(|models| {
             // A key that nobody else holds belongs to a model that is gone: this is the only place where it is kept.
             let used =
@@ -324,6 +417,18 @@ fn limit(what: &str) -> &'static str {
     }
 }
 
+fn door(surface: Surface, route: Route) -> usize {
+    match route {
+        Route::Other => ROUTES + surface as usize,
+        route => route as usize,
+    }
+}
+
+fn seconds_since_1970() -> i64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    i64::try_from(since.as_secs()).unwrap_or(i64::MAX)
+}
+
 fn index(end: End) -> usize {
     match end {
         End::Complete => 0,
@@ -339,7 +444,8 @@ impl PerSurface {
         Self {
             in_flight: families.in_flight.with_label_values(&[surface.name()]),
             chunks: OnceLock::new(),
-            durations: Default::default(),
+            decode: OnceLock::new(),
+            encode: OnceLock::new(),
             request_bytes: OnceLock::new(),
             response_bytes: OnceLock::new(),
             messages: OnceLock::new(),
@@ -348,38 +454,19 @@ impl PerSurface {
 }
 
 impl PerModel {
-    fn new(key: Option<Arc<ModelKey>>) -> Self {
-        let calls = std::iter::repeat_with(OnceLock::new).take(SURFACES * INTENTS * ENDS).collect();
-        Self { key, statistics: Arc::default(), calls, first_chunk: Default::default() }
+    fn new(key: Option<Arc<ModelKey>>, serial: u64) -> Self {
+        Self {
+            key,
+            serial,
+            statistics: Arc::default(),
+            load: AtomicU64::new(0),
+            calls: array::from_fn(|_| OnceLock::new()),
+            first_chunk: Default::default(),
+        }
     }
 
     fn name(&self) -> &str {
         self.key.as_ref().map_or("", |key| &key.name)
-    }
-}
-
-// === impl Kind, Gauge ===
-
-impl Kind {
-    const fn name(self) -> &'static str {
-        match self {
-            Self::Http1 => "http1",
-            Self::Http2 => "http2",
-            Self::WebSocket => "websocket",
-        }
-    }
-}
-
-impl Gauge {
-    fn raise(gauge: IntGauge) -> Self {
-        gauge.inc();
-        Self(gauge)
-    }
-}
-
-impl Drop for Gauge {
-    fn drop(&mut self) {
-        self.0.dec();
     }
 }
 

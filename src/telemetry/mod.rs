@@ -1,4 +1,4 @@
-//! Logs and metrics: how they are started, what they are called, how they are written.
+//! Logs, metrics and traces: how they are started, what they are called, how they are written.
 //!
 //! Knows calls and errors, but not where in the stack they are reported from.
 
@@ -6,6 +6,7 @@ pub mod access_log;
 pub mod metrics;
 pub mod statistics;
 pub mod switches;
+pub mod traces;
 
 use std::io::IsTerminal;
 use tracing::Subscriber;
@@ -68,13 +69,21 @@ impl std::fmt::Display for LogError {
 
 impl std::error::Error for LogError {}
 
+/// Libraries that at their finer levels write down what they send and receive, credentials and all. A level is one of
+/// ours; who wants theirs names them in a directive.
+const CALMED: [&str; 8] = ["h2", "hyper", "hyper_util", "tungstenite", "tokio_tungstenite", "rustls", "tonic", "tower"];
+
 /// Checks `level` without starting anything; configuration does this.
 ///
 /// # Errors
 ///
 /// If it is neither a level nor a list of directives.
 pub fn parse_level(level: &str) -> Result<EnvFilter, LogError> {
-    EnvFilter::builder().parse(level).map_err(|error| {
+    let capped = match level {
+        "debug" | "trace" => CALMED.iter().fold(level.to_owned(), |all, target| format!("{all},{target}=info")),
+        directives => directives.to_owned(),
+    };
+    EnvFilter::builder().parse(capped).map_err(|error| {
         LogError(format!("log level `{level}` is not one of error, warn, info, debug, trace: {error}"))
     })
 }
@@ -126,6 +135,8 @@ mod tests {
     #[test]
     fn a_level_or_directives_are_taken_and_nonsense_is_named() {
         assert!(parse_level("info").is_ok());
+        let trace = parse_level("trace").unwrap().to_string();
+        assert!(trace.contains("tungstenite=info") && trace.contains("h2=info"), "{trace}");
         assert!(parse_level("warn,sluicegate::frontend=debug").is_ok());
         let error = parse_level("sluicegate=loud").unwrap_err().to_string();
         assert!(error.contains("`sluicegate=loud`"), "{error}");

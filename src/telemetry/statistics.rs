@@ -4,12 +4,15 @@
 //! begin at zero with each loading and never go down. Batches are counted once each and not once per job, so a busy
 //! model pays for a handful of additions per batch.
 
-use crate::call::{BatchReport, ModelKey, StatisticsReport, Tally};
+use crate::{
+    call::{BatchReport, End, ModelKey, StatisticsReport, Tally},
+    error::{Code, Stage},
+};
 use std::{
     collections::BTreeMap,
     sync::{
         Mutex, PoisonError,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicI64, AtomicU64, Ordering},
     },
     time::{Duration, SystemTime},
 };
@@ -22,7 +25,8 @@ const SIZES: usize = 1024;
 #[derive(Debug, Default)]
 pub struct Statistics {
     success: Counter,
-    fail: Counter,
+    failures: [Counter; Reason::ALL.len()],
+    pending: AtomicI64,
     queue: Counter,
     compute_input: Counter,
     compute_infer: Counter,
@@ -37,6 +41,28 @@ pub struct Statistics {
 struct Counter {
     count: AtomicU64,
     nanos: AtomicU64,
+}
+
+/// How a call to a model ended, as Triton tells them apart (contract 09 section 2).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// It was answered.
+    Success,
+    /// It was not.
+    Failure(Reason),
+}
+
+/// Why a call to a model was not answered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reason {
+    /// It was refused, or its time ran out before it ran.
+    Rejected,
+    /// Its client went away.
+    Canceled,
+    /// Its run failed.
+    Backend,
+    /// Something else, the client's own faults among them.
+    Other,
 }
 
 /// Runs of one size.
@@ -61,9 +87,27 @@ pub struct Spent {
 
 impl Statistics {
     /// A call to this model is over after `took`.
-    pub fn call_ended(&self, answered: bool, took: Duration) {
-        let counter = if answered { &self.success } else { &self.fail };
+    pub fn call_ended(&self, outcome: Outcome, took: Duration) {
+        let counter = match outcome {
+            Outcome::Success => &self.success,
+            Outcome::Failure(reason) => &self.failures[reason as usize],
+        };
         counter.add(1, took);
+    }
+
+    /// The number of jobs that wait has changed by `delta`.
+    pub fn queue_changed(&self, delta: i64) {
+        self.pending.fetch_add(delta, Ordering::Relaxed);
+    }
+
+    /// Jobs that wait.
+    pub fn pending(&self) -> i64 {
+        self.pending.load(Ordering::Relaxed).max(0)
+    }
+
+    /// Calls that failed for `reason`.
+    pub fn failures(&self, reason: Reason) -> u64 {
+        self.failures[reason as usize].tally().count
     }
 
     /// `jobs` jobs waited `queued` together and then ran, `rows` rows in one batch.
@@ -108,12 +152,48 @@ impl Statistics {
             inferences: self.inferences.load(Ordering::Relaxed),
             executions: self.executions.load(Ordering::Relaxed),
             success: self.success.tally(),
-            fail: self.fail.tally(),
+            fail: self.failures.iter().map(Counter::tally).fold(Tally::default(), |all, one| Tally {
+                count: all.count + one.count,
+                nanos: all.nanos + one.nanos,
+            }),
             queue: self.queue.tally(),
             compute_input: self.compute_input.tally(),
             compute_infer: self.compute_infer.tally(),
             compute_output: self.compute_output.tally(),
             batches: batches.collect(),
+        }
+    }
+}
+
+// === impl Outcome, Reason ===
+
+impl Outcome {
+    /// Of a call that ended with `end` when it had come to `stage`.
+    pub fn of(end: End, stage: Stage) -> Self {
+        let reason = match end {
+            End::Complete => return Self::Success,
+            End::Abandoned | End::Failed(Code::Cancelled) => Reason::Canceled,
+            End::Failed(Code::Overloaded | Code::NotReady | Code::RateLimited) => Reason::Rejected,
+            End::Failed(Code::DeadlineExceeded) if stage < Stage::Running => Reason::Rejected,
+            // What fails with no fault of the client's, once the run has begun, is the run.
+            End::Failed(Code::Internal) if stage >= Stage::Running => Reason::Backend,
+            End::Failed(_) => Reason::Other,
+        };
+        Self::Failure(reason)
+    }
+}
+
+impl Reason {
+    /// All of them.
+    pub const ALL: [Self; 4] = [Self::Rejected, Self::Canceled, Self::Backend, Self::Other];
+
+    /// The label.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Rejected => "REJECTED",
+            Self::Canceled => "CANCELED",
+            Self::Backend => "BACKEND",
+            Self::Other => "OTHER",
         }
     }
 }
@@ -164,13 +244,33 @@ mod tests {
     #[test]
     fn answered_and_failed_calls_are_told_apart() {
         let statistics = Statistics::default();
-        statistics.call_ended(true, Duration::from_nanos(5));
-        statistics.call_ended(true, Duration::from_nanos(6));
-        statistics.call_ended(false, Duration::from_nanos(7));
+        statistics.call_ended(Outcome::Success, Duration::from_nanos(5));
+        statistics.call_ended(Outcome::Success, Duration::from_nanos(6));
+        statistics.call_ended(Outcome::Failure(Reason::Backend), Duration::from_nanos(3));
+        statistics.call_ended(Outcome::Failure(Reason::Canceled), Duration::from_nanos(4));
         let report = statistics.report(&key());
         assert_eq!(report.success, Tally { count: 2, nanos: 11 });
-        assert_eq!(report.fail, Tally { count: 1, nanos: 7 });
+        assert_eq!(report.fail, Tally { count: 2, nanos: 7 });
         assert_eq!(report.last_inference, 0);
+    }
+
+    #[test]
+    fn each_end_has_the_reason_that_triton_would_give() {
+        let of = |code, stage| match Outcome::of(End::Failed(code), stage) {
+            Outcome::Success => "ok",
+            Outcome::Failure(reason) => reason.name(),
+        };
+        for code in [Code::Overloaded, Code::NotReady, Code::RateLimited, Code::DeadlineExceeded] {
+            assert_eq!(of(code, Stage::Queued), "REJECTED");
+        }
+        assert_eq!(of(Code::DeadlineExceeded, Stage::Running), "OTHER");
+        assert_eq!((of(Code::Internal, Stage::Running), of(Code::Internal, Stage::Queued)), ("BACKEND", "OTHER"));
+        assert_eq!(
+            (of(Code::Cancelled, Stage::Running), of(Code::InvalidArgument, Stage::Queued)),
+            ("CANCELED", "OTHER")
+        );
+        assert_eq!(Outcome::of(End::Abandoned, Stage::Running), Outcome::Failure(Reason::Canceled));
+        assert!(Reason::ALL.iter().enumerate().all(|(at, reason)| *reason as usize == at));
     }
 
     #[test]

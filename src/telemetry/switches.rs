@@ -85,6 +85,15 @@ impl Switches {
         Ok(logging.clone())
     }
 
+    /// Sets the level that the configuration names, whatever was switched before.
+    pub fn set_level(&self, level: &str) {
+        let mut state = self.state();
+        state.logging = Logging { format: Arc::clone(&state.logging.format), ..logging(level) };
+        if let Some(set_level) = &self.set_level {
+            set_level(level);
+        }
+    }
+
     /// Trace settings of `model`, or of the server.
     pub fn trace(&self, model: Option<&str>) -> Settings {
         self.state().trace(model)

@@ -8,8 +8,9 @@ import pytest
 
 from gate import HERE, MODELS, Gate
 
-# Where there is no perf_analyzer, run.py has said so.
-collect_ignore = [] if os.environ.get("PERF_ANALYZER") else ["test_perf_analyzer.py"]
+# Where there is no perf_analyzer, or no Prometheus, run.py has said so.
+NEEDED = {"PERF_ANALYZER": "test_perf_analyzer.py", "PROMETHEUS": "test_prometheus.py"}
+collect_ignore = [file for name, file in NEEDED.items() if not os.environ.get(name)]
 # The clients that four.py puts behind one way of asking. It is imported late: see apart/test_kserve.py.
 FOUR = ["http", "http.aio", "grpc", "grpc.aio"]
 # What `animals` calls its three classes: `mlp_4_16_3` under another name, with labels.

@@ -8,7 +8,8 @@ PROGRAM is the server, target/debug/sluicegate if none is named. What is install
 constraints.txt and web/package-lock.json, and is installed again only when these, or Python, change.
 
 `perf_analyzer` comes as a wheel for newer systems than some: where it cannot be installed, it is said and left out.
-PERF_ANALYZER names another command of it.
+PERF_ANALYZER names another command of it. `prometheus` and `promtool` are the system's (Debian: apt-get install prometheus):
+where they are not, that is said too, and they are left out.
 """
 
 import argparse
@@ -113,6 +114,16 @@ def perf_analyzer():
     return {}
 
 
+def prometheus():
+    """Prometheus and its tool, if the system has them; else says so."""
+    found = {name.upper(): shutil.which(name) for name in ("prometheus", "promtool")}
+    missing = [name.lower() for name, path in found.items() if path is None]
+    if missing:
+        say(f"PROMETHEUS IS LEFT OUT: {' and '.join(missing)} cannot be found here; on Debian, apt-get install prometheus")
+        return {}
+    return found
+
+
 def environment():
     """The one for everything that is started here: the installed programs first."""
     return {**os.environ, "PATH": f"{BIN}{os.pathsep}{os.environ.get('PATH', '')}"}
@@ -130,7 +141,8 @@ def main():
     made("python", stamp(*pins), make_python)
     made("tfserving", stamp(HERE / "requirements-tfserving.txt"), make_tfserving)
     made("node", stamp(HERE / "web" / "package.json", HERE / "web" / "package-lock.json"), make_web)
-    where = {"SLUICEGATE": str(program), "CLIENTS_MADE": str(MADE), "PYTHONDONTWRITEBYTECODE": "1", **perf_analyzer()}
+    where = {"SLUICEGATE": str(program), "CLIENTS_MADE": str(MADE), "PYTHONDONTWRITEBYTECODE": "1", **perf_analyzer(),
+             **prometheus()}
     worst = 0
     # KServe's and Triton's Python packages name the same messages, and no process can have both.
     for folder in (HERE, HERE / "apart"):

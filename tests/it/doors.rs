@@ -160,7 +160,10 @@ async fn call(running: &Running, path: &str, key: Option<&str>) -> String {
 }
 
 fn setup() -> Setup {
-    Setup::new().with_key().yaml("rest: { predict: { model: double } }\nmodels: { control: explicit, load: all }")
+    Setup::new().with_key().yaml(
+        "rest: { predict: { model: double } }\nmodels: { control: explicit, load: all }\n\
+         telemetry: { metrics: { on_api: true } }",
+    )
 }
 
 /// How many calls of a surface ended with a code.
@@ -196,7 +199,8 @@ async fn who_is_unknown_is_let_in_nowhere_and_counted_everywhere() {
 
 #[tokio::test]
 async fn who_has_used_up_a_limit_is_let_in_nowhere() {
-    let policy = "{ name: all, by: identity, unit: calls, limit: 1/day, burst: 1, intents: [infer, inspect, manage] }";
+    let policy =
+        "{ name: all, by: identity, unit: calls, limit: 1/day, burst: 1, intents: [infer, inspect, manage, metrics] }";
     let running = setup().yaml(&format!("limits: {{ rate: [{policy}] }}")).start().await;
     let first = Door::Rest("GET".into(), "/v2".into());
     assert_eq!(first.knock(&running, Some(KEY)).await, "ok");

@@ -222,13 +222,13 @@ fn the_readme_names_every_make_target() {
 }
 
 #[test]
-fn the_readme_names_every_metric_family() {
-    let readme = fs::read_to_string(root().join("README.md")).unwrap();
+fn the_documentation_names_every_metric_family() {
+    let page = fs::read_to_string(root().join("docs/observability.md")).unwrap();
     let families = fs::read_to_string(root().join("src/telemetry/metrics/families.rs")).unwrap();
     let names: BTreeSet<_> = families.split('"').filter(|word| word.starts_with("sluicegate_")).collect();
     assert!(names.len() > 10, "the families are named as literals in that file");
     for name in names {
-        assert!(readme.contains(&format!("`{name}`")), "README.md does not name `{name}`");
+        assert!(page.contains(&format!("`{name}`")), "docs/observability.md does not name `{name}`");
     }
 }
 

@@ -208,8 +208,29 @@ pub enum Half {
 #[serde(default, deny_unknown_fields)]
 #[expect(missing_docs, reason = "the keys are explained in config/sluicegate.full.yaml")]
 pub struct Telemetry {
+    pub metrics: Metrics,
     pub log: super::Log,
     pub access_log: AccessLog,
+    pub otlp: Option<Otlp>,
+}
+
+/// What is counted besides, and where it is shown.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+#[expect(missing_docs, reason = "the keys are explained in config/sluicegate.full.yaml")]
+pub struct Metrics {
+    pub on_api: bool,
+    pub nv_view: bool,
+    pub by_identity: bool,
+}
+
+/// Where traces go.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+#[expect(missing_docs, reason = "the keys are explained in config/sluicegate.full.yaml")]
+pub struct Otlp {
+    pub endpoint: String,
+    pub sample: f64,
 }
 
 /// One line per call.
@@ -253,6 +274,7 @@ impl Shaped for Config {
                 defaults: ModelDefaults { versions: Versions::All, ..ModelDefaults::default() },
                 ..Models::default()
             },
+            telemetry: Telemetry { otlp: Some(Otlp::default()), ..Telemetry::default() },
             rest: Rest { predict: Some(Predict { version: Some(1), ..Predict::default() }), ..Rest::default() },
             ..Self::default()
         }

@@ -6,11 +6,12 @@ mod models;
 
 pub(super) use models::{OUTSIDE, is_inside, is_plain, model, model_defaults, model_file};
 
-use super::{Admin, Config, Drain, Listen, Overrides, Problems, Runtime, Telemetry, Turn, raw};
+use super::{Admin, Config, Drain, Listen, Overrides, Problems, Runtime, Telemetry, Turn, Written, raw};
 use crate::{
     auth as authentication,
     call::{ModelRef, Surface},
     frontend::{Settings, Surfaces, settings},
+    telemetry::{metrics, traces},
     wire,
 };
 use http::{HeaderName, HeaderValue};
@@ -65,8 +66,18 @@ pub(super) fn config(
         deadline: limits::deadline(&raw.limits.deadline, problems),
         models,
         runtime,
-        telemetry: Telemetry { log, access_log: raw.telemetry.access_log.enabled },
+        telemetry: Telemetry {
+            log,
+            access_log: raw.telemetry.access_log.enabled,
+            metrics: metrics::Settings {
+                nv_view: raw.telemetry.metrics.nv_view,
+                by_identity: raw.telemetry.metrics.by_identity,
+            },
+            otlp: raw.telemetry.otlp.as_ref().map(|otlp| self::otlp(otlp, problems)),
+        },
         drain: Drain { delay: raw.drain.delay.0, timeout: raw.drain.timeout.0 },
+        written: Written::of(raw),
+        source: None,
     };
     limits::check(&raw.limits, problems);
     models::check(raw, problems);
@@ -171,6 +182,7 @@ fn frontend(raw: &raw::Config, problems: &mut Problems) -> Settings {
     settings.websocket.origins.clone_from(&raw.auth.websocket.origins);
     origins("auth.websocket.origins", &raw.auth.websocket.origins, problems);
     settings.cors = cors(&raw.cors, problems);
+    settings.rest.metrics = raw.telemetry.metrics.on_api;
     settings.rest.compress_above = raw.rest.compression.enabled.then_some(raw.rest.compression.above.0);
     settings.grpc.web = raw.grpc.web;
     settings.grpc.mirror = raw.grpc.output_contents == raw::OutputContents::Mirror;
@@ -253,6 +265,22 @@ fn predict(raw: &raw::Predict, problems: &mut Problems) -> settings::Predict {
     let names = wire::v1::Names { inputs: pairs("inputs", &raw.inputs), outputs: pairs("outputs", &raw.outputs) };
     let version = raw.version.map(|version| version.to_string().into());
     settings::Predict { model: ModelRef { name: raw.model.as_str().into(), version }, names }
+}
+
+/// `telemetry.otlp`. Whether anybody is there is known when traces are sent: collectors come and go.
+fn otlp(raw: &raw::Otlp, problems: &mut Problems) -> traces::Settings {
+    let uri = raw.endpoint.parse::<http::Uri>().ok();
+    let authority = uri.as_ref().and_then(http::Uri::authority);
+    let is_plain = uri.as_ref().is_some_and(|uri| uri.scheme_str() == Some("http"));
+    if !is_plain || authority.is_none_or(|authority| authority.as_str().contains('@')) {
+        let text = "is not `http://HOST:PORT`: traces go to a collector nearby, without TLS; what it wants to be sent \
+                    as headers stands in the variable `OTEL_EXPORTER_OTLP_HEADERS`";
+        problems.push("telemetry.otlp.endpoint", text);
+    }
+    if !(0.0..=1.0).contains(&raw.sample) {
+        problems.push("telemetry.otlp.sample", format!("{} is no share, expected a number from 0 to 1", raw.sample));
+    }
+    traces::Settings { endpoint: raw.endpoint.as_str().into(), sample: raw.sample }
 }
 
 fn runtime(raw: &raw::Runtime, folder: &Path) -> Runtime {

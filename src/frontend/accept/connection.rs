@@ -79,7 +79,7 @@ async fn run(accepted: Accepted, frontend: Arc<Frontend>) -> io::Result<()> {
     };
     let mut prefix = Prefix::default();
     // Also where TLS has agreed on one: the first bytes have their time whoever sends them.
-    let Some(found) = sniff(&mut stream, &mut prefix, &frontend.settings).await? else { return Ok(()) };
+    let Some(found) = sniff(&mut stream, &mut prefix, &frontend).await? else { return Ok(()) };
     // They are a head's: from here on it has its time.
     activity.hear();
     let http = agreed.unwrap_or(found);
@@ -131,17 +131,22 @@ async fn handshake(raw: Raw, tls: &Tls, places: &Semaphore, frontend: &Frontend)
         tls.acceptor().accept(raw).await
     };
     match timeout(frontend.settings.timers.handshake, handshake).await {
-        Ok(stream) => stream,
+        Ok(stream) => stream.inspect_err(|_| frontend.metrics.refused("tls")),
         Err(_) => {
-            frontend.metrics.refused("handshake_timeout");
+            frontend.metrics.refused("timeout");
             Err(io::ErrorKind::TimedOut.into())
         }
     }
 }
 
 /// Which HTTP this is, from its first bytes; `None` if there were none in time, or not enough to tell.
-async fn sniff(stream: &mut Stream, prefix: &mut Prefix, settings: &Settings) -> io::Result<Option<Http>> {
-    let Ok(first) = timeout(settings.timers.first_byte, prefix.read(stream)).await else { return Ok(None) };
+async fn sniff(stream: &mut Stream, prefix: &mut Prefix, frontend: &Frontend) -> io::Result<Option<Http>> {
+    let timers = frontend.settings.timers;
+    let late = || frontend.metrics.refused("timeout");
+    let Ok(first) = timeout(timers.first_byte, prefix.read(stream)).await else {
+        late();
+        return Ok(None);
+    };
     if !first? {
         return Ok(None);
     }
@@ -155,7 +160,10 @@ async fn sniff(stream: &mut Stream, prefix: &mut Prefix, settings: &Settings) ->
             }
         }
     };
-    timeout(settings.timers.header, rest).await.unwrap_or(Ok(None))
+    timeout(timers.header, rest).await.unwrap_or_else(|_| {
+        late();
+        Ok(None)
+    })
 }
 
 fn allowance(settings: &Settings) -> Allowance {

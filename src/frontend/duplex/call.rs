@@ -1,6 +1,6 @@
 //! A message that asks for something, on its way into the loop.
 
-use crate::call::{Credentials, Pending};
+use crate::call::{Credentials, Pending, trace::TraceContext};
 use crate::error::Error;
 use futures_util::task::AtomicWaker;
 use std::{
@@ -48,6 +48,8 @@ pub(in crate::frontend) struct Opened<T, N> {
     pub(in crate::frontend) credited: bool,
     /// The client's wish for a deadline.
     pub(in crate::frontend) timeout: Option<Duration>,
+    /// Whose work it is part of, if the message says so.
+    pub(in crate::frontend) context: Option<TraceContext>,
     /// Bytes of the message.
     pub(in crate::frontend) size: usize,
     /// Its body.

@@ -142,6 +142,7 @@ fn open(
         streams: envelope.stream,
         credited: envelope.credit.is_some() && envelope.stream,
         timeout: envelope.timeout,
+        context: envelope.context,
         size,
         input,
     })

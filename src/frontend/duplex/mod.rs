@@ -24,7 +24,7 @@ pub(super) use pipe::Pipe;
 pub(super) use session::Session;
 
 use crate::{
-    call::{Credentials, Facts, InferResponse, Surface},
+    call::{Credentials, Facts, InferResponse, Route, Surface, trace::TraceContext},
     error::Error,
 };
 use std::{
@@ -147,6 +147,11 @@ pub(super) trait Codec: Send {
     /// Why the session has to end.
     fn duplicate(&mut self, tag: &Self::Tag, out: &mut Outbox<Self::Frame>) -> Result<(), Why>;
 
+    /// Whose work the session is part of, for calls that do not say so themselves.
+    fn context(&self) -> Option<TraceContext> {
+        None
+    }
+
     /// The credentials of the session prove nothing any more.
     ///
     /// # Errors
@@ -250,6 +255,8 @@ impl Speaker {
 pub(super) struct Rules {
     /// For heads of calls.
     pub(super) surface: Surface,
+    /// For heads of calls.
+    pub(super) route: Route,
     /// Calls in flight.
     pub(super) in_flight: usize,
     /// What happens to a call beyond.

@@ -1,9 +1,13 @@
 //! What the head of an RPC says beyond what all HTTP requests say: `grpc-timeout`.
 
+use super::Request;
 use crate::{
-    call::{CallId, Credentials, Head, Intent, Surface},
+    call::{CallId, Credentials, Head, Intent, Route, Surface},
     error::Error,
-    frontend::{Connection, head::credentials},
+    frontend::{
+        Connection,
+        head::{context, credentials},
+    },
 };
 use http::{HeaderMap, HeaderName};
 use std::time::Duration;
@@ -19,10 +23,12 @@ pub(super) fn open(
     connection: &Connection,
     id: &CallId,
     intent: Intent,
-    headers: &HeaderMap,
+    request: &Request,
 ) -> Result<(Head, Credentials), Error> {
+    let headers = request.headers();
     connection.gate()?;
     let head = Head::new(id.clone(), Surface::Grpc, intent, connection.peer.clone()).with_timeout(timeout(headers)?);
+    let head = head.at(Route::named(request.uri().path())).part_of(context(headers));
     Ok((head, credentials(headers)))
 }
 

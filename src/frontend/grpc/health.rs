@@ -11,7 +11,9 @@ use super::{
     unary::{answer, read, stream_of},
 };
 use crate::{
-    call::{Call, CallId, Credentials, Head, Inspect, Intent, ModelRef, Operation, Pending, Reply, Report, Surface},
+    call::{
+        Call, CallId, Credentials, Head, Inspect, Intent, ModelRef, Operation, Pending, Reply, Report, Route, Surface,
+    },
     error::{Code, Error},
     frontend::{Connection, http::Response},
 };
@@ -182,7 +184,8 @@ impl Subject {
 }
 
 async fn model(connection: &Connection, name: Arc<str>) -> ServingStatus {
-    let head = Head::new(CallId::make(), Surface::Grpc, Intent::Inspect, Arc::clone(&connection.peer));
+    let head =
+        Head::new(CallId::make(), Surface::Grpc, Intent::Inspect, Arc::clone(&connection.peer)).at(Route::GrpcHealth);
     let question = Inspect::Ready(ModelRef { name, version: None });
     let input = Pending::ready(Operation::Inspect(question));
     match connection.frontend.gateway.call(Call { head, sender: Credentials::None, input }).await {

@@ -172,7 +172,7 @@ fn broken_off(error: &dyn std::fmt::Display) -> Error {
 
 /// `ModelStreamInfer`. The opening is a call of its own: strangers get a status and no stream.
 async fn open_stream(connection: Arc<Connection>, id: CallId, request: Request) -> Response {
-    let (head, sender) = match head::open(&connection, &id, Intent::Inspect, request.headers()) {
+    let (head, sender) = match head::open(&connection, &id, Intent::Inspect, &request) {
         Ok(opened) => opened,
         Err(error) => return refuse(&id, &error),
     };

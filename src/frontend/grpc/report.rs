@@ -8,7 +8,7 @@ use super::{
     unary::{call, mismatch, respond},
 };
 use crate::{
-    call::{CallId, Inspect, Intent, Manage, ModelRef, Operation, Reply, Report},
+    call::{CallId, Inspect, Intent, Manage, ModelRef, Operation, Reply, Report, Surface},
     error::Error,
     frontend::{Connection, http::Response},
     wire::{
@@ -230,7 +230,11 @@ impl Asked {
     {
         let Self { connection, id, intent, request } = self;
         let reply = match call(&connection, &id, intent, request, decode).await {
-            Ok(Reply::Report(report)) => encode(report),
+            Ok((Reply::Report(report), facts)) => {
+                let message = encode(report);
+                connection.frontend.encoded(Surface::Grpc, &facts);
+                message
+            }
             Ok(_) => Err(mismatch()),
             Err(error) => Err(error),
         };

@@ -4,7 +4,10 @@
 
 use super::{arriving, input::Input, status};
 use crate::{
-    call::{Call, CallId, Credentials, Facts, Head, InferResponse, Inspect, Operation, Pending, Surface},
+    call::{
+        Call, CallId, Credentials, Facts, Head, InferResponse, Inspect, Operation, Pending, Route, Surface,
+        trace::TraceContext,
+    },
     error::{Error, Stage},
     frontend::{
         Connection, Phase, Settings,
@@ -70,13 +73,13 @@ pub(super) async fn serve(
         return Err(Error::ShuttingDown);
     }
     let deadline = head.timeout.and_then(|timeout| Instant::now().checked_add(timeout));
-    let (id, facts) = (head.id.clone(), Arc::clone(&head.facts));
+    let (id, facts, context) = (head.id.clone(), Arc::clone(&head.facts), head.facts.context.get().copied());
     let input = Pending::ready(Operation::Inspect(Inspect::Session));
     connection.frontend.gateway.call(Call { head, sender: sender.clone(), input }).await?;
 
     let (pipe, receiver) = Pipe::new();
     let link = Messages { messages, pipe, limit: connection.frontend.settings.size.body };
-    let codec = Protocol { connection: Arc::clone(&connection), id, strict, deadline, next: 0 };
+    let codec = Protocol { connection: Arc::clone(&connection), id, strict, deadline, context, next: 0 };
     let rules = rules(&connection.frontend.settings);
     tokio::spawn(Session::new(connection, rules, Speaker::proven(sender, facts), codec, link).run());
     Ok(Answers(receiver))
@@ -85,6 +88,7 @@ pub(super) async fn serve(
 fn rules(settings: &Settings) -> Rules {
     Rules {
         surface: Surface::Grpc,
+        route: Route::GrpcStream,
         in_flight: settings.concurrency.per_grpc_stream,
         beyond: Beyond::Wait,
         order: Order::Whole,
@@ -149,6 +153,8 @@ struct Protocol {
     id: CallId,
     strict: bool,
     deadline: Option<Instant>,
+    /// Whose work the stream is part of.
+    context: Option<TraceContext>,
     /// Messages so far: ids need not differ, or be there.
     next: u64,
 }
@@ -195,6 +201,7 @@ impl Codec for Protocol {
             ticket,
             streams: true,
             credited: false,
+            context: self.context,
             timeout: self.deadline.map(|deadline| deadline.saturating_duration_since(out.now())),
             size: 0,
             input: Pending::new(async move { input.decode(&connection.frontend.settings.wire) }),

@@ -10,7 +10,8 @@ use super::{
 };
 use crate::{
     call::{
-        CallId, Credentials, Head, InferRequest, Inputs, Inspect, Intent, ModelRef, Operation, Reply, Report, Untyped,
+        CallId, Credentials, Head, InferRequest, Inputs, Inspect, Intent, ModelRef, Operation, Reply, Report, Surface,
+        Untyped,
     },
     error::Error,
     frontend::{Connection, body, http::Response, quota},
@@ -61,7 +62,7 @@ impl Method {
 pub(super) async fn serve(connection: Arc<Connection>, id: CallId, method: Method, request: Request) -> Response {
     match method {
         Method::Predict => {
-            let (head, sender) = match head::open(&connection, &id, Intent::Infer, request.headers()) {
+            let (head, sender) = match head::open(&connection, &id, Intent::Infer, &request) {
                 Ok(opened) => opened,
                 Err(error) => return respond::<pb::PredictResponse>(&connection, &id, Err(error)),
             };
@@ -78,7 +79,7 @@ pub(super) async fn serve(connection: Arc<Connection>, id: CallId, method: Metho
                 tf::model(m.model_spec).map(Inspect::Model).map(Operation::Inspect)
             };
             let reply = match call(&connection, &id, Intent::Inspect, request, decode).await {
-                Ok(Reply::Report(Report::Model(report))) => Ok(tf::encode_metadata(&report)),
+                Ok((Reply::Report(Report::Model(report)), _)) => Ok(tf::encode_metadata(&report)),
                 Ok(_) => Err(mismatch()),
                 Err(error) => Err(error),
             };
@@ -88,7 +89,7 @@ pub(super) async fn serve(connection: Arc<Connection>, id: CallId, method: Metho
             let decode =
                 |m: pb::GetModelStatusRequest| tf::model(m.model_spec).map(Inspect::Versions).map(Operation::Inspect);
             let reply = match call(&connection, &id, Intent::Inspect, request, decode).await {
-                Ok(Reply::Report(Report::Versions(report))) => Ok(tf::encode_status(&report)),
+                Ok((Reply::Report(Report::Versions(report)), _)) => Ok(tf::encode_status(&report)),
                 Ok(_) => Err(mismatch()),
                 Err(error) => Err(error),
             };
@@ -111,9 +112,12 @@ async fn predict(
         let _ = found.set(tf::contents(&message.inputs));
         operation(&shared, message)
     };
+    let facts = Arc::clone(&head.facts);
     let response = whole(send(connection, head, sender, request, decode).await?).await?;
     let contents: Contents = contents.get().copied().unwrap_or_default();
-    Ok(tf::encode_predict(&response, contents))
+    let message = tf::encode_predict(&response, contents);
+    connection.frontend.encoded(Surface::Grpc, &facts);
+    Ok(message)
 }
 
 /// What a request asks for. Its lists become tensors only when the caller may, off the lane if they are large.

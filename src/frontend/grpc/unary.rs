@@ -11,7 +11,8 @@ use super::{
 };
 use crate::{
     call::{
-        Call, CallId, Chunk, Credentials, Head, InferResponse, Intent, Operation, Pending, Reply, ReplyStream, Surface,
+        Call, CallId, Chunk, Credentials, Facts, Head, InferResponse, Intent, Operation, Pending, Reply, ReplyStream,
+        Surface,
     },
     error::Error,
     frontend::{Connection, body::Body, http::Response, quota},
@@ -46,7 +47,7 @@ pub(super) async fn infer(connection: Arc<Connection>, id: CallId, request: Requ
         }
         Input::hold(&settings, message)?.decode(&settings.frontend.settings.wire)
     };
-    let (head, sender) = match head::open(&connection, &id, Intent::Infer, request.headers()) {
+    let (head, sender) = match head::open(&connection, &id, Intent::Infer, &request) {
         Ok(opened) => opened,
         Err(error) => return refused(&connection, &id, &error),
     };
@@ -58,7 +59,9 @@ pub(super) async fn infer(connection: Arc<Connection>, id: CallId, request: Requ
     let error = response.as_ref().err().cloned();
     let encode = |response| {
         let typed = typed.is_some_and(|typed| typed.load(Ordering::Relaxed));
-        proto::encode_infer(response, typed)
+        let message = proto::encode_infer(response, typed);
+        connection.frontend.encoded(Surface::Grpc, &facts);
+        message
     };
     let mut answer = respond(&connection, &id, response.map(encode));
     quota::insert(answer.headers_mut(), &facts, error.as_ref());
@@ -78,20 +81,23 @@ pub(super) async fn probe(connection: Arc<Connection>, id: CallId, probe: Probe,
     }
 }
 
-/// Sends a call through the stack. `decode` is not run before the stack asks for the message.
+/// Sends a call through the stack, and says what was learnt of it besides the reply. `decode` is not run before the stack
+/// asks for the message.
 pub(super) async fn call<M, D>(
     connection: &Arc<Connection>,
     id: &CallId,
     intent: Intent,
     request: Request,
     decode: D,
-) -> Result<Reply, Error>
+) -> Result<(Reply, Arc<Facts>), Error>
 where
     M: Message + Default + 'static,
     D: FnOnce(M) -> Result<Operation, Error> + Send + 'static,
 {
-    let (head, sender) = head::open(connection, id, intent, request.headers())?;
-    send(connection, head, sender, request, decode).await
+    let (head, sender) = head::open(connection, id, intent, &request)?;
+    let facts = Arc::clone(&head.facts);
+    let reply = send(connection, head, sender, request, decode).await?;
+    Ok((reply, facts))
 }
 
 /// The same for a call whose head is known.

@@ -5,7 +5,7 @@ use super::{
     link::{Line, Outgoing},
 };
 use crate::{
-    call::InferResponse,
+    call::{InferResponse, trace::TraceContext},
     error::Error,
     frontend::{
         Connection,
@@ -27,6 +27,8 @@ const BAD: usize = 3;
 /// The session of one stream.
 pub(super) struct Protocol {
     connection: Arc<Connection>,
+    /// Whose work the stream is part of.
+    context: Option<TraceContext>,
     requests: u64,
     errors: u64,
     /// Lines in a row that were no messages.
@@ -40,9 +42,9 @@ pub(super) struct Protocol {
 }
 
 impl Protocol {
-    pub(super) fn new(connection: Arc<Connection>) -> Self {
+    pub(super) fn new(connection: Arc<Connection>, context: Option<TraceContext>) -> Self {
         let now = Instant::now();
-        Self { connection, requests: 0, errors: 0, bad: 0, active: now, spoke: now, part: None }
+        Self { connection, context, requests: 0, errors: 0, bad: 0, active: now, spoke: now, part: None }
     }
 
     fn say(&mut self, line: Bytes, out: &mut Outbox<Outgoing>) {
@@ -133,6 +135,10 @@ impl Codec for Protocol {
     fn done(&mut self, about: About<'_, Tag, Note>, out: &mut Outbox<Outgoing>) {
         let timing = about.facts.and_then(|facts| facts.timing.get().copied());
         self.say(message::done(about.tag, timing), out);
+    }
+
+    fn context(&self) -> Option<TraceContext> {
+        self.context
     }
 
     fn cancelled(&mut self, tag: &Tag, out: &mut Outbox<Outgoing>) {

@@ -21,7 +21,7 @@ use super::{
     rest,
 };
 use crate::{
-    call::{Call, Head, Inspect, Intent, Operation, Pending, Surface},
+    call::{Call, Head, Inspect, Intent, Operation, Pending, Route, Surface},
     error::Error,
 };
 use http::{
@@ -39,9 +39,11 @@ const STATUS: &str = "x-stream-status";
 pub async fn serve(connection: Arc<Connection>, request: Request) -> Response {
     let id = head::call_id(request.headers());
     let sender = head::credentials(request.headers());
+    let context = head::context(request.headers());
     let opened = match check(&connection, &request) {
         Ok(()) => {
             let head = Head::new(id.clone(), Surface::H2Stream, Intent::Inspect, Arc::clone(&connection.peer));
+            let head = head.at(Route::Lines).part_of(context);
             let facts = Arc::clone(&head.facts);
             let input = Pending::ready(Operation::Inspect(Inspect::Session));
             connection.frontend.gateway.call(Call { head, sender: sender.clone(), input }).await.map(|_| facts)
@@ -60,7 +62,7 @@ pub async fn serve(connection: Arc<Connection>, request: Request) -> Response {
     let rules = rules(&connection.frontend.settings, is_ordered(&request));
     let limit = connection.frontend.settings.size.message;
     let (link, receiver) = Lines::new(request.into_body(), limit, connection.frontend.memory.for_arrivals());
-    let codec = Protocol::new(Arc::clone(&connection));
+    let codec = Protocol::new(Arc::clone(&connection), context);
     tokio::spawn(Session::new(connection, rules, Speaker::proven(sender, facts), codec, link).run());
 
     let mut response = Response::new(Body::Channel(receiver));
@@ -110,6 +112,7 @@ fn is_ordered(request: &Request) -> bool {
 fn rules(settings: &Settings, ordered: bool) -> Rules {
     Rules {
         surface: Surface::H2Stream,
+        route: Route::Lines,
         in_flight: settings.concurrency.per_socket,
         beyond: Beyond::Wait,
         order: if ordered { Order::All } else { Order::Any },

@@ -30,7 +30,7 @@ impl Client {
         let frontend = &fixture.connection.frontend;
         let (link, response) =
             Lines::new(Body::Channel(body), frontend.settings.size.message, frontend.memory.for_arrivals());
-        let codec = Protocol::new(Arc::clone(&fixture.connection));
+        let codec = Protocol::new(Arc::clone(&fixture.connection), None);
         tokio::spawn(Session::new(Arc::clone(&fixture.connection), rules, fixture.speaker(None), codec, link).run());
         Self { fixture, request: Some(request), response, read: String::new() }
     }

@@ -22,12 +22,16 @@ use super::{
     quota,
 };
 use crate::{
-    call::{Call, CallId, Credentials, Head, Inspect, Intent, Operation, Pending, Surface},
+    call::{self, Call, CallId, Credentials, Head, Inspect, Intent, Operation, Pending, Surface, trace::TraceContext},
     error::Error,
+    telemetry::metrics::page::Format,
     wire::Wishes,
 };
 use futures_util::future::{BoxFuture, Either};
-use http::{HeaderName, HeaderValue, Request, StatusCode, Version, header::UPGRADE};
+use http::{
+    HeaderName, HeaderValue, Request, StatusCode, Version,
+    header::{ACCEPT, UPGRADE},
+};
 use hyper::body::Incoming;
 use render::Voice;
 use route::{Family, Probe, Route, SharedMemory};
@@ -39,6 +43,8 @@ use std::{
 /// What is kept of a request's head while its call runs.
 struct Asked {
     id: CallId,
+    label: call::Route,
+    context: Option<TraceContext>,
     voice: Voice,
     sender: Credentials,
     form: Form,
@@ -56,6 +62,8 @@ enum Form {
     V1(v1::Wanted),
     /// As a ticket that stands for these.
     Ticket(Credentials),
+    /// As the page of metrics, in this format.
+    Metrics(Format),
 }
 
 /// Answers one request of this surface, of which the head is borrowed: it need not live as long as the call.
@@ -69,26 +77,30 @@ pub fn serve(
     type Rare = Either<Ready<Response>, BoxFuture<'static, Response>>;
     let now = |response| Either::Left(Rare::Left(std::future::ready(response)));
     let id = fields.call_id();
-    match route::find(request.method(), request.uri().path()) {
+    let (route, label) = match route::find(request.method(), request.uri().path()) {
+        Ok((route, label)) => (Ok(route), label),
+        Err(miss) => (Err(miss), call::Route::Other),
+    };
+    match route {
         Ok(Route::Infer(model)) => {
             let wishes = Arc::new(OnceLock::new());
             let pending = infer::pending(&connection, fields, body, model, Arc::clone(&wishes));
-            let asked = Asked::of(id, request, fields);
+            let asked = Asked::of(id, label, request, fields);
             Either::Right(call(connection, asked, Intent::Infer, pending, Some(wishes)))
         }
         Ok(Route::Inspect(inspect)) => {
-            let asked = Asked::of(id, request, fields);
+            let asked = Asked::of(id, label, request, fields);
             let pending = Pending::ready(Operation::Inspect(inspect));
             Either::Right(call(connection, asked, Intent::Inspect, pending, None))
         }
         Ok(Route::InferStream(model)) => {
             let pending = infer::pending_of_events(&connection, fields, body, model);
-            let asked = Asked::of(id, request, fields);
+            let asked = Asked::of(id, label, request, fields);
             Either::Left(Rare::Right(Box::pin(sse::serve(connection, asked, pending, sse::Dialect::Infer))))
         }
         Ok(Route::Generate(model, streams)) => {
             let pending = generate::pending(&connection, fields, body, model);
-            let asked = Asked { form: Form::Generate, ..Asked::of(id, request, fields) };
+            let asked = Asked { form: Form::Generate, ..Asked::of(id, label, request, fields) };
             if streams {
                 Either::Left(Rare::Right(Box::pin(sse::serve(connection, asked, pending, sse::Dialect::Generate))))
             } else {
@@ -96,27 +108,38 @@ pub fn serve(
             }
         }
         Ok(Route::Change(change)) => {
-            let asked = Asked::of(id, request, fields);
+            let asked = Asked::of(id, label, request, fields);
             let intent = change.intent();
             let pending = repository::pending(&connection, fields, body, change);
             Either::Right(call(connection, asked, intent, pending, None))
         }
         Ok(Route::SharedMemory(question)) => {
-            let asked = Asked { form: Form::SharedMemory(question), ..Asked::of(id, request, fields) };
+            let asked = Asked { form: Form::SharedMemory(question), ..Asked::of(id, label, request, fields) };
             let pending = Pending::ready(Operation::Inspect(Inspect::Server));
             Either::Right(call(connection, asked, Intent::Inspect, pending, None))
         }
         Ok(Route::Ticket) if connection.surfaces.has(Surface::WebSocket) => {
-            let asked = Asked::of(id, request, fields);
+            let asked = Asked::of(id, label, request, fields);
             let form = Form::Ticket(connection.portable(&asked.sender));
             // Its errors are problem details, whatever is accepted: there are no clients of anyone else's.
             let asked = Asked { form, voice: asked.voice.in_problems(request), ..asked };
             let pending = Pending::ready(Operation::Inspect(Inspect::Caller));
             Either::Right(call(connection, asked, Intent::Inspect, pending, None))
         }
+        Ok(Route::Metrics) if !connection.frontend.settings.rest.metrics => {
+            let error = Error::NoRoute("metrics are not served on this address".into());
+            now(Voice::of(request, fields).error(&error, &id))
+        }
+        Ok(Route::Metrics) => {
+            let accept = request.headers().get_all(ACCEPT).iter().filter_map(|value| value.to_str().ok());
+            let form = Form::Metrics(Format::accepted(&accept.collect::<Vec<_>>()));
+            let asked = Asked { form, ..Asked::of(id, label, request, fields) };
+            let pending = Pending::ready(Operation::Inspect(Inspect::Metrics));
+            Either::Right(call(connection, asked, Intent::Metrics, pending, None))
+        }
         Ok(Route::V1(ask)) => match ask.call(&connection, request.method(), fields, body) {
             Ok((intent, pending, wanted)) => {
-                let asked = Asked { form: Form::V1(wanted), ..Asked::of(id, request, fields) };
+                let asked = Asked { form: Form::V1(wanted), ..Asked::of(id, label, request, fields) };
                 Either::Right(call(connection, asked, intent, pending, None))
             }
             Err(error) => now(Voice::of(request, fields).error(&error, &id)),
@@ -168,17 +191,19 @@ async fn call(
     input: Pending,
     wishes: Option<Arc<OnceLock<Wishes>>>,
 ) -> Response {
-    let Asked { id, voice, sender, form } = asked;
+    let Asked { id, label, context, voice, sender, form } = asked;
     if let Err(error) = connection.gate() {
         return voice.error(&error, &id);
     }
-    let head = Head::new(id.clone(), Surface::Rest, intent, Arc::clone(&connection.peer));
+    let head = Head::new(id.clone(), Surface::Rest, intent, Arc::clone(&connection.peer)).at(label).part_of(context);
     let facts = Arc::clone(&head.facts);
     let reply = connection.frontend.gateway.call(Call { head, sender, input }).await;
+    let answered = reply.is_ok();
     let rendered = match (reply, form) {
         (Ok(_), Form::SharedMemory(question)) => {
             question.answer().map(|body| render::json(StatusCode::OK, bytes::Bytes::from_static(body), &id))
         }
+        (Ok(_), Form::Metrics(format)) => Box::pin(render::metrics(format, &id, &connection.frontend)).await,
         (Ok(reply), Form::Generate) => Box::pin(generate::reply(reply, &id, &connection.frontend)).await,
         // Boxed, so that calls of V2 do not carry the room for this.
         (Ok(reply), Form::V1(wanted)) => Box::pin(wanted.render(reply, &id, &connection.frontend)).await,
@@ -192,9 +217,15 @@ async fn call(
         }
         (Err(error), _) => Err(error),
     };
+    if answered {
+        connection.frontend.encoded(Surface::Rest, &facts);
+    }
     match rendered {
         Ok(mut response) => {
             quota::insert(response.headers_mut(), &facts, None);
+            if let Some(timing) = facts.timing.get() {
+                render::server_timing(response.headers_mut(), *timing);
+            }
             response
         }
         Err(error) => {
@@ -229,7 +260,14 @@ fn closes(version: Version) -> bool {
 }
 
 impl Asked {
-    fn of(id: CallId, request: &Request<()>, fields: &Fields<'_>) -> Self {
-        Self { id, voice: Voice::of(request, fields), sender: fields.credentials(), form: Form::V2 }
+    fn of(id: CallId, label: call::Route, request: &Request<()>, fields: &Fields<'_>) -> Self {
+        Self {
+            id,
+            label,
+            context: fields.context(),
+            voice: Voice::of(request, fields),
+            sender: fields.credentials(),
+            form: Form::V2,
+        }
     }
 }

@@ -39,9 +39,9 @@ impl Page {
         let headers = response.headers_mut();
         headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(kind));
         headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache"));
+        headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
         if self == Self::Docs {
             headers.insert(header::CONTENT_SECURITY_POLICY, POLICY.clone());
-            headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
             headers.insert(HeaderName::from_static("referrer-policy"), HeaderValue::from_static("no-referrer"));
         }
         response
@@ -245,6 +245,7 @@ mod tests {
             model: crate::call::ModelRef { name: "m".into(), version: None },
             names: crate::wire::v1::Names { inputs: Vec::new(), outputs: Vec::new() },
         });
+        settings.rest.metrics = true;
         let server = Plan { settings, ..Plan::default() }.start(echo);
         for (method, path, described) in operations() {
             let before = server.calls.load(Ordering::Relaxed);

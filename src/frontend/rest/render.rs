@@ -10,17 +10,19 @@ use super::{
     route::Family,
 };
 use crate::{
-    call::{CallId, Chunk, InferResponse, Reply, ReplyStream, Report, Surface},
+    call::{CallId, Chunk, InferResponse, Reply, ReplyStream, Report, Surface, Timing},
     error::{Code, Error},
+    telemetry::metrics::page::Format,
     wire::{Wishes, framed, json as v2, problem},
 };
 use bytes::Bytes;
 use http::{
-    HeaderMap, HeaderValue, Request, StatusCode, Version,
+    HeaderMap, HeaderName, HeaderValue, Request, StatusCode, Version,
     header::{ACCEPT_ENCODING, ALLOW, CACHE_CONTROL, CONNECTION, CONTENT_TYPE, RETRY_AFTER, WWW_AUTHENTICATE},
 };
 use std::{
     collections::VecDeque,
+    io::Write as _,
     sync::{
         Arc,
         atomic::{AtomicU8, Ordering},
@@ -151,6 +153,34 @@ where
     let body = frontend.memory.hold(body)?;
     frontend.metrics.body_sent(Surface::Rest, body.len() as u64);
     Ok(json(StatusCode::OK, body, id))
+}
+
+/// The page of metrics, made off the lane: it is as long as there are models.
+///
+/// # Errors
+///
+/// [`Error::Overloaded`] if too much waits for the decoding threads already.
+pub(super) async fn metrics(format: Format, id: &CallId, frontend: &Arc<Frontend>) -> Result<Response, Error> {
+    let metrics = Arc::clone(&frontend.metrics);
+    let page = body::offload(usize::MAX, move || Ok(metrics.page(format))).await?;
+    let kind = HeaderValue::from_static(format.content_type());
+    Ok(response_of(StatusCode::OK, kind, Body::Full(page.into()), id))
+}
+
+/// How long a call waited and ran, for the developer tools of browsers (contract 00 section 5).
+pub(super) fn server_timing(headers: &mut HeaderMap, timing: Timing) {
+    let mut value = Vec::with_capacity(48);
+    let mut write = |name: &[u8], took: Duration| {
+        value.extend_from_slice(name);
+        let (millis, micros) = (took.as_millis(), took.subsec_micros() % 1000);
+        // Writing into memory cannot fail.
+        let _ = write!(value, "{millis}.{micros:03}");
+    };
+    write(b"queue;dur=", timing.queue);
+    write(b", run;dur=", timing.compute);
+    if let Ok(value) = HeaderValue::from_maybe_shared(Bytes::from(value)) {
+        headers.insert(HeaderName::from_static("server-timing"), value);
+    }
 }
 
 /// How errors are told to whoever asked.

@@ -231,7 +231,7 @@ mod tests {
     }
 
     fn find(method: &Method, path: &str) -> Result<route::Route, Code> {
-        route::find(method, path).map_err(|miss| miss.error.code())
+        route::find(method, path).map(|(route, _)| route).map_err(|miss| miss.error.code())
     }
 
     fn post(path: &str) -> Result<route::Route, Code> {

@@ -4,7 +4,7 @@
 
 use super::{close, frames::Welcomed, link::Outgoing};
 use crate::{
-    call::{Credentials, InferResponse},
+    call::{Credentials, InferResponse, trace::TraceContext},
     error::{Code, Error},
     frontend::{
         Connection,
@@ -41,6 +41,8 @@ pub(super) struct Protocol {
     /// Tells the link about `greeting`.
     welcomed: Welcomed,
     want: Want,
+    /// Whose work the session is part of, as its hello says, or else its handshake.
+    context: Option<TraceContext>,
     clock: Clock,
     /// Until when credentials have to be renewed.
     renew: Option<Instant>,
@@ -67,7 +69,12 @@ struct Clock {
 }
 
 impl Protocol {
-    pub(super) fn new(connection: Arc<Connection>, caller: Caller, welcomed: Welcomed) -> Self {
+    pub(super) fn new(
+        connection: Arc<Connection>,
+        caller: Caller,
+        context: Option<TraceContext>,
+        welcomed: Welcomed,
+    ) -> Self {
         let now = Instant::now();
         let hello = now + connection.frontend.settings.websocket.hello;
         Self {
@@ -76,6 +83,7 @@ impl Protocol {
             greeting: Greeting::Awaited(hello),
             welcomed,
             want: Want::default(),
+            context,
             clock: Clock { heard: now, active: now, pinged: false },
             renew: None,
         }
@@ -90,6 +98,7 @@ impl Protocol {
             return Err(fault(close::of(Code::InvalidArgument), "a `protocol` that is not 1"));
         }
         self.want = hello.want;
+        self.context = Envelope::peek(json).ok().and_then(|envelope| envelope.context).or(self.context);
         let accepts = self.connection.frontend.settings.websocket.first_message;
         match (&self.caller, hello.auth) {
             (Caller::Anonymous(_), Some(auth)) if accepts => {
@@ -261,6 +270,10 @@ impl Codec for Protocol {
         self.clock.active = out.now();
         let timing = about.facts.and_then(|facts| facts.timing.get().copied());
         out.push(Outgoing::Text(message::done(about.tag, timing)));
+    }
+
+    fn context(&self) -> Option<TraceContext> {
+        self.context
     }
 
     fn cancelled(&mut self, tag: &Tag, out: &mut Outbox<Outgoing>) {

@@ -26,7 +26,7 @@ use super::{
     rest,
 };
 use crate::{
-    call::{Call, Credentials, Head, Inspect, Intent, Operation, Pending, Surface},
+    call::{Call, Credentials, Head, Inspect, Intent, Operation, Pending, Route, Surface, trace::TraceContext},
     error::Error,
 };
 use http::{
@@ -50,7 +50,9 @@ pub(super) async fn serve(connection: Arc<Connection>, mut request: Request, hol
         Err(refusal) => return *refusal,
     };
     let id = head::call_id(request.headers());
+    let context = head::context(request.headers());
     let call_head = Head::new(id.clone(), Surface::WebSocket, Intent::Inspect, Arc::clone(&connection.peer));
+    let call_head = call_head.at(Route::WebSocket).part_of(context);
     // Out of the head before anything can write it down.
     let ticket = offer::take_ticket(&mut request);
     let (speaker, caller) = match who(&connection, call_head, &request, ticket, offer.protocols.token).await {
@@ -61,7 +63,7 @@ pub(super) async fn serve(connection: Arc<Connection>, mut request: Request, hol
         }
     };
     let upgrade = hyper::upgrade::on(&mut request);
-    tokio::spawn(open(connection, speaker, caller, upgrade, hold));
+    tokio::spawn(open(connection, speaker, caller, context, upgrade, hold));
 
     let mut response = Response::new(Body::Empty);
     if let Some(accept) = offer.accept {
@@ -176,33 +178,46 @@ async fn who(
     }
 }
 
-async fn open(connection: Arc<Connection>, speaker: Speaker, caller: Caller, upgrade: OnUpgrade, hold: Option<Hold>) {
+async fn open(
+    connection: Arc<Connection>,
+    speaker: Speaker,
+    caller: Caller,
+    context: Option<TraceContext>,
+    upgrade: OnUpgrade,
+    hold: Option<Hold>,
+) {
     let socket = match upgrade.await {
         Ok(socket) => TokioIo::new(socket),
         Err(error) => return tracing::debug!(%error, "a handshake was not completed"),
     };
     match hold {
-        Some(hold) => session(connection, speaker, caller, Tunnel::new(socket, hold)).await,
-        None => session(connection, speaker, caller, socket).await,
+        Some(hold) => session(connection, speaker, caller, context, Tunnel::new(socket, hold)).await,
+        None => session(connection, speaker, caller, context, socket).await,
     }
 }
 
 /// Runs a session over a socket whose handshake is over.
-async fn session<S>(connection: Arc<Connection>, speaker: Speaker, caller: Caller, socket: S)
-where
+async fn session<S>(
+    connection: Arc<Connection>,
+    speaker: Speaker,
+    caller: Caller,
+    context: Option<TraceContext>,
+    socket: S,
+) where
     S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Send + Unpin,
 {
     let settings = &connection.frontend.settings;
     let rules = rules(settings);
     let welcomed = Welcomed::default();
     let link = Socket::new(socket, settings, connection.frontend.memory.for_arrivals(), welcomed.clone()).await;
-    let codec = Protocol::new(Arc::clone(&connection), caller, welcomed);
+    let codec = Protocol::new(Arc::clone(&connection), caller, context, welcomed);
     Session::new(connection, rules, speaker, codec, link).run().await;
 }
 
 fn rules(settings: &Settings) -> Rules {
     Rules {
         surface: Surface::WebSocket,
+        route: Route::WebSocket,
         in_flight: settings.concurrency.per_socket,
         beyond: Beyond::Refuse,
         order: Order::Any,

@@ -52,7 +52,8 @@ impl Entry {
             CallId::Made(uuid) => text.raw(uuid.hyphenated().encode_lower(&mut [0; 36])),
             CallId::Given(id) => text.raw(id),
         };
-        text.raw("\",\"surface\":\"").raw(self.surface.name()).raw("\",\"intent\":\"").raw(self.intent.name());
+        text.raw("\",\"surface\":\"").raw(self.surface.name()).raw("\",\"route\":\"").raw(self.route.name());
+        text.raw("\",\"intent\":\"").raw(self.intent.name());
         text.raw("\",\"code\":\"").raw(end.name()).raw("\"");
         if let Some(identity) = self.facts.identity.get() {
             text.raw(",\"identity\":").string(identity.id());
@@ -62,6 +63,10 @@ impl Entry {
         }
         if let Some(timing) = self.facts.timing.get() {
             text.raw(",\"queue_us\":").duration(timing.queue).raw(",\"run_us\":").duration(timing.compute);
+        }
+        if let Some(trace) = self.facts.trace.get() {
+            // Few calls are traced, so this one may take the long way.
+            text.raw(",\"trace_id\":").string(&trace.id().to_string());
         }
         text.raw(",\"took_us\":").duration(now.saturating_duration_since(self.received));
         text.raw(",\"stage\":\"").raw(self.facts.stage().name());
@@ -85,6 +90,9 @@ impl Entry {
         }
         if let Some(identity) = self.facts.identity.get() {
             write!(text, " identity={}", Escaped(identity.id()))?;
+        }
+        if let Some(trace) = self.facts.trace.get() {
+            write!(text, " trace_id={}", trace.id())?;
         }
         writeln!(text, " peer={} call_id={}", self.peer.address, self.id)
     }

@@ -23,6 +23,8 @@ pub(super) struct Families {
     pub(super) first_chunk: HistogramVec,
     pub(super) chunks: IntCounterVec,
     pub(super) in_flight: IntGaugeVec,
+    pub(super) decode: HistogramVec,
+    pub(super) encode: HistogramVec,
     pub(super) queue_wait: HistogramVec,
     pub(super) run: HistogramVec,
     pub(super) run_failures: IntCounterVec,
@@ -39,6 +41,8 @@ pub(super) struct Families {
     pub(super) overloaded: IntCounterVec,
     pub(super) cancelled: IntCounterVec,
     pub(super) config_reload: IntGauge,
+    pub(super) config_reload_time: IntGauge,
+    pub(super) traces: IntCounterVec,
     pub(super) model_state: IntGaugeVec,
     pub(super) model_load: HistogramVec,
     pub(super) model_memory: IntGaugeVec,
@@ -56,12 +60,12 @@ impl Families {
             calls: counter(
                 "sluicegate_calls_total",
                 "Calls that are over, refused and abandoned ones included.",
-                &["surface", "intent", "code", "model"],
+                &["surface", "route", "code", "model"],
             ),
             call_duration: histogram(
                 "sluicegate_call_duration_seconds",
                 "From the head of a call to the end of its reply.",
-                &["surface", "intent"],
+                &["surface", "route"],
                 &CALL_SECONDS,
             ),
             first_chunk: histogram(
@@ -72,6 +76,18 @@ impl Families {
             ),
             chunks: counter("sluicegate_chunks_total", "Chunks of streaming replies.", &["surface"]),
             in_flight: gauge("sluicegate_calls_in_flight", "Calls whose reply is not over.", &["surface"]),
+            decode: histogram(
+                "sluicegate_decode_seconds",
+                "From the head of a call to its submission: its body read, decoded and checked.",
+                &["surface"],
+                &PART_SECONDS,
+            ),
+            encode: histogram(
+                "sluicegate_encode_seconds",
+                "From the end of a whole reply until it was written for its client.",
+                &["surface"],
+                &PART_SECONDS,
+            ),
             queue_wait: histogram(
                 "sluicegate_queue_wait_seconds",
                 "From submission of a job to the start of its run.",
@@ -120,6 +136,14 @@ impl Families {
                 registry,
                 IntGauge::new("sluicegate_config_reload_success", "Whether the last reload was taken."),
             ),
+            config_reload_time: add(
+                registry,
+                IntGauge::new(
+                    "sluicegate_config_reload_timestamp_seconds",
+                    "When the configuration in use was taken, since 1970.",
+                ),
+            ),
+            traces: counter("sluicegate_traces_total", "Traced calls by what became of their traces.", &["outcome"]),
             model_state: gauge(
                 "sluicegate_model_state",
                 "1 for the state that a model version is in, 0 for the others it was in.",
@@ -142,7 +166,7 @@ impl Families {
 }
 
 /// Registers `made` and keeps a handle of it.
-fn add<C: Collector + Clone + 'static>(registry: &Registry, made: prometheus::Result<C>) -> C {
+pub(super) fn add<C: Collector + Clone + 'static>(registry: &Registry, made: prometheus::Result<C>) -> C {
     let family = made.expect("names and labels of the table are valid; a test makes it");
     registry.register(Box::new(family.clone())).expect("names of the table are unique; a test makes it");
     family

@@ -49,6 +49,7 @@ impl ModelMetrics {
     /// The number of jobs in the queue has changed by `delta`.
     pub fn queue_changed(&self, delta: i64) {
         self.queue_depth.add(delta);
+        self.statistics.queue_changed(delta);
     }
 
     /// A run failed or panicked.

@@ -3,30 +3,30 @@
 //! Written here rather than taken from the `process` feature of prometheus, which brings libc and a parser of all of
 //! `/proc` for seven numbers.
 
-use std::{fmt::Write, fs, sync::OnceLock};
+use super::page::{Kind, Page};
+use std::{fs, sync::OnceLock};
 
 /// Clock ticks per second in `/proc`: fixed by Linux towards programs (`USER_HZ`), whatever the kernel's own is.
 const TICKS: f64 = 100.0;
 
 /// Appends the families to `page`; each is left out if it cannot be read.
-pub(super) fn render(page: &mut String) {
+pub(super) fn render(page: &mut Page) {
     let stat = fs::read_to_string("/proc/self/stat").unwrap_or_default();
     let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
     let limits = fs::read_to_string("/proc/self/limits").unwrap_or_default();
-    let mut family = |name: &str, kind: &str, help: &str, value: Option<f64>| {
+    let mut family = |name: &str, kind: Kind, help: &str, value: Option<f64>| {
         if let Some(value) = value {
-            // Writing to a string cannot fail.
-            let _ =
-                writeln!(page, "# HELP process_{name} {help}\n# TYPE process_{name} {kind}\nprocess_{name} {value}");
+            page.family(name, kind, help);
+            page.sample("", &[], value);
         }
     };
-    family("cpu_seconds_total", "counter", "User and system time.", cpu_seconds(&stat));
-    family("resident_memory_bytes", "gauge", "Resident memory.", bytes(&status, "VmRSS:"));
-    family("virtual_memory_bytes", "gauge", "Virtual memory.", bytes(&status, "VmSize:"));
-    family("threads", "gauge", "Threads.", field(&status, "Threads:"));
-    family("open_fds", "gauge", "Open file descriptors.", open_fds());
-    family("max_fds", "gauge", "File descriptors that may be open.", field(&limits, "Max open files"));
-    family("start_time_seconds", "gauge", "Start of the process, since 1970.", start_time(&stat));
+    family("process_cpu_seconds_total", Kind::Counter, "User and system time.", cpu_seconds(&stat));
+    family("process_resident_memory_bytes", Kind::Gauge, "Resident memory.", bytes(&status, "VmRSS:"));
+    family("process_virtual_memory_bytes", Kind::Gauge, "Virtual memory.", bytes(&status, "VmSize:"));
+    family("process_threads", Kind::Gauge, "Threads.", field(&status, "Threads:"));
+    family("process_open_fds", Kind::Gauge, "Open file descriptors.", open_fds());
+    family("process_max_fds", Kind::Gauge, "File descriptors that may be open.", field(&limits, "Max open files"));
+    family("process_start_time_seconds", Kind::Gauge, "Start of the process, since 1970.", start_time(&stat));
 }
 
 /// Field `number` of `/proc/self/stat`, counted from 1 as in proc(5). The second is a name that may hold anything.
@@ -47,7 +47,7 @@ fn start_time(stat: &str) -> Option<f64> {
 }
 
 /// The first number after `key` on the line that begins with it.
-fn field(text: &str, key: &str) -> Option<f64> {
+pub(super) fn field(text: &str, key: &str) -> Option<f64> {
     let line = text.lines().find_map(|line| line.strip_prefix(key))?;
     line.split_ascii_whitespace().next()?.parse().ok()
 }

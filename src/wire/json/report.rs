@@ -64,7 +64,12 @@ fn write_object(out: &mut Vec<u8>, report: &Report) {
         // As KServe answers; Triton's clients do not read it (contract 02 section 5).
         Report::Loaded(name) => write_done(out, name, b",\"load\":true"),
         Report::Unloaded(name) => write_done(out, name, b",\"unload\":true"),
-        Report::Index(_) | Report::Statistics(_) | Report::Trace(_) | Report::Logging(_) | Report::Config(_) => return,
+        Report::Index(_)
+        | Report::Statistics(_)
+        | Report::Trace(_)
+        | Report::Logging(_)
+        | Report::Config(_)
+        | Report::Metrics => return,
     }
     out.push(b'}');
 }

@@ -1,7 +1,7 @@
 //! What has to be known of a message before there is a call.
 
 use super::skim::{Malformed, Members};
-use crate::error::Error;
+use crate::{call::trace::TraceContext, error::Error};
 use std::{borrow::Cow, time::Duration};
 
 /// The longest `id` (contract 06 C3).
@@ -51,6 +51,8 @@ pub struct Envelope<'a> {
     pub binary_outputs: Option<bool>,
     /// `input_stream`: whether more inputs follow.
     pub input_stream: bool,
+    /// `trace.traceparent` of a `hello` or an `infer`; what is none is left out, as a header would be.
+    pub context: Option<TraceContext>,
     /// `t` of a `ping`, as JSON.
     pub t: Option<&'a str>,
     /// `inputs`, not looked at.
@@ -115,6 +117,7 @@ struct Raw<'a> {
     binary_outputs: Option<&'a [u8]>,
     input_stream: Option<&'a [u8]>,
     t: Option<&'a [u8]>,
+    trace: Option<&'a [u8]>,
     inputs: Option<&'a [u8]>,
 }
 
@@ -130,6 +133,7 @@ impl<'a> Raw<'a> {
             b"binary_outputs" => &mut self.binary_outputs,
             b"input_stream" => &mut self.input_stream,
             b"t" => &mut self.t,
+            b"trace" => &mut self.trace,
             b"inputs" => &mut self.inputs,
             _ => return,
         };
@@ -186,6 +190,7 @@ impl<'a> Raw<'a> {
             add,
             binary_outputs,
             input_stream: input_stream.unwrap_or(false),
+            context: self.trace.and_then(context),
             t: self.t.and_then(value),
             inputs: self.inputs,
         }
@@ -219,6 +224,17 @@ pub(super) fn number(value: &[u8]) -> Option<u64> {
     Some(value.iter().fold(0, |number: u64, digit| number.saturating_mul(10).saturating_add(u64::from(digit - b'0'))))
 }
 
+/// `{"traceparent": "…"}`. Never an error (contract 00 section 5).
+fn context(value: &[u8]) -> Option<TraceContext> {
+    let mut members = Members::of(value).ok()?;
+    while let Some((name, value)) = members.next().ok()? {
+        if let (b"traceparent", [b'"', text @ .., b'"']) = (name, value) {
+            return TraceContext::parse(text);
+        }
+    }
+    None
+}
+
 /// Any JSON value, checked: it will be said back.
 fn value(value: &[u8]) -> Option<&str> {
     serde_json::from_slice::<&serde_json::value::RawValue>(value).ok().map(serde_json::value::RawValue::get)
@@ -239,6 +255,21 @@ mod tests {
         assert_eq!(envelope.timeout, Some(Duration::from_millis(250)));
         assert_eq!(envelope.inputs, Some(&br#"[{"data":[1,,]}]"#[..]));
         assert!(envelope.wrong.is_none() && !envelope.input_stream);
+    }
+
+    #[test]
+    fn a_message_says_whose_work_it_is_part_of() {
+        let context = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
+        let peek = |trace: &str| {
+            let json = format!("{{\"type\":\"infer\",\"trace\":{trace}}}");
+            Envelope::peek(json.as_bytes()).unwrap().context
+        };
+        let found = peek(&format!("{{\"tracestate\":\"a=b\",\"traceparent\":\"{context}\"}}")).unwrap();
+        assert_eq!(found, TraceContext::parse(context.as_bytes()).unwrap());
+        for nobody in ["null", "{}", "[]", "7", "{\"traceparent\":\"00-x\"}", "{\"traceparent\":7}", "\"traceparent\""]
+        {
+            assert_eq!(peek(nobody), None, "{nobody}");
+        }
     }
 
     #[test]

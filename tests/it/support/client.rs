@@ -130,7 +130,7 @@ impl Request {
         body
     }
 
-    fn proto(&self) -> inference::ModelInferRequest {
+    pub fn proto(&self) -> inference::ModelInferRequest {
         let mut raw = Vec::new();
         match &self.data {
             Data::Floats(values) => values.iter().for_each(|value| raw.extend_from_slice(&value.to_le_bytes())),

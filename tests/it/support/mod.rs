@@ -325,6 +325,14 @@ impl Running {
         Self { admin, ..self.clone() }
     }
 
+    /// Writes the configuration anew, as `change` makes it of the old one, in the way of editors.
+    pub fn rewrite(&self, change: impl Fn(&str) -> String) {
+        let file = self.inner.folder.path().join("sluicegate.yaml");
+        let text = change(&fs::read_to_string(&file).unwrap());
+        fs::write(file.with_extension("new"), text).unwrap();
+        fs::rename(file.with_extension("new"), file).unwrap();
+    }
+
     /// Revokes [`KEY`] and waits until the file was read again.
     pub async fn revoke_keys(&self) {
         write_keys(self.inner.folder.path(), true);
@@ -375,4 +383,9 @@ pub async fn until(condition: impl Fn() -> bool, what: &str) {
         assert!(started.elapsed() < Duration::from_secs(20), "{what}");
         tokio::time::sleep(Duration::from_millis(2)).await;
     }
+}
+
+/// The input of `double`, as JSON.
+pub fn double_tensor() -> serde_json::Value {
+    serde_json::json!([{ "name": "x", "datatype": "FP32", "shape": [1, 4], "data": [1.0, 2.0, 3.0, 4.0] }])
 }

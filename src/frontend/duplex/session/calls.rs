@@ -65,11 +65,12 @@ where
     }
 
     pub(super) fn head(&self, intent: Intent, timeout: Option<Duration>) -> Head {
-        Head::new(CallId::make(), self.rules.surface, intent, Arc::clone(&self.connection.peer)).with_timeout(timeout)
+        let head = Head::new(CallId::make(), self.rules.surface, intent, Arc::clone(&self.connection.peer));
+        head.at(self.rules.route).with_timeout(timeout)
     }
 
     fn open(&mut self, opened: Opened<C::Tag, C::Note>) {
-        let Opened { tag, ticket, streams, credited, timeout, size, input } = opened;
+        let Opened { tag, ticket, streams, credited, timeout, context, size, input } = opened;
         if self.entries.contains_key(&tag) {
             return self.duplicate(&tag);
         }
@@ -94,7 +95,7 @@ where
         }
         self.serial += 1;
         let serial = self.serial;
-        let head = self.head(Intent::Infer, timeout);
+        let head = self.head(Intent::Infer, timeout).part_of(context.or_else(|| self.codec.context()));
         let entry = Entry {
             serial,
             ticket: Arc::clone(&ticket),
@@ -177,7 +178,11 @@ where
         let about = About { tag, note: &entry.ticket.note, seq: entry.seq, facts: Some(&*entry.facts) };
         let out = &mut self.outbox;
         let result = match event {
-            Event::Whole(response) => self.codec.output(about, true, response, out).map(|()| true),
+            Event::Whole(response) => {
+                let written = self.codec.output(about, true, response, out).map(|()| true);
+                self.connection.frontend.encoded(self.rules.surface, &entry.facts);
+                written
+            }
             Event::Streams => Ok(false),
             Event::Chunk(response) if entry.streams => self.codec.output(about, false, response, out).map(|()| {
                 entry.seq += 1;

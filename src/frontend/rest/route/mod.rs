@@ -9,7 +9,7 @@ pub(super) use table::{Operation, Row, TABLE, VERSION};
 
 use super::v1::Ask;
 use crate::{
-    call::{Inspect, ModelRef},
+    call::{self, Inspect, ModelRef},
     error::Error,
 };
 use http::Method;
@@ -33,6 +33,8 @@ pub(super) enum Route {
     Change(Change),
     /// What clients ask of memory that there is not.
     SharedMemory(SharedMemory),
+    /// `GET /metrics`, where it is configured.
+    Metrics,
     /// A path of KServe V1, of TensorFlow Serving, or of their plainest form.
     V1(Ask),
     /// Fixed bytes, outside the stack.
@@ -120,8 +122,8 @@ enum Other {
 
 type Segments<'a> = SmallVec<[Cow<'a, str>; 8]>;
 
-/// The route of `method` and `path`.
-pub(super) fn find(method: &Method, path: &str) -> Result<Route, Miss> {
+/// The route of `method` and `path`, and its label.
+pub(super) fn find(method: &Method, path: &str) -> Result<(Route, call::Route), Miss> {
     let miss = |error| Miss { error, family: Family::of(path) };
     let not_allowed = |allow| miss(Error::MethodNotAllowed { allow });
     let decoded = split(path).map_err(miss)?;
@@ -134,8 +136,11 @@ pub(super) fn find(method: &Method, path: &str) -> Result<Route, Miss> {
         *last = name;
         segments.push(verb);
     }
-    let Some((row, found)) = table::look_up(&segments) else { return other(method, &segments).map_err(miss) };
-    match (row.get, row.post) {
+    let Some((row, label, found)) = table::look_up(&segments) else {
+        // Of these, those that become calls are about one model of V1.
+        return other(method, &segments).map(|route| (route, call::Route::V1Model)).map_err(miss);
+    };
+    let route = match (row.get, row.post) {
         (Some(operation), _) if *method == Method::GET => Ok((operation.route)(&found)),
         (_, Some(operation)) if *method == Method::POST || row.configured => Ok((operation.route)(&found)),
         (Some(operation), _) if *method == Method::HEAD => match (operation.route)(&found) {
@@ -143,7 +148,8 @@ pub(super) fn find(method: &Method, path: &str) -> Result<Route, Miss> {
             _ => Err(not_allowed(row.methods())),
         },
         _ => Err(not_allowed(row.methods())),
-    }
+    };
+    route.map(|route| (route, label))
 }
 
 impl Row {
@@ -174,7 +180,6 @@ fn other(method: &Method, segments: &[&str]) -> Result<Route, Error> {
         ["v2", "repository", _, "index"] | ["v2", "repository", _, "models", _, "load" | "unload"] => {
             Other::Never("POST", "there is one repository here, and it has no name: leave it out of the path")
         }
-        ["metrics"] => Other::Later("GET"),
         [service, _] if ["inference.", "grpc.", "tensorflow."].iter().any(|package| service.starts_with(package)) => {
             Other::Grpc
         }

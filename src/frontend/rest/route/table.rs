@@ -5,7 +5,8 @@ use super::{
     super::v1::{Ask, Task, Verb},
     Change, Page, Probe, Route, SharedMemory,
 };
-use crate::call::{Inspect, ModelRef};
+use crate::call::{self, Inspect, ModelRef};
+use std::sync::LazyLock;
 
 /// A path, and what may be asked of it.
 #[derive(Clone, Copy, Debug)]
@@ -123,6 +124,7 @@ pub(in crate::frontend::rest) const TABLE: &[Row] = &[
     }),
     Row { configured: true, ..post(&["predict"], "plainPredict", |_| Ask::Plain.into()) },
     post(&["v1", "ws", "tickets"], "createTicket", |_| Route::Ticket),
+    Row { configured: true, ..get(&["metrics"], "metrics", |_| Route::Metrics) },
     get(&["openapi.json"], "openapi", |_| Route::Page(Page::OpenApi)),
     get(&["docs"], "docs", |_| Route::Page(Page::Docs)),
 ];
@@ -142,11 +144,15 @@ const fn both(path: &'static [&'static str], look: (&'static str, Make), change:
     Row { path, get: Some(get), post: Some(post), configured: false }
 }
 
-/// The row of a path, and what the path names.
-pub(super) fn look_up<'a>(segments: &[&'a str]) -> Option<(&'static Row, Found<'a>)> {
+/// The labels of the rows, in their order.
+static LABELS: LazyLock<Vec<call::Route>> =
+    LazyLock::new(|| TABLE.iter().map(|row| call::Route::named(&row.template())).collect());
+
+/// The row of a path with its label, and what the path names.
+pub(super) fn look_up<'a>(segments: &[&'a str]) -> Option<(&'static Row, call::Route, Found<'a>)> {
     // The one path with two spellings.
     let segments = if segments == ["v2", ""] { &segments[..1] } else { segments };
-    TABLE.iter().find_map(|row| row.find(segments).map(|found| (row, found)))
+    TABLE.iter().zip(LABELS.iter()).find_map(|(row, label)| row.find(segments).map(|found| (row, *label, found)))
 }
 
 // === impl Operation, Row, Found ===
@@ -159,6 +165,18 @@ impl Operation {
 }
 
 impl Row {
+    /// The path as it is written where nothing is known of the model's version.
+    pub(super) fn template(&self) -> String {
+        let mut template = String::new();
+        for part in self.path.iter().filter(|part| **part != VERSION) {
+            if !part.starts_with(':') {
+                template.push('/');
+            }
+            template.push_str(part);
+        }
+        template
+    }
+
     fn find<'a>(&self, mut segments: &[&'a str]) -> Option<Found<'a>> {
         let mut found = Found::default();
         for (index, part) in self.path.iter().enumerate() {

@@ -10,12 +10,12 @@ fn code(method: &Method, path: &str) -> Code {
 
 #[test]
 fn models_and_versions_are_taken_from_the_path() {
-    let infer = |path| find(&Method::POST, path).unwrap();
+    let infer = |path| find(&Method::POST, path).unwrap().0;
     assert_eq!(infer("/v2/models/m/infer"), Route::Infer(named("m", None)));
     assert_eq!(infer("/v2/models/m/versions/3/infer"), Route::Infer(named("m", Some("3"))));
     assert_eq!(infer("/v2/models/org%2Fname/infer"), Route::Infer(named("org/name", None)));
     assert_eq!(infer("/v2/models/%C3%BC/infer"), Route::Infer(named("ü", None)));
-    let get = |path| find(&Method::GET, path).unwrap();
+    let get = |path| find(&Method::GET, path).unwrap().0;
     assert_eq!(get("/v2/models/ready/ready"), Route::Inspect(Inspect::Ready(named("ready", None))));
     assert_eq!(get("/v2/models/m/versions/1"), Route::Inspect(Inspect::Model(named("m", Some("1")))));
     assert_eq!(get("/v2"), get("/v2/"));
@@ -25,7 +25,7 @@ fn models_and_versions_are_taken_from_the_path() {
 #[test]
 fn probes_take_head_and_nothing_else() {
     for path in ["/", "/v2/health/live", "/v2/health/ready"] {
-        assert!(matches!(find(&Method::HEAD, path), Ok(Route::Probe(_))));
+        assert!(matches!(find(&Method::HEAD, path), Ok((Route::Probe(_), _))));
         assert!(matches!(find(&Method::POST, path).unwrap_err().error, Error::MethodNotAllowed { allow: "GET" }));
     }
     assert!(matches!(find(&Method::HEAD, "/v2").unwrap_err().error, Error::MethodNotAllowed { allow: "GET" }));
@@ -38,7 +38,7 @@ fn what_comes_later_says_so_and_knows_its_methods() {
         assert_eq!(code(&Method::POST, path), Code::Unimplemented, "{path}");
         assert_eq!(code(&Method::GET, path), Code::MethodNotAllowed, "{path}");
     }
-    let get = ["/openai/v1/models", "/metrics"];
+    let get = ["/openai/v1/models"];
     for path in get {
         assert_eq!(code(&Method::GET, path), Code::Unimplemented, "{path}");
     }
@@ -46,7 +46,7 @@ fn what_comes_later_says_so_and_knows_its_methods() {
 
 #[test]
 fn one_path_may_look_and_change() {
-    let found = |method: &Method, path: &str| find(method, path).unwrap();
+    let found = |method: &Method, path: &str| find(method, path).unwrap().0;
     assert_eq!(found(&Method::GET, "/v2/models/stats"), Inspect::Statistics(None).into());
     let one = named("m", Some("1"));
     assert_eq!(found(&Method::GET, "/v2/models/m/versions/1/stats"), Inspect::Statistics(Some(one.clone())).into());
@@ -108,7 +108,20 @@ proptest! {
         if name == "." || name == ".." {
             prop_assert!(found.is_err());
         } else {
-            prop_assert_eq!(found.unwrap(), Route::Infer(named(&name, None)));
+            prop_assert_eq!(found.unwrap().0, Route::Infer(named(&name, None)));
         }
+    }
+}
+
+#[test]
+fn every_path_that_becomes_a_call_has_a_label_of_its_own() {
+    use crate::call;
+    for row in TABLE {
+        let label = call::Route::named(&row.template());
+        let is_call = [row.get, row.post]
+            .into_iter()
+            .flatten()
+            .any(|operation| !matches!(operation.of_nothing(), Route::Probe(_) | Route::Page(_)));
+        assert_eq!(label == call::Route::Other, !is_call, "{}", row.template());
     }
 }

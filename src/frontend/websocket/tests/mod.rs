@@ -63,7 +63,7 @@ impl Client {
 
     async fn speaking(fixture: Fixture, speaker: Speaker, caller: Caller) -> Self {
         let (near, far) = tokio::io::duplex(64 * 1024);
-        let session = tokio::spawn(session(Arc::clone(&fixture.connection), speaker, caller, far));
+        let session = tokio::spawn(session(Arc::clone(&fixture.connection), speaker, caller, None, far));
         let socket = WebSocketStream::from_raw_socket(near, Role::Client, None).await;
         Self { socket, fixture, session }
     }
@@ -144,6 +144,6 @@ fn an_idle_session_is_small() {
     // the connection and the allocator some more. Measured over real sockets: 9.5 KiB each, the client's end included.
     let connection = Fixture::new(Settings::default()).connection;
     let (_near, far) = tokio::io::duplex(1);
-    let session = session(connection, Speaker::unknown(), Caller::Proven, far);
+    let session = session(connection, Speaker::unknown(), Caller::Proven, None, far);
     assert!(size_of_val(&session) <= 3072, "{}", size_of_val(&session));
 }

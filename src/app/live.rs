@@ -1,0 +1,175 @@
+//! Reading the configuration again while the gateway runs, and applying the part of it that may change.
+//!
+//! Read, checked as a whole, and only then applied: a file with any error changes nothing. What needs a restart is named
+//! and left as it is. Does not know keys and certificates, whose files are read again by those who use them.
+
+use crate::{
+    auth::grants::Grants,
+    config::{Changes, Config},
+    frontend::Frontend,
+    layer::deadline,
+    limit::{Policy, RateLimiter, redis},
+    telemetry::{metrics::Metrics, switches::Switches},
+};
+use arc_swap::ArcSwap;
+use std::{
+    fs, io,
+    path::Path,
+    sync::{Arc, Mutex, PoisonError},
+    time::{Duration, Instant},
+};
+use tokio::{
+    signal::unix::{Signal, SignalKind, signal},
+    sync::watch,
+};
+
+/// How often the file is looked at. Its contents are compared and links are followed, so an editor that renames, and a
+/// ConfigMap of Kubernetes, which is swapped as a link to its folder, are seen like any other change.
+const EVERY: Duration = Duration::from_millis(500);
+
+/// What may change while the gateway runs.
+#[derive(Debug)]
+pub(super) struct Live {
+    config: Mutex<Config>,
+    /// Of connections from now on; those that are open keep the one that they began with.
+    pub(super) frontend: Arc<ArcSwap<Frontend>>,
+    pub(super) grants: Arc<ArcSwap<Grants>>,
+    pub(super) limiter: Arc<ArcSwap<RateLimiter>>,
+    pub(super) deadlines: deadline::Shared,
+    pub(super) switches: Arc<Switches>,
+    pub(super) metrics: Arc<Metrics>,
+}
+
+impl Live {
+    pub(super) fn new(
+        config: Config,
+        frontend: Frontend,
+        (grants, limiter): (Arc<ArcSwap<Grants>>, Arc<ArcSwap<RateLimiter>>),
+        deadlines: deadline::Shared,
+        switches: Arc<Switches>,
+    ) -> Self {
+        let (metrics, frontend) = (Arc::clone(&frontend.metrics), Arc::new(ArcSwap::from_pointee(frontend)));
+        Self { config: Mutex::new(config), frontend, grants, limiter, deadlines, switches, metrics }
+    }
+
+    /// Reads the file again and applies what may change.
+    ///
+    /// # Errors
+    ///
+    /// Everything that is wrong with it; nothing was changed then.
+    pub(super) fn reload(&self) -> Result<Changes, String> {
+        let mut config = self.config.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(source) = config.source.clone() else { return Ok(Changes::default()) };
+        let newer = Config::load(Some(&source.path), source.overrides).map_err(|problems| problems.to_string())?;
+        let changes = config.written.changes(&newer.written);
+        self.apply(&config, &newer)?;
+        // What needs a restart is compared with what is in use until there was one, and so is named each time.
+        let applied = Config {
+            grants: newer.grants,
+            rates: newer.rates,
+            deadline: newer.deadline,
+            frontend: newer.frontend,
+            ..config.clone()
+        };
+        let log = crate::config::Log { level: newer.telemetry.log.level, ..config.telemetry.log };
+        *config = Config { written: config.written.with(&newer.written, &changes.live), ..applied };
+        config.telemetry.log = log;
+        Ok(changes)
+    }
+
+    fn apply(&self, old: &Config, new: &Config) -> Result<(), String> {
+        // Policies that stay keep what was counted: saving the file must not hand out a new burst.
+        if old.rates != new.rates {
+            // First, because it alone may fail.
+            let limiter = limiter(&new.rates, old.buckets, old.shared.as_ref(), &self.metrics)?;
+            self.limiter.store(Arc::new(limiter));
+        }
+        self.grants.store(Arc::new(Grants::new(new.grants.clone())));
+        self.deadlines.set(super::settings::deadlines(&new.deadline));
+        let before = self.frontend.load();
+        self.frontend.store(Arc::new(before.with_settings(new.frontend.clone())));
+        // Only if the file changed it: operators may have set another by a call meanwhile.
+        if old.telemetry.log.level != new.telemetry.log.level {
+            self.switches.set_level(&super::settings::log(&new.telemetry).level);
+        }
+        Ok(())
+    }
+
+    /// Reloads on SIGHUP and whenever the file's contents have changed and stayed so for a moment, for ever: half a file
+    /// that is being written may be valid, and an empty one is.
+    ///
+    /// # Errors
+    ///
+    /// If the signal cannot be heard.
+    pub(super) async fn follow(self: Arc<Self>) -> io::Result<()> {
+        let path = self.config.lock().unwrap_or_else(PoisonError::into_inner).source.clone().map(|source| source.path);
+        let mut hangup = signal(SignalKind::hangup())?;
+        let mut taken = path.as_deref().map(contents);
+        let mut before = taken.clone();
+        loop {
+            let asked = tokio::select! {
+                asked = asked(&mut hangup) => asked,
+                () = tokio::time::sleep(EVERY) => false,
+            };
+            let now = path.as_deref().map(contents);
+            if asked || (now != taken && now == before) {
+                taken.clone_from(&now);
+                self.say(self.reload());
+            }
+            before = now;
+        }
+    }
+
+    fn say(&self, reloaded: Result<Changes, String>) {
+        self.metrics.config_file_reloaded(reloaded.is_ok());
+        match reloaded {
+            Ok(Changes { live, fixed }) => {
+                tracing::info!(changed = live.join(", "), "the configuration was read again");
+                if !fixed.is_empty() {
+                    tracing::warn!(keys = fixed.join(", "), "changed in the configuration, and needs a restart");
+                }
+            }
+            Err(problems) => {
+                tracing::error!(%problems, "the configuration cannot be read again, the old one stays");
+            }
+        }
+    }
+}
+
+/// The limiter of these policies. Where they are shared with other processes, the link to them ends with its last user.
+///
+/// # Errors
+///
+/// If the settings of what is shared name no Redis.
+pub(super) fn limiter(
+    policies: &[Policy],
+    buckets: usize,
+    shared: Option<&redis::Settings>,
+    metrics: &Arc<Metrics>,
+) -> Result<RateLimiter, String> {
+    let limiter = RateLimiter::new(policies.to_vec(), Instant::now(), buckets);
+    let Some(settings) = shared else { return Ok(limiter) };
+    let (limiter, link) = limiter.sharing(settings)?;
+    tokio::spawn(watch_shared(link.presence(), Arc::clone(metrics)));
+    tokio::spawn(link.serve());
+    Ok(limiter)
+}
+
+/// Tells the metrics whether shared limits are there.
+async fn watch_shared(mut presence: watch::Receiver<bool>, metrics: Arc<Metrics>) {
+    loop {
+        metrics.shared_limits(*presence.borrow_and_update());
+        if presence.changed().await.is_err() {
+            return;
+        }
+    }
+}
+
+async fn asked(hangup: &mut Signal) -> bool {
+    hangup.recv().await.is_some()
+}
+
+/// What is in the file; `None` if it cannot be read, which is a change like any other.
+fn contents(path: &Path) -> Option<Vec<u8>> {
+    fs::read(path).ok()
+}
