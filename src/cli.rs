@@ -7,6 +7,7 @@ use crate::{
     app,
     auth::api_key,
     backend::ort::Runtime,
+    bench,
     config::{self, Config, Overrides, Problems},
     model::describe::describe,
 };
@@ -44,6 +45,8 @@ enum Command {
     Serve(Serve),
     /// Explain the configuration and every model; exit 2 if something is wrong
     Check(Check),
+    /// Measure a running server, or the engine in this process
+    Bench(Box<bench::Arguments>),
     /// Make API keys
     Keys {
         #[command(subcommand)]
@@ -118,6 +121,7 @@ impl Cli {
         match self.command {
             Some(Command::Serve(arguments)) => serve(&arguments),
             Some(Command::Check(arguments)) => check(&arguments),
+            Some(Command::Bench(arguments)) => measure(&arguments),
             Some(Command::Keys { command: Keys::New { identity, groups } }) => new_key(&identity, &groups),
             Some(Command::Keys { command: Keys::Hash }) => hash_key(),
             None => ExitCode::FAILURE,
@@ -188,6 +192,16 @@ fn check(arguments: &Check) -> ExitCode {
     let wrong = explain(&mut text, &config, &runtime).unwrap_or(true);
     print(&text);
     if wrong { ExitCode::from(WRONG) } else { ExitCode::SUCCESS }
+}
+
+fn measure(arguments: &bench::Arguments) -> ExitCode {
+    match bench::run(arguments) {
+        Ok(outcome) => {
+            print(&outcome.text);
+            if outcome.answered { ExitCode::SUCCESS } else { failed(&"a run had no answer at all") }
+        }
+        Err(error) => failed(&error),
+    }
 }
 
 /// Standard output may be a pipe whose reader has enough: that is no error.

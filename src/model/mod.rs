@@ -21,6 +21,8 @@ mod testing;
 pub use loader::{Loaded, Loader};
 pub use repository::{Repository, State};
 pub use router::Router;
+pub use samples::made as made_up;
+pub use scan::path_of;
 pub use spec::{Batching, Fill, Load, ModelSettings, Reader, Sample, SampleInput, Settings, Source, VersionPolicy};
 
 use crate::{

@@ -5,6 +5,7 @@
 
 mod allocations;
 mod bad_input;
+mod bench;
 mod cancel;
 mod collisions;
 mod datatypes;
