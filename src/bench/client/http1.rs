@@ -14,7 +14,7 @@ use tokio::{
 };
 
 /// Headers of an answer at most.
-const HEADERS: usize = 64;
+const HEADERS: usize = 32;
 
 /// Room for most answers, head included.
 const ROOM: usize = 16 * 1024;

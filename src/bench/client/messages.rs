@@ -15,8 +15,7 @@ use std::{
 };
 use tokio::task::AbortHandle;
 
-/// Within so many bytes of its beginning a message says what it is and whose. A server that writes its tensors first is
-/// read to the end.
+/// Within so many bytes of its beginning a message says whether others follow, if it says so at all.
 const BEGINNING: usize = 128;
 
 /// A connection that carries messages both ways.
@@ -208,29 +207,29 @@ impl<L: Link> Drive<L> {
 
 /// Reads what a message is and whose, without parsing its tensors.
 fn understand(message: &[u8]) -> Said {
-    let beginning = &message[..message.len().min(BEGINNING)];
-    let is = |member: &[u8]| contains(beginning, member);
     let text = |name: &[u8]| {
+        // Within strings of tensors these have a backslash before each quote, so they are never taken for them.
         let start = find(message, name)? + name.len();
-        let length = find(&message[start..], b"\"")?;
+        let length = message[start..].iter().position(|byte| *byte == b'"')?;
         std::str::from_utf8(&message[start..start + length]).ok()
     };
     let code = || text(b"\"code\":\"").unwrap_or("error").to_owned();
-    let failed = is(b"\"type\":\"error\"");
-    // Within strings of tensors these have a backslash before each quote, so they are never taken for them.
+    let kind = text(b"\"type\":\"");
     let place = text(b"\"id\":\"").and_then(|id| id.strip_prefix('c')?.parse().ok());
-    match place {
-        Some(place) if failed => Said::Over(place, Err(code())),
-        Some(place) if is(b"\"type\":\"cancelled\"") => Said::Over(place, Err("cancelled".to_owned())),
-        Some(_) if is(b"\"final\":false") => Said::Other,
-        Some(place) => Said::Over(place, Ok(())),
-        None if failed => Said::Fault(code()),
-        None => Said::Other,
+    match (place, kind) {
+        (Some(place), Some("error")) => Said::Over(place, Err(code())),
+        (Some(place), Some("cancelled")) => Said::Over(place, Err("cancelled".to_owned())),
+        (Some(place), _) if is_last(message) => Said::Over(place, Ok(())),
+        (None, Some("error")) => Said::Fault(code()),
+        _ => Said::Other,
     }
 }
 
-fn contains(text: &[u8], part: &[u8]) -> bool {
-    find(text, part).is_some()
+/// False for a piece that others follow.
+fn is_last(message: &[u8]) -> bool {
+    let beginning = &message[..message.len().min(BEGINNING)];
+    let member = b"\"final\":";
+    find(beginning, member).is_none_or(|at| !message[at + member.len()..].starts_with(b"false"))
 }
 
 fn find(text: &[u8], part: &[u8]) -> Option<usize> {
