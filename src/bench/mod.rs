@@ -1,8 +1,8 @@
 //! `sluicegate bench`: how fast a running server answers, or the engine in this process.
 //!
 //! The client shares its machine with what it measures, so it is built to be cheap: one thread (on a terminal a second one
-//! writes a line twice a second), one event loop, requests written once before the first is sent. Of an answer only the status is looked at, except for the first of each
-//! connection, which is checked as a whole.
+//! writes a line twice a second), one event loop, requests written once before the first is sent. Of an answer only the
+//! status is looked at, except for the very first of each source, which is checked as a whole.
 //!
 //! Two ways to ask. In a *closed loop* so many callers each send their next request when the last is answered: that
 //! tells how much a server can do. In an *open loop* requests are due at a steady rate, whether or not earlier ones are
