@@ -8,6 +8,7 @@ mod keys;
 use crate::{
     app,
     backend::ort::Runtime,
+    bench,
     config::{self, Config, Overrides, Problems},
     frontend::tls::Speaks,
     model::describe::describe,
@@ -46,6 +47,8 @@ enum Command {
     Serve(Serve),
     /// Explain the configuration and every model; exit 2 if something is wrong
     Check(Check),
+    /// Measure a running server, or the engine in this process
+    Bench(Box<bench::Arguments>),
     /// Print the JSON Schema of the configuration, for editors
     Schema,
     /// Make, list and revoke API keys
@@ -107,6 +110,7 @@ impl Cli {
         match self.command {
             Some(Command::Serve(arguments)) => serve(&arguments),
             Some(Command::Check(arguments)) => check(&arguments),
+            Some(Command::Bench(arguments)) => measure(&arguments),
             Some(Command::Schema) => {
                 println!("{:#}", config::schema());
                 ExitCode::SUCCESS
@@ -180,6 +184,16 @@ fn check(arguments: &Check) -> ExitCode {
     let wrong = explain(&mut text, &config, &runtime).unwrap_or(true);
     print(&text);
     if wrong { ExitCode::from(WRONG) } else { ExitCode::SUCCESS }
+}
+
+fn measure(arguments: &bench::Arguments) -> ExitCode {
+    match bench::run(arguments) {
+        Ok(outcome) => {
+            print(&outcome.text);
+            if outcome.answered { ExitCode::SUCCESS } else { failed(&"a run had no answer at all") }
+        }
+        Err(error) => failed(&error),
+    }
 }
 
 /// Standard output may be a pipe whose reader has enough: that is no error.

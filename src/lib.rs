@@ -55,6 +55,8 @@
 //! stack        -> layer, model, call, and the handles that layers hold
 //! config       -> the settings struct of each module (plain data; serde stays in config), and wire::proto, which
 //!                 reads Triton's model configurations
+//! bench        -> app, config, model, schedule, backend, call, wire, tensor, telemetry, error
+//!                 (never frontend, layer, stack, lane: it is their client)
 //! app, admin, cli, shutdown -> everything
 //! ```
 //!
@@ -105,6 +107,8 @@
 //! - Errors of REST have a voice (V2's object, V1's string, problem details), chosen by route and `Accept`; the code is one.
 //! - gRPC's message compression is ours (`frontend::grpc::encoding`): tonic's would inflate before anybody is known.
 //! - `InferRequest` carries no wish about how outputs are written: that is the front-end's ([`wire::Wishes`]).
+//! - `bench` is a client of its own, beside everything above: it borrows the codecs, and with `--engine` the loader and
+//!   the scheduler, on one lane that is its own thread.
 //!
 //! # Tenets, ranked
 //!
@@ -114,6 +118,7 @@ pub mod admin;
 pub mod app;
 pub mod auth;
 pub mod backend;
+pub mod bench;
 pub mod call;
 pub mod cli;
 pub mod config;

@@ -23,6 +23,8 @@ mod workshop;
 pub use loader::{Loaded, Loader};
 pub use repository::Repository;
 pub use router::Router;
+pub use samples::made as made_up;
+pub use scan::path_of;
 pub use spec::{Batching, Fill, Load, ModelSettings, Reader, Sample, SampleInput, Settings, Source, VersionPolicy};
 pub use state::State;
 

@@ -67,7 +67,7 @@ pub(super) fn run(samples: &[Made], backend: &mut dyn Backend) -> Result<(), Str
 /// # Errors
 ///
 /// In plain words, that it is too large.
-pub(super) fn made(dtype: DataType, shape: Shape, fill: Fill, seed: u64) -> Result<Tensor, String> {
+pub fn made(dtype: DataType, shape: Shape, fill: Fill, seed: u64) -> Result<Tensor, String> {
     let elements = shape.elements().unwrap_or(usize::MAX);
     // An empty string is its length and nothing else: four zero bytes.
     let size = dtype.size().unwrap_or(4);

@@ -73,6 +73,26 @@ pub(super) fn scan(settings: &Settings) -> (Vec<Found>, Vec<Problem>) {
     (found, problems)
 }
 
+/// The file of the model `name` and how it is to run, for those who run it without loading it: its version `version`, or
+/// the highest that would be served.
+///
+/// # Errors
+///
+/// In plain words: there is none, or what is wrong with it.
+pub fn path_of(settings: &Settings, name: &str, version: Option<&str>) -> Result<(PathBuf, ModelSettings), String> {
+    let only = Settings { load: super::Load::Names(HashSet::from([name.to_owned()])), ..settings.clone() };
+    let (found, problems) = scan(&only);
+    let fits = |found: &Found| version.is_none_or(|version| *found.version == *version);
+    let Some(found) = found.into_iter().rfind(fits) else {
+        let problem = problems.into_iter().next().map(|(what, reason)| format!("{what}: {reason}"));
+        return Err(problem.unwrap_or_else(|| format!("there is no model `{name}` of that version")));
+    };
+    match found.fault {
+        Some(fault) => Err(fault),
+        None => Ok((found.path, found.settings)),
+    }
+}
+
 /// Names of everything in the directories of `settings` that looks like a model, whether it is to be loaded or not.
 pub(super) fn names(settings: &Settings) -> Vec<Arc<str>> {
     let folders = settings.directories.iter().flat_map(|directory| children(directory).unwrap_or_default());

@@ -6,6 +6,7 @@
 mod allocations;
 mod auth;
 mod bad_input;
+mod bench;
 mod canary;
 mod cancel;
 mod collisions;

@@ -22,6 +22,7 @@ const EDGES: &[(&str, &[&str])] = &[
     ("model", &["schedule", "backend", "call", "tensor", "error", "telemetry"]),
     ("frontend", &["call", "wire", "tensor", "error", "telemetry", "limit::address"]),
     ("lane", &["frontend", "schedule", "call", "telemetry", "error", "shutdown"]),
+    ("bench", &["app", "config", "model", "schedule", "backend", "call", "wire", "tensor", "telemetry", "error"]),
     ("stack", &["layer", "model", "call", "auth", "limit", "telemetry", "error"]),
 ];
 

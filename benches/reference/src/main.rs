@@ -1,10 +1,6 @@
 //! One model over V2 JSON, by hand: axum, serde_json and ONNX Runtime, run where the request is handled.
 //!
-//! Written as well as one writes such a server: typed structs, one buffer for the numbers of a request, the answer
-//! written straight from ONNX Runtime's own memory, one thread. No identity, no limits, no deadlines, no metrics, no
-//! log, no other surface: that is what it is compared for.
-//!
-//! `reference ADDRESS ONNXRUNTIME_LIBRARY MODEL`
+//! `reference ADDRESS ONNXRUNTIME_LIBRARY MODEL [NAME]`
 
 use axum::{
     Json, Router,
@@ -14,105 +10,33 @@ use axum::{
     routing::{get, post},
     serve::ListenerExt,
 };
-use ort::{
-    session::{Session, builder::GraphOptimizationLevel},
-    value::TensorRef,
-};
-use serde::{Deserialize, Serialize};
-use std::{
-    error::Error,
-    sync::{Arc, Mutex},
-};
+use reference::{Arguments, Failure, InferRequest, Model, input};
+use std::sync::Arc;
 
-#[derive(Deserialize)]
-struct InferRequest {
-    id: Option<String>,
-    inputs: Vec<InputTensor>,
-}
-
-#[derive(Deserialize)]
-struct InputTensor {
-    name: String,
-    shape: Vec<i64>,
-    datatype: String,
-    data: Vec<f32>,
-}
-
-#[derive(Serialize)]
-struct InferResponse<'a> {
-    #[serde(skip_serializing_if = "Option::is_none")]
-    id: Option<&'a str>,
-    model_name: &'a str,
-    model_version: &'a str,
-    outputs: [OutputTensor<'a>; 1],
-}
-
-#[derive(Serialize)]
-struct OutputTensor<'a> {
-    name: &'a str,
-    shape: &'a [i64],
-    datatype: &'a str,
-    data: &'a [f32],
-}
-
-#[derive(Serialize)]
-struct Failure {
-    error: String,
-}
-
-type Model = Arc<Mutex<Session>>;
-
-fn main() -> Result<(), Box<dyn Error>> {
-    let mut arguments = std::env::args().skip(1);
-    let mut argument = || arguments.next().ok_or("usage: reference ADDRESS ONNXRUNTIME_LIBRARY MODEL");
-    let (address, library, model) = (argument()?, argument()?, argument()?);
-
-    let environment = ort::init_from(library)?.with_telemetry(false).build()?;
-    let session = Session::builder(&environment)?
-        .with_intra_threads(1)?
-        .with_inter_threads(1)?
-        .with_intra_op_spinning(false)?
-        // As in the product, where it is a matter of memory; it gains a small model some percent.
-        .with_memory_pattern(false)?
-        .with_optimization_level(GraphOptimizationLevel::All)?
-        .commit_from_file(model)?;
-
+fn main() -> Result<(), Failure> {
+    let Arguments { address, model } = Arguments::read()?;
     let router = Router::new()
         .route("/v2/health/ready", get(|| async {}))
-        .route("/v2/models/mlp/infer", post(infer))
-        .with_state(Arc::new(Mutex::new(session)));
-    // One thread has no one to hand work to, and none to wake: the fastest form that such a server has on one core.
-    tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(async {
+        .route(&format!("/v2/models/{}/infer", model.name), post(infer))
+        .with_state(Arc::new(model));
+    reference::serve(async {
         let listener = tokio::net::TcpListener::bind(address).await?.tap_io(|stream| {
             let _ = stream.set_nodelay(true);
         });
-        axum::serve(listener, router).await
-    })?;
-    Ok(())
+        Ok(axum::serve(listener, router).await?)
+    })
 }
 
-async fn infer(State(model): State<Model>, Json(request): Json<InferRequest>) -> Response {
+async fn infer(State(model): State<Arc<Model>>, Json(request): Json<InferRequest>) -> Response {
     match run(&model, &request) {
         Ok(body) => ([(CONTENT_TYPE, "application/json")], body).into_response(),
-        Err(error) => (StatusCode::BAD_REQUEST, Json(Failure { error: error.to_string() })).into_response(),
+        Err(error) => {
+            (StatusCode::BAD_REQUEST, Json(serde_json::json!({ "error": error.to_string() }))).into_response()
+        }
     }
 }
 
-fn run(model: &Mutex<Session>, request: &InferRequest) -> Result<Vec<u8>, Box<dyn Error>> {
-    let [input] = &request.inputs[..] else { return Err("expected one input".into()) };
-    if input.name != "x" || input.datatype != "FP32" {
-        return Err("expected `x`, FP32".into());
-    }
-    // Checks that the shape is that of the data.
-    let tensor = TensorRef::from_array_view((&input.shape[..], &input.data[..]))?;
-    let mut session = model.lock().map_err(|_| "an earlier run panicked")?;
-    let outputs = session.run(ort::inputs![tensor])?;
-    let (shape, data) = outputs[0].try_extract_tensor::<f32>()?;
-    let response = InferResponse {
-        id: request.id.as_deref(),
-        model_name: "mlp",
-        model_version: "1",
-        outputs: [OutputTensor { name: "y", shape, datatype: "FP32", data }],
-    };
-    Ok(serde_json::to_vec(&response)?)
+fn run(model: &Model, request: &InferRequest) -> Result<Vec<u8>, Failure> {
+    let input = input(&request.inputs)?;
+    model.run(&input.shape, &input.data, |shape, data| model.response(request.id.as_deref(), shape, data))?
 }
