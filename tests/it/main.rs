@@ -17,6 +17,7 @@ mod floods;
 mod grpc;
 mod limits;
 mod listeners;
+mod matrix;
 mod observed;
 mod onnx;
 mod overload;

@@ -102,7 +102,7 @@ impl Request {
         self.outputs.iter().map(output).collect()
     }
 
-    fn json_v2(&self) -> Value {
+    pub fn json_v2(&self) -> Value {
         let mut body = json!({ "id": self.id, "inputs": self.json_inputs(), "outputs": self.json_outputs(false) });
         if let Some(timeout) = self.timeout {
             body["parameters"]["timeout"] = json!(u64::try_from(timeout.as_micros()).unwrap());
@@ -113,7 +113,7 @@ impl Request {
         body
     }
 
-    fn json_message(&self) -> Value {
+    pub fn json_message(&self) -> Value {
         let mut body = json!({
             "type": "infer", "id": self.id, "model": self.model,
             "inputs": self.json_inputs(), "outputs": self.json_outputs(true),

@@ -5,6 +5,7 @@ pub mod client;
 pub mod issuer;
 mod ndjson;
 pub mod scripts;
+pub mod ways;
 pub mod wire;
 
 use client::{Client, Request};
@@ -209,16 +210,20 @@ impl Setup {
     }
 }
 
-fn write_keys(folder: &Path, revoked: bool) {
+/// A file with [`KEY`], and `more` about it.
+pub fn keys_file(more: &str) -> String {
     use sha2::{Digest, Sha256};
     let hash = Sha256::digest(KEY).iter().fold(String::new(), |mut text, byte| {
         write!(text, "{byte:02x}").unwrap();
         text
     });
-    let revoked = if revoked { ", revoked: \"2020-01-01T00:00:00Z\"" } else { "" };
-    let text = format!(
-        "version: 1\nkeys:\n  - {{ id: k_test, hash: \"sha256:{hash}\", identity: web, created: \"2020-01-01T00:00:00Z\"{revoked} }}\n"
-    );
+    format!(
+        "version: 1\nkeys:\n  - {{ id: k_test, hash: \"sha256:{hash}\", identity: web, created: \"2020-01-01T00:00:00Z\"{more} }}\n"
+    )
+}
+
+fn write_keys(folder: &Path, revoked: bool) {
+    let text = keys_file(if revoked { ", revoked: \"2020-01-01T00:00:00Z\"" } else { "" });
     // Renamed into place: the gateway may read at any moment.
     fs::write(folder.join("keys.new"), text).unwrap();
     fs::rename(folder.join("keys.new"), folder.join("keys.yaml")).unwrap();

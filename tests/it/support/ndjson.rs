@@ -61,6 +61,12 @@ impl Ndjson {
         self.send_raw(format!("{message}\n")).await;
     }
 
+    /// Sends a line if the stream still takes any.
+    pub async fn offer(&mut self, message: &Value) {
+        let line = format!("{message}\n");
+        let _ = self.lines.send(Ok(http_body::Frame::data(line.into()))).await;
+    }
+
     pub async fn send_raw(&mut self, text: impl Into<bytes::Bytes>) {
         self.lines.send(Ok(http_body::Frame::data(text.into()))).await.expect("the stream is open");
     }
