@@ -139,6 +139,10 @@ impl Authenticator {
     ///
     /// [`Error::Unauthenticated`], the same for a missing, malformed, unknown, expired or revoked claim.
     pub fn verify(&self, peer: &Peer, credentials: &Credentials) -> Result<Arc<Identity>, Error> {
+        // Where nothing is taken as a proof, what clients send of their own accord (a mesh, an SDK) is no attempt at one.
+        if !self.takes_proofs() {
+            return self.nobody(peer).ok_or(Error::Unauthenticated);
+        }
         let key = |key: &str| self.keys.as_ref().and_then(|keys| keys.find(key));
         match credentials {
             Credentials::ApiKey(text) => key(text),
@@ -155,6 +159,11 @@ impl Authenticator {
             },
         }
         .ok_or(Error::Unauthenticated)
+    }
+
+    /// Whether anybody can prove who they are.
+    fn takes_proofs(&self) -> bool {
+        self.keys.is_some() || self.tokens.is_some() || self.mtls.is_some()
     }
 
     fn holder(&self, certificate: &Certificate) -> Option<Arc<Identity>> {
@@ -264,11 +273,23 @@ mod tests {
     fn a_wrong_key_never_becomes_anonymous() {
         let wrong = Credentials::ApiKey("sg_wrong".into());
         for anonymous in [Anonymous::Loopback, Anonymous::Always] {
-            assert!(authenticator(anonymous).verify(&peer(LOOPBACK), &wrong).is_err());
             assert!(with_key(anonymous).0.verify(&peer(LOOPBACK), &wrong).is_err());
         }
         let certificate = Credentials::Certificate(certificate("spiffe://a/web"));
-        assert!(authenticator(Anonymous::Always).verify(&peer(LOOPBACK), &certificate).is_err());
+        assert!(with_key(Anonymous::Always).0.verify(&peer(LOOPBACK), &certificate).is_err());
+    }
+
+    #[test]
+    fn what_clients_send_is_no_proof_where_none_is_taken() {
+        let sent =
+            [Credentials::ApiKey("x".into()), Credentials::Bearer("".into()), Credentials::Bearer("a.b.c".into())];
+        for credentials in sent {
+            let open = authenticator(Anonymous::Always).verify(&peer(PUBLIC), &credentials).unwrap();
+            assert_eq!(&**open.id(), ANONYMOUS);
+            assert!(authenticator(Anonymous::Loopback).verify(&peer(LOOPBACK), &credentials).is_ok());
+            assert!(authenticator(Anonymous::Loopback).verify(&peer(PUBLIC), &credentials).is_err());
+            assert!(authenticator(Anonymous::Never).verify(&peer(LOOPBACK), &credentials).is_err());
+        }
     }
 
     fn certificate(uri: &str) -> Arc<Certificate> {
@@ -289,8 +310,9 @@ mod tests {
         assert_eq!(mtls(Anonymous::Always, Some(certificate::Name::Uri)), (web, None));
         // It names nobody: that is a failed proof, not an absent one.
         assert_eq!(mtls(Anonymous::Always, Some(certificate::Name::Host)), (None, None));
-        // It was asked for by the listener alone.
-        assert_eq!(mtls(Anonymous::Always, None), (Some(ANONYMOUS.into()), None));
+        // It was asked for by the listener alone, and no key is taken either.
+        let nobody = Some(ANONYMOUS.to_owned());
+        assert_eq!(mtls(Anonymous::Always, None), (nobody.clone(), nobody));
     }
 
     #[test]
