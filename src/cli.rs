@@ -7,6 +7,7 @@ mod keys;
 
 use crate::{
     app,
+    auth::Anonymous,
     backend::ort::Runtime,
     bench,
     config::{self, Config, Overrides, Problems},
@@ -228,7 +229,11 @@ fn explain(text: &mut String, config: &Config, runtime: &Runtime) -> Result<bool
         None => writeln!(text, "no admin listener")?,
     }
     match (config.auth.has_method(), config.grants.len()) {
-        (false, 0) => writeln!(text, "callers: anonymous ones on loopback may do everything")?,
+        (false, 0) if config.auth.anonymous == Anonymous::Loopback => {
+            writeln!(text, "callers: anonymous ones on loopback may do everything")?;
+        }
+        (false, _) if config.auth.anonymous == Anonymous::Never => writeln!(text, "callers: none")?,
+        (_, 0) => writeln!(text, "callers: nobody may do anything, there are no grants")?,
         (_, grants) => writeln!(text, "callers: as {grants} grants say")?,
     }
     match config.rates.len() {

@@ -333,6 +333,12 @@ impl Config {
         let source = path.display().to_string();
         let text = read(path, &source)?;
         let folder = path.parent().unwrap_or(Path::new(""));
+        // An empty file is what an editor leaves between truncating and writing; all defaults are not what it means.
+        let mut problems = Problems::new(&source);
+        if source::tree(&text, &mut problems).get("version").is_none() && problems.list.is_empty() {
+            problems.push("version", "is missing, expected 1");
+            return problems.or(()).map(|()| unreachable!("there is a problem"));
+        }
         let config = Self::parse(&text, &source, folder, overrides.clone())?;
         Ok(Self { source: Some(Source { path: path.to_owned(), overrides }), ..config })
     }

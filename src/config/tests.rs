@@ -399,3 +399,32 @@ proptest! {
         }
     }
 }
+
+/// A number that nothing could mean is one clear error, and not a process that the system ends.
+#[test]
+fn what_no_machine_has_is_refused() {
+    for key in ["lanes", "inference_cores", "decode_threads"] {
+        let problem = only_problem(&format!("runtime: {{ {key}: 4294967296 }}"));
+        assert!(problem.contains(&format!("runtime.{key}: 4294967296 is above 1024")), "{problem}");
+    }
+    for key in ["header_fields", "trailer_fields"] {
+        let problem = only_problem(&format!("limits: {{ size: {{ {key}: 10001 }} }}"));
+        assert!(problem.contains(&format!("limits.size.{key}: 10001 is above 10000")), "{problem}");
+    }
+    for key in ["instances", "threads"] {
+        let problem = only_problem(&format!("models: {{ defaults: {{ {key}: 1025 }} }}"));
+        assert!(problem.contains(&format!("models.defaults.{key}: 1025 is above 1024")), "{problem}");
+    }
+}
+
+/// An editor that truncates a file and then writes it leaves one that is empty for a moment.
+#[test]
+fn a_file_without_its_version_is_no_configuration() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("a.yaml");
+    for text in ["", "# nothing\n", "grants: []\n"] {
+        fs::write(&path, text).unwrap();
+        let problems = Config::load(Some(&path), Overrides::default()).unwrap_err().to_string();
+        assert!(problems.contains("version: is missing, expected 1"), "{problems}");
+    }
+}

@@ -45,8 +45,8 @@ pub struct Fields<'a> {
     /// [`REQUEST_ID`].
     pub request_id: Option<&'a HeaderValue>,
     traceparent: Option<&'a HeaderValue>,
-    authorization: Option<&'a HeaderValue>,
-    api_key: Option<&'a HeaderValue>,
+    authorization: Single<'a>,
+    api_key: Single<'a>,
 }
 
 /// A field that may stand once.
@@ -80,8 +80,8 @@ impl<'a> Fields<'a> {
             upgrade: false,
             request_id: None,
             traceparent: None,
-            authorization: None,
-            api_key: None,
+            authorization: Single::Absent,
+            api_key: Single::Absent,
         };
         for (name, value) in headers {
             let name = name.as_str();
@@ -98,8 +98,8 @@ impl<'a> Fields<'a> {
                 "upgrade" => fields.upgrade = true,
                 "x-request-id" => _ = fields.request_id.get_or_insert(value),
                 "traceparent" => _ = fields.traceparent.get_or_insert(value),
-                "authorization" => _ = fields.authorization.get_or_insert(value),
-                "x-api-key" => _ = fields.api_key.get_or_insert(value),
+                "authorization" => fields.authorization.see(value),
+                "x-api-key" => fields.api_key.see(value),
                 _ => {}
             }
         }
@@ -132,11 +132,10 @@ impl<'a> Fields<'a> {
 
     /// Claims in the headers: `authorization` first, then `x-api-key`. Never a cookie (contract 06 C1).
     ///
-    /// A header that is there but unreadable is a claim that proves nothing, not an absent one.
+    /// A header that is there but unreadable, or there twice, is a claim that proves nothing, not an absent one.
     pub fn credentials(&self) -> Credentials {
         const BEARER: &str = "bearer ";
-        if let Some(value) = self.authorization {
-            let value = text(value).unwrap_or_default();
+        if let Some(value) = self.authorization.claim() {
             return match value.split_at_checked(BEARER.len()) {
                 Some((scheme, token)) if scheme.eq_ignore_ascii_case(BEARER) => {
                     Credentials::Bearer(token.trim().into())
@@ -145,8 +144,8 @@ impl<'a> Fields<'a> {
                 _ => Credentials::ApiKey(value.into()),
             };
         }
-        match self.api_key {
-            Some(value) => Credentials::ApiKey(text(value).unwrap_or_default().into()),
+        match self.api_key.claim() {
+            Some(value) => Credentials::ApiKey(value.into()),
             None => Credentials::None,
         }
     }
@@ -159,6 +158,15 @@ fn is_problem(accept: &HeaderValue) -> bool {
 }
 
 impl<'a> Single<'a> {
+    /// The text of what somebody claims; empty, which is nobody's, if there is none that everybody would read alike.
+    fn claim(self) -> Option<&'a str> {
+        match self {
+            Self::Absent => None,
+            Self::Once(value) => Some(text(value).unwrap_or_default()),
+            Self::Repeated => Some(""),
+        }
+    }
+
     fn see(&mut self, value: &'a HeaderValue) {
         *self = match self {
             Self::Absent => Self::Once(value),
@@ -206,6 +214,12 @@ mod tests {
         assert!(matches!(credentials(&headers(&[("cookie", "x-api-key=k")])), Credentials::None));
         for other in ["Basic eDp5", "bearer", "bea rer t"] {
             assert!(matches!(credentials(&headers(&[("authorization", other)])), Credentials::ApiKey(_)), "{other}");
+        }
+        for name in [http::header::AUTHORIZATION, API_KEY] {
+            let mut twice = HeaderMap::new();
+            twice.append(name.clone(), HeaderValue::from_static("k"));
+            twice.append(name.clone(), HeaderValue::from_static("k"));
+            assert!(matches!(credentials(&twice), Credentials::ApiKey(token) if token.is_empty()), "{name}");
         }
         let foreign = HeaderMap::from_iter([(API_KEY, HeaderValue::from_bytes(b"k\xfc").unwrap())]);
         assert!(matches!(credentials(&foreign), Credentials::ApiKey(token) if token.is_empty()));

@@ -215,12 +215,29 @@ impl KeySet {
         })
     }
 
+    /// Whether it has no key.
+    pub(super) fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// The same set, if there is anything in it.
+    ///
+    /// # Errors
+    ///
+    /// If it has no key at all.
+    pub(super) fn useful(self, algorithms: &[Algorithm]) -> Result<Self, KeysError> {
+        match self.is_empty() {
+            true => Err(KeysError(format!("it has no key for {}", names(algorithms)))),
+            false => Ok(self),
+        }
+    }
+
     /// Reads a set for an issuer that signs by `algorithms`. Keys that it has no use for are left out, as RFC 7517 section 5
     /// says; secrets too, unless `secrets`.
     ///
     /// # Errors
     ///
-    /// If it is no set, or nothing of it is of use.
+    /// If it is no set. One that has nothing of use is one: whoever withdraws the last key means it.
     pub(super) fn parse(json: &[u8], algorithms: &[Algorithm], secrets: bool) -> Result<Self, KeysError> {
         #[derive(Deserialize)]
         struct Set {
@@ -231,11 +248,7 @@ impl KeySet {
             .map_err(|_| KeysError("it is no set of keys, expected `{\"keys\": [...]}` (RFC 7517)".into()))?;
         let keys = set.keys.into_iter().take(KEYS);
         let keys = keys.filter_map(|key| Self::key(serde_json::from_value(key).ok()?, algorithms, secrets));
-        let keys: Vec<_> = keys.collect();
-        if keys.is_empty() {
-            return Err(KeysError(format!("it has no key for {}", names(algorithms))));
-        }
-        Ok(Self(keys))
+        Ok(Self(keys.collect()))
     }
 
     fn key(jwk: Jwk, algorithms: &[Algorithm], secrets: bool) -> Option<Key> {

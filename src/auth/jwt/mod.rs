@@ -137,7 +137,16 @@ impl Issuer {
         if let Keys::Url { trust: Trust::Only(path), .. } = &self.keys {
             fetch::roots(path)?;
         }
-        self.read().map(drop)
+        self.begin().map(drop)
+    }
+
+    /// Its keys as it begins with them: of a file there is one at least. Later there may be none, when the last is withdrawn.
+    fn begin(&self) -> Result<KeySet, KeysError> {
+        let keys = self.read()?;
+        match &self.keys {
+            Keys::File(_) | Keys::Url { .. } => Ok(keys),
+            Keys::Set(path) => keys.useful(&self.algorithms).map_err(|error| named(path, error)),
+        }
     }
 
     /// The file that its keys come from, if they come from one.
@@ -150,7 +159,6 @@ impl Issuer {
 
     /// Reads its file. Of a URL nothing is known yet.
     fn read(&self) -> Result<KeySet, KeysError> {
-        let named = |path: &Path, error: KeysError| KeysError(format!("{}: {}", path.display(), error.0));
         match &self.keys {
             Keys::File(path) => read(path)
                 .and_then(|contents| KeySet::of_one(&contents, &self.algorithms))
@@ -181,7 +189,7 @@ impl Tokens {
     /// [`SetupError`] names the issuer, the file and what is wrong with it.
     pub fn new(issuers: &[Issuer], changes: Arc<watch::Sender<()>>) -> Result<Self, SetupError> {
         let known = |settings: &Issuer| {
-            let read = settings.read().map_err(|error| SetupError::Issuer(Arc::clone(&settings.issuer), error))?;
+            let read = settings.begin().map_err(|error| SetupError::Issuer(Arc::clone(&settings.issuer), error))?;
             let keys = ArcSwap::from_pointee(read);
             let refresh = Refresh::default();
             Ok(Known { settings: settings.clone(), keys, generation: AtomicU64::new(0), refresh })
@@ -258,7 +266,10 @@ impl Tokens {
     /// [`KeysError`] names the file and what is wrong with it; the old keys stay in force.
     pub fn reload(&self, place: usize) -> Result<(), KeysError> {
         let Some(known) = self.issuers.get(place) else { return Ok(()) };
-        self.take(known, known.settings.read()?);
+        let keys = known.settings.read()?;
+        if self.take(known, keys) && known.keys.load().is_empty() {
+            tracing::warn!(issuer = &*known.settings.issuer, "the set has no key left: its tokens are refused");
+        }
         Ok(())
     }
 
@@ -272,6 +283,11 @@ impl Tokens {
         self.changes.send_replace(());
         true
     }
+}
+
+/// The same error, of this file.
+fn named(path: &Path, error: KeysError) -> KeysError {
+    KeysError(format!("{}: {}", path.display(), error.0))
 }
 
 // === impl KeysError ===

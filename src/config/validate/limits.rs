@@ -37,8 +37,8 @@ pub(super) fn frontend(raw: &raw::Limits, problems: &mut Problems) -> settings::
             chunks: size.chunks.0,
             request_line: size.request_line.0,
             headers: size.headers.0,
-            header_fields: size.header_fields.0,
-            trailer_fields: size.trailer_fields.0,
+            header_fields: fields("limits.size.header_fields", size.header_fields, problems),
+            trailer_fields: fields("limits.size.trailer_fields", size.trailer_fields, problems),
             inflate_ratio: size.inflate_ratio.0,
         },
         connections: settings::Connections {
@@ -252,6 +252,16 @@ pub(super) fn check(raw: &raw::Limits, problems: &mut Problems) {
         let text = format!("{} is above {JSON_DEPTH}", raw.size.json_depth);
         problems.push("limits.size.json_depth", text);
     }
+}
+
+/// Most fields of a head: room for so many is made for each request.
+const FIELDS: usize = 10_000;
+
+fn fields(path: &str, Number(number): Number, problems: &mut Problems) -> usize {
+    if number > FIELDS {
+        problems.push(path, format!("{number} is above {FIELDS}"));
+    }
+    number.min(FIELDS)
 }
 
 fn small(path: &str, Number(number): Number, problems: &mut Problems) -> u32 {

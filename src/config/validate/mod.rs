@@ -6,7 +6,7 @@ mod models;
 
 pub(super) use models::{OUTSIDE, is_inside, is_plain, model, model_defaults, model_file};
 
-use super::{Admin, Config, Drain, Listen, Overrides, Problems, Runtime, Telemetry, Turn, Written, raw};
+use super::{Admin, Amount, Config, Drain, Listen, Overrides, Problems, Runtime, Telemetry, Turn, Written, raw};
 use crate::{
     auth as authentication,
     call::{ModelRef, Surface},
@@ -47,7 +47,7 @@ pub(super) fn config(
         Some(address) => Some(Admin { address, tls: admin.and_then(|admin| admin.tls) }),
         None => admin,
     };
-    let mut runtime = runtime(&raw.runtime, folder);
+    let mut runtime = runtime(&raw.runtime, folder, problems);
     runtime.onnxruntime = overrides.onnxruntime.or(runtime.onnxruntime);
     let mut log = raw.telemetry.log;
     log.format = overrides.log_format.unwrap_or(log.format);
@@ -283,7 +283,26 @@ fn otlp(raw: &raw::Otlp, problems: &mut Problems) -> traces::Settings {
     traces::Settings { endpoint: raw.endpoint.as_str().into(), sample: raw.sample }
 }
 
-fn runtime(raw: &raw::Runtime, folder: &Path) -> Runtime {
+/// Says so if an amount is larger than anything that could be meant.
+fn at_most(path: &str, amount: Amount, most: usize, problems: &mut Problems) {
+    if let Amount::Exactly(count) = amount
+        && count > most
+    {
+        problems.push(path, format!("{count} is above {most}"));
+    }
+}
+
+/// Most threads of a kind: an order of magnitude above any machine, and what a system still gives.
+const THREADS: usize = 1024;
+
+fn runtime(raw: &raw::Runtime, folder: &Path, problems: &mut Problems) -> Runtime {
+    for (key, amount) in [
+        ("lanes", raw.lanes),
+        ("inference_cores", raw.inference_cores),
+        ("decode_threads", Amount::Exactly(raw.decode_threads.0)),
+    ] {
+        at_most(&format!("runtime.{key}"), amount, THREADS, problems);
+    }
     Runtime {
         kind: raw.kind,
         lanes: raw.lanes,

@@ -1,5 +1,6 @@
 //! `models`, `models.defaults` and `model.yaml`.
 
+use super::at_most;
 use crate::config::{
     Batching, Control, Kind, ModelConfig, ModelDefaults, Models, Problems,
     raw::{self, Amount, Execution, Load, Provider, Versions},
@@ -32,6 +33,7 @@ pub(super) fn models(raw: &raw::Models, folder: &Path, problems: &mut Problems) 
     check_defaults(
         "models.defaults.",
         &raw.defaults.versions,
+        (raw.defaults.instances, raw.defaults.threads),
         &raw.defaults.batching,
         &raw.defaults.providers,
         problems,
@@ -92,7 +94,7 @@ pub(in crate::config) fn model_file(defaults: &ModelDefaults) -> raw::ModelFile 
 
 /// One model's own configuration. Label files must lie in the model's folder.
 pub(in crate::config) fn model(raw: &raw::ModelFile, folder: &Path, problems: &mut Problems) -> ModelConfig {
-    check_defaults("", &raw.versions, &raw.batching, &raw.providers, problems);
+    check_defaults("", &raw.versions, (raw.instances, raw.threads), &raw.batching, &raw.providers, problems);
     for (output, file) in &raw.class_labels {
         if !is_inside(file) {
             problems.push(format!("class_labels.{output}"), format!("`{}` {OUTSIDE}", file.display()));
@@ -134,6 +136,9 @@ fn batching(raw: &raw::Batching) -> Batching {
     }
 }
 
+/// Most instances of a model, and most threads of one.
+const MOST: usize = 1024;
+
 /// Most levels of priority: an order and no more, but a number that people can still mean.
 const LEVELS: usize = 1000;
 
@@ -153,11 +158,14 @@ fn check_priorities(prefix: &str, batching: &raw::Batching, problems: &mut Probl
 fn check_defaults(
     prefix: &str,
     versions: &Versions,
+    (instances, threads): (Amount, Amount),
     batching: &raw::Batching,
     providers: &[Provider],
     problems: &mut Problems,
 ) {
     check_priorities(prefix, batching, problems);
+    at_most(&format!("{prefix}instances"), instances, MOST, problems);
+    at_most(&format!("{prefix}threads"), threads, MOST, problems);
     if matches!(versions, Versions::Listed(list) if list.is_empty()) {
         problems.push(format!("{prefix}versions"), "the list is empty, expected one version at least");
     }
