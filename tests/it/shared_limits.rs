@@ -1,4 +1,4 @@
-//! One budget for two gateways on one Redis, which is killed and comes back.
+//! One budget for two gateways on one Redis, which is killed and comes back, as gateways are.
 
 use crate::support::{
     KEY, Running, Setup,
@@ -10,6 +10,7 @@ use std::{
     process::{Child, Command, Stdio},
     time::{Duration, Instant},
 };
+use tokio::{runtime::Runtime, task::JoinHandle};
 
 /// A Redis of the test's own.
 struct Redis {
@@ -56,10 +57,14 @@ impl Redis {
 
     /// A gateway that shares `rate` with the others.
     async fn gateway(&self, rate: &str, when_away: &str) -> Running {
+        self.limited(&format!("rate: [{rate}]"), when_away, "10s").await
+    }
+
+    /// A gateway that shares `limits` with the others.
+    async fn limited(&self, limits: &str, when_away: &str, lease: &str) -> Running {
         let port = self.port;
-        let yaml = format!(
-            "limits: {{ shared: {{ redis: \"redis://127.0.0.1:{port}\", when_away: {when_away} }}, rate: [{rate}] }}"
-        );
+        let shared = format!("redis: \"redis://127.0.0.1:{port}\", when_away: {when_away}, lease: {lease}");
+        let yaml = format!("limits: {{ shared: {{ {shared} }}, {limits} }}");
         let running = Setup::new().with_key().yaml(&yaml).start().await;
         is_up(&running, true).await;
         running
@@ -80,8 +85,13 @@ async fn is_up(running: &Running, up: bool) {
 
 /// Whether one more call passes; a refusal has to be of this code.
 async fn passes(running: &Running, surface: Surface, refused: &str) -> bool {
+    serves(running, surface, "double", refused).await
+}
+
+/// The same for a call to `model`.
+async fn serves(running: &Running, surface: Surface, model: &str, refused: &str) -> bool {
     let mut client = Client::connect(surface, running, Some(KEY)).await.unwrap();
-    match client.infer(&Request::new("double", &[1, 4], vec![0.0; 4])).await {
+    match client.infer(&Request::new(model, &[1, 4], vec![0.0; 4])).await {
         Ok(_) => true,
         Err(failure) => {
             assert_eq!(failure.code, refused, "{failure:?}");
@@ -194,4 +204,156 @@ async fn a_gateway_that_is_to_refuse_without_redis_says_that_it_is_overloaded() 
     redis.restart();
     is_up(&gateway, true).await;
     assert!(passes(&gateway, Surface::WebSocket, "").await);
+}
+
+/// Calls at once of the one identity, over all gateways.
+const FOUR: &str = "concurrency: { per_identity: 4 }";
+
+/// A call that is in flight until its gateway lets runs of `held` end.
+async fn held(running: &Running) -> JoinHandle<bool> {
+    let before = in_flight(running).await;
+    running.block("held");
+    let gateway = running.clone();
+    let call = tokio::spawn(async move { serves(&gateway, Surface::Rest, "held", "").await });
+    until(running, "the call is in flight", before + 1).await;
+    call
+}
+
+/// Lets the held calls of this gateway end.
+async fn finish(running: &Running, calls: Vec<JoinHandle<bool>>) {
+    running.release("held");
+    for call in calls {
+        assert!(call.await.unwrap());
+    }
+    until(running, "they are over", 0).await;
+}
+
+async fn in_flight(running: &Running) -> usize {
+    flying(&running.metrics().await)
+}
+
+async fn until(running: &Running, what: &str, calls: usize) {
+    running.until(what, |page| flying(page) == calls).await;
+}
+
+/// Calls in flight of all surfaces.
+fn flying(page: &str) -> usize {
+    let values = page.lines().filter_map(|line| line.strip_prefix("sluicegate_calls_in_flight{"));
+    values.map(|line| line.rsplit(' ').next().unwrap().parse::<usize>().unwrap()).sum()
+}
+
+/// Waits until one more call passes.
+async fn passes_soon(running: &Running, refused: &str) -> Duration {
+    let started = Instant::now();
+    while !passes(running, Surface::Grpc, refused).await {
+        assert!(started.elapsed() < Duration::from_secs(20), "nothing comes free");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    started.elapsed()
+}
+
+#[tokio::test]
+async fn calls_in_flight_of_two_gateways_are_counted_together() {
+    let Some(redis) = Redis::start() else { return };
+    let gateways = [redis.limited(FOUR, "share", "2s").await, redis.limited(FOUR, "share", "2s").await];
+    let (mut one, mut two) = (Vec::new(), Vec::new());
+    for _ in 0..2 {
+        one.push(held(&gateways[0]).await);
+        two.push(held(&gateways[1]).await);
+    }
+    // For longer than a lease lasts: they are renewed.
+    for _ in 0..13 {
+        for (gateway, surface) in gateways.iter().zip([Surface::Grpc, Surface::WebSocket]) {
+            assert!(!passes(gateway, surface, "rate_limited").await, "a fifth");
+        }
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
+    finish(&gateways[1], two).await;
+    // Free at once where they were, and soon where they were not.
+    assert!(passes(&gateways[1], Surface::Rest, "").await);
+    passes_soon(&gateways[0], "rate_limited").await;
+    finish(&gateways[0], one).await;
+}
+
+#[tokio::test]
+async fn all_slots_are_had_by_whoever_calls() {
+    let Some(redis) = Redis::start() else { return };
+    let many = "concurrency: { per_identity: 40 }";
+    let gateways = [redis.limited(many, "share", "10s").await, redis.limited(many, "share", "10s").await];
+    let calls = (0..40).map(|_| {
+        let gateway = gateways[0].clone();
+        tokio::spawn(async move { serves(&gateway, Surface::Rest, "held", "rate_limited").await })
+    });
+    gateways[0].block("held");
+    let calls: Vec<_> = calls.collect();
+    until(&gateways[0], "all forty are in flight", 40).await;
+    assert!(!passes(&gateways[0], Surface::Rest, "rate_limited").await);
+    assert!(!passes(&gateways[1], Surface::Rest, "rate_limited").await);
+    finish(&gateways[0], calls).await;
+    passes_soon(&gateways[1], "rate_limited").await;
+}
+
+#[test]
+fn slots_of_a_gateway_that_died_are_free_when_its_leases_have_expired() {
+    let Some(redis) = Redis::start() else { return };
+    let mine = Runtime::new().unwrap();
+    let dies = Runtime::new().unwrap();
+    let survivor = mine.block_on(redis.limited(FOUR, "share", "2s"));
+    let dead = dies.block_on(redis.limited(FOUR, "share", "2s"));
+    let calls: Vec<_> = (0..4).map(|_| dies.block_on(held(&dead))).collect();
+    assert!(!mine.block_on(passes(&survivor, Surface::Rest, "rate_limited")));
+    // All its tasks end where they are, and tell nobody: the calls still hold their slots.
+    dies.shutdown_background();
+    assert!(!mine.block_on(passes(&survivor, Surface::Rest, "rate_limited")), "they are its own for a while");
+    let waited = mine.block_on(passes_soon(&survivor, "rate_limited"));
+    assert!(waited < Duration::from_secs(5), "{waited:?} for a lease of two seconds");
+    drop((calls, dead));
+}
+
+#[tokio::test]
+async fn without_redis_each_gateway_has_its_share_of_the_slots_and_then_they_are_shared_again() {
+    let Some(mut redis) = Redis::start() else { return };
+    let gateways = [redis.limited(FOUR, "share", "10s").await, redis.limited(FOUR, "share", "10s").await];
+    let mut calls = Vec::new();
+    for _ in 0..3 {
+        calls.push(held(&gateways[0]).await);
+    }
+    redis.kill();
+    for gateway in &gateways {
+        is_up(gateway, false).await;
+    }
+    // A quarter of four is one, which the first has used up.
+    assert!(!passes(&gateways[0], Surface::Rest, "rate_limited").await);
+    let other = held(&gateways[1]).await;
+    assert!(!passes(&gateways[1], Surface::Rest, "rate_limited").await);
+
+    // It comes back with nothing in it, and hears of all four before it grants more.
+    redis.restart();
+    for gateway in &gateways {
+        is_up(gateway, true).await;
+    }
+    let started = Instant::now();
+    while started.elapsed() < Duration::from_millis(2500) {
+        for gateway in &gateways {
+            assert!(!passes(gateway, Surface::Rest, "rate_limited").await, "after {:?}", started.elapsed());
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    finish(&gateways[0], calls).await;
+    passes_soon(&gateways[1], "rate_limited").await;
+    finish(&gateways[1], vec![other]).await;
+}
+
+#[tokio::test]
+async fn a_gateway_that_is_to_refuse_without_redis_gives_only_the_slots_that_it_has_leased() {
+    let Some(mut redis) = Redis::start() else { return };
+    let gateway = redis.limited(FOUR, "refuse", "10s").await;
+    let call = held(&gateway).await;
+    redis.kill();
+    is_up(&gateway, false).await;
+    assert!(!passes(&gateway, Surface::Rest, "overloaded").await);
+    finish(&gateway, vec![call]).await;
+    redis.restart();
+    is_up(&gateway, true).await;
+    passes_soon(&gateway, "overloaded").await;
 }
