@@ -3,8 +3,8 @@
 //! One task owns the one connection. It takes orders from a bounded channel, sends all that wait in one round trip, and
 //! hands out what was granted; when the connection fails it makes a new one, for as long as it takes. What is decided
 //! while it is away is the limiter's business, and what slots are is that of [`shared_slots`](super::shared_slots). The
-//! rate is the same GCRA as in [`gcra`](super::gcra), in a script, by the
-//! server's clock; times that travel are relative, so that clocks need not agree.
+//! rate is the same GCRA as in [`gcra`](super::gcra), in a script, by the server's clock; times that travel are relative,
+//! so that clocks need not agree.
 
 use super::{
     gcra::{Rate, nanos},
@@ -33,7 +33,8 @@ const PATIENCE: Duration = Duration::from_millis(500);
 /// First and longest pause between two attempts to connect.
 const RETRY: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(1));
 /// How long nobody leases slots after it came back, perhaps without its data: until then the others have reconnected and
-/// told what is in use. [`RETRY`] and [`PATIENCE`] at their longest, and a little for the telling.
+/// told what is in use. [`RETRY`] and [`PATIENCE`] at their longest, and a little for the telling. A process that starts
+/// just then knows nothing of it and does not wait.
 const SETTLE: Duration = Duration::from_secs(2);
 /// Times begin in 2025, so that microseconds keep their precision in a double.
 ///

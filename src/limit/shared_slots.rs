@@ -124,13 +124,12 @@ impl SharedSlots {
     /// Renews leases, and returns slots that are not needed. Called every [`TEND_EVERY`].
     pub fn tend(&self) {
         let (epoch, now) = (self.shared.epoch(), self.shared.now());
-        if !self.shared.is_present() {
-            return;
-        }
-        let (Terms { limit, ttl, .. }, settled) = (&*self.terms, self.shared.is_settled(now));
+        let (present, settled) = (self.shared.is_present(), self.shared.is_settled(now));
+        let Terms { limit, ttl, .. } = &*self.terms;
         self.leases.each_key(|identity, lease| {
             // Calls that wait come first; what finds no room is told the next time.
-            if self.shared.has_room()
+            if present
+                && self.shared.has_room()
                 && let Some(request) = lease.tend(*limit, *ttl, now, epoch, settled)
             {
                 self.send(identity, lease, request);
