@@ -18,32 +18,33 @@ pub const TEND_EVERY: Duration = Duration::from_millis(250);
 /// What an identity at its cap waits before it tries again: its calls end when they end, so the least that the protocols
 /// can say (contract 10 section 2).
 const RETRY_AFTER: Duration = Duration::from_secs(1);
-/// One field for each process: its slots, until when they are its own, and when it asked for them. Times are microseconds
-/// since 2025: the first the server's, the second the process's own.
+/// One field for each process: its slots, until when they are its own (microseconds since 2025, by the server's clock), and
+/// the number of the question.
 ///
 /// A question that arrives behind a later one, on a connection that was given up, changes nothing. What is in use counts
 /// even where there is no room for it: then nobody gets more before enough of it has ended.
 const SCRIPT: &str = r"
 local limit, held, want = tonumber(ARGV[1]), tonumber(ARGV[3]), tonumber(ARGV[4])
-local ttl, asked = tonumber(ARGV[5]), tonumber(ARGV[6])
+local ttl, number = tonumber(ARGV[5]), tonumber(ARGV[6])
 local time = redis.call('TIME')
 local now = (tonumber(time[1]) - 1735689600) * 1000000 + tonumber(time[2])
 local stored = redis.call('HGETALL', KEYS[1])
 local others, last = 0, 0
 for at = 1, #stored, 2 do
-  local slots, expires, when = string.match(stored[at + 1], '^(%d+):(%d+):(%d+)$')
-  slots, expires, when = tonumber(slots), tonumber(expires), tonumber(when)
+  local slots, expires, latest = string.match(stored[at + 1], '^(%d+):(%d+):(%d+)$')
+  slots, expires, latest = tonumber(slots), tonumber(expires), tonumber(latest)
   if stored[at] == ARGV[2] then
-    if when > asked then return { slots, 0, 0, 0 } end
+    if latest > number then return { slots, 0, 0, 0 } end
   elseif expires <= now then
     redis.call('HDEL', KEYS[1], stored[at])
   else
     others, last = others + slots, math.max(last, expires)
   end
 end
-local granted = math.max(held, math.min(want, limit - others))
-if granted > 0 then
-  local value = string.format('%.0f:%.0f:%.0f', granted, now + ttl, asked)
+local granted = math.max(math.min(want, limit - others), 0)
+local counted = math.max(granted, held)
+if counted > 0 then
+  local value = string.format('%.0f:%.0f:%.0f', counted, now + ttl, number)
   redis.call('HSET', KEYS[1], ARGV[2], value)
   redis.call('PEXPIRE', KEYS[1], math.ceil((math.max(last, now + ttl) - now) / 1000))
 else
@@ -220,7 +221,7 @@ impl SlotOrder {
         let mut command = redis::cmd("EVAL");
         command.arg(SCRIPT).arg(1).arg(format!("sluicegate:calls:{}", self.identity));
         command.arg(limit).arg(&**holder).arg(request.held).arg(request.want);
-        command.arg(ttl.as_micros() as u64).arg(request.at / 1000);
+        command.arg(ttl.as_micros() as u64).arg(request.number);
         command
     }
 

@@ -32,6 +32,8 @@ struct State {
     /// Slots that may be in use at once, until `expires`.
     leased: u32,
     expires: u64,
+    /// Slots that the server counts for this process until then: those, or as many as were in use.
+    told: u32,
     /// The connection over which they were granted; see [`Request::epoch`].
     epoch: u64,
     /// Slots in use, with those that the fall-back gave.
@@ -42,8 +44,9 @@ struct State {
     peak: u32,
     since: u64,
     asking: bool,
-    /// When it was last asked.
+    /// When it was last asked, and with which number.
     asked: u64,
+    number: u64,
     /// No more are to be had before then.
     full: u64,
 }
@@ -65,8 +68,10 @@ pub(super) struct Request {
     pub(super) held: u32,
     /// Slots in all.
     pub(super) want: u32,
-    /// When it was made; later ones have a later time, in microseconds too.
+    /// When it was made.
     pub(super) at: u64,
+    /// Later ones have a higher number, those of a later lease of the same process too: microseconds since start.
+    pub(super) number: u64,
     /// The connection that was there when it was made. What was granted over an earlier one is not relied on: the server
     /// may have come back without its data.
     pub(super) epoch: u64,
@@ -123,7 +128,7 @@ impl SlotLease {
     pub(super) fn tend(&self, limit: u32, ttl: Duration, now: u64, epoch: u64, grows: bool) -> Option<Request> {
         let mut state = self.lock();
         state.expire(now, epoch);
-        if state.asking || (state.leased == 0 && state.taken == 0) {
+        if state.asking || (state.told == 0 && state.taken == 0) {
             return None;
         }
         let mut want = if grows { state.leased.max(state.taken) } else { state.taken };
@@ -133,14 +138,15 @@ impl SlotLease {
             (state.peak, state.since) = (state.taken, now);
         }
         let due = now.saturating_sub(state.asked) >= nanos(ttl) / 3;
-        (due || want != state.leased).then(|| state.request(want, now, epoch))
+        (due || want != state.told || epoch != state.epoch).then(|| state.request(want, now, epoch))
     }
 
-    /// A request was answered: the lease is of `granted` slots, for `ttl` since it was asked for.
+    /// A request was answered: the lease is of `granted` slots, for `ttl` since it was asked for. More may be in use: they
+    /// count, and nothing is handed out before enough of them have ended.
     pub(super) fn granted(&self, request: Request, granted: u32, ttl: Duration, now: u64) {
         let mut state = self.lock();
         state.asking = false;
-        (state.leased, state.epoch) = (granted, request.epoch);
+        (state.leased, state.told, state.epoch) = (granted, granted.max(request.held), request.epoch);
         // The server counts from when it heard, which is later.
         state.expires = request.at.saturating_add(nanos(ttl));
         state.full = if granted < request.want { now.saturating_add(nanos(FULL)) } else { 0 };
@@ -169,14 +175,17 @@ impl SlotLease {
 impl Entry for SlotLease {
     fn idle_from(&self) -> u64 {
         let state = self.lock();
-        if state.leased > 0 || state.taken > 0 || state.asking { u64::MAX } else { state.full }
+        if state.told > 0 || state.taken > 0 || state.asking { u64::MAX } else { state.full }
     }
 }
 
 impl State {
     /// Forgets a lease that is over. What is taken stays taken: it is told with the next request.
     fn expire(&mut self, now: u64, epoch: u64) {
-        if now >= self.expires || epoch != self.epoch {
+        if now >= self.expires {
+            (self.leased, self.told) = (0, 0);
+        }
+        if epoch != self.epoch {
             self.leased = 0;
         }
     }
@@ -193,12 +202,11 @@ impl State {
 
     fn request(&mut self, want: u32, now: u64, epoch: u64) -> Request {
         self.asking = true;
-        // By whole microseconds: the server keeps no more.
-        self.asked = now.max(self.asked.saturating_add(1000));
+        (self.asked, self.number) = (now, (now / 1000).max(self.number + 1));
         let want = want.max(self.taken);
         // Less counts from now on, more once it is granted.
         self.leased = self.leased.min(want);
-        Request { held: self.taken, want, at: self.asked, epoch }
+        Request { held: self.taken, want, at: now, number: self.number, epoch }
     }
 }
 
