@@ -23,7 +23,10 @@ use crate::{
     },
     lane::Lanes,
     layer::{admit::Slots, deadline},
-    limit::address::AddressGate,
+    limit::{
+        address::AddressGate,
+        shared_slots::{SharedSlots, TEND_EVERY},
+    },
     model::{Loaded, Loader, Repository, Router, control::Control},
     shutdown, stack,
     telemetry::{
@@ -140,13 +143,25 @@ async fn start_with(config: Config, opener: Arc<dyn Open>, switches: Switches) -
     if let Some(tokens) = authenticator.tokens() {
         tokens.fetch().await;
     }
-    let limiter = live::limiter(&config.rates, config.buckets, config.shared.as_ref(), &metrics);
-    let limiter = limiter.map_err(StartError::new)?;
+    let shared = config.shared.as_ref().map(|settings| live::share(settings, &metrics));
+    let shared = shared.transpose().map_err(StartError::new)?;
+    let limiter = live::limiter(&config.rates, config.buckets, shared.as_ref());
     let sweep_every = if config.shared.is_some() { SWEEP_SHARED_EVERY } else { SWEEP_EVERY };
     let limiter = Arc::new(ArcSwap::from_pointee(limiter));
     let grants = Arc::new(ArcSwap::from_pointee(Grants::new(config.grants.clone())));
     let deadlines = deadline::Shared::from(settings::deadlines(&config.deadline));
-    let slots = config.concurrency;
+    let calls = config.concurrency;
+    let shared_slots = match (&shared, calls.per_identity) {
+        (Some(shared), Some(limit)) => {
+            Some(Arc::new(SharedSlots::new(limit, config.buckets, shared.clone()).map_err(StartError::new)?))
+        }
+        (None, _) | (_, None) => None,
+    };
+    let slots = Slots::new(calls.calls, calls.inspect, calls.per_identity).with_weights(config.weights.iter().cloned());
+    let slots = match &shared_slots {
+        Some(shared) => slots.sharing(Arc::clone(shared)),
+        None => slots,
+    };
     let access_log = match config.telemetry.access_log {
         true => {
             let out = std::io::stderr();
@@ -180,10 +195,8 @@ async fn start_with(config: Config, opener: Arc<dyn Open>, switches: Switches) -
         deadlines: deadlines.clone(),
         authenticator: Arc::clone(&authenticator),
         limiter: Arc::clone(&limiter),
-        slots: Arc::new(
-            Slots::new(slots.calls, slots.inspect, slots.per_identity).with_weights(config.weights.iter().cloned()),
-        ),
-        sessions: slots.sessions,
+        slots: Arc::new(slots),
+        sessions: calls.sessions,
         grants: Arc::clone(&grants),
         router: Router::managed(Arc::clone(&repository), control, Arc::clone(&switches)),
     });
@@ -200,7 +213,7 @@ async fn start_with(config: Config, opener: Arc<dyn Open>, switches: Switches) -
     };
     let (required, drain) = (config.models.required.clone(), config.drain);
     let listen = config.listen.clone();
-    let live = Live::new(config, frontend, (grants, Arc::clone(&limiter)), deadlines, switches);
+    let live = Live::new(config, frontend, (grants, Arc::clone(&limiter)), shared, deadlines, switches);
     let live = Arc::new(live);
 
     let mut tasks = JoinSet::new();
@@ -264,6 +277,14 @@ async fn start_with(config: Config, opener: Arc<dyn Open>, switches: Switches) -
             addresses.sweep();
         }
     });
+    if let Some(slots) = shared_slots {
+        tasks.spawn(async move {
+            loop {
+                tokio::time::sleep(TEND_EVERY).await;
+                slots.tend();
+            }
+        });
+    }
     if let Some(orders) = orders {
         // Ends with the stack, whose router holds the other end.
         let obeying = orders.obey(Arc::clone(&loader), Arc::clone(&repository));

@@ -83,7 +83,8 @@
 //!
 //! - `Signature` lives in [`tensor`], because back ends make it and must not know `model`.
 //! - The calls of a session are futures in the session, not tasks of a `JoinSet`.
-//! - Slots are counters of our own, not a semaphore.
+//! - Slots are counters of our own, not a semaphore. Those of an identity may be leased like rates, where limits are shared
+//!   with other processes ([`limit::shared_slots`]), and then `Admit` may wait as `RateLimit` does.
 //! - A call is on its way when it is made, not when it is first polled; and it goes through its thread's clone of the
 //!   stack, not through one of its own.
 //! - Deadlines ring from one timer per lane (`layer/alarm.rs`), not from one in each call.

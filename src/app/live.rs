@@ -35,6 +35,8 @@ pub(super) struct Live {
     pub(super) frontend: Arc<ArcSwap<Frontend>>,
     pub(super) grants: Arc<ArcSwap<Grants>>,
     pub(super) limiter: Arc<ArcSwap<RateLimiter>>,
+    /// Where limits are shared with other processes: one connection, whatever becomes of the limiter.
+    shared: Option<redis::Shared>,
     pub(super) deadlines: deadline::Shared,
     pub(super) switches: Arc<Switches>,
     pub(super) metrics: Arc<Metrics>,
@@ -45,11 +47,12 @@ impl Live {
         config: Config,
         frontend: Frontend,
         (grants, limiter): (Arc<ArcSwap<Grants>>, Arc<ArcSwap<RateLimiter>>),
+        shared: Option<redis::Shared>,
         deadlines: deadline::Shared,
         switches: Arc<Switches>,
     ) -> Self {
         let (metrics, frontend) = (Arc::clone(&frontend.metrics), Arc::new(ArcSwap::from_pointee(frontend)));
-        Self { config: Mutex::new(config), frontend, grants, limiter, deadlines, switches, metrics }
+        Self { config: Mutex::new(config), frontend, grants, limiter, shared, deadlines, switches, metrics }
     }
 
     /// Reads the file again and applies what may change.
@@ -62,7 +65,7 @@ impl Live {
         let Some(source) = config.source.clone() else { return Ok(Changes::default()) };
         let newer = Config::load(Some(&source.path), source.overrides).map_err(|problems| problems.to_string())?;
         let changes = config.written.changes(&newer.written);
-        self.apply(&config, &newer)?;
+        self.apply(&config, &newer);
         // What needs a restart is compared with what is in use until there was one, and so is named each time.
         let applied = Config {
             grants: newer.grants,
@@ -77,12 +80,10 @@ impl Live {
         Ok(changes)
     }
 
-    fn apply(&self, old: &Config, new: &Config) -> Result<(), String> {
+    fn apply(&self, old: &Config, new: &Config) {
         // Policies that stay keep what was counted: saving the file must not hand out a new burst.
         if old.rates != new.rates {
-            // First, because it alone may fail.
-            let limiter = limiter(&new.rates, old.buckets, old.shared.as_ref(), &self.metrics)?;
-            self.limiter.store(Arc::new(limiter));
+            self.limiter.store(Arc::new(limiter(&new.rates, old.buckets, self.shared.as_ref())));
         }
         self.grants.store(Arc::new(Grants::new(new.grants.clone())));
         self.deadlines.set(super::settings::deadlines(&new.deadline));
@@ -92,7 +93,6 @@ impl Live {
         if old.telemetry.log.level != new.telemetry.log.level {
             self.switches.set_level(&super::settings::log(&new.telemetry).level);
         }
-        Ok(())
     }
 
     /// Reloads on SIGHUP and whenever the file's contents have changed and stayed so for a moment, for ever: half a file
@@ -136,23 +136,25 @@ impl Live {
     }
 }
 
-/// The limiter of these policies. Where they are shared with other processes, the link to them ends with its last user.
+/// The limiter of these policies.
+pub(super) fn limiter(policies: &[Policy], buckets: usize, shared: Option<&redis::Shared>) -> RateLimiter {
+    let limiter = RateLimiter::new(policies.to_vec(), Instant::now(), buckets);
+    match shared {
+        Some(shared) => limiter.sharing(shared.clone()),
+        None => limiter,
+    }
+}
+
+/// What is shared with other processes; the link to them ends with its last user.
 ///
 /// # Errors
 ///
-/// If the settings of what is shared name no Redis.
-pub(super) fn limiter(
-    policies: &[Policy],
-    buckets: usize,
-    shared: Option<&redis::Settings>,
-    metrics: &Arc<Metrics>,
-) -> Result<RateLimiter, String> {
-    let limiter = RateLimiter::new(policies.to_vec(), Instant::now(), buckets);
-    let Some(settings) = shared else { return Ok(limiter) };
-    let (limiter, link) = limiter.sharing(settings)?;
+/// If the settings name no Redis.
+pub(super) fn share(settings: &redis::Settings, metrics: &Arc<Metrics>) -> Result<redis::Shared, String> {
+    let (shared, link) = redis::Shared::new(settings, Instant::now())?;
     tokio::spawn(watch_shared(link.presence(), Arc::clone(metrics)));
     tokio::spawn(link.serve());
-    Ok(limiter)
+    Ok(shared)
 }
 
 /// Tells the metrics whether shared limits are there.

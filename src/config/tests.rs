@@ -355,6 +355,7 @@ fn what_contradicts_is_refused() {
         "limits: { rate: [{ limit: 1/s }] }",
         "limits: { rate: [{ name: a }] }",
         "limits: { rate: [{ name: a, limit: 1/s }, { name: a, limit: 2/s }] }",
+        "limits: { shared: { redis: \"redis://127.0.0.1\", lease: 500ms } }",
         "models: { load: none, required: [digits] }",
         "models: { load: [\"../x\"] }",
         "models: { defaults: { versions: { newest: 1 } } }",

@@ -1,11 +1,20 @@
 //! Bounds the calls in flight, and with them the bodies held, until each reply is over.
 //!
-//! Does not queue: what finds no slot is refused. It knows nothing of memory or of a model's own queue.
+//! Does not queue: what finds no slot is refused. It knows nothing of memory or of a model's own queue. Where identities
+//! have slots over several processes, a call may have to wait until those are asked, for a bounded time.
 
-use super::{Guarded, per_identity::PerIdentity, pool::Pool};
+use super::{
+    per_identity::PerIdentity,
+    pool::Pool,
+    rate_limit::{Charged, go_on},
+};
 use crate::{
-    call::{Call, Identity, Intent, Observer, Reply, Watch},
+    call::{Call, Identity, Intent, Observer, Reply},
     error::{Cap, Error},
+    limit::{
+        Outcome,
+        shared_slots::{SharedSlot, SharedSlots},
+    },
 };
 use foldhash::HashMap;
 use std::{
@@ -25,9 +34,18 @@ const RETRY_AFTER: Duration = Duration::from_secs(1);
 pub struct Slots {
     calls: Pool,
     inspect: Pool,
-    identities: Option<PerIdentity>,
+    identities: Option<Identities>,
     /// Shares of a full queue, by group.
     weights: HashMap<Arc<str>, NonZeroU32>,
+}
+
+/// Where the slots of identities are counted.
+#[derive(Debug)]
+enum Identities {
+    /// In this process.
+    Own(PerIdentity),
+    /// In all that share them.
+    Shared(Arc<SharedSlots>),
 }
 
 /// One slot. Dropping it gives it back.
@@ -35,7 +53,14 @@ pub struct Slots {
 pub struct Slot {
     slots: Arc<Slots>,
     intent: Intent,
-    identity: Option<Arc<str>>,
+    identity: Option<Counted>,
+}
+
+/// What an identity holds with a slot.
+#[derive(Debug)]
+enum Counted {
+    Own(Arc<str>),
+    Shared { _slot: SharedSlot },
 }
 
 /// Makes [`Admit`].
@@ -60,9 +85,15 @@ impl Slots {
         Self {
             calls: Pool::new(calls),
             inspect: Pool::new(inspect),
-            identities: per_identity.map(PerIdentity::new),
+            identities: per_identity.map(|limit| Identities::Own(PerIdentity::new(limit))),
             weights: HashMap::default(),
         }
+    }
+
+    /// The same, with slots of identities that are counted over several processes together.
+    #[must_use]
+    pub fn sharing(self, identities: Arc<SharedSlots>) -> Self {
+        Self { identities: Some(Identities::Shared(identities)), ..self }
     }
 
     /// The same, with shares of a full queue for members of groups (`limits.weights`); the largest of an identity counts,
@@ -81,25 +112,38 @@ impl Slots {
         identity.groups().iter().filter_map(|group| self.weights.get(group)).max().map_or(1, |weight| weight.get())
     }
 
-    /// Takes a slot for one call of `identity`, now or not at all.
+    /// Takes a slot for one call of `identity`, now or not at all; later only where other processes have to be asked.
     ///
-    /// # Errors
-    ///
-    /// [`Error::Overloaded`] if none is free, [`Error::RateLimited`] if `identity` has all that it may have.
-    pub fn try_acquire(self: &Arc<Self>, identity: &Identity, intent: Intent) -> Result<Slot, Error> {
+    /// Refuses with [`Error::Overloaded`] if none is free, and with [`Error::RateLimited`] if `identity` has all that it may
+    /// have.
+    pub fn acquire(self: &Arc<Self>, identity: &Identity, intent: Intent) -> Outcome<Slot> {
         let (pool, what) = self.pool(intent);
         if !pool.take() {
-            return Err(Error::Overloaded { what });
+            return Outcome::Refused(Error::Overloaded { what });
         }
         // From here on the slot is held: an early return gives it back.
         let mut slot = Slot { slots: Arc::clone(self), intent, identity: None };
-        if let Some(identities) = self.identities.as_ref().filter(|_| intent != Intent::Inspect) {
-            if !identities.take(identity.id()) {
-                return Err(Error::RateLimited { retry_after: RETRY_AFTER, cap: Cap::Calls });
+        match self.identities.as_ref().filter(|_| intent != Intent::Inspect) {
+            None => {}
+            Some(Identities::Own(identities)) => {
+                if !identities.take(identity.id()) {
+                    return Outcome::Refused(Error::RateLimited { retry_after: RETRY_AFTER, cap: Cap::Calls });
+                }
+                slot.identity = Some(Counted::Own(Arc::clone(identity.id())));
             }
-            slot.identity = Some(Arc::clone(identity.id()));
+            Some(Identities::Shared(identities)) => match identities.take(identity.id()) {
+                Outcome::Free => {}
+                Outcome::Charged(shared) => slot.identity = Some(Counted::Shared { _slot: shared }),
+                Outcome::Refused(error) => return Outcome::Refused(error),
+                Outcome::Later(decision) => {
+                    return Outcome::Later(Box::pin(async move {
+                        slot.identity = decision.await?.map(|shared| Counted::Shared { _slot: shared });
+                        Ok(Some(slot))
+                    }));
+                }
+            },
         }
-        Ok(slot)
+        Outcome::Charged(slot)
     }
 
     /// Slots in use, for work and for looking.
@@ -119,7 +163,10 @@ impl Slots {
 
 impl Drop for Slot {
     fn drop(&mut self) {
-        if let (Some(identities), Some(identity)) = (&self.slots.identities, self.identity.take()) {
+        // One that is shared gives itself back.
+        if let (Some(Identities::Own(identities)), Some(Counted::Own(identity))) =
+            (&self.slots.identities, self.identity.take())
+        {
             identities.give_back(identity);
         }
         self.slots.pool(self.intent).0.give_back();
@@ -148,25 +195,24 @@ impl<S> Layer<S> for AdmitLayer {
 
 impl<S, I> Service<Call<Arc<Identity>, I>> for Admit<S>
 where
-    S: Service<Call<Arc<Identity>, I>, Response = Reply, Error = Error>,
+    S: Service<Call<Arc<Identity>, I>, Response = Reply, Error = Error> + Clone + Send + 'static,
+    S::Future: Send,
+    I: Send + 'static,
 {
     type Response = Reply;
     type Error = Error;
-    type Future = Guarded<S::Future, Slot>;
+    type Future = Charged<S::Future, Slot>;
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Error>> {
         self.inner.poll_ready(cx)
     }
 
     fn call(&mut self, call: Call<Arc<Identity>, I>) -> Self::Future {
-        match self.slots.try_acquire(&call.sender, call.head.intent) {
-            Ok(slot) => {
-                let watch = Watch::new(slot);
-                call.head.facts.set_share(self.slots.share(&call.sender));
-                Guarded::below(self.inner.call(call), Some(watch))
-            }
-            Err(error) => Guarded::refused(error),
+        let outcome = self.slots.acquire(&call.sender, call.head.intent);
+        if !matches!(outcome, Outcome::Refused(_)) {
+            call.head.facts.set_share(self.slots.share(&call.sender));
         }
+        go_on(outcome, &mut self.inner, call)
     }
 }
 
@@ -184,6 +230,17 @@ mod tests {
 
     fn slots(calls: usize, per_identity: Option<usize>) -> Arc<Slots> {
         Arc::new(Slots::new(calls, 1, per_identity))
+    }
+
+    fn acquired(slots: &Arc<Slots>, id: &str) -> Option<Slot> {
+        match slots.acquire(&identity(id), Intent::Infer) {
+            Outcome::Charged(slot) => Some(slot),
+            Outcome::Free | Outcome::Refused(_) | Outcome::Later(_) => None,
+        }
+    }
+
+    fn nobody_is_counted(slots: &Slots) -> bool {
+        matches!(&slots.identities, Some(Identities::Own(identities)) if identities.is_empty())
     }
 
     #[tokio::test]
@@ -242,10 +299,10 @@ mod tests {
         let held = service.call(decoded("a", infer()));
         assert_eq!(service.call(decoded("a", infer())).await.unwrap_err().code(), Code::RateLimited);
         assert_eq!(slots.in_use().0, 1, "the refused call took no slot");
-        let other = slots.try_acquire(&identity("b"), Intent::Infer).unwrap();
+        let other = acquired(&slots, "b").unwrap();
         drop((held, other));
-        assert!(slots.identities.as_ref().unwrap().is_empty(), "nobody in flight, nobody remembered");
-        assert!(slots.try_acquire(&identity("a"), Intent::Infer).is_ok());
+        assert!(nobody_is_counted(&slots), "nobody in flight, nobody remembered");
+        assert!(acquired(&slots, "a").is_some());
     }
 
     #[tokio::test]
@@ -289,6 +346,6 @@ mod tests {
         }
         drop(in_flight);
         assert_eq!(slots.in_use(), (0, 0));
-        assert!(slots.identities.as_ref().unwrap().is_empty());
+        assert!(nobody_is_counted(&slots));
     }
 }

@@ -4,8 +4,8 @@
 //!   because wherever readiness is polled before there is a call, idle connections would hoard what was reserved.
 //! - Cloning it is cheap: settings, and at most one `Arc`. State is behind that.
 //! - It answers errors as values; only front-ends render them.
-//! - It does not box. Only [`decode`] waits for a client, so only its future is boxed, and [`rate_limit`]'s where a limit
-//!   is shared with other processes; the others are a few words beside the future of the layer below.
+//! - It does not box. Only [`decode`] waits for a client, so only its future is boxed, and those of [`rate_limit`]
+//!   and [`admit`] where a limit is shared with other processes; the others are a few words beside the future of the layer below.
 //! - What must last as long as a reply that streams is an [`Observer`](crate::call::Observer) in a
 //!   [`Watch`](crate::call::Watch), made before the call goes down. The reply carries it to its end.
 //!

@@ -13,6 +13,8 @@ pub mod gcra;
 mod lease;
 mod policy;
 pub mod redis;
+pub mod shared_slots;
+mod slot_lease;
 pub mod table;
 
 /// The atomics of this module, so that a model checker can put others in their place.
@@ -82,7 +84,7 @@ enum Attempt {
     Ask(SmallVec<[Arc<Lease>; 2]>),
 }
 
-/// How long a call waits for a shared quota before the fall-back decides.
+/// How long a call waits for a shared limit before the fall-back decides.
 const PATIENCE: Duration = Duration::from_millis(50);
 /// How often it asks within that time.
 const ROUNDS: u32 = 8;
@@ -111,15 +113,10 @@ impl RateLimiter {
         Self { counters, phases, start, shared: None }
     }
 
-    /// The same limiter over quotas that are shared with other processes, and the task that asks for them.
-    ///
-    /// # Errors
-    ///
-    /// Why the address is none.
-    pub fn sharing(mut self, settings: &redis::Settings) -> Result<(Self, redis::Link), String> {
-        let (shared, link) = Shared::new(settings, self.start)?;
-        self.shared = Some(shared);
-        Ok((self, link))
+    /// The same limiter over quotas that are shared with other processes; times are then counted as they count them.
+    #[must_use]
+    pub fn sharing(self, shared: Shared) -> Self {
+        Self { start: shared.start, shared: Some(shared), ..self }
     }
 
     /// Charges one call, to be settled or given back when it is over (contract 10 section 2). Where no policy matches,

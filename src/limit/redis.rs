@@ -1,19 +1,21 @@
-//! Quotas that several processes share, kept in Redis or Valkey.
+//! Quotas and slots that several processes share, kept in Redis or Valkey.
 //!
-//! One task owns the one connection. It takes draws from a bounded channel, sends all that wait in one round trip, and
+//! One task owns the one connection. It takes orders from a bounded channel, sends all that wait in one round trip, and
 //! hands out what was granted; when the connection fails it makes a new one, for as long as it takes. What is decided
-//! while it is away is the limiter's business. The rate is the same GCRA as in [`gcra`](super::gcra), in a script, by the
-//! server's clock; times that travel are relative, so that clocks need not agree.
+//! while it is away is the limiter's business, and what slots are is that of [`shared_slots`](super::shared_slots). The
+//! rate is the same GCRA as in [`gcra`](super::gcra), in a script, by the server's clock; times that travel are relative,
+//! so that clocks need not agree.
 
 use super::{
     gcra::{Rate, nanos},
     lease::{Draw, Lease},
+    shared_slots::SlotOrder,
 };
 use redis::{AsyncConnectionConfig, Client, RedisError, aio::MultiplexedConnection};
 use std::{
     sync::{
         Arc,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::{Duration, Instant},
 };
@@ -22,14 +24,18 @@ use tokio::{
     time::{sleep, timeout},
 };
 
-/// Draws on their way; a draw beyond them is not made, and its calls are decided as if Redis were away.
+/// Orders on their way; one beyond them is not made, and its calls are decided as if Redis were away.
 const ORDERS: usize = 4096;
-/// Draws in one round trip.
+/// Orders in one round trip.
 const TOGETHER: usize = 128;
 /// How long Redis may take to answer, or to be connected to, before it counts as away.
 const PATIENCE: Duration = Duration::from_millis(500);
 /// First and longest pause between two attempts to connect.
 const RETRY: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(1));
+/// How long nobody leases slots after it came back, perhaps without its data: until then the others have reconnected and
+/// told what is in use. [`RETRY`] and [`PATIENCE`] at their longest, and a little for the telling. A process that starts
+/// just then knows nothing of it and does not wait.
+const SETTLE: Duration = Duration::from_secs(2);
 /// Times begin in 2025, so that microseconds keep their precision in a double.
 ///
 /// A key remembers when it was born. Whoever has seen an earlier one (the server came back without its data) brings what it
@@ -68,34 +74,48 @@ end
 return { granted, math.ceil(tat - now), math.ceil(wait), born }
 ";
 
-/// Where shared quotas are, and what happens without them (`limits.shared`).
+/// Where shared limits are, and what happens without them (`limits.shared`).
 #[derive(Clone, Debug)]
 pub struct Settings {
     /// `redis://…`; may hold a password.
     pub url: Secret,
     /// What happens while it is away.
     pub when_away: WhenAway,
+    /// How long slots stay a process's own after it was last heard of.
+    pub lease: Duration,
 }
 
 /// A text that is never printed.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Secret(pub Box<str>);
 
-/// What happens to calls while shared quotas are away.
+/// What happens to calls while shared limits are away.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum WhenAway {
     /// Each process grants this share of each limit, by itself.
     Share(f64),
-    /// Calls that a shared quota counts are refused.
+    /// Calls that a shared limit counts are refused.
     Refuse,
 }
 
-/// Shared quotas, for those who draw.
-#[derive(Debug)]
-pub(super) struct Shared {
+/// Shared limits, for those who draw and lease. Clones share one connection.
+#[derive(Clone, Debug)]
+pub struct Shared {
     pub(super) when_away: WhenAway,
+    pub(super) lease: Duration,
     orders: mpsc::Sender<Order>,
-    present: Arc<AtomicBool>,
+    presence: Arc<Presence>,
+    pub(super) start: Instant,
+}
+
+/// What everybody may know of the connection.
+#[derive(Debug, Default)]
+struct Presence {
+    present: AtomicBool,
+    /// Counts connections.
+    epoch: AtomicU64,
+    /// From when on slots may be leased, in nanoseconds since start.
+    settles: AtomicU64,
 }
 
 /// The task's half.
@@ -103,16 +123,20 @@ pub(super) struct Shared {
 pub struct Link {
     client: Client,
     orders: mpsc::Receiver<Order>,
-    present: Arc<AtomicBool>,
+    presence: Arc<Presence>,
     told: watch::Sender<bool>,
     start: Instant,
 }
 
+/// What a script answers: what was granted; of a draw also how far ahead the theoretical arrival time is, how long to wait,
+/// in microseconds, and which incarnation of the key that is of.
+type Answer = (u64, u64, u64, u64);
+
+/// Something to be asked.
 #[derive(Debug)]
-struct Order {
-    lease: Arc<Lease>,
-    rate: Rate,
-    draw: Draw,
+pub(super) enum Order {
+    Draw { lease: Arc<Lease>, rate: Rate, draw: Draw },
+    Slots(SlotOrder),
 }
 
 // === impl Settings ===
@@ -135,31 +159,57 @@ impl std::fmt::Debug for Secret {
 // === impl Shared ===
 
 impl Shared {
+    /// The handle, and the task that it sends to. Times are counted from `start`.
+    ///
     /// # Errors
     ///
     /// Why the address is none, without the address: it may hold a password.
-    pub(super) fn new(settings: &Settings, start: Instant) -> Result<(Self, Link), String> {
+    pub fn new(settings: &Settings, start: Instant) -> Result<(Self, Link), String> {
         let client = Client::open(&*settings.url.0).map_err(|error| error.category().to_owned())?;
         let (orders, receiver) = mpsc::channel(ORDERS);
         // Away until it has been seen: the first calls do not wait for a connection that may never be.
-        let present = Arc::new(AtomicBool::new(false));
+        let presence = Arc::new(Presence::default());
         let told = watch::Sender::new(false);
-        let link = Link { client, orders: receiver, present: Arc::clone(&present), told, start };
-        Ok((Self { when_away: settings.when_away, orders, present }, link))
+        let link = Link { client, orders: receiver, presence: Arc::clone(&presence), told, start };
+        let Settings { when_away, lease, .. } = *settings;
+        Ok((Self { when_away, lease, orders, presence, start }, link))
     }
 
     /// Whether it is of use to ask.
     pub(super) fn is_present(&self) -> bool {
-        self.present.load(Ordering::Acquire)
+        self.presence.present.load(Ordering::Acquire)
+    }
+
+    /// Which connection is there, or was there last.
+    pub(super) fn epoch(&self) -> u64 {
+        self.presence.epoch.load(Ordering::Acquire)
+    }
+
+    /// Whether slots may be leased: it is there, and all who share them have had the time to tell what they use.
+    pub(super) fn is_settled(&self, now: u64) -> bool {
+        self.is_present() && now >= self.presence.settles.load(Ordering::Acquire)
+    }
+
+    /// Whether there is room for what can wait.
+    pub(super) fn has_room(&self) -> bool {
+        self.orders.capacity() > ORDERS / 2
     }
 
     /// Sends a draw on its way; never waits.
     pub(super) fn send(&self, lease: &Arc<Lease>, rate: Rate, draw: Draw) {
-        let order = Order { lease: Arc::clone(lease), rate, draw };
+        self.send_order(Order::Draw { lease: Arc::clone(lease), rate, draw });
+    }
+
+    /// Sends an order on its way; never waits.
+    pub(super) fn send_order(&self, order: Order) {
         if let Err(error) = self.orders.try_send(order) {
-            let order = error.into_inner();
-            order.lease.failed(order.draw);
+            error.into_inner().failed();
         }
+    }
+
+    /// Nanoseconds since start.
+    pub(super) fn now(&self) -> u64 {
+        nanos(self.start.elapsed())
     }
 }
 
@@ -171,7 +221,7 @@ impl Link {
         self.told.subscribe()
     }
 
-    /// Serves draws until nobody can make one any more.
+    /// Serves orders until nobody can make one any more.
     pub async fn serve(mut self) {
         let mut pause = RETRY.0;
         loop {
@@ -201,14 +251,14 @@ impl Link {
         Ok(connection)
     }
 
-    /// Ok once nobody can draw any more.
+    /// Ok once nobody can ask any more.
     async fn obey(&mut self, mut connection: MultiplexedConnection) -> Result<(), RedisError> {
         loop {
             let first = match timeout(RETRY.1, self.orders.recv()).await {
                 Ok(Some(order)) => order,
                 Ok(None) => return Ok(()),
                 Err(_) => {
-                    // Nobody draws: whether it is still there is told before somebody needs it.
+                    // Nobody asks: whether it is still there is told before somebody needs it.
                     let _: () = redis::cmd("PING").query_async(&mut connection).await?;
                     continue;
                 }
@@ -222,29 +272,26 @@ impl Link {
             let now = self.now();
             let mut pipeline = redis::pipe();
             orders.iter().for_each(|order| _ = pipeline.add_command(order.command(now)));
-            match pipeline.query_async::<Vec<(u64, u64, u64, u64)>>(&mut connection).await {
+            match pipeline.query_async::<Vec<Answer>>(&mut connection).await {
                 Ok(answers) if answers.len() == orders.len() => {
                     let now = self.now();
-                    for (order, (granted, ahead, wait, born)) in orders.into_iter().zip(answers) {
-                        let [ahead, wait] = [ahead, wait].map(Duration::from_micros);
-                        order.lease.granted(order.draw, granted, ahead, wait, born, now);
-                    }
+                    orders.into_iter().zip(answers).for_each(|(order, answer)| order.answered(answer, now));
                 }
                 Ok(_) => {
-                    orders.into_iter().for_each(|order| order.lease.failed(order.draw));
+                    orders.into_iter().for_each(Order::failed);
                     return Err((redis::ErrorKind::UnexpectedReturnType, "as many answers as questions").into());
                 }
                 Err(error) => {
                     // Before anybody hears of it: nobody is to ask again.
-                    self.present.store(false, Ordering::Release);
-                    orders.into_iter().for_each(|order| order.lease.failed(order.draw));
+                    self.presence.present.store(false, Ordering::Release);
+                    orders.into_iter().for_each(Order::failed);
                     return Err(error);
                 }
             }
         }
     }
 
-    /// Fails draws for as long as `pause`; false once nobody can make one any more.
+    /// Fails orders for as long as `pause`; false once nobody can make one any more.
     async fn refuse_for(&mut self, pause: Duration) -> bool {
         let until = sleep(pause);
         tokio::pin!(until);
@@ -252,7 +299,7 @@ impl Link {
             tokio::select! {
                 () = &mut until => return true,
                 order = self.orders.recv() => match order {
-                    Some(order) => order.lease.failed(order.draw),
+                    Some(order) => order.failed(),
                     None => return false,
                 },
             }
@@ -260,7 +307,10 @@ impl Link {
     }
 
     fn set_present(&self, present: bool, error: Option<&RedisError>) {
-        self.present.store(present, Ordering::Release);
+        if present && self.presence.epoch.fetch_add(1, Ordering::AcqRel) > 0 {
+            self.presence.settles.store(self.now().saturating_add(nanos(SETTLE)), Ordering::Release);
+        }
+        self.presence.present.store(present, Ordering::Release);
         let before = self.told.send_replace(present);
         // Its text may name the address, which may hold a password; its category does not.
         let why = error.map(RedisError::category);
@@ -279,14 +329,41 @@ impl Link {
 
 impl Order {
     fn command(&self, now: u64) -> redis::Cmd {
-        let (one, tolerance) = self.rate.micros();
-        let Draw { need, want, debt, back, until, tat, seen } = self.draw;
+        let (lease, rate, draw) = match self {
+            Self::Draw { lease, rate, draw } => (lease, rate, *draw),
+            Self::Slots(order) => return order.command(),
+        };
+        let (one, tolerance) = rate.micros();
+        let Draw { need, want, debt, back, until, tat, seen } = draw;
         let relative = |moment: u64| moment.saturating_sub(now) / 1000;
         let mut command = redis::cmd("EVAL");
-        command.arg(SCRIPT).arg(1).arg(&*self.lease.key);
+        command.arg(SCRIPT).arg(1).arg(&*lease.key);
         // As text, so that small fractions of a microsecond are not lost.
         command.arg(format!("{one:.9}")).arg(format!("{tolerance:.3}"));
         command.arg(need).arg(want).arg(debt).arg(back).arg(relative(until)).arg(relative(tat)).arg(seen);
         command
+    }
+
+    fn answered(self, (granted, ahead, wait, born): Answer, now: u64) {
+        match self {
+            Self::Draw { lease, draw, .. } => {
+                let [ahead, wait] = [ahead, wait].map(Duration::from_micros);
+                lease.granted(draw, granted, ahead, wait, born, now);
+            }
+            Self::Slots(order) => order.answered(granted, now),
+        }
+    }
+
+    fn failed(self) {
+        match self {
+            Self::Draw { lease, draw, .. } => lease.failed(draw),
+            Self::Slots(order) => order.failed(),
+        }
+    }
+}
+
+impl From<SlotOrder> for Order {
+    fn from(order: SlotOrder) -> Self {
+        Self::Slots(order)
     }
 }

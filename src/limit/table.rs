@@ -82,6 +82,11 @@ impl<K: Eq + Hash + Clone, V: Entry, S: BuildHasher + Clone + Default> Table<K, 
         self.map.iter().for_each(|entry| look(entry.value()));
     }
 
+    /// Looks at every entry and its key; their shards are locked meanwhile.
+    pub fn each_key(&self, mut look: impl FnMut(&K, &Arc<V>)) {
+        self.map.iter().for_each(|entry| look(entry.key(), entry.value()));
+    }
+
     /// Forgets what is idle at `now` and in nobody's hands.
     pub fn sweep(&self, now: u64) {
         self.forget(|entry| entry.idle_from() <= now);

@@ -7,7 +7,10 @@ use crate::{
         Pending, ReplyStream,
     },
     error::{Cap, Code, Stage},
-    layer::fixture::{Below, chunk, head, identity, infer, stream, streamed, whole},
+    layer::{
+        admit::Slot,
+        fixture::{Below, chunk, head, identity, infer, stream, streamed, whole},
+    },
     limit::{Ask, Outcome},
     telemetry::{Format, access_log::tests::Page},
 };
@@ -201,6 +204,13 @@ async fn a_rate_limited_call_takes_no_slot() {
     assert_eq!(built.slots.in_use().0, 2);
 }
 
+/// Both slots there are.
+fn taken(slots: &Arc<Slots>) -> [Outcome<Slot>; 2] {
+    let taken = [(); 2].map(|()| slots.acquire(&identity("a"), Intent::Infer));
+    assert!(taken.iter().all(|slot| matches!(slot, Outcome::Charged(_))));
+    taken
+}
+
 #[tokio::test]
 async fn a_refused_calls_body_is_not_polled() {
     let built = built(Below::silent());
@@ -208,7 +218,7 @@ async fn a_refused_calls_body_is_not_polled() {
     stranger.sender = Credentials::None;
     assert_eq!(built.code(stranger).await, Some(Code::Unauthenticated));
 
-    let _slots = [(); 2].map(|()| built.slots.try_acquire(&identity("a"), Intent::Infer).unwrap());
+    let _slots = taken(&built.slots);
     assert_eq!(built.code(built.call("web")).await, Some(Code::Overloaded));
 
     *built.purse.lock().unwrap() = 0;
@@ -219,7 +229,7 @@ async fn a_refused_calls_body_is_not_polled() {
 #[tokio::test]
 async fn an_overloaded_call_gets_its_charge_back() {
     let built = built(Below::answering(|| Ok(whole())));
-    let _slots = [(); 2].map(|()| built.slots.try_acquire(&identity("a"), Intent::Infer).unwrap());
+    let _slots = taken(&built.slots);
     assert_eq!(built.code(built.call("web")).await, Some(Code::Overloaded));
     assert_eq!(built.left(), 100);
 }

@@ -1,4 +1,4 @@
-//! One budget for two gateways on one Redis, which is killed and comes back.
+//! One budget for two gateways on one Redis, which is killed and comes back, as gateways are.
 
 use crate::support::{
     KEY, Running, Setup,
@@ -8,25 +8,39 @@ use sluicegate::call::Surface;
 use std::{
     net::TcpListener,
     process::{Child, Command, Stdio},
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
     time::{Duration, Instant},
 };
+use tokio::{
+    runtime::Runtime,
+    sync::{Mutex, MutexGuard},
+    task::JoinHandle,
+};
+
+/// A call that waits for Redis waits 50 ms and no longer: one test at a time, so that the others do not keep it busy.
+static ALONE: Mutex<()> = Mutex::const_new(());
 
 /// A Redis of the test's own.
 struct Redis {
     port: u16,
     server: Child,
+    _alone: MutexGuard<'static, ()>,
 }
 
 impl Redis {
     /// `None`, loudly, where there is none.
-    fn start() -> Option<Self> {
+    async fn start() -> Option<Self> {
         if Command::new("redis-server").arg("--version").stdout(Stdio::null()).status().is_err() {
             eprintln!("SKIPPED: shared limits are NOT tested, because `redis-server` is not installed");
             return None;
         }
+        let alone = ALONE.lock().await;
         // Free now; nobody else of these tests takes a port without asking the system.
         let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-        Some(Self { port, server: Self::spawn(port) })
+        Some(Self { port, server: Self::spawn(port), _alone: alone })
     }
 
     fn spawn(port: u16) -> Child {
@@ -56,10 +70,14 @@ impl Redis {
 
     /// A gateway that shares `rate` with the others.
     async fn gateway(&self, rate: &str, when_away: &str) -> Running {
+        self.limited(&format!("rate: [{rate}]"), when_away, "10s").await
+    }
+
+    /// A gateway that shares `limits` with the others.
+    async fn limited(&self, limits: &str, when_away: &str, lease: &str) -> Running {
         let port = self.port;
-        let yaml = format!(
-            "limits: {{ shared: {{ redis: \"redis://127.0.0.1:{port}\", when_away: {when_away} }}, rate: [{rate}] }}"
-        );
+        let shared = format!("redis: \"redis://127.0.0.1:{port}\", when_away: {when_away}, lease: {lease}");
+        let yaml = format!("limits: {{ shared: {{ {shared} }}, {limits} }}");
         let running = Setup::new().with_key().yaml(&yaml).start().await;
         is_up(&running, true).await;
         running
@@ -78,13 +96,18 @@ async fn is_up(running: &Running, up: bool) {
     running.until("the gateway knows", |page| page.lines().any(|found| found == line)).await;
 }
 
-/// Whether one more call passes; a refusal has to be of this code.
+/// Whether one more call passes; a refusal has to be of this code, or of one of several.
 async fn passes(running: &Running, surface: Surface, refused: &str) -> bool {
+    serves(running, surface, "double", refused).await
+}
+
+/// The same for a call to `model`.
+async fn serves(running: &Running, surface: Surface, model: &str, refused: &str) -> bool {
     let mut client = Client::connect(surface, running, Some(KEY)).await.unwrap();
-    match client.infer(&Request::new("double", &[1, 4], vec![0.0; 4])).await {
+    match client.infer(&Request::new(model, &[1, 4], vec![0.0; 4])).await {
         Ok(_) => true,
         Err(failure) => {
-            assert_eq!(failure.code, refused, "{failure:?}");
+            assert!(refused.split('|').any(|code| code == failure.code), "{failure:?}");
             false
         }
     }
@@ -112,7 +135,7 @@ async fn spend(gateways: &[Running; 2], calls: usize) -> usize {
 
 #[tokio::test]
 async fn two_gateways_spend_one_budget_to_the_last_unit() {
-    let Some(redis) = Redis::start() else { return };
+    let Some(redis) = Redis::start().await else { return };
     let rate = "{ name: calls, limit: 100/day }";
     let gateways = [redis.gateway(rate, "share").await, redis.gateway(rate, "share").await];
     let mut passed = spend(&gateways, 240).await;
@@ -129,7 +152,7 @@ async fn two_gateways_spend_one_budget_to_the_last_unit() {
 
 #[tokio::test]
 async fn what_one_gateway_refuses_itself_is_given_back_to_both() {
-    let Some(redis) = Redis::start() else { return };
+    let Some(redis) = Redis::start().await else { return };
     let rate = "{ name: calls, limit: 3/day }, { name: rows, unit: rows, limit: 1/day, models: [echo] }";
     let gateways = [redis.gateway(rate, "share").await, redis.gateway(rate, "share").await];
     let strings = |at: usize| {
@@ -155,7 +178,7 @@ async fn what_one_gateway_refuses_itself_is_given_back_to_both() {
 
 #[tokio::test]
 async fn a_redis_that_dies_and_comes_back_empty_forgets_no_more_than_is_known() {
-    let Some(mut redis) = Redis::start() else { return };
+    let Some(mut redis) = Redis::start().await else { return };
     let rate = "{ name: calls, limit: 40/day }";
     let gateways = [redis.gateway(rate, "share").await, redis.gateway(rate, "share").await];
     let mut passed = spend(&gateways, 16).await;
@@ -180,7 +203,7 @@ async fn a_redis_that_dies_and_comes_back_empty_forgets_no_more_than_is_known() 
 
 #[tokio::test]
 async fn a_gateway_that_is_to_refuse_without_redis_says_that_it_is_overloaded() {
-    let Some(mut redis) = Redis::start() else { return };
+    let Some(mut redis) = Redis::start().await else { return };
     let gateway = redis.gateway("{ name: calls, limit: 40/day }", "refuse").await;
     assert!(passes(&gateway, Surface::Grpc, "").await);
     redis.kill();
@@ -194,4 +217,175 @@ async fn a_gateway_that_is_to_refuse_without_redis_says_that_it_is_overloaded() 
     redis.restart();
     is_up(&gateway, true).await;
     assert!(passes(&gateway, Surface::WebSocket, "").await);
+}
+
+/// Calls at once of the one identity, over all gateways.
+const FOUR: &str = "concurrency: { per_identity: 4 }";
+
+/// There is no slot, or nobody could be asked in time whether there is one.
+const REFUSED: &str = "rate_limited|overloaded";
+/// For longer than this no call is in flight without a slot: it waits for 50 ms at most.
+const DECIDED: Duration = Duration::from_millis(80);
+
+/// A call that is in flight until its gateway lets runs of `held` end.
+async fn held(running: &Running) -> JoinHandle<()> {
+    holding(running, 1).await.remove(0)
+}
+
+/// So many at once.
+async fn holding(running: &Running, calls: usize) -> Vec<JoinHandle<()>> {
+    let before = in_flight(running).await;
+    running.block("held");
+    let refusals = Arc::new(AtomicUsize::new(0));
+    let call = |_| {
+        let (gateway, refusals) = (running.clone(), Arc::clone(&refusals));
+        tokio::spawn(async move {
+            while !serves(&gateway, Surface::Rest, "held", REFUSED).await {
+                refusals.fetch_add(1, Ordering::Relaxed);
+            }
+        })
+    };
+    let handles = (0..calls).map(call).collect();
+    loop {
+        until(running, "the calls are in flight", before + calls).await;
+        let refused = refusals.load(Ordering::Relaxed);
+        tokio::time::sleep(DECIDED).await;
+        if in_flight(running).await == before + calls && refusals.load(Ordering::Relaxed) == refused {
+            return handles;
+        }
+    }
+}
+
+/// Lets the held calls of this gateway end.
+async fn finish(running: &Running, calls: Vec<JoinHandle<()>>) {
+    running.release("held");
+    for call in calls {
+        call.await.unwrap();
+    }
+    until(running, "they are over", 0).await;
+}
+
+async fn in_flight(running: &Running) -> usize {
+    flying(&running.metrics().await)
+}
+
+async fn until(running: &Running, what: &str, calls: usize) {
+    running.until(what, |page| flying(page) == calls).await;
+}
+
+/// Calls in flight of all surfaces.
+fn flying(page: &str) -> usize {
+    let values = page.lines().filter_map(|line| line.strip_prefix("sluicegate_calls_in_flight{"));
+    values.map(|line| line.rsplit(' ').next().unwrap().parse::<usize>().unwrap()).sum()
+}
+
+/// Waits until one more call passes.
+async fn passes_soon(running: &Running, refused: &str) -> Duration {
+    let started = Instant::now();
+    while !passes(running, Surface::Grpc, refused).await {
+        assert!(started.elapsed() < Duration::from_secs(20), "nothing comes free");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    started.elapsed()
+}
+
+#[tokio::test]
+async fn calls_in_flight_of_two_gateways_are_counted_together() {
+    let Some(redis) = Redis::start().await else { return };
+    let gateways = [redis.limited(FOUR, "refuse", "2s").await, redis.limited(FOUR, "refuse", "2s").await];
+    let (mut one, mut two) = (Vec::new(), Vec::new());
+    for _ in 0..2 {
+        one.push(held(&gateways[0]).await);
+        two.push(held(&gateways[1]).await);
+    }
+    // For longer than a lease lasts: they are renewed.
+    for _ in 0..13 {
+        for (gateway, surface) in gateways.iter().zip([Surface::Grpc, Surface::WebSocket]) {
+            assert!(!passes(gateway, surface, REFUSED).await, "a fifth");
+        }
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
+    finish(&gateways[1], two).await;
+    // Free at once where they were, and soon where they were not.
+    assert!(passes(&gateways[1], Surface::Rest, "").await);
+    passes_soon(&gateways[0], REFUSED).await;
+    finish(&gateways[0], one).await;
+}
+
+#[tokio::test]
+async fn all_slots_are_had_by_whoever_calls() {
+    let Some(redis) = Redis::start().await else { return };
+    let many = "concurrency: { per_identity: 40 }";
+    let gateways = [redis.limited(many, "refuse", "10s").await, redis.limited(many, "refuse", "10s").await];
+    let calls = holding(&gateways[0], 40).await;
+    assert!(!passes(&gateways[0], Surface::Rest, REFUSED).await);
+    assert!(!passes(&gateways[1], Surface::Rest, REFUSED).await);
+    finish(&gateways[0], calls).await;
+    passes_soon(&gateways[1], REFUSED).await;
+}
+
+#[test]
+fn slots_of_a_gateway_that_died_are_free_when_its_leases_have_expired() {
+    let mine = Runtime::new().unwrap();
+    let Some(redis) = mine.block_on(Redis::start()) else { return };
+    let dies = Runtime::new().unwrap();
+    let survivor = mine.block_on(redis.limited(FOUR, "refuse", "2s"));
+    let dead = dies.block_on(redis.limited(FOUR, "refuse", "2s"));
+    let calls = dies.block_on(holding(&dead, 4));
+    assert!(!mine.block_on(passes(&survivor, Surface::Rest, REFUSED)));
+    // All its tasks end where they are, and tell nobody.
+    dies.shutdown_background();
+    assert!(!mine.block_on(passes(&survivor, Surface::Rest, REFUSED)), "they are its own for a while");
+    let waited = mine.block_on(passes_soon(&survivor, REFUSED));
+    assert!(waited < Duration::from_secs(5), "{waited:?} for a lease of two seconds");
+    drop((calls, dead));
+}
+
+#[tokio::test]
+async fn without_redis_each_gateway_has_its_share_of_the_slots_and_then_they_are_shared_again() {
+    let Some(mut redis) = Redis::start().await else { return };
+    let gateways = [redis.limited(FOUR, "share", "10s").await, redis.limited(FOUR, "share", "10s").await];
+    let calls = holding(&gateways[0], 3).await;
+    redis.kill();
+    for gateway in &gateways {
+        is_up(gateway, false).await;
+    }
+    // A quarter of four is one, which the first has used up.
+    assert!(!passes(&gateways[0], Surface::Rest, "rate_limited").await);
+    let other = held(&gateways[1]).await;
+    assert!(!passes(&gateways[1], Surface::Rest, "rate_limited").await);
+
+    // It comes back with nothing in it, and hears of all four before it grants more.
+    redis.restart();
+    for gateway in &gateways {
+        is_up(gateway, true).await;
+    }
+    let started = Instant::now();
+    while started.elapsed() < Duration::from_millis(2500) {
+        for gateway in &gateways {
+            assert!(!passes(gateway, Surface::Rest, "rate_limited").await, "after {:?}", started.elapsed());
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    finish(&gateways[0], calls).await;
+    passes_soon(&gateways[1], REFUSED).await;
+    finish(&gateways[1], vec![other]).await;
+    finish(&gateways[0], holding(&gateways[0], 4).await).await;
+}
+
+#[tokio::test]
+async fn a_gateway_that_is_to_refuse_without_redis_gives_only_the_slots_that_it_has_leased() {
+    let Some(mut redis) = Redis::start().await else { return };
+    let gateway = redis.limited(FOUR, "refuse", "10s").await;
+    let call = held(&gateway).await;
+    redis.kill();
+    is_up(&gateway, false).await;
+    assert!(!passes(&gateway, Surface::Rest, "overloaded").await);
+    finish(&gateway, vec![call]).await;
+    assert!(passes(&gateway, Surface::Rest, "").await, "its lease is good for ten seconds");
+    redis.restart();
+    is_up(&gateway, true).await;
+    passes_soon(&gateway, REFUSED).await;
+    // Free and shared again, all four.
+    finish(&gateway, holding(&gateway, 4).await).await;
 }

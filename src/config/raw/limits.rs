@@ -109,6 +109,7 @@ pub struct Shared {
     pub redis: Redis,
     pub when_away: WhenAway,
     pub share: f64,
+    pub lease: Span,
 }
 
 /// An address, or a file that holds it.
@@ -132,7 +133,12 @@ pub enum WhenAway {
 
 impl Default for Shared {
     fn default() -> Self {
-        Self { redis: Redis::File { file: PathBuf::new() }, when_away: WhenAway::default(), share: 0.25 }
+        Self {
+            redis: Redis::File { file: PathBuf::new() },
+            when_away: WhenAway::default(),
+            share: 0.25,
+            lease: Span(Duration::from_secs(10)),
+        }
     }
 }
 

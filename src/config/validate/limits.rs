@@ -3,7 +3,7 @@
 use crate::{
     config::{
         Concurrency, Deadline, Problems, raw,
-        units::{Number, Rate, Size},
+        units::{Number, Rate, Size, Span},
     },
     frontend::settings,
     limit::{By, Policy, Unit, address, redis},
@@ -24,6 +24,8 @@ const WINDOW: RangeInclusive<usize> = 1..=(1 << 31) - 1;
 const FRAME: RangeInclusive<usize> = (1 << 14)..=(1 << 24) - 1;
 /// Our own scan comes before serde_json's limit of 128, which stays as the second line.
 const JSON_DEPTH: usize = 127;
+/// Leases that can be renewed in time, and that do not outlive whoever waits for them.
+const LEASE: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(3600);
 /// The largest share of a full queue: more would leave others with nothing.
 const HEAVIEST: u32 = 1000;
 
@@ -212,7 +214,12 @@ pub(super) fn shared(raw: &raw::Limits, folder: &Path, problems: &mut Problems) 
         raw::WhenAway::Share => redis::WhenAway::Share(shared.share),
         raw::WhenAway::Refuse => redis::WhenAway::Refuse,
     };
-    let settings = redis::Settings { url: redis::Secret(url.into()), when_away };
+    if !LEASE.contains(&shared.lease.0) {
+        let (least, most) = LEASE.into_inner();
+        let text = format!("{} is not between {} and {}", shared.lease, Span(least), Span(most));
+        problems.push(format!("{PATH}.lease"), text);
+    }
+    let settings = redis::Settings { url: redis::Secret(url.into()), when_away, lease: shared.lease.0 };
     if let Err(problem) = settings.check() {
         // Not the address: it may hold a password.
         problems.push(path, format!("is no address of a Redis, expected redis://HOST:PORT: {problem}"));
