@@ -145,7 +145,7 @@ impl Issuer {
         let keys = self.read()?;
         match &self.keys {
             Keys::File(_) | Keys::Url { .. } => Ok(keys),
-            Keys::Set(path) => keys.useful(&self.algorithms).map_err(|error| named(path, error)),
+            Keys::Set(path) => keys.useful(&self.algorithms).map_err(|error| named(path, &error)),
         }
     }
 
@@ -162,10 +162,10 @@ impl Issuer {
         match &self.keys {
             Keys::File(path) => read(path)
                 .and_then(|contents| KeySet::of_one(&contents, &self.algorithms))
-                .map_err(|error| named(path, error)),
+                .map_err(|error| named(path, &error)),
             Keys::Set(path) => {
                 let parsed = read(path).and_then(|contents| KeySet::parse(&contents, &self.algorithms, true));
-                parsed.map_err(|error| named(path, error))
+                parsed.map_err(|error| named(path, &error))
             }
             Keys::Url { .. } => Ok(KeySet::default()),
         }
@@ -286,7 +286,7 @@ impl Tokens {
 }
 
 /// The same error, of this file.
-fn named(path: &Path, error: KeysError) -> KeysError {
+fn named(path: &Path, error: &KeysError) -> KeysError {
     KeysError(format!("{}: {}", path.display(), error.0))
 }
 
