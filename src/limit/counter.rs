@@ -45,7 +45,8 @@ pub(super) enum Key<'a> {
 // === impl Counter ===
 
 impl Counter {
-    pub(super) fn new(policy: Policy, cap: usize) -> Self {
+    /// Nothing is counted yet. `salt`: that of a policy whose keys clients know already.
+    pub(super) fn new(policy: Policy, cap: usize, salt: Option<RandomState>) -> Self {
         let scale = NonZeroU64::new(policy.unit.scale()).unwrap_or(NonZeroU64::MIN);
         let (limit, burst) = (policy.limit.saturating_mul(scale), policy.burst.saturating_mul(scale));
         Self {
@@ -57,8 +58,24 @@ impl Counter {
                 By::IdentityAndModel => Buckets::Two(Table::new(cap)),
                 By::Identity | By::Group | By::Model => Buckets::One(Table::new(cap)),
             },
-            salt: RandomState::default(),
+            salt: salt.unwrap_or_default(),
             policy,
+        }
+    }
+
+    pub(super) const fn policy(&self) -> &Policy {
+        &self.policy
+    }
+
+    pub(super) fn salt(&self) -> RandomState {
+        self.salt.clone()
+    }
+
+    /// From now on there are at most `cap` buckets.
+    pub(super) fn set_cap(&self, cap: usize) {
+        match &self.buckets {
+            Buckets::One(table) => table.set_cap(cap),
+            Buckets::Two(table) => table.set_cap(cap),
         }
     }
 

@@ -68,7 +68,8 @@ pub enum Outcome<C = Charge> {
 /// Charges calls against every matching policy. All must agree; where one refuses, none charges.
 #[derive(Debug)]
 pub struct RateLimiter {
-    counters: Vec<Counter>,
+    /// Shared with the limiters before and after this one, as far as their policies are the same.
+    counters: Vec<Arc<Counter>>,
     /// Whether there are policies for a call before its body is read, and after.
     phases: [bool; 2],
     start: Instant,
@@ -107,10 +108,32 @@ impl<C> fmt::Debug for Outcome<C> {
 impl RateLimiter {
     /// A limiter with empty buckets, at most `cap` of them together (`limits.buckets`).
     pub fn new(policies: Vec<Policy>, start: Instant, cap: usize) -> Self {
+        let none = Self { counters: Vec::new(), phases: [false; 2], start, shared: None };
+        none.renewed(policies, cap)
+    }
+
+    /// A limiter of other policies after this one. Those that are the same keep what they have counted, wherever they stand
+    /// in the list: whoever changes one policy must not hand out a new burst of all.
+    #[must_use]
+    pub fn renewed(&self, policies: Vec<Policy>, cap: usize) -> Self {
         let share = cap / policies.len().max(1);
         let phases = [false, true].map(|needs_body| policies.iter().any(|policy| policy.needs_body() == needs_body));
-        let counters = policies.into_iter().map(|policy| Counter::new(policy, share)).collect();
-        Self { counters, phases, start, shared: None }
+        let counter = |policy: Policy| {
+            let named = self.counters.iter().find(|counter| counter.policy().name == policy.name);
+            match named.filter(|counter| *counter.policy() == policy) {
+                Some(same) => {
+                    same.set_cap(share);
+                    Arc::clone(same)
+                }
+                // Under the same name, keys are written alike to clients.
+                None => Arc::new(Counter::new(policy, share, named.map(|counter| counter.salt()))),
+            }
+        };
+        let counters: Vec<_> = policies.into_iter().map(counter).collect();
+        for gone in self.counters.iter().filter(|old| !counters.iter().any(|new| Arc::ptr_eq(old, new))) {
+            self.retire(gone);
+        }
+        Self { counters, phases, start: self.start, shared: self.shared.clone() }
     }
 
     /// The same limiter over quotas that are shared with other processes; times are then counted as they count them.
@@ -164,9 +187,21 @@ impl RateLimiter {
         }
     }
 
+    /// Returns what the leases of a policy that is no more hold, and tells what they owe: no sweep comes by again.
+    fn retire(&self, counter: &Counter) {
+        let Some(shared) = &self.shared else { return };
+        counter.each(|cell| {
+            if let Some(lease) = cell.leased()
+                && let Some(draw) = lease.clear()
+            {
+                shared.send(lease, counter.rate, draw);
+            }
+        });
+    }
+
     /// How many buckets there are.
     pub fn buckets(&self) -> usize {
-        self.counters.iter().map(Counter::len).sum()
+        self.counters.iter().map(|counter| counter.len()).sum()
     }
 
     /// What policies that count this call want of it.
@@ -358,5 +393,7 @@ impl Told {
     }
 }
 
+#[cfg(test)]
+mod renewed_tests;
 #[cfg(test)]
 mod tests;

@@ -11,12 +11,12 @@ use crate::{
 };
 use std::num::NonZeroU64;
 
-fn identity(id: &str, groups: &[&str]) -> Arc<Identity> {
+pub(super) fn identity(id: &str, groups: &[&str]) -> Arc<Identity> {
     Arc::new(Identity::proven(id, groups.iter().map(|group| Arc::from(*group)).collect(), Scope::Granted))
 }
 
 /// `limit` calls a day, so that nothing drains while a test runs.
-fn policy(name: &str, by: By, limit: u64) -> Policy {
+pub(super) fn policy(name: &str, by: By, limit: u64) -> Policy {
     let limit = NonZeroU64::new(limit).unwrap();
     Policy {
         name: name.into(),
@@ -31,15 +31,15 @@ fn policy(name: &str, by: By, limit: u64) -> Policy {
     }
 }
 
-fn quota(unit: Unit, limit: u64) -> Policy {
+pub(super) fn quota(unit: Unit, limit: u64) -> Policy {
     Policy { unit, ..policy("quota", By::Identity, limit) }
 }
 
-fn limiter(policies: Vec<Policy>) -> Arc<RateLimiter> {
+pub(super) fn limiter(policies: Vec<Policy>) -> Arc<RateLimiter> {
     Arc::new(RateLimiter::new(policies, Instant::now(), 1_000))
 }
 
-fn head(intent: Intent) -> Head {
+pub(super) fn head(intent: Intent) -> Head {
     let address = ([127, 0, 0, 1], 1).into();
     Head::new(
         CallId::make(),
@@ -58,7 +58,7 @@ fn decided(outcome: Outcome) -> Result<Option<Charge>, Duration> {
     }
 }
 
-fn charge(limiter: &Arc<RateLimiter>, identity: &Arc<Identity>) -> Result<Option<Charge>, Duration> {
+pub(super) fn charge(limiter: &Arc<RateLimiter>, identity: &Arc<Identity>) -> Result<Option<Charge>, Duration> {
     decided(limiter.charge(Ask { identity, head: &head(Intent::Infer), operation: None }))
 }
 
@@ -68,7 +68,7 @@ fn tensor(rows: usize, width: usize) -> NamedTensor {
     NamedTensor { name: "x".into(), tensor }
 }
 
-fn infer(model: &str, rows: usize) -> Operation {
+pub(super) fn infer(model: &str, rows: usize) -> Operation {
     let model = ModelRef { name: model.into(), version: None };
     Operation::Infer(InferRequest::new(model, vec![tensor(rows, 4)]))
 }
@@ -84,7 +84,7 @@ fn answer(rows: usize) -> InferResponse {
 }
 
 /// Charges a call whose body is known.
-fn reserve(
+pub(super) fn reserve(
     limiter: &Arc<RateLimiter>,
     identity: &Arc<Identity>,
     head: &Head,
@@ -94,7 +94,7 @@ fn reserve(
 }
 
 /// How many more calls are accepted; spends them.
-fn left(limiter: &Arc<RateLimiter>, identity: &Arc<Identity>) -> usize {
+pub(super) fn left(limiter: &Arc<RateLimiter>, identity: &Arc<Identity>) -> usize {
     (0..100).take_while(|_| charge(limiter, identity).is_ok()).count()
 }
 

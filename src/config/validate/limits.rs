@@ -1,6 +1,7 @@
 //! `limits`: into the settings of the modules that keep them.
 
 use crate::{
+    call::Intent,
     config::{
         Concurrency, Deadline, Problems, raw,
         units::{Number, Rate, Size, Span},
@@ -147,7 +148,11 @@ pub(super) fn rates(raw: &[raw::Policy], problems: &mut Problems) -> Vec<Policy>
             problems.push(format!("{path}.models"), "the list is empty, so this counts nothing; leave it out for all");
         }
         let intents = match &raw.intents {
-            Some(names) => super::auth::intents(&format!("{path}.intents"), names, problems),
+            Some(names) => {
+                let named = super::auth::intents(&format!("{path}.intents"), names, problems);
+                // In one order: written in another, the policy is the same and keeps what it counted.
+                Intent::ALL.into_iter().filter(|intent| named.contains(intent)).collect()
+            }
             None => Policy::default_intents(),
         };
         let Some(limit) = raw.limit else {
