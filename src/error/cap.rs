@@ -24,6 +24,8 @@ pub struct Allowance {
     pub limit: u64,
     /// The period of `limit`.
     pub per: Duration,
+    /// Units that may be there at once.
+    pub burst: u64,
     /// What is counted: `calls`, `rows` and so on.
     pub unit: &'static str,
 }

@@ -135,14 +135,14 @@ impl Counter {
         .into()
     }
 
-    /// What headers say just after a charge that made the theoretical arrival time `until`; `more` units lie here besides.
-    pub(super) fn quota(&self, partition: u64, until: u64, more: u64, now: u64) -> Quota {
-        Quota {
-            allowance: Arc::clone(&self.allowance),
-            partition,
-            left: self.rate.left(until, now).saturating_add(more) / self.policy.unit.scale(),
-            full_in: Duration::from_nanos(until.saturating_sub(now)),
-        }
+    /// What headers say of a key: its theoretical arrival time is `tat` at this `rate`, and `more` units lie here besides.
+    pub(super) fn quota(&self, rate: Rate, tat: u64, more: u64, now: u64) -> Quota {
+        let scale = self.policy.unit.scale();
+        let left = rate.left(tat, now).saturating_add(more) / scale;
+        let next = left.saturating_add(1).saturating_mul(scale);
+        let is_full = next > rate.left(0, now);
+        let more_in = if is_full { Duration::ZERO } else { rate.wait(tat, next.saturating_sub(more), now) };
+        Quota { allowance: Arc::clone(&self.allowance), partition: 0, left, charged: 0, more_in }
     }
 
     /// Units that may come at once, as buckets hold them.

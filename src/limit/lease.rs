@@ -185,9 +185,10 @@ impl Lease {
         self.answered.notify_waiters();
     }
 
-    /// Units that are left here.
-    pub(super) fn units(&self) -> u64 {
-        self.lock().units
+    /// The whole quota's theoretical arrival time, as far as it is known, and the units that are left here.
+    pub(super) fn left(&self) -> (u64, u64) {
+        let state = self.lock();
+        (state.tat, state.units)
     }
 
     /// Whether a draw is on its way.
@@ -272,7 +273,7 @@ mod tests {
         lease.owe(7);
         let told = lease.clear().unwrap();
         assert_eq!((told.back, told.debt, told.draws()), (4, 7, false));
-        assert_eq!((lease.units(), lease.clear()), (0, None));
+        assert_eq!((lease.left().1, lease.clear()), (0, None));
     }
 
     #[test]

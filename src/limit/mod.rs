@@ -26,7 +26,7 @@ pub use charge::Charge;
 pub use policy::{By, Policy, Unit};
 
 use crate::{
-    call::{Facts, Head, Identity, Operation, Work},
+    call::{Facts, Head, Identity, Operation, Quota, Work},
     error::{Cap, Error},
 };
 use charge::{Granted, Held, Units};
@@ -80,7 +80,8 @@ pub struct RateLimiter {
 /// What came of trying to charge.
 enum Attempt {
     Charged(Units),
-    Refused(Error),
+    /// With what is left of the policy that refuses, if one does.
+    Refused(Error, Option<Quota>),
     /// These leases have to be asked for.
     Ask(SmallVec<[Arc<Lease>; 2]>),
 }
@@ -165,7 +166,7 @@ impl RateLimiter {
         let told = Told { limiter: Arc::clone(self), facts: Arc::clone(&head.facts), needs_body, brought };
         match self.attempt(claims.clone(), now, false) {
             Attempt::Charged(held) => Outcome::Charged(told.charge(held, now)),
-            Attempt::Refused(error) => Outcome::Refused(error),
+            Attempt::Refused(error, quota) => Outcome::Refused(told.refused(error, quota)),
             Attempt::Ask(leases) => Outcome::Later(Box::pin(told.later(claims, leases))),
         }
     }
@@ -224,15 +225,16 @@ impl RateLimiter {
     /// Charges all `claims` or none. `late`: what would have to be asked for is decided here.
     fn attempt(&self, mut claims: Units, now: u64, late: bool) -> Attempt {
         let mut ask = SmallVec::new();
+        // How long, and which claim.
         let mut refused: Option<(Duration, usize)> = None;
         let mut away = false;
         let mut charged = 0;
-        for claim in &mut claims {
+        for (at, claim) in claims.iter_mut().enumerate() {
             match self.take(claim, now, late) {
                 Ok(()) if refused.is_none() && !away => charged += 1,
                 // Taken behind a refusal: what is behind it is only asked how long it would wait.
                 Ok(()) => self.undo(claim, now),
-                Err(Refusal::Wait(wait)) => refused = refused.max(Some((wait, claim.counter))),
+                Err(Refusal::Wait(wait)) => refused = refused.max(Some((wait, at))),
                 Err(Refusal::Ask) => ask.extend(claim.cell.leased().cloned()),
                 Err(Refusal::Away) => away = true,
             }
@@ -245,8 +247,8 @@ impl RateLimiter {
         }
         claims[..charged].iter().for_each(|claim| self.undo(claim, now));
         match refused {
-            Some((wait, counter)) => Attempt::Refused(self.refusal(wait, counter)),
-            None if away => Attempt::Refused(Error::Overloaded { what: "shared limits" }),
+            Some((wait, at)) => self.refusal(&claims[at], wait, now),
+            None if away => Attempt::Refused(Error::Overloaded { what: "shared limits" }, None),
             None => Attempt::Ask(ask),
         }
     }
@@ -268,14 +270,17 @@ impl RateLimiter {
                 (claim.until, claim.from) = (tat, Granted::Lease);
                 return Ok(());
             }
-            Take::Dry(wait) if shared.is_present() => return Err(Refusal::Wait(wait)),
+            Take::Dry(wait) if shared.is_present() => {
+                claim.from = Granted::Lease;
+                return Err(Refusal::Wait(wait));
+            }
             Take::Ask if present => return Err(Refusal::Ask),
             Take::Dry(_) | Take::Ask => {}
         }
         let WhenAway::Share(share) = shared.when_away else { return Err(Refusal::Away) };
         let rate = counter.rate.shared(share);
-        claim.until = claim.cell.bucket.charge(rate, claim.units, now).map_err(Refusal::Wait)?;
         claim.from = Granted::Share;
+        claim.until = claim.cell.bucket.charge(rate, claim.units, now).map_err(Refusal::Wait)?;
         lease.owe(claim.units);
         Ok(())
     }
@@ -317,10 +322,30 @@ impl RateLimiter {
         }
     }
 
-    fn refusal(&self, wait: Duration, counter: usize) -> Error {
+    fn refusal(&self, claim: &Held, wait: Duration, now: u64) -> Attempt {
+        let counter = &self.counters[claim.counter];
         // "Try again at once" would be a busy loop.
         let retry_after = wait.max(Duration::from_nanos(1));
-        Error::RateLimited { retry_after, cap: Cap::Policy(Arc::clone(&self.counters[counter].allowance)) }
+        let cap = Cap::Policy(Arc::clone(&counter.allowance));
+        let tat = match (claim.from, claim.cell.leased()) {
+            (Granted::Lease, Some(lease)) => lease.left().0,
+            _ => claim.cell.bucket.empty_from(),
+        };
+        Attempt::Refused(Error::RateLimited { retry_after, cap }, Some(self.quota(claim, tat, now)))
+    }
+
+    /// What is left of what grants this claim, whose theoretical arrival time is `tat`.
+    fn quota(&self, claim: &Held, tat: u64, now: u64) -> Quota {
+        let counter = &self.counters[claim.counter];
+        let quota = match (claim.from, &self.shared, claim.cell.leased()) {
+            // What lies in the lease is this process's to use.
+            (Granted::Lease, _, Some(lease)) => counter.quota(counter.rate, tat, lease.left().1, now),
+            (Granted::Share, Some(Shared { when_away: WhenAway::Share(share), .. }), _) => {
+                counter.quota(counter.rate.shared(*share), tat, 0, now)
+            }
+            _ => counter.quota(counter.rate, tat, 0, now),
+        };
+        Quota { partition: claim.partition, ..quota }
     }
 
     fn unit(&self, counter: usize) -> Unit {
@@ -356,13 +381,20 @@ impl Told {
     fn charge(self, held: Units, now: u64) -> Charge {
         let Self { limiter, facts, needs_body, brought } = self;
         let quota = |held: &Held| {
-            // What lies in the lease is this process's to use.
-            let more = held.cell.leased().map_or(0, |lease| lease.units());
-            limiter.counters[held.counter].quota(held.partition, held.until, more, now)
+            let charged = held.units / limiter.unit(held.counter).scale();
+            Quota { charged, ..limiter.quota(held, held.until, now) }
         };
         let told = if needs_body { &facts.reserved } else { &facts.quotas };
         let _ = told.set(held.iter().map(quota).collect());
         Charge { limiter, facts, held, brought, made: Work::default() }
+    }
+
+    /// Says what is left for a call that is refused.
+    fn refused(&self, error: Error, quota: Option<Quota>) -> Error {
+        if let Some(quota) = quota {
+            let _ = self.facts.exhausted.set(quota);
+        }
+        error
     }
 
     /// Waits until what was asked for is there, and decides by itself if that takes too long.
@@ -385,7 +417,7 @@ impl Told {
             let now = self.limiter.now();
             match self.limiter.attempt(claims.clone(), now, late) {
                 Attempt::Charged(held) => return Ok(Some(self.charge(held, now))),
-                Attempt::Refused(error) => return Err(error),
+                Attempt::Refused(error, quota) => return Err(self.refused(error, quota)),
                 Attempt::Ask(leases) => asked = leases,
             }
         }

@@ -330,6 +330,34 @@ fn a_refusal_names_the_policy() {
 }
 
 #[test]
+fn a_refusal_says_what_is_left_and_a_success_when_there_is_more() {
+    let limiter = limiter(vec![Policy { per: Duration::from_secs(100), ..quota(Unit::Rows, 10) }]);
+    let (web, call) = (identity("web", &[]), head(Intent::Infer));
+    let _charge = reserve(&limiter, &web, &call, &infer("m", 8)).unwrap();
+    let quota = &call.facts.reserved.get().unwrap()[0];
+    // A row drains in ten seconds, all eight in eighty.
+    assert_eq!((quota.left, quota.charged), (2, 8));
+    assert!(quota.more_in > Duration::from_secs(8) && quota.more_in <= Duration::from_secs(10), "{quota:?}");
+    let refused = head(Intent::Infer);
+    let wait = reserve(&limiter, &web, &refused, &infer("m", 5)).unwrap_err();
+    assert!(wait > Duration::from_secs(28) && wait <= Duration::from_secs(30), "{wait:?}");
+    let exhausted = refused.facts.exhausted.get().unwrap();
+    assert_eq!((exhausted.left, exhausted.charged, exhausted.partition), (2, 0, quota.partition));
+}
+
+#[test]
+fn what_is_given_back_is_said_to_be_left() {
+    let limiter = limiter(vec![policy("p", By::Identity, 5)]);
+    let (web, call) = (identity("web", &[]), head(Intent::Infer));
+    let charge = decided(limiter.charge(Ask { identity: &web, head: &call, operation: None })).unwrap().unwrap();
+    assert!(!call.facts.is_given_back());
+    Watch::new(charge).end(End::Failed(Code::RateLimited));
+    assert!(call.facts.is_given_back());
+    let given_back = call.facts.quotas.get().unwrap()[0].given_back();
+    assert_eq!((given_back.left, given_back.more_in), (5, Duration::ZERO));
+}
+
+#[test]
 fn a_hundred_thousand_random_ends_lose_no_refund_and_overshoot_nothing() {
     let limiter = limiter(vec![policy("p", By::Identity, 50), quota(Unit::Rows, 120)]);
     let web = identity("web", &[]);
