@@ -28,7 +28,8 @@ pub(super) fn insert(headers: &mut HeaderMap, facts: &Facts, error: Option<&Erro
     } else {
         let charged = facts.quotas.get().into_iter().chain(facts.reserved.get()).flatten();
         let is_given_back = facts.is_given_back();
-        let mut quotas: Vec<Quota> = charged.map(|quota| if is_given_back { quota.given_back() } else { quota.clone() }).collect();
+        let mut quotas: Vec<Quota> =
+            charged.map(|quota| if is_given_back { quota.given_back() } else { quota.clone() }).collect();
         if quotas.is_empty() {
             return;
         }

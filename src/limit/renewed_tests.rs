@@ -26,7 +26,8 @@ fn policies_that_stay_keep_what_they_counted_wherever_they_stand() {
     let (web, head) = (identity("web", &[]), head(Intent::Infer));
     let mut held = vec![charge(&before, &web).unwrap(), charge(&before, &web).unwrap()];
     held.push(reserve(&before, &web, &head, &infer("m", 4)).unwrap());
-    for others in [vec![], vec![Policy { limit: NonZeroU64::MIN, ..other.clone() }], vec![policy("new", By::Group, 1)]] {
+    for others in [vec![], vec![Policy { limit: NonZeroU64::MIN, ..other.clone() }], vec![policy("new", By::Group, 1)]]
+    {
         let policies = [vec![rows.clone()], others, vec![calls.clone()]].concat();
         let after = renewed(&before, policies);
         assert!(reserve(&after, &web, &head, &infer("m", 3)).is_err(), "two of six rows are left");

@@ -47,7 +47,12 @@ impl Entry for Bucket {
 impl<K: Eq + Hash + Clone, V: Entry, S: BuildHasher + Clone + Default> Table<K, V, S> {
     /// An empty table for at most `cap` entries.
     pub fn new(cap: usize) -> Self {
-        Self { map: DashMap::default(), len: AtomicUsize::new(0), cap: AtomicUsize::new(cap.max(1)), clearing: Mutex::new(()) }
+        Self {
+            map: DashMap::default(),
+            len: AtomicUsize::new(0),
+            cap: AtomicUsize::new(cap.max(1)),
+            clearing: Mutex::new(()),
+        }
     }
 
     /// From now on there are at most `cap` entries. Those beyond it leave as new ones come.
