@@ -67,8 +67,8 @@ impl Counter {
         &self.policy
     }
 
-    pub(super) fn salt(&self) -> RandomState {
-        self.salt.clone()
+    pub(super) const fn salt(&self) -> RandomState {
+        self.salt
     }
 
     /// From now on there are at most `cap` buckets.
