@@ -16,6 +16,7 @@ pub mod redis;
 pub mod shared_slots;
 mod slot_lease;
 pub mod table;
+mod told;
 
 /// The atomics of this module, so that a model checker can put others in their place.
 mod sync {
@@ -26,7 +27,7 @@ pub use charge::Charge;
 pub use policy::{By, Policy, Unit};
 
 use crate::{
-    call::{Facts, Head, Identity, Operation, Quota, Work},
+    call::{Head, Identity, Operation, Quota, Work},
     error::{Cap, Error},
 };
 use charge::{Granted, Held, Units};
@@ -41,6 +42,7 @@ use std::{
     sync::Arc,
     time::{Duration, Instant},
 };
+use told::Told;
 
 /// A call that is to be charged.
 #[derive(Clone, Copy, Debug)]
@@ -366,63 +368,6 @@ enum Refusal {
     Wait(Duration),
     Ask,
     Away,
-}
-
-/// What a charge has to know of its call.
-struct Told {
-    limiter: Arc<RateLimiter>,
-    facts: Arc<Facts>,
-    needs_body: bool,
-    brought: Work,
-}
-
-impl Told {
-    /// Says what is left, and keeps what is held.
-    fn charge(self, held: Units, now: u64) -> Charge {
-        let Self { limiter, facts, needs_body, brought } = self;
-        let quota = |held: &Held| {
-            let charged = held.units / limiter.unit(held.counter).scale();
-            Quota { charged, ..limiter.quota(held, held.until, now) }
-        };
-        let told = if needs_body { &facts.reserved } else { &facts.quotas };
-        let _ = told.set(held.iter().map(quota).collect());
-        Charge { limiter, facts, held, brought, made: Work::default() }
-    }
-
-    /// Says what is left for a call that is refused.
-    fn refused(&self, error: Error, quota: Option<Quota>) -> Error {
-        if let Some(quota) = quota {
-            let _ = self.facts.exhausted.set(quota);
-        }
-        error
-    }
-
-    /// Waits until what was asked for is there, and decides by itself if that takes too long.
-    async fn later(self, claims: Units, mut asked: SmallVec<[Arc<Lease>; 2]>) -> Result<Option<Charge>, Error> {
-        let until = tokio::time::Instant::now() + PATIENCE;
-        for round in 0..=ROUNDS {
-            let lease = asked.pop();
-            let late = match &lease {
-                // Others took what was granted, time after time, or nobody can be asked.
-                _ if round == ROUNDS => true,
-                None => true,
-                Some(lease) => {
-                    let answered = lease.answered.notified();
-                    tokio::pin!(answered);
-                    // Listened for first: the answer may come between asking and waiting.
-                    let _ = answered.as_mut().enable();
-                    lease.is_drawing() && tokio::time::timeout_at(until, answered).await.is_err()
-                }
-            };
-            let now = self.limiter.now();
-            match self.limiter.attempt(claims.clone(), now, late) {
-                Attempt::Charged(held) => return Ok(Some(self.charge(held, now))),
-                Attempt::Refused(error, quota) => return Err(self.refused(error, quota)),
-                Attempt::Ask(leases) => asked = leases,
-            }
-        }
-        Err(Error::Overloaded { what: "shared limits" })
-    }
 }
 
 #[cfg(test)]
