@@ -213,7 +213,7 @@ async fn start_with(config: Config, opener: Arc<dyn Open>, switches: Switches) -
     };
     let (required, drain) = (config.models.required.clone(), config.drain);
     let listen = config.listen.clone();
-    let live = Live::new(config, frontend, (grants, Arc::clone(&limiter)), shared, deadlines, switches);
+    let live = Live::new(config, frontend, (grants, Arc::clone(&limiter)), deadlines, switches);
     let live = Arc::new(live);
 
     let mut tasks = JoinSet::new();

@@ -35,8 +35,6 @@ pub(super) struct Live {
     pub(super) frontend: Arc<ArcSwap<Frontend>>,
     pub(super) grants: Arc<ArcSwap<Grants>>,
     pub(super) limiter: Arc<ArcSwap<RateLimiter>>,
-    /// Where limits are shared with other processes: one connection, whatever becomes of the limiter.
-    shared: Option<redis::Shared>,
     pub(super) deadlines: deadline::Shared,
     pub(super) switches: Arc<Switches>,
     pub(super) metrics: Arc<Metrics>,
@@ -47,12 +45,11 @@ impl Live {
         config: Config,
         frontend: Frontend,
         (grants, limiter): (Arc<ArcSwap<Grants>>, Arc<ArcSwap<RateLimiter>>),
-        shared: Option<redis::Shared>,
         deadlines: deadline::Shared,
         switches: Arc<Switches>,
     ) -> Self {
         let (metrics, frontend) = (Arc::clone(&frontend.metrics), Arc::new(ArcSwap::from_pointee(frontend)));
-        Self { config: Mutex::new(config), frontend, grants, limiter, shared, deadlines, switches, metrics }
+        Self { config: Mutex::new(config), frontend, grants, limiter, deadlines, switches, metrics }
     }
 
     /// Reads the file again and applies what may change.
@@ -83,7 +80,8 @@ impl Live {
     fn apply(&self, old: &Config, new: &Config) {
         // Policies that stay keep what was counted: saving the file must not hand out a new burst.
         if old.rates != new.rates {
-            self.limiter.store(Arc::new(limiter(&new.rates, old.buckets, self.shared.as_ref())));
+            let before = self.limiter.load();
+            self.limiter.store(Arc::new(before.renewed(new.rates.clone(), old.buckets)));
         }
         self.grants.store(Arc::new(Grants::new(new.grants.clone())));
         self.deadlines.set(super::settings::deadlines(&new.deadline));

@@ -49,7 +49,7 @@ use std::{
     pin::Pin,
     sync::{
         Arc, OnceLock,
-        atomic::{AtomicU8, AtomicU32, Ordering},
+        atomic::{AtomicBool, AtomicU8, AtomicU32, Ordering},
     },
     task::{Context, Poll},
     time::{Duration, Instant, SystemTime},
@@ -272,6 +272,9 @@ pub struct Facts {
     pub quotas: OnceLock<Quotas>,
     /// Set by `Reserve`: the same of what it is charged once its body is known.
     pub reserved: OnceLock<Quotas>,
+    /// Set by either of them: what is left of the policy that refused the call.
+    pub exhausted: OnceLock<Quota>,
+    returned: AtomicBool,
     /// Set by `Sessions`: what the session that this call opens holds, for as long as it keeps these facts.
     pub place: OnceLock<Place>,
     /// Set by `Admit`: the sender's share of a full queue; 0 stands for 1.
@@ -308,6 +311,16 @@ impl Facts {
     /// Gives its sender that share.
     pub fn set_share(&self, share: u32) {
         self.share.store(share, Ordering::Relaxed);
+    }
+
+    /// Says that what the call was charged was given back.
+    pub fn give_back(&self) {
+        self.returned.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether what the call was charged was given back.
+    pub fn is_given_back(&self) -> bool {
+        self.returned.load(Ordering::Relaxed)
     }
 
     /// Says that the call runs since `started`.

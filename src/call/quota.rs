@@ -16,7 +16,7 @@ pub struct Work {
     pub elements: u64,
 }
 
-/// One policy that a call was charged by, as it stood just after.
+/// One policy that a call was charged by, or refused by, as it stood just after.
 #[derive(Clone, Debug)]
 pub struct Quota {
     /// The policy.
@@ -25,12 +25,29 @@ pub struct Quota {
     pub partition: u64,
     /// Units that are left.
     pub left: u64,
-    /// Until when nothing is charged any more.
-    pub full_in: Duration,
+    /// Units that the call was charged; none if it was refused.
+    pub charged: u64,
+    /// How long until more are left; zero if there will never be more.
+    pub more_in: Duration,
 }
 
 /// The quotas of a call. Two policies are usual; more spill to the heap.
 pub type Quotas = SmallVec<[Quota; 2]>;
+
+impl Quota {
+    /// The same after the charge was given back. A part of a unit stays a part of one, so the next comes when it would have.
+    #[must_use]
+    pub fn given_back(&self) -> Self {
+        let left = self.left.saturating_add(self.charged).min(self.allowance.burst);
+        let more_in = if left == self.allowance.burst { Duration::ZERO } else { self.more_in };
+        Self { left, charged: 0, more_in, allowance: Arc::clone(&self.allowance), ..*self }
+    }
+
+    /// How much of what may be left is left, 0 to 1.
+    pub fn share(&self) -> f64 {
+        self.left as f64 / self.allowance.burst as f64
+    }
+}
 
 impl Work {
     /// What `tensors` amount to. Rows are those of the first one's first dimension.

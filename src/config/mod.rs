@@ -426,4 +426,6 @@ impl FromStr for LogFormat {
 #[cfg(test)]
 mod auth_tests;
 #[cfg(test)]
+mod problem_tests;
+#[cfg(test)]
 mod tests;

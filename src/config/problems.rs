@@ -17,6 +17,10 @@ pub struct Problems {
     pub list: Vec<Problem>,
     /// What stood for variables in the file, with the variables' names: problems are printed, and logged.
     hidden: Hidden,
+    /// Where a variable is not set: what else is wrong there comes of that.
+    unset: Vec<String>,
+    /// All that were found, those included that only come of others.
+    found: usize,
 }
 
 /// Values that are nobody's to print.
@@ -35,13 +39,47 @@ pub struct Problem {
 impl Problems {
     /// No problem of `source` yet.
     pub(super) fn new(source: impl Into<String>) -> Self {
-        Self { source: source.into(), list: Vec::new(), hidden: Hidden::default() }
+        Self { source: source.into(), list: Vec::new(), hidden: Hidden::default(), unset: Vec::new(), found: 0 }
     }
 
     /// One more.
     pub(super) fn push(&mut self, path: impl Into<String>, text: impl Into<String>) {
+        let path = path.into();
+        self.found += 1;
+        if self.unset.contains(&path) {
+            return;
+        }
         let text = self.hidden.0.iter().fold(text.into(), |text: String, (value, name)| text.replace(value, name));
-        self.list.push(Problem { path: path.into(), text });
+        self.list.push(Problem { path, text });
+    }
+
+    /// Something is missing, unless it only seems so: what is of no use was left out of what was read, and is told of.
+    pub(super) fn missing(&mut self, path: impl Into<String>, text: impl Into<String>) {
+        let path = path.into();
+        if self.knows(&path) {
+            self.found += 1;
+        } else {
+            self.push(path, text);
+        }
+    }
+
+    /// Whether something is wrong at `path` or below it.
+    pub(super) fn knows(&self, path: &str) -> bool {
+        let is_within =
+            |other: &str| other.strip_prefix(path).is_some_and(|rest| rest.is_empty() || rest.starts_with(['.', '[']));
+        self.list.iter().any(|problem| is_within(&problem.path))
+    }
+
+    /// The text at `path` asks for a variable that is not set, so that nobody knows what stands there.
+    pub(super) fn unset(&mut self, path: String, name: &str) {
+        self.found += 1;
+        self.list.push(Problem { path: path.clone(), text: format!("the variable `{name}` is not set") });
+        self.unset.push(path);
+    }
+
+    /// How many were found so far, for whoever goes on only where nothing was.
+    pub(super) const fn found(&self) -> usize {
+        self.found
     }
 
     /// From now on the value of the variable `name` is shown as it was written. Short ones are not: they would be found

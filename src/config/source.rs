@@ -64,7 +64,7 @@ pub(super) fn expand(tree: &mut Value, variable: &dyn Fn(&str) -> Option<String>
                     problems.hide(name, &value);
                     expanded.push_str(&value);
                 }
-                None => problems.push(shown(path), format!("the variable `{name}` is not set")),
+                None => problems.unset(shown(path), name),
             }
             rest = &rest[start + length + 1..];
         }

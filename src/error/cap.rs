@@ -2,6 +2,9 @@
 
 use std::{fmt, sync::Arc, time::Duration};
 
+const CONCURRENCY: &str = "concurrency";
+const ADDRESS: &str = "address";
+
 /// What a caller ran into. Two words, because it travels in every [`Error::RateLimited`](super::Error::RateLimited).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Cap {
@@ -24,17 +27,22 @@ pub struct Allowance {
     pub limit: u64,
     /// The period of `limit`.
     pub per: Duration,
+    /// Units that may be there at once.
+    pub burst: u64,
     /// What is counted: `calls`, `rows` and so on.
     pub unit: &'static str,
 }
 
 impl Cap {
+    /// The names of limits that are no policies, so that no policy can have them.
+    pub const BUILT_IN: [&str; 2] = [CONCURRENCY, ADDRESS];
+
     /// The word for metric labels and for clients: a policy's name, or that of the limit.
     pub fn name(&self) -> &str {
         match self {
             Self::Policy(allowance) => &allowance.name,
-            Self::Calls | Self::Sessions => "concurrency",
-            Self::Address => "address",
+            Self::Calls | Self::Sessions => CONCURRENCY,
+            Self::Address => ADDRESS,
         }
     }
 }

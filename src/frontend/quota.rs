@@ -19,18 +19,24 @@ pub(super) fn insert(headers: &mut HeaderMap, facts: &Facts, error: Option<&Erro
     let (mut policies, mut limits) = (String::new(), String::new());
     if let Some(Error::RateLimited { retry_after, cap: Cap::Policy(allowance) }) = error {
         // The others were given back what they charged, so nothing is known of them here.
-        write_policy(&mut policies, allowance, None);
-        // As `Retry-After` has it.
-        write_limit(&mut limits, allowance, 0, (*retry_after).max(Duration::from_secs(1)), None);
+        let quota = facts.exhausted.get();
+        let partition = quota.map(|quota| quota.partition);
+        write_policy(&mut policies, allowance, partition);
+        // As `Retry-After` has it: some may be left, and too little for this call.
+        let after = (*retry_after).max(Duration::from_secs(1));
+        write_limit(&mut limits, allowance, quota.map_or(0, |quota| quota.left), after, partition);
     } else {
-        let mut quotas: Vec<&Quota> = facts.quotas.get().into_iter().chain(facts.reserved.get()).flatten().collect();
+        let charged = facts.quotas.get().into_iter().chain(facts.reserved.get()).flatten();
+        let is_given_back = facts.is_given_back();
+        let mut quotas: Vec<Quota> =
+            charged.map(|quota| if is_given_back { quota.given_back() } else { quota.clone() }).collect();
         if quotas.is_empty() {
             return;
         }
-        quotas.sort_by(|a, b| share(a).total_cmp(&share(b)));
+        quotas.sort_by(|a, b| a.share().total_cmp(&b.share()));
         for quota in quotas {
             write_policy(&mut policies, &quota.allowance, Some(quota.partition));
-            write_limit(&mut limits, &quota.allowance, quota.left, quota.full_in, Some(quota.partition));
+            write_limit(&mut limits, &quota.allowance, quota.left, quota.more_in, Some(quota.partition));
         }
     }
     for (name, value) in [(POLICY, policies), (LIMIT, limits)] {
@@ -38,11 +44,6 @@ pub(super) fn insert(headers: &mut HeaderMap, facts: &Facts, error: Option<&Erro
             headers.insert(name, value);
         }
     }
-}
-
-/// How much of it is left, as a share.
-fn share(quota: &Quota) -> f64 {
-    quota.left as f64 / quota.allowance.limit as f64
 }
 
 fn write_policy(out: &mut String, allowance: &Allowance, partition: Option<u64>) {
@@ -103,12 +104,12 @@ mod tests {
     use std::sync::Arc;
 
     fn allowance(name: &str, limit: u64, per: Duration, unit: &'static str) -> Arc<Allowance> {
-        Arc::new(Allowance { name: name.into(), limit, per, unit })
+        Arc::new(Allowance { name: name.into(), limit, per, burst: limit, unit })
     }
 
     fn quota(name: &str, limit: u64, left: u64) -> Quota {
         let allowance = allowance(name, limit, Duration::from_secs(60), "calls");
-        Quota { allowance, partition: 1, left, full_in: Duration::from_millis(16_001) }
+        Quota { allowance, partition: 1, left, charged: 1, more_in: Duration::from_millis(16_001) }
     }
 
     fn written(facts: &Facts, error: Option<&Error>) -> Option<(String, String)> {
@@ -129,6 +130,42 @@ mod tests {
             format!("\"burst\";r=3;t=17;{pk}, \"per-key\";r=412;t=17;{pk}"),
         );
         assert_eq!(written(&facts, None), Some(expected));
+    }
+
+    #[test]
+    fn what_is_left_is_measured_by_what_may_come_at_once() {
+        let narrow = Quota {
+            allowance: Arc::new(Allowance {
+                burst: 50,
+                ..Allowance::clone(&allowance("b", 100, Duration::from_secs(3600), "calls"))
+            }),
+            ..quota("b", 100, 49)
+        };
+        let facts = Facts::default();
+        facts.quotas.set([narrow, quota("a", 5, 4)].into_iter().collect()).unwrap();
+        let (_, limits) = written(&facts, None).unwrap();
+        assert!(limits.starts_with("\"a\";r=4;t=17;") && limits.contains(", \"b\";r=49;"), "{limits}");
+    }
+
+    #[test]
+    fn what_was_given_back_is_left_again() {
+        let facts = Facts::default();
+        facts.quotas.set([quota("a", 5, 3), quota("b", 2, 1)].into_iter().collect()).unwrap();
+        facts.give_back();
+        let (_, limits) = written(&facts, Some(&Error::Overloaded { what: "memory" })).unwrap();
+        let pk = "pk=:AAAAAAAAAAE=:";
+        assert_eq!(limits, format!("\"a\";r=4;t=17;{pk}, \"b\";r=2;t=0;{pk}"));
+    }
+
+    #[test]
+    fn a_refusal_says_what_is_left_although_it_is_too_little() {
+        let facts = Facts::default();
+        let exhausted = quota("rows", 10, 2);
+        let cap = Cap::Policy(Arc::clone(&exhausted.allowance));
+        facts.exhausted.set(exhausted).unwrap();
+        let error = Error::RateLimited { retry_after: Duration::from_secs(20), cap };
+        let (_, limits) = written(&facts, Some(&error)).unwrap();
+        assert_eq!(limits, "\"rows\";r=2;t=20;pk=:AAAAAAAAAAE=:");
     }
 
     #[test]

@@ -46,7 +46,7 @@ impl Bucket {
         self.change(|tat| rate.add(tat, units, now));
     }
 
-    /// From when on nothing is charged.
+    /// From when on nothing is charged: the theoretical arrival time.
     pub fn empty_from(&self) -> u64 {
         self.0.load(Ordering::Relaxed)
     }

@@ -92,6 +92,7 @@ impl Observer for Charge {
         let held = std::mem::take(&mut self.held);
         if self.is_returned_on(end) {
             let now = self.limiter.now();
+            self.facts.give_back();
             held.iter().for_each(|held| self.limiter.give_back(held, held.units, now));
         } else if self.has_run() {
             for held in &held {

@@ -45,7 +45,8 @@ pub(super) enum Key<'a> {
 // === impl Counter ===
 
 impl Counter {
-    pub(super) fn new(policy: Policy, cap: usize) -> Self {
+    /// Nothing is counted yet. `salt`: that of a policy whose keys clients know already.
+    pub(super) fn new(policy: Policy, cap: usize, salt: Option<RandomState>) -> Self {
         let scale = NonZeroU64::new(policy.unit.scale()).unwrap_or(NonZeroU64::MIN);
         let (limit, burst) = (policy.limit.saturating_mul(scale), policy.burst.saturating_mul(scale));
         Self {
@@ -57,8 +58,24 @@ impl Counter {
                 By::IdentityAndModel => Buckets::Two(Table::new(cap)),
                 By::Identity | By::Group | By::Model => Buckets::One(Table::new(cap)),
             },
-            salt: RandomState::default(),
+            salt: salt.unwrap_or_default(),
             policy,
+        }
+    }
+
+    pub(super) const fn policy(&self) -> &Policy {
+        &self.policy
+    }
+
+    pub(super) const fn salt(&self) -> RandomState {
+        self.salt
+    }
+
+    /// From now on there are at most `cap` buckets.
+    pub(super) fn set_cap(&self, cap: usize) {
+        match &self.buckets {
+            Buckets::One(table) => table.set_cap(cap),
+            Buckets::Two(table) => table.set_cap(cap),
         }
     }
 
@@ -118,14 +135,14 @@ impl Counter {
         .into()
     }
 
-    /// What headers say just after a charge that made the theoretical arrival time `until`; `more` units lie here besides.
-    pub(super) fn quota(&self, partition: u64, until: u64, more: u64, now: u64) -> Quota {
-        Quota {
-            allowance: Arc::clone(&self.allowance),
-            partition,
-            left: self.rate.left(until, now).saturating_add(more) / self.policy.unit.scale(),
-            full_in: Duration::from_nanos(until.saturating_sub(now)),
-        }
+    /// What headers say of a key: its theoretical arrival time is `tat` at this `rate`, and `more` units lie here besides.
+    pub(super) fn quota(&self, rate: Rate, tat: u64, more: u64, now: u64) -> Quota {
+        let scale = self.policy.unit.scale();
+        let left = rate.left(tat, now).saturating_add(more) / scale;
+        let next = left.saturating_add(1).saturating_mul(scale);
+        let is_full = next > rate.left(0, now);
+        let more_in = if is_full { Duration::ZERO } else { rate.wait(tat, next.saturating_sub(more), now) };
+        Quota { allowance: Arc::clone(&self.allowance), partition: 0, left, charged: 0, more_in }
     }
 
     /// Units that may come at once, as buckets hold them.

@@ -146,6 +146,13 @@ impl Lease {
         (back > 0).then(|| state.draw(0, 0, back))
     }
 
+    /// Returns all that lies here, and tells what is owed.
+    pub(super) fn clear(&self) -> Option<Draw> {
+        let mut state = self.lock();
+        let back = std::mem::take(&mut state.units);
+        (back > 0 || state.debt > 0).then(|| state.draw(0, 0, back))
+    }
+
     /// A draw was answered: `granted` units, with the theoretical arrival time that it left, and how long until what was
     /// needed is there, if it was not.
     pub(super) fn granted(&self, draw: Draw, granted: u64, ahead: Duration, wait: Duration, born: u64, now: u64) {
@@ -178,9 +185,10 @@ impl Lease {
         self.answered.notify_waiters();
     }
 
-    /// Units that are left here.
-    pub(super) fn units(&self) -> u64 {
-        self.lock().units
+    /// The whole quota's theoretical arrival time, as far as it is known, and the units that are left here.
+    pub(super) fn left(&self) -> (u64, u64) {
+        let state = self.lock();
+        (state.tat, state.units)
     }
 
     /// Whether a draw is on its way.
@@ -255,6 +263,17 @@ mod tests {
         assert_eq!(lease.take(5, 160, SECOND / 20), (Take::Dry(Duration::from_millis(2950)), None));
         assert!(matches!(lease.take(1, 160, SECOND / 20), (Take::Ask, Some(_))));
         assert_eq!(lease.take(5, 160, SECOND / 5), (Take::Ask, None), "and less is on its way already");
+    }
+
+    #[test]
+    fn what_is_cleared_is_returned_at_once_with_what_is_owed() {
+        let lease = lease();
+        let (_, draw) = lease.take(1, 160, 0);
+        grant(&lease, draw.unwrap(), 4, 0);
+        lease.owe(7);
+        let told = lease.clear().unwrap();
+        assert_eq!((told.back, told.debt, told.draws()), (4, 7, false));
+        assert_eq!((lease.left().1, lease.clear()), (0, None));
     }
 
     #[test]

@@ -16,6 +16,7 @@ pub mod redis;
 pub mod shared_slots;
 mod slot_lease;
 pub mod table;
+mod told;
 
 /// The atomics of this module, so that a model checker can put others in their place.
 mod sync {
@@ -26,7 +27,7 @@ pub use charge::Charge;
 pub use policy::{By, Policy, Unit};
 
 use crate::{
-    call::{Facts, Head, Identity, Operation, Work},
+    call::{Head, Identity, Operation, Quota, Work},
     error::{Cap, Error},
 };
 use charge::{Granted, Held, Units};
@@ -41,6 +42,7 @@ use std::{
     sync::Arc,
     time::{Duration, Instant},
 };
+use told::Told;
 
 /// A call that is to be charged.
 #[derive(Clone, Copy, Debug)]
@@ -68,7 +70,8 @@ pub enum Outcome<C = Charge> {
 /// Charges calls against every matching policy. All must agree; where one refuses, none charges.
 #[derive(Debug)]
 pub struct RateLimiter {
-    counters: Vec<Counter>,
+    /// Shared with the limiters before and after this one, as far as their policies are the same.
+    counters: Vec<Arc<Counter>>,
     /// Whether there are policies for a call before its body is read, and after.
     phases: [bool; 2],
     start: Instant,
@@ -79,7 +82,8 @@ pub struct RateLimiter {
 /// What came of trying to charge.
 enum Attempt {
     Charged(Units),
-    Refused(Error),
+    /// With what is left of the policy that refuses, if one does.
+    Refused(Error, Option<Quota>),
     /// These leases have to be asked for.
     Ask(SmallVec<[Arc<Lease>; 2]>),
 }
@@ -107,10 +111,32 @@ impl<C> fmt::Debug for Outcome<C> {
 impl RateLimiter {
     /// A limiter with empty buckets, at most `cap` of them together (`limits.buckets`).
     pub fn new(policies: Vec<Policy>, start: Instant, cap: usize) -> Self {
+        let none = Self { counters: Vec::new(), phases: [false; 2], start, shared: None };
+        none.renewed(policies, cap)
+    }
+
+    /// A limiter of other policies after this one. Those that are the same keep what they have counted, wherever they stand
+    /// in the list: whoever changes one policy must not hand out a new burst of all.
+    #[must_use]
+    pub fn renewed(&self, policies: Vec<Policy>, cap: usize) -> Self {
         let share = cap / policies.len().max(1);
         let phases = [false, true].map(|needs_body| policies.iter().any(|policy| policy.needs_body() == needs_body));
-        let counters = policies.into_iter().map(|policy| Counter::new(policy, share)).collect();
-        Self { counters, phases, start, shared: None }
+        let counter = |policy: Policy| {
+            let named = self.counters.iter().find(|counter| counter.policy().name == policy.name);
+            match named.filter(|counter| *counter.policy() == policy) {
+                Some(same) => {
+                    same.set_cap(share);
+                    Arc::clone(same)
+                }
+                // Under the same name, keys are written alike to clients.
+                None => Arc::new(Counter::new(policy, share, named.map(|counter| counter.salt()))),
+            }
+        };
+        let counters: Vec<_> = policies.into_iter().map(counter).collect();
+        for gone in self.counters.iter().filter(|old| !counters.iter().any(|new| Arc::ptr_eq(old, new))) {
+            self.retire(gone);
+        }
+        Self { counters, phases, start: self.start, shared: self.shared.clone() }
     }
 
     /// The same limiter over quotas that are shared with other processes; times are then counted as they count them.
@@ -142,7 +168,7 @@ impl RateLimiter {
         let told = Told { limiter: Arc::clone(self), facts: Arc::clone(&head.facts), needs_body, brought };
         match self.attempt(claims.clone(), now, false) {
             Attempt::Charged(held) => Outcome::Charged(told.charge(held, now)),
-            Attempt::Refused(error) => Outcome::Refused(error),
+            Attempt::Refused(error, quota) => Outcome::Refused(told.refused(error, quota)),
             Attempt::Ask(leases) => Outcome::Later(Box::pin(told.later(claims, leases))),
         }
     }
@@ -164,9 +190,21 @@ impl RateLimiter {
         }
     }
 
+    /// Returns what the leases of a policy that is no more hold, and tells what they owe: no sweep comes by again.
+    fn retire(&self, counter: &Counter) {
+        let Some(shared) = &self.shared else { return };
+        counter.each(|cell| {
+            if let Some(lease) = cell.leased()
+                && let Some(draw) = lease.clear()
+            {
+                shared.send(lease, counter.rate, draw);
+            }
+        });
+    }
+
     /// How many buckets there are.
     pub fn buckets(&self) -> usize {
-        self.counters.iter().map(Counter::len).sum()
+        self.counters.iter().map(|counter| counter.len()).sum()
     }
 
     /// What policies that count this call want of it.
@@ -189,15 +227,16 @@ impl RateLimiter {
     /// Charges all `claims` or none. `late`: what would have to be asked for is decided here.
     fn attempt(&self, mut claims: Units, now: u64, late: bool) -> Attempt {
         let mut ask = SmallVec::new();
+        // How long, and which claim.
         let mut refused: Option<(Duration, usize)> = None;
         let mut away = false;
         let mut charged = 0;
-        for claim in &mut claims {
+        for (at, claim) in claims.iter_mut().enumerate() {
             match self.take(claim, now, late) {
                 Ok(()) if refused.is_none() && !away => charged += 1,
                 // Taken behind a refusal: what is behind it is only asked how long it would wait.
                 Ok(()) => self.undo(claim, now),
-                Err(Refusal::Wait(wait)) => refused = refused.max(Some((wait, claim.counter))),
+                Err(Refusal::Wait(wait)) => refused = refused.max(Some((wait, at))),
                 Err(Refusal::Ask) => ask.extend(claim.cell.leased().cloned()),
                 Err(Refusal::Away) => away = true,
             }
@@ -210,8 +249,8 @@ impl RateLimiter {
         }
         claims[..charged].iter().for_each(|claim| self.undo(claim, now));
         match refused {
-            Some((wait, counter)) => Attempt::Refused(self.refusal(wait, counter)),
-            None if away => Attempt::Refused(Error::Overloaded { what: "shared limits" }),
+            Some((wait, at)) => self.refusal(&claims[at], wait, now),
+            None if away => Attempt::Refused(Error::Overloaded { what: "shared limits" }, None),
             None => Attempt::Ask(ask),
         }
     }
@@ -233,14 +272,17 @@ impl RateLimiter {
                 (claim.until, claim.from) = (tat, Granted::Lease);
                 return Ok(());
             }
-            Take::Dry(wait) if shared.is_present() => return Err(Refusal::Wait(wait)),
+            Take::Dry(wait) if shared.is_present() => {
+                claim.from = Granted::Lease;
+                return Err(Refusal::Wait(wait));
+            }
             Take::Ask if present => return Err(Refusal::Ask),
             Take::Dry(_) | Take::Ask => {}
         }
         let WhenAway::Share(share) = shared.when_away else { return Err(Refusal::Away) };
         let rate = counter.rate.shared(share);
-        claim.until = claim.cell.bucket.charge(rate, claim.units, now).map_err(Refusal::Wait)?;
         claim.from = Granted::Share;
+        claim.until = claim.cell.bucket.charge(rate, claim.units, now).map_err(Refusal::Wait)?;
         lease.owe(claim.units);
         Ok(())
     }
@@ -282,10 +324,30 @@ impl RateLimiter {
         }
     }
 
-    fn refusal(&self, wait: Duration, counter: usize) -> Error {
+    fn refusal(&self, claim: &Held, wait: Duration, now: u64) -> Attempt {
+        let counter = &self.counters[claim.counter];
         // "Try again at once" would be a busy loop.
         let retry_after = wait.max(Duration::from_nanos(1));
-        Error::RateLimited { retry_after, cap: Cap::Policy(Arc::clone(&self.counters[counter].allowance)) }
+        let cap = Cap::Policy(Arc::clone(&counter.allowance));
+        let tat = match (claim.from, claim.cell.leased()) {
+            (Granted::Lease, Some(lease)) => lease.left().0,
+            _ => claim.cell.bucket.empty_from(),
+        };
+        Attempt::Refused(Error::RateLimited { retry_after, cap }, Some(self.quota(claim, tat, now)))
+    }
+
+    /// What is left of what grants this claim, whose theoretical arrival time is `tat`.
+    fn quota(&self, claim: &Held, tat: u64, now: u64) -> Quota {
+        let counter = &self.counters[claim.counter];
+        let quota = match (claim.from, &self.shared, claim.cell.leased()) {
+            // What lies in the lease is this process's to use.
+            (Granted::Lease, _, Some(lease)) => counter.quota(counter.rate, tat, lease.left().1, now),
+            (Granted::Share, Some(Shared { when_away: WhenAway::Share(share), .. }), _) => {
+                counter.quota(counter.rate.shared(*share), tat, 0, now)
+            }
+            _ => counter.quota(counter.rate, tat, 0, now),
+        };
+        Quota { partition: claim.partition, ..quota }
     }
 
     fn unit(&self, counter: usize) -> Unit {
@@ -308,55 +370,7 @@ enum Refusal {
     Away,
 }
 
-/// What a charge has to know of its call.
-struct Told {
-    limiter: Arc<RateLimiter>,
-    facts: Arc<Facts>,
-    needs_body: bool,
-    brought: Work,
-}
-
-impl Told {
-    /// Says what is left, and keeps what is held.
-    fn charge(self, held: Units, now: u64) -> Charge {
-        let Self { limiter, facts, needs_body, brought } = self;
-        let quota = |held: &Held| {
-            // What lies in the lease is this process's to use.
-            let more = held.cell.leased().map_or(0, |lease| lease.units());
-            limiter.counters[held.counter].quota(held.partition, held.until, more, now)
-        };
-        let told = if needs_body { &facts.reserved } else { &facts.quotas };
-        let _ = told.set(held.iter().map(quota).collect());
-        Charge { limiter, facts, held, brought, made: Work::default() }
-    }
-
-    /// Waits until what was asked for is there, and decides by itself if that takes too long.
-    async fn later(self, claims: Units, mut asked: SmallVec<[Arc<Lease>; 2]>) -> Result<Option<Charge>, Error> {
-        let until = tokio::time::Instant::now() + PATIENCE;
-        for round in 0..=ROUNDS {
-            let lease = asked.pop();
-            let late = match &lease {
-                // Others took what was granted, time after time, or nobody can be asked.
-                _ if round == ROUNDS => true,
-                None => true,
-                Some(lease) => {
-                    let answered = lease.answered.notified();
-                    tokio::pin!(answered);
-                    // Listened for first: the answer may come between asking and waiting.
-                    let _ = answered.as_mut().enable();
-                    lease.is_drawing() && tokio::time::timeout_at(until, answered).await.is_err()
-                }
-            };
-            let now = self.limiter.now();
-            match self.limiter.attempt(claims.clone(), now, late) {
-                Attempt::Charged(held) => return Ok(Some(self.charge(held, now))),
-                Attempt::Refused(error) => return Err(error),
-                Attempt::Ask(leases) => asked = leases,
-            }
-        }
-        Err(Error::Overloaded { what: "shared limits" })
-    }
-}
-
+#[cfg(test)]
+mod renewed_tests;
 #[cfg(test)]
 mod tests;

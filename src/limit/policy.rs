@@ -76,7 +76,13 @@ impl Policy {
 
     /// What headers and errors say of it.
     pub(super) fn allowance(&self) -> Allowance {
-        Allowance { name: (&*self.name).into(), limit: self.limit.get(), per: self.per, unit: self.unit.name() }
+        Allowance {
+            name: (&*self.name).into(),
+            limit: self.limit.get(),
+            per: self.per,
+            burst: self.burst.get(),
+            unit: self.unit.name(),
+        }
     }
 
     /// Whether it counts calls to this model.

@@ -125,6 +125,8 @@ pub struct Link {
     orders: mpsc::Receiver<Order>,
     presence: Arc<Presence>,
     told: watch::Sender<bool>,
+    /// What was last said of it; nothing before the first attempt to connect has ended.
+    said: Option<bool>,
     start: Instant,
 }
 
@@ -170,7 +172,7 @@ impl Shared {
         // Away until it has been seen: the first calls do not wait for a connection that may never be.
         let presence = Arc::new(Presence::default());
         let told = watch::Sender::new(false);
-        let link = Link { client, orders: receiver, presence: Arc::clone(&presence), told, start };
+        let link = Link { client, orders: receiver, presence: Arc::clone(&presence), told, said: None, start };
         let Settings { when_away, lease, .. } = *settings;
         Ok((Self { when_away, lease, orders, presence, start }, link))
     }
@@ -306,19 +308,22 @@ impl Link {
         }
     }
 
-    fn set_present(&self, present: bool, error: Option<&RedisError>) {
+    fn set_present(&mut self, present: bool, error: Option<&RedisError>) {
         if present && self.presence.epoch.fetch_add(1, Ordering::AcqRel) > 0 {
             self.presence.settles.store(self.now().saturating_add(nanos(SETTLE)), Ordering::Release);
         }
         self.presence.present.store(present, Ordering::Release);
-        let before = self.told.send_replace(present);
+        self.told.send_replace(present);
         // Its text may name the address, which may hold a password; its category does not.
         let why = error.map(RedisError::category);
-        match (before, present) {
-            (false, true) => tracing::info!("shared limits: Redis is there, limits are shared"),
-            (true, false) => tracing::warn!(why, "shared limits: Redis is away, each process decides by itself"),
-            (false, false) => tracing::debug!(why, "shared limits: Redis is still away"),
-            (true, true) => {}
+        match (self.said.replace(present), present) {
+            (None | Some(false), true) => tracing::info!("shared limits: Redis is there, limits are shared"),
+            // One that is not there from the start is news too: a wrong address or password never goes away by itself.
+            (None | Some(true), false) => {
+                tracing::warn!(why, "shared limits: Redis is away, each process decides by itself");
+            }
+            (Some(false), false) => tracing::debug!(why, "shared limits: Redis is still away"),
+            (Some(true), true) => {}
         }
     }
 
@@ -367,3 +372,7 @@ impl From<SlotOrder> for Order {
         Self::Slots(order)
     }
 }
+
+#[cfg(test)]
+#[path = "redis_tests.rs"]
+mod tests;

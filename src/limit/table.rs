@@ -28,7 +28,7 @@ pub struct Table<K, V, S = RandomState> {
     map: DashMap<K, Arc<V>, S>,
     /// Kept beside the map: its own `len` locks every shard.
     len: AtomicUsize,
-    cap: usize,
+    cap: AtomicUsize,
     /// One thread makes room, the others wait for it: went they on, a flood would outrun the scan. So the cap is
     /// overshot by an entry per thread at most.
     clearing: Mutex<()>,
@@ -47,7 +47,21 @@ impl Entry for Bucket {
 impl<K: Eq + Hash + Clone, V: Entry, S: BuildHasher + Clone + Default> Table<K, V, S> {
     /// An empty table for at most `cap` entries.
     pub fn new(cap: usize) -> Self {
-        Self { map: DashMap::default(), len: AtomicUsize::new(0), cap: cap.max(1), clearing: Mutex::new(()) }
+        Self {
+            map: DashMap::default(),
+            len: AtomicUsize::new(0),
+            cap: AtomicUsize::new(cap.max(1)),
+            clearing: Mutex::new(()),
+        }
+    }
+
+    /// From now on there are at most `cap` entries. Those beyond it leave as new ones come.
+    pub fn set_cap(&self, cap: usize) {
+        self.cap.store(cap.max(1), Ordering::Relaxed);
+    }
+
+    fn cap(&self) -> usize {
+        self.cap.load(Ordering::Relaxed)
     }
 
     /// The entry of `key`, if there is one. Allocates nothing.
@@ -63,7 +77,7 @@ impl<K: Eq + Hash + Clone, V: Entry, S: BuildHasher + Clone + Default> Table<K, 
         if let Some(found) = self.get(key) {
             return found;
         }
-        if self.len() >= self.cap {
+        if self.len() >= self.cap() {
             self.make_room(now);
         }
         match self.map.entry(key.clone()) {
@@ -106,13 +120,15 @@ impl<K: Eq + Hash + Clone, V: Entry, S: BuildHasher + Clone + Default> Table<K, 
     /// for one scan in so many insertions and not for one each.
     fn make_room(&self, now: u64) {
         let _clearing = self.clearing.lock().unwrap_or_else(PoisonError::into_inner);
-        if self.len() < self.cap {
+        let cap = self.cap();
+        if self.len() < cap {
             return;
         }
         self.sweep(now);
-        if self.len() >= self.cap {
+        if self.len() >= cap {
             let mut ages: Vec<u64> = self.map.iter().filter(|e| is_free(e.value())).map(|e| e.idle_from()).collect();
-            let spare = self.cap.div_ceil(16).min(ages.len());
+            // All that is beyond it too, where the cap was lowered.
+            let spare = (cap.div_ceil(16) + self.len().saturating_sub(cap)).min(ages.len());
             if spare > 0 {
                 let (_, threshold, _) = ages.select_nth_unstable(spare - 1);
                 let threshold = *threshold;
@@ -146,7 +162,7 @@ fn is_free<V>(entry: &Arc<V>) -> bool {
 impl<K: Eq + Hash + Clone, V: Entry, S: BuildHasher + Clone + Default> fmt::Debug for Table<K, V, S> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         // Not the keys: some are identities.
-        f.debug_struct("Table").field("len", &self.len()).field("cap", &self.cap).finish_non_exhaustive()
+        f.debug_struct("Table").field("len", &self.len()).field("cap", &self.cap()).finish_non_exhaustive()
     }
 }
 
@@ -229,6 +245,18 @@ mod tests {
         }
         table.entry(&9, 5).charge(rate(1, 100), 1, 5).unwrap();
         assert_eq!(keys(&table), [1, 2, 3, 9]);
+        assert_eq!(table.len(), 4);
+    }
+
+    #[test]
+    fn where_the_cap_is_lowered_those_beyond_it_leave() {
+        let table = Table::<u32, Bucket>::new(8);
+        for key in 0..8 {
+            table.entry(&key, 0).charge(rate(1, 100), 1, u64::from(key)).unwrap();
+        }
+        table.set_cap(4);
+        table.entry(&9, 8).charge(rate(1, 100), 1, 8).unwrap();
+        assert_eq!(keys(&table), [5, 6, 7, 9]);
         assert_eq!(table.len(), 4);
     }
 

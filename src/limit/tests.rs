@@ -11,12 +11,12 @@ use crate::{
 };
 use std::num::NonZeroU64;
 
-fn identity(id: &str, groups: &[&str]) -> Arc<Identity> {
+pub(super) fn identity(id: &str, groups: &[&str]) -> Arc<Identity> {
     Arc::new(Identity::proven(id, groups.iter().map(|group| Arc::from(*group)).collect(), Scope::Granted))
 }
 
 /// `limit` calls a day, so that nothing drains while a test runs.
-fn policy(name: &str, by: By, limit: u64) -> Policy {
+pub(super) fn policy(name: &str, by: By, limit: u64) -> Policy {
     let limit = NonZeroU64::new(limit).unwrap();
     Policy {
         name: name.into(),
@@ -31,15 +31,15 @@ fn policy(name: &str, by: By, limit: u64) -> Policy {
     }
 }
 
-fn quota(unit: Unit, limit: u64) -> Policy {
+pub(super) fn quota(unit: Unit, limit: u64) -> Policy {
     Policy { unit, ..policy("quota", By::Identity, limit) }
 }
 
-fn limiter(policies: Vec<Policy>) -> Arc<RateLimiter> {
+pub(super) fn limiter(policies: Vec<Policy>) -> Arc<RateLimiter> {
     Arc::new(RateLimiter::new(policies, Instant::now(), 1_000))
 }
 
-fn head(intent: Intent) -> Head {
+pub(super) fn head(intent: Intent) -> Head {
     let address = ([127, 0, 0, 1], 1).into();
     Head::new(
         CallId::make(),
@@ -58,7 +58,7 @@ fn decided(outcome: Outcome) -> Result<Option<Charge>, Duration> {
     }
 }
 
-fn charge(limiter: &Arc<RateLimiter>, identity: &Arc<Identity>) -> Result<Option<Charge>, Duration> {
+pub(super) fn charge(limiter: &Arc<RateLimiter>, identity: &Arc<Identity>) -> Result<Option<Charge>, Duration> {
     decided(limiter.charge(Ask { identity, head: &head(Intent::Infer), operation: None }))
 }
 
@@ -68,7 +68,7 @@ fn tensor(rows: usize, width: usize) -> NamedTensor {
     NamedTensor { name: "x".into(), tensor }
 }
 
-fn infer(model: &str, rows: usize) -> Operation {
+pub(super) fn infer(model: &str, rows: usize) -> Operation {
     let model = ModelRef { name: model.into(), version: None };
     Operation::Infer(InferRequest::new(model, vec![tensor(rows, 4)]))
 }
@@ -84,7 +84,7 @@ fn answer(rows: usize) -> InferResponse {
 }
 
 /// Charges a call whose body is known.
-fn reserve(
+pub(super) fn reserve(
     limiter: &Arc<RateLimiter>,
     identity: &Arc<Identity>,
     head: &Head,
@@ -94,7 +94,7 @@ fn reserve(
 }
 
 /// How many more calls are accepted; spends them.
-fn left(limiter: &Arc<RateLimiter>, identity: &Arc<Identity>) -> usize {
+pub(super) fn left(limiter: &Arc<RateLimiter>, identity: &Arc<Identity>) -> usize {
     (0..100).take_while(|_| charge(limiter, identity).is_ok()).count()
 }
 
@@ -327,6 +327,34 @@ fn a_refusal_names_the_policy() {
     };
     assert_eq!(cap.name(), "long");
     assert_eq!(cap.to_string(), "policy long allows 1 calls per 86400 s");
+}
+
+#[test]
+fn a_refusal_says_what_is_left_and_a_success_when_there_is_more() {
+    let limiter = limiter(vec![Policy { per: Duration::from_secs(100), ..quota(Unit::Rows, 10) }]);
+    let (web, call) = (identity("web", &[]), head(Intent::Infer));
+    let _charge = reserve(&limiter, &web, &call, &infer("m", 8)).unwrap();
+    let quota = &call.facts.reserved.get().unwrap()[0];
+    // A row drains in ten seconds, all eight in eighty.
+    assert_eq!((quota.left, quota.charged), (2, 8));
+    assert!(quota.more_in > Duration::from_secs(8) && quota.more_in <= Duration::from_secs(10), "{quota:?}");
+    let refused = head(Intent::Infer);
+    let wait = reserve(&limiter, &web, &refused, &infer("m", 5)).unwrap_err();
+    assert!(wait > Duration::from_secs(28) && wait <= Duration::from_secs(30), "{wait:?}");
+    let exhausted = refused.facts.exhausted.get().unwrap();
+    assert_eq!((exhausted.left, exhausted.charged, exhausted.partition), (2, 0, quota.partition));
+}
+
+#[test]
+fn what_is_given_back_is_said_to_be_left() {
+    let limiter = limiter(vec![policy("p", By::Identity, 5)]);
+    let (web, call) = (identity("web", &[]), head(Intent::Infer));
+    let charge = decided(limiter.charge(Ask { identity: &web, head: &call, operation: None })).unwrap().unwrap();
+    assert!(!call.facts.is_given_back());
+    Watch::new(charge).end(End::Failed(Code::RateLimited));
+    assert!(call.facts.is_given_back());
+    let given_back = call.facts.quotas.get().unwrap()[0].given_back();
+    assert_eq!((given_back.left, given_back.more_in), (5, Duration::ZERO));
 }
 
 #[test]

@@ -124,6 +124,39 @@ async fn headers_say_what_is_left_and_when_to_come_again() {
 }
 
 #[tokio::test]
+async fn a_refusal_says_what_is_left_and_a_success_when_there_is_more() {
+    let yaml = "limits: { rate: [{ name: rows, unit: rows, limit: 10/day }] }";
+    let running = Setup::new().with_key().yaml(yaml).start().await;
+    let ask = |rows: usize| {
+        let data = vec!["0"; rows * 4].join(",");
+        let body = format!(r#"{{"inputs":[{{"name":"x","datatype":"FP32","shape":[{rows},4],"data":[{data}]}}]}}"#);
+        http_request(&running, "POST", "/v2/models/double/infer", Some(KEY), body)
+    };
+    // A row comes back in a tenth of a day, and the three that are wanting in three tenths.
+    for (rows, status, tenths) in [(8, 200, 1), (5, 429, 3)] {
+        let response = http1(&running, ask(rows)).await;
+        assert_eq!(response.status(), status);
+        let limit = response.headers()["ratelimit"].to_str().unwrap();
+        assert_eq!(parameters(limit, "r"), [2], "{limit}");
+        let after = parameters(limit, "t")[0];
+        assert!((tenths * 8640 - 600..=tenths * 8640).contains(&after), "{limit}");
+    }
+}
+
+#[tokio::test]
+async fn what_a_refused_call_gets_back_is_said_to_be_left() {
+    let yaml = "limits: { rate: [{ name: calls, limit: 10/day }], concurrency: { per_identity: 1 } }";
+    let running = Setup::new().with_key().yaml(yaml).start().await;
+    let holder = running.hold_with("held", Some(KEY)).await;
+    let ask = http_request(&running, "POST", "/v2/models/double/infer", Some(KEY), body());
+    let refused = http1(&running, ask).await;
+    assert_eq!(refused.status(), 429);
+    let limit = refused.headers()["ratelimit"].to_str().unwrap();
+    assert_eq!(parameters(limit, "r"), [9], "one is in flight: {limit}");
+    holder.release().await;
+}
+
+#[tokio::test]
 async fn grpc_says_the_same_in_metadata_and_details() {
     use sluicegate::wire::proto::inference as pb;
     use tonic_types::StatusExt;

@@ -70,6 +70,23 @@ async fn saving_the_file_hands_out_no_new_burst() {
     assert_eq!(code(&running).await, "rate_limited");
 }
 
+#[tokio::test]
+async fn a_change_of_one_rate_hands_out_no_new_burst_of_another() {
+    let policies = |text: &str| format!("limits: {{ rate: [{text}] }}");
+    let one = "{ name: all, limit: 1/day }";
+    let running = Setup::new().with_key().yaml(&policies(one)).start().await;
+    assert_eq!(code(&running).await, "ok");
+    for others in ["{ name: wide, limit: 100/day }, ", "{ name: wide, limit: 90/day }, ", ""] {
+        let marker = format!("https://{}.example", others.len());
+        running.rewrite(|text| {
+            let rest = text.split("limits:").next().unwrap();
+            format!("{rest}{}\ncors: {{ origins: [\"{marker}\"] }}\n", policies(&format!("{others}{one}")))
+        });
+        until_origin(&running, &marker).await;
+        assert_eq!(code(&running).await, "rate_limited", "{others}");
+    }
+}
+
 async fn allows(running: &Running, origin: &str) -> bool {
     let mut request = http_request(running, "OPTIONS", "/v2/models/double/infer", None, "");
     request.headers_mut().insert("origin", origin.parse().unwrap());

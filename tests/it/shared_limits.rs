@@ -23,6 +23,9 @@ use tokio::{
 /// A call that waits for Redis waits 50 ms and no longer: one test at a time, so that the others do not keep it busy.
 static ALONE: Mutex<()> = Mutex::const_new(());
 
+/// There is nothing left, or nobody could be asked in time whether there is.
+const REFUSED: &str = "rate_limited|overloaded";
+
 /// A Redis of the test's own.
 struct Redis {
     port: u16,
@@ -121,7 +124,7 @@ async fn spend(gateways: &[Running; 2], calls: usize) -> usize {
             let mut passed = 0;
             for call in 0..calls / 8 {
                 let (gateway, surface) = (&gateways[(caller + call) % 2], Surface::ALL[(caller / 2 + call) % 4]);
-                passed += usize::from(passes(gateway, surface, "rate_limited").await);
+                passed += usize::from(passes(gateway, surface, REFUSED).await);
             }
             passed
         })
@@ -137,14 +140,15 @@ async fn spend(gateways: &[Running; 2], calls: usize) -> usize {
 async fn two_gateways_spend_one_budget_to_the_last_unit() {
     let Some(redis) = Redis::start().await else { return };
     let rate = "{ name: calls, limit: 100/day }";
-    let gateways = [redis.gateway(rate, "share").await, redis.gateway(rate, "share").await];
+    // Not `share`: a call that waits for too long would then be granted beside the budget.
+    let gateways = [redis.gateway(rate, "refuse").await, redis.gateway(rate, "refuse").await];
     let mut passed = spend(&gateways, 240).await;
     assert!(passed <= 100, "{passed} of 100");
     assert!(passed >= 80, "{passed}: little may lie unused");
     // What one has drawn and does not use comes back to the other.
     let started = Instant::now();
     while passed < 100 && started.elapsed() < Duration::from_secs(20) {
-        passed += usize::from(passes(&gateways[0], Surface::Rest, "rate_limited").await);
+        passed += usize::from(passes(&gateways[0], Surface::Rest, REFUSED).await);
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
     assert_eq!(passed + spend(&gateways, 80).await, 100);
@@ -222,8 +226,6 @@ async fn a_gateway_that_is_to_refuse_without_redis_says_that_it_is_overloaded() 
 /// Calls at once of the one identity, over all gateways.
 const FOUR: &str = "concurrency: { per_identity: 4 }";
 
-/// There is no slot, or nobody could be asked in time whether there is one.
-const REFUSED: &str = "rate_limited|overloaded";
 /// For longer than this no call is in flight without a slot: it waits for 50 ms at most.
 const DECIDED: Duration = Duration::from_millis(80);
 

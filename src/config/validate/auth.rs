@@ -28,9 +28,9 @@ pub(super) fn authentication(raw: &raw::Auth, folder: &Path, problems: &mut Prob
         raw::Anonymous::Never => auth::Anonymous::Never,
     };
     let keys = raw.api_keys.as_ref().map(|keys| {
-        let before = problems.list.len();
+        let before = problems.found();
         let path = file("auth.api_keys.file", &keys.file, folder, problems);
-        if problems.list.len() == before
+        if problems.found() == before
             && let Err(error) = KeyFile::open(&path)
         {
             for problem in error.problems {
@@ -73,13 +73,13 @@ pub(super) fn check_mtls(raw: &raw::Config, problems: &mut Problems) {
 }
 
 fn issuer(path: &str, raw: &raw::Jwt, folder: &Path, problems: &mut Problems) -> Option<Issuer> {
-    let before = problems.list.len();
+    let before = problems.found();
     if raw.issuer.is_empty() {
-        problems.push(format!("{path}.issuer"), "is missing or empty, expected the `iss` of its tokens");
+        problems.missing(format!("{path}.issuer"), "is missing or empty, expected the `iss` of its tokens");
     }
     if raw.audience.0.is_empty() || raw.audience.0.iter().any(String::is_empty) {
         // Without one, a token made for another service would do.
-        problems.push(
+        problems.missing(
             format!("{path}.audience"),
             "is missing or empty, expected the `aud` of tokens that are for this server",
         );
@@ -98,19 +98,23 @@ fn issuer(path: &str, raw: &raw::Jwt, folder: &Path, problems: &mut Problems) ->
         }
     }
     if raw.algorithms.is_empty() {
-        problems
-            .push(format!("{path}.algorithms"), format!("is missing or empty, expected some of {}", Algorithm::NAMES));
+        problems.missing(
+            format!("{path}.algorithms"),
+            format!("is missing or empty, expected some of {}", Algorithm::NAMES),
+        );
     }
     let keys = match (&raw.jwks, &raw.key) {
         (Some(_), Some(_)) | (None, None) => {
-            problems.push(path, "needs one of `jwks` and `key`");
+            if !problems.knows(&format!("{path}.jwks")) && !problems.knows(&format!("{path}.key")) {
+                problems.push(path, "needs one of `jwks` and `key`");
+            }
             None
         }
         (None, Some(key)) => Some(Keys::File(file(&format!("{path}.key"), key, folder, problems))),
         (Some(place), None) if place.contains("://") => url(path, place, raw, folder, problems),
         (Some(place), None) => Some(Keys::Set(file(&format!("{path}.jwks"), Path::new(place), folder, problems))),
     };
-    if raw.ca.is_some() && !matches!(keys, Some(Keys::Url { .. })) && problems.list.len() == before {
+    if raw.ca.is_some() && !matches!(keys, Some(Keys::Url { .. })) && problems.found() == before {
         problems.push(format!("{path}.ca"), "is of use only where `jwks` is a URL");
     }
     let issuer = Issuer {
@@ -123,7 +127,7 @@ fn issuer(path: &str, raw: &raw::Jwt, folder: &Path, problems: &mut Problems) ->
         groups: raw.groups.as_deref().map(Arc::from),
         require: raw.require.iter().map(|name| Arc::from(name.as_str())).collect(),
     };
-    if problems.list.len() == before
+    if problems.found() == before
         && let Err(error) = issuer.check()
     {
         problems.push(path, error.to_string());
@@ -160,7 +164,7 @@ fn url(path: &str, place: &str, raw: &raw::Jwt, folder: &Path, problems: &mut Pr
 pub(super) fn tls(path: &str, raw: &raw::Tls, folder: &Path, problems: &mut Problems) -> tls::Settings {
     let path = format!("{path}.tls");
     if raw.certificates.is_empty() {
-        problems.push(format!("{path}.certificates"), "the list is empty, expected one certificate at least");
+        problems.missing(format!("{path}.certificates"), "the list is empty, expected one certificate at least");
     }
     let mut named = |path: String, name: &Path| file(&path, name, folder, problems);
     let pair = |(at, pair): (usize, &raw::Certificate)| tls::Pair {
@@ -180,7 +184,7 @@ pub(super) fn rule(at: usize, raw: &raw::Grant, problems: &mut Problems) -> Rule
     let path = format!("grants[{at}]");
     for (key, list) in [("to", &raw.to), ("models", &raw.models), ("versions", &raw.versions)] {
         if list.is_empty() {
-            problems.push(format!("{path}.{key}"), "is missing or empty, so this grants nothing");
+            problems.missing(format!("{path}.{key}"), "is missing or empty, so this grants nothing");
         }
     }
     let mut to = Vec::new();
@@ -202,7 +206,7 @@ pub(super) fn rule(at: usize, raw: &raw::Grant, problems: &mut Problems) -> Rule
 /// Intents by their names.
 pub(super) fn intents(path: &str, names: &[String], problems: &mut Problems) -> Vec<Intent> {
     if names.is_empty() {
-        problems.push(path, format!("is missing or empty, expected some of {INTENTS}"));
+        problems.missing(path, format!("is missing or empty, expected some of {INTENTS}"));
     }
     let mut intents = Vec::new();
     for (at, name) in names.iter().enumerate() {

@@ -1,10 +1,12 @@
 //! `limits`: into the settings of the modules that keep them.
 
 use crate::{
+    call::Intent,
     config::{
         Concurrency, Deadline, Problems, raw,
         units::{Number, Rate, Size, Span},
     },
+    error::Cap,
     frontend::settings,
     limit::{By, Policy, Unit, address, redis},
     wire,
@@ -26,6 +28,8 @@ const FRAME: RangeInclusive<usize> = (1 << 14)..=(1 << 24) - 1;
 const JSON_DEPTH: usize = 127;
 /// Leases that can be renewed in time, and that do not outlive whoever waits for them.
 const LEASE: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(3600);
+/// Bytes in the name of a policy.
+const LONGEST_NAME: usize = 64;
 /// The largest share of a full queue: more would leave others with nothing.
 const HEAVIEST: u32 = 1000;
 
@@ -115,16 +119,31 @@ pub(super) fn addresses(raw: &raw::Limits, problems: &mut Problems) -> address::
     }
 }
 
+/// The name of a policy, which clients read in headers and operators in metrics.
+fn name<'a>(path: &str, name: &'a str, names: &mut HashSet<&'a str>, problems: &mut Problems) {
+    let fits = |letter: char| matches!(letter, ' '..='~') && !matches!(letter, '"' | '\'' | '\\');
+    if name.is_empty() {
+        problems.missing(path, "is missing");
+    } else if name.len() > LONGEST_NAME || !name.chars().all(fits) {
+        let text = format!(
+            "`{}` is not a name of a policy, expected at most {LONGEST_NAME} printable ASCII characters without quotes \
+             and backslashes",
+            name.escape_debug()
+        );
+        problems.push(path, text);
+    } else if Cap::BUILT_IN.contains(&name) {
+        problems.push(path, format!("`{name}` is the name of a limit that is built in, expected another"));
+    } else if !names.insert(name) {
+        problems.push(path, format!("`{name}` is there twice"));
+    }
+}
+
 pub(super) fn rates(raw: &[raw::Policy], problems: &mut Problems) -> Vec<Policy> {
     let mut names = HashSet::new();
     let mut policies = Vec::new();
     for (at, raw) in raw.iter().enumerate() {
         let path = format!("limits.rate[{at}]");
-        if raw.name.is_empty() {
-            problems.push(format!("{path}.name"), "is missing");
-        } else if !names.insert(&raw.name) {
-            problems.push(format!("{path}.name"), format!("`{}` is there twice", raw.name));
-        }
+        name(&format!("{path}.name"), &raw.name, &mut names, problems);
         let by = match raw.by {
             raw::PolicyBy::Identity => By::Identity,
             raw::PolicyBy::Group => By::Group,
@@ -144,14 +163,19 @@ pub(super) fn rates(raw: &[raw::Policy], problems: &mut Problems) -> Vec<Policy>
             }
         };
         if raw.models.as_ref().is_some_and(Vec::is_empty) {
-            problems.push(format!("{path}.models"), "the list is empty, so this counts nothing; leave it out for all");
+            problems
+                .missing(format!("{path}.models"), "the list is empty, so this counts nothing; leave it out for all");
         }
         let intents = match &raw.intents {
-            Some(names) => super::auth::intents(&format!("{path}.intents"), names, problems),
+            Some(names) => {
+                let named = super::auth::intents(&format!("{path}.intents"), names, problems);
+                // In one order: written in another, the policy is the same and keeps what it counted.
+                Intent::ALL.into_iter().filter(|intent| named.contains(intent)).collect()
+            }
             None => Policy::default_intents(),
         };
         let Some(limit) = raw.limit else {
-            problems.push(format!("{path}.limit"), "is missing, expected a rate such as 100/s");
+            problems.missing(format!("{path}.limit"), "is missing, expected a rate such as 100/s");
             continue;
         };
         let burst = raw.burst.and_then(|burst| NonZeroU64::new(u64::try_from(burst.0).ok()?)).unwrap_or(limit.count);
@@ -196,9 +220,9 @@ pub(super) fn shared(raw: &raw::Limits, folder: &Path, problems: &mut Problems) 
         raw::Redis::Url(url) => (format!("{PATH}.redis"), url.clone()),
         raw::Redis::File { file } => {
             let path = format!("{PATH}.redis.file");
-            let before = problems.list.len();
+            let before = problems.found();
             let place = super::file(&path, file, folder, problems);
-            if problems.list.len() > before {
+            if problems.found() > before {
                 return None;
             }
             match fs::read_to_string(&place) {

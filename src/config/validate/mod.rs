@@ -100,7 +100,7 @@ fn listeners(
     problems: &mut Problems,
 ) -> Vec<Listen> {
     if raw.is_empty() && flags.is_empty() {
-        problems.push("listen", "the list is empty, expected one listener at least");
+        problems.missing("listen", "the list is empty, expected one listener at least");
     }
     let mut listeners = Vec::new();
     for (at, listen) in raw.iter().enumerate() {
@@ -145,7 +145,7 @@ fn address(path: &str, text: &str, problems: &mut Problems) -> Option<SocketAddr
 
 fn surfaces(path: &str, names: &[String], problems: &mut Problems) -> Surfaces {
     if names.is_empty() {
-        problems.push(path, "the list is empty, expected one surface at least");
+        problems.missing(path, "the list is empty, expected one surface at least");
     }
     names.iter().enumerate().fold(Surfaces::NONE, |surfaces, (at, name)| {
         match Surface::ALL.into_iter().find(|surface| surface.name() == name) {
@@ -163,7 +163,7 @@ fn surfaces(path: &str, names: &[String], problems: &mut Problems) -> Surfaces {
 fn file(path: &str, name: &Path, folder: &Path, problems: &mut Problems) -> PathBuf {
     let place = folder.join(name);
     if name.as_os_str().is_empty() {
-        problems.push(path, "is missing, expected the path of a file");
+        problems.missing(path, "is missing, expected the path of a file");
     } else {
         match fs::metadata(&place) {
             Ok(found) if found.is_file() => {}
@@ -249,7 +249,7 @@ fn cors(raw: &raw::Cors, problems: &mut Problems) -> settings::Cors {
 fn predict(raw: &raw::Predict, problems: &mut Problems) -> settings::Predict {
     const PATH: &str = "rest.predict";
     if raw.model.is_empty() {
-        problems.push(format!("{PATH}.model"), "is missing or empty, expected the name of a model");
+        problems.missing(format!("{PATH}.model"), "is missing or empty, expected the name of a model");
     }
     let mut pairs = |key: &str, names: &BTreeMap<String, String>| {
         let mut pairs: Vec<(Arc<str>, Arc<str>)> = Vec::with_capacity(names.len());

@@ -10,7 +10,7 @@ use std::path::{Component, Path};
 
 pub(super) fn models(raw: &raw::Models, folder: &Path, problems: &mut Problems) -> Models {
     if raw.directory.0.is_empty() {
-        problems.push("models.directory", "the list is empty, expected one folder at least");
+        problems.missing("models.directory", "the list is empty, expected one folder at least");
     }
     if raw.control == raw::Control::Watch {
         problems.push("models.control", "`watch` is not available in this version; write fixed or explicit");
@@ -167,12 +167,12 @@ fn check_defaults(
     at_most(&format!("{prefix}instances"), instances, MOST, problems);
     at_most(&format!("{prefix}threads"), threads, MOST, problems);
     if matches!(versions, Versions::Listed(list) if list.is_empty()) {
-        problems.push(format!("{prefix}versions"), "the list is empty, expected one version at least");
+        problems.missing(format!("{prefix}versions"), "the list is empty, expected one version at least");
     }
     let path = format!("{prefix}providers");
     // What was refused in it has left the list.
     if providers.is_empty() && !problems.list.iter().any(|problem| problem.path.starts_with(&path)) {
-        problems.push(path, "the list is empty, expected [cpu]");
+        problems.missing(path, "the list is empty, expected [cpu]");
     }
 }
 

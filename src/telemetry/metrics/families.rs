@@ -123,7 +123,7 @@ impl Families {
             ),
             rate_limited: counter(
                 "sluicegate_rate_limited_total",
-                "Refusals because of the caller's own rate, by policy; `rate` is any policy of calls.",
+                "Refusals because of the caller's own rate, by the name of the policy; `concurrency` and `address` are built in.",
                 &["policy"],
             ),
             overloaded: counter("sluicegate_overloaded_total", "Refusals for lack of room, by limit.", &["limit"]),
