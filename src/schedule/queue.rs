@@ -4,7 +4,7 @@
 //! batching is a table test. It does not know who runs the batches it gives out.
 //!
 //! The rules. Jobs wait by their level of priority, and within a level in the order they came, which
-//! is made fair between those who sent them (see [`fair`](super::fair)). The first job decides: only
+//! is made fair between those who sent them (see [`fair`]). The first job decides: only
 //! jobs that are compatible with it join its batch, in their order. A batch has at most `max_rows`
 //! rows, unless its only job is larger by itself.
 //! Late and abandoned jobs are dropped here and never run. With `max_delay` zero an idle instance
