@@ -3,6 +3,7 @@
 //! Read, checked as a whole, and only then applied: a file with any error changes nothing. What needs a restart is named
 //! and left as it is. Does not know keys and certificates, whose files are read again by those who use them.
 
+use super::reload::{EVERY, Files};
 use crate::{
     auth::grants::Grants,
     config::{Changes, Config},
@@ -13,19 +14,14 @@ use crate::{
 };
 use arc_swap::ArcSwap;
 use std::{
-    fs, io,
-    path::Path,
+    io,
     sync::{Arc, Mutex, PoisonError},
-    time::{Duration, Instant},
+    time::Instant,
 };
 use tokio::{
     signal::unix::{Signal, SignalKind, signal},
     sync::watch,
 };
-
-/// How often the file is looked at. Its contents are compared and links are followed, so an editor that renames, and a
-/// ConfigMap of Kubernetes, which is swapped as a link to its folder, are seen like any other change.
-const EVERY: Duration = Duration::from_millis(500);
 
 /// What may change while the gateway runs.
 #[derive(Debug)]
@@ -102,19 +98,20 @@ impl Live {
     pub(super) async fn follow(self: Arc<Self>) -> io::Result<()> {
         let path = self.config.lock().unwrap_or_else(PoisonError::into_inner).source.clone().map(|source| source.path);
         let mut hangup = signal(SignalKind::hangup())?;
-        let mut taken = path.as_deref().map(contents);
-        let mut before = taken.clone();
+        let mut file = Files::new(path);
+        let mut pending = false;
         loop {
             let asked = tokio::select! {
                 asked = asked(&mut hangup) => asked,
                 () = tokio::time::sleep(EVERY) => false,
             };
-            let now = path.as_deref().map(contents);
-            if asked || (now != taken && now == before) {
-                taken.clone_from(&now);
+            let changed = file.changed();
+            if asked || (pending && !changed) {
+                pending = false;
                 self.say(self.reload());
+            } else {
+                pending |= changed;
             }
-            before = now;
         }
     }
 
@@ -167,9 +164,4 @@ async fn watch_shared(mut presence: watch::Receiver<bool>, metrics: Arc<Metrics>
 
 async fn asked(hangup: &mut Signal) -> bool {
     hangup.recv().await.is_some()
-}
-
-/// What is in the file; `None` if it cannot be read, which is a change like any other.
-fn contents(path: &Path) -> Option<Vec<u8>> {
-    fs::read(path).ok()
 }
