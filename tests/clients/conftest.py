@@ -39,16 +39,20 @@ def gate(tmp_path_factory):
     server.stop()
 
 
-@pytest.fixture(scope="session")
-def explicit(tmp_path_factory):
-    """Lets its clients load and unload."""
-    folder = tmp_path_factory.mktemp("explicit")
+def changeable(folder):
+    """Serves models of its own, which its clients may load and unload."""
     shutil.copy(HERE / "config" / "explicit.yaml", folder)
     copy_models(folder / "models")
     server = Gate(folder / "explicit.yaml", folder / "log")
     server.folder = folder / "models"
     yield server
     server.stop()
+
+
+@pytest.fixture(scope="session")
+def explicit(tmp_path_factory):
+    """Lets its clients load and unload."""
+    yield from changeable(tmp_path_factory.mktemp("explicit"))
 
 
 @pytest.fixture(scope="session")

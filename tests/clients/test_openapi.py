@@ -5,24 +5,18 @@ have. How much is asked stands in config/schemathesis.toml.
 """
 
 import re
-import shutil
 import subprocess
 
 import pytest
 
-from conftest import copy_models
-from gate import HERE, Gate
+from conftest import changeable
+from gate import HERE
 
 
 @pytest.fixture(scope="module")
 def victim(tmp_path_factory):
     """A server of its own: models come and go under it."""
-    folder = tmp_path_factory.mktemp("openapi")
-    shutil.copy(HERE / "config" / "explicit.yaml", folder)
-    copy_models(folder / "models")
-    server = Gate(folder / "explicit.yaml", folder / "log")
-    yield server
-    server.stop()
+    yield from changeable(tmp_path_factory.mktemp("openapi"))
 
 
 def ask(server, folder, parameters=""):

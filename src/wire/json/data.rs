@@ -22,8 +22,9 @@ use bytes::Bytes;
 use smallvec::SmallVec;
 use std::sync::Arc;
 
-/// Takes padded and unpadded base64: clients of both habits exist, and neither is ambiguous.
-const BASE64: GeneralPurpose = GeneralPurpose::new(
+/// The standard alphabet only, padded and unpadded (contract 03 section 2.4): clients of both habits exist, and neither is
+/// ambiguous.
+pub(in crate::wire) const BASE64: GeneralPurpose = GeneralPurpose::new(
     &alphabet::STANDARD,
     GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent),
 );

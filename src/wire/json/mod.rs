@@ -27,7 +27,8 @@ pub use report::{encode_error, encode_report};
 pub use request::decode_request;
 pub use response::{encode_infer, write_outputs, write_parameters, write_string};
 
-pub(super) use reader::{Items, MEMBERS, Reader, twice};
+pub(super) use data::BASE64;
+pub(super) use reader::{Items, MEMBERS, Members, Reader, twice};
 pub(super) use report::write_error_members;
 pub(super) use response::{write_integer, write_list, write_non_finite, write_response};
 

@@ -5,23 +5,14 @@
 use crate::{
     tensor::push_string,
     wire::json::{
-        Reader,
+        BASE64, Reader,
         half::{BF16, FP16, Half},
         numbers::{self, Decimal},
     },
 };
-use base64::{
-    Engine, alphabet,
-    engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig},
-};
+use base64::Engine;
 use bytemuck::Pod;
 use std::borrow::Cow;
-
-/// The standard alphabet only; padding may be missing (contract 03 section 2.4).
-const BASE64: GeneralPurpose = GeneralPurpose::new(
-    &alphabet::STANDARD,
-    GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent),
-);
 
 /// What was expected where the reader stands.
 #[derive(Debug)]

@@ -6,7 +6,7 @@
 use super::{
     NUMBERS,
     column::{Column, Place},
-    request::{OWN, array, inputs, signature_name},
+    request::{OWN, array, beside, inputs},
     response::{Writer, finite},
 };
 use crate::{
@@ -55,16 +55,8 @@ pub fn decode_examples(
         let place = match &*member {
             "context" => &mut context,
             "examples" => &mut examples,
-            "signature_name" => {
-                if std::mem::replace(&mut signed, true) {
-                    return Err(twice(&member));
-                }
-                signature_name(&mut reader)?;
-                continue;
-            }
             _ => {
-                reader.skip_with(&NUMBERS)?;
-                reader.note(&members, member)?;
+                beside(&mut reader, &members, member, &mut signed)?;
                 continue;
             }
         };

@@ -12,10 +12,10 @@ use crate::{
     tensor::Signature,
     wire::{
         Settings,
-        json::{Reader, twice},
+        json::{Members, Reader, twice},
     },
 };
-use std::fmt::Write;
+use std::{borrow::Cow, fmt::Write};
 
 /// Decodes a request to `:predict`: its tensors, and the form that its answer has.
 ///
@@ -36,17 +36,8 @@ pub fn decode_predict(
         let form = match &*member {
             "instances" => Form::Rows,
             "inputs" => Form::Columns,
-            "signature_name" => {
-                if std::mem::replace(&mut signed, true) {
-                    return Err(twice(&member));
-                }
-                signature_name(&mut reader)?;
-                continue;
-            }
-            // KServe hands other members to its model; these models take none (contract 03 section 2).
             _ => {
-                reader.skip_with(&NUMBERS)?;
-                reader.note(&members, member)?;
+                beside(&mut reader, &members, member, &mut signed)?;
                 continue;
             }
         };
@@ -85,8 +76,23 @@ pub fn decode_object(
     inputs.into_iter().map(|input| input.finish(false)).collect()
 }
 
+/// Reads a member that has no data: `signature_name`, once, or one that is skipped. KServe hands those to its model; these
+/// models take none (contract 03 section 2).
+pub(super) fn beside<'a>(
+    reader: &mut Reader<'a>,
+    members: &Members,
+    member: Cow<'a, str>,
+    signed: &mut bool,
+) -> Result<(), Error> {
+    if member == "signature_name" {
+        return if std::mem::replace(signed, true) { Err(twice(&member)) } else { signature_name(reader) };
+    }
+    reader.skip_with(&NUMBERS)?;
+    reader.note(members, member)
+}
+
 /// Reads `signature_name`, of which there is one value (contract 03 section 6).
-pub(super) fn signature_name(reader: &mut Reader<'_>) -> Result<(), Error> {
+fn signature_name(reader: &mut Reader<'_>) -> Result<(), Error> {
     if reader.peek() != Some(b'"') {
         let found = reader.found();
         return Err(Error::invalid(format!("`signature_name` is {found}, expected a string")));
