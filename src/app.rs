@@ -24,6 +24,7 @@ use crate::{
     lane::Lanes,
     layer::{admit::Slots, deadline},
     limit::{
+        RateLimiter,
         address::AddressGate,
         shared_slots::{SharedSlots, TEND_EVERY},
     },
@@ -145,8 +146,11 @@ async fn start_with(config: Config, opener: Arc<dyn Open>, switches: Switches) -
     }
     let shared = config.shared.as_ref().map(|settings| live::share(settings, &metrics));
     let shared = shared.transpose().map_err(StartError::new)?;
-    let limiter = live::limiter(&config.rates, config.buckets, shared.as_ref());
-    let sweep_every = if config.shared.is_some() { SWEEP_SHARED_EVERY } else { SWEEP_EVERY };
+    let limiter = RateLimiter::new(config.rates.clone(), Instant::now(), config.buckets);
+    let (limiter, sweep_every) = match &shared {
+        Some(shared) => (limiter.sharing(shared.clone()), SWEEP_SHARED_EVERY),
+        None => (limiter, SWEEP_EVERY),
+    };
     let limiter = Arc::new(ArcSwap::from_pointee(limiter));
     let grants = Arc::new(ArcSwap::from_pointee(Grants::new(config.grants.clone())));
     let deadlines = deadline::Shared::from(settings::deadlines(&config.deadline));

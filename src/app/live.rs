@@ -9,7 +9,7 @@ use crate::{
     config::{Changes, Config},
     frontend::Frontend,
     layer::deadline,
-    limit::{Policy, RateLimiter, redis},
+    limit::{RateLimiter, redis},
     telemetry::{metrics::Metrics, switches::Switches},
 };
 use arc_swap::ArcSwap;
@@ -128,15 +128,6 @@ impl Live {
                 tracing::error!(%problems, "the configuration cannot be read again, the old one stays");
             }
         }
-    }
-}
-
-/// The limiter of these policies.
-pub(super) fn limiter(policies: &[Policy], buckets: usize, shared: Option<&redis::Shared>) -> RateLimiter {
-    let limiter = RateLimiter::new(policies.to_vec(), Instant::now(), buckets);
-    match shared {
-        Some(shared) => limiter.sharing(shared.clone()),
-        None => limiter,
     }
 }
 

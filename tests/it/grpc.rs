@@ -2,7 +2,7 @@
 
 use crate::support::{
     KEY, Running, Setup,
-    client::{http_request, http1},
+    client::{Request, http_request, http1},
     until,
     wire::{self, Wire, field, frame, head},
 };
@@ -14,7 +14,7 @@ use hyper_util::rt::{TokioExecutor, TokioIo};
 use prost::Message;
 use sluicegate::{
     error::Code,
-    wire::proto::inference::{ModelInferRequest, ModelInferResponse, ModelStreamInferResponse, model_infer_request},
+    wire::proto::inference::{ModelInferRequest, ModelInferResponse, ModelStreamInferResponse},
 };
 use std::time::Duration;
 use tonic_types::StatusExt;
@@ -23,18 +23,7 @@ const INFER: &str = "/inference.GRPCInferenceService/ModelInfer";
 const STREAM: &str = "/inference.GRPCInferenceService/ModelStreamInfer";
 
 fn request(model: &str) -> ModelInferRequest {
-    ModelInferRequest {
-        model_name: model.into(),
-        id: "r".into(),
-        inputs: vec![model_infer_request::InferInputTensor {
-            name: "x".into(),
-            datatype: "FP32".into(),
-            shape: vec![1, 4],
-            ..Default::default()
-        }],
-        raw_input_contents: vec![vec![0; 16].into()],
-        ..Default::default()
-    }
+    Request { id: "r".into(), ..Request::new(model, &[1, 4], vec![0.0; 4]) }.proto()
 }
 
 /// A message with its prefix.

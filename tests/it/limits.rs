@@ -158,22 +158,11 @@ async fn what_a_refused_call_gets_back_is_said_to_be_left() {
 
 #[tokio::test]
 async fn grpc_says_the_same_in_metadata_and_details() {
-    use sluicegate::wire::proto::inference as pb;
     use tonic_types::StatusExt;
     let running = Setup::new().with_key().yaml("limits: { rate: [{ name: per-key, limit: 1/day }] }").start().await;
     let mut client = grpc(&running).await;
     let ask = || {
-        let mut message = tonic::Request::new(pb::ModelInferRequest {
-            model_name: "double".into(),
-            inputs: vec![pb::model_infer_request::InferInputTensor {
-                name: "x".into(),
-                datatype: "FP32".into(),
-                shape: vec![1, 4],
-                ..Default::default()
-            }],
-            raw_input_contents: vec![vec![0; 16].into()],
-            ..Default::default()
-        });
+        let mut message = tonic::Request::new(Request::new("double", &[1, 4], vec![0.0; 4]).proto());
         message.metadata_mut().insert("authorization", format!("Bearer {KEY}").parse().unwrap());
         message
     };

@@ -108,17 +108,7 @@ async fn a_streaming_model_streams_on_streaming_surfaces() {
     }
     assert_eq!(outputs, 3);
 
-    let request = inference::ModelInferRequest {
-        model_name: "stream".into(),
-        inputs: vec![inference::model_infer_request::InferInputTensor {
-            name: "x".into(),
-            datatype: "FP32".into(),
-            shape: vec![1, 4],
-            ..Default::default()
-        }],
-        raw_input_contents: vec![vec![0; 16].into()],
-        ..Default::default()
-    };
+    let request = Request::new("stream", &[1, 4], vec![0.0; 4]).proto();
     let mut client = grpc(&running).await;
     let mut answers = client.model_stream_infer(tokio_stream::iter([request])).await.unwrap().into_inner();
     let mut outputs = 0;
