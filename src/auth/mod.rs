@@ -140,7 +140,7 @@ impl Authenticator {
     /// [`Error::Unauthenticated`], the same for a missing, malformed, unknown, expired or revoked claim.
     pub fn verify(&self, peer: &Peer, credentials: &Credentials) -> Result<Arc<Identity>, Error> {
         // Where nothing is taken as a proof, what clients send of their own accord (a mesh, an SDK) is no attempt at one.
-        if !self.takes_proofs() {
+        if !self.has_method {
             return self.nobody(peer).ok_or(Error::Unauthenticated);
         }
         let key = |key: &str| self.keys.as_ref().and_then(|keys| keys.find(key));
@@ -159,11 +159,6 @@ impl Authenticator {
             },
         }
         .ok_or(Error::Unauthenticated)
-    }
-
-    /// Whether anybody can prove who they are.
-    fn takes_proofs(&self) -> bool {
-        self.keys.is_some() || self.tokens.is_some() || self.mtls.is_some()
     }
 
     fn holder(&self, certificate: &Certificate) -> Option<Arc<Identity>> {

@@ -333,19 +333,30 @@ impl Config {
         let source = path.display().to_string();
         let text = read(path, &source)?;
         let folder = path.parent().unwrap_or(Path::new(""));
+        let mut problems = Problems::new(source);
+        let tree = source::tree(&text, &mut problems);
         // An empty file is what an editor leaves between truncating and writing; all defaults are not what it means.
-        let mut problems = Problems::new(&source);
-        if source::tree(&text, &mut problems).get("version").is_none() && problems.list.is_empty() {
+        if tree.get("version").is_none() && problems.list.is_empty() {
             problems.push("version", "is missing, expected 1");
-            return problems.or(()).map(|()| unreachable!("there is a problem"));
+            return Err(problems);
         }
-        let config = Self::parse(&text, &source, folder, overrides.clone())?;
+        let config = Self::of(tree, problems, folder, overrides.clone())?;
         Ok(Self { source: Some(Source { path: path.to_owned(), overrides }), ..config })
     }
 
     fn parse(text: &str, source: &str, folder: &Path, overrides: Overrides) -> Result<Self, Problems> {
         let mut problems = Problems::new(source);
-        let mut tree = source::tree(text, &mut problems);
+        let tree = source::tree(text, &mut problems);
+        Self::of(tree, problems, folder, overrides)
+    }
+
+    /// What `tree` says, if there are no problems with it, nor were any before.
+    fn of(
+        mut tree: serde_json::Value,
+        mut problems: Problems,
+        folder: &Path,
+        overrides: Overrides,
+    ) -> Result<Self, Problems> {
         source::expand(&mut tree, &|name| std::env::var(name).ok(), &mut problems);
         source::refuse_later(&mut tree, LATER, &mut problems);
         source::drop_empty(&mut tree, "admin");
