@@ -1,7 +1,7 @@
 //! Tokens that somebody else has signed (RFC 7519): whom they prove, and for how long.
 //!
-//! Verification is synchronous. A signature is verified once and remembered by the digest of its token; expiry is looked at
-//! on every call. Keys come from files and URLs in the background ([`Tokens::keep_fetching`]), and what was verified under
+//! Verification is synchronous. A signature is verified once and its token remembered; expiry is looked at on every call.
+//! Keys come from files and URLs in the background ([`Tokens::keep_fetching`]), and what was verified under
 //! keys that have changed since is verified anew.
 //!
 //! `ring` verifies, which rustls has brought along. The algorithm of a token is one of those that its issuer is configured
@@ -25,9 +25,9 @@ use dashmap::DashMap;
 use foldhash::fast::RandomState;
 use key::KeySet;
 use refresh::Refresh;
-use sha2::{Digest, Sha256};
 use std::{
     fmt, fs,
+    hash::BuildHasher,
     io::Read,
     path::{Path, PathBuf},
     sync::{
@@ -39,7 +39,8 @@ use std::{
 use token::Token;
 use tokio::sync::watch;
 
-/// Tokens whose signature is remembered. Fewer in tests, which sign each of them.
+/// Tokens whose signature is remembered: of eight KiB each at most, so 80 MiB in the worst case and 8 in the usual one. Fewer
+/// in tests, which sign each of them.
 const REMEMBERED: usize = if cfg!(test) { 200 } else { 10_000 };
 /// The most that is read of a file or an answer with keys, in bytes (attack I2).
 const LARGEST: u64 = 256 << 10;
@@ -103,7 +104,9 @@ pub struct KeysError(String);
 pub struct Tokens {
     issuers: Vec<Known>,
     changes: Arc<watch::Sender<()>>,
-    seen: DashMap<[u8; 32], Seen, RandomState>,
+    /// By a hash of the token, whose seed only this process knows. A second token with the same hash takes the place of the
+    /// first: each call of the other costs one verification then.
+    seen: DashMap<u64, Seen, RandomState>,
 }
 
 /// An issuer with its keys.
@@ -117,13 +120,17 @@ struct Known {
 }
 
 /// A token whose signature was verified.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 struct Seen {
+    token: Secret,
     identity: Arc<Identity>,
     issuer: usize,
     generation: u64,
     until: SystemTime,
 }
+
+/// A token, which is as good as a password. `Debug` does not print it.
+struct Secret(Box<str>);
 
 // === impl Issuer ===
 
@@ -200,24 +207,31 @@ impl Tokens {
 
     /// The identity that `token` proves now, if it proves one.
     pub fn verify(&self, token: &str, now: SystemTime) -> Option<Arc<Identity>> {
+        let hash = self.seen.hasher().hash_one(token);
+        // Before its form is looked at: what was verified has it. How long the comparison takes betrays nothing, since it is
+        // made only of texts with the same hash, whose seed a stranger does not know.
+        if let Some(seen) = self.seen.get(&hash)
+            && *seen.token.0 == *token
+            && self.is_current(&seen)
+        {
+            return (now < seen.until).then(|| Arc::clone(&seen.identity));
+        }
         if !token::is_one(token) {
             return None;
         }
-        let digest: [u8; 32] = Sha256::digest(token).into();
-        // The guard ends with this statement: no lock outlives it.
-        if let Some(seen) = self.seen.get(&digest).map(|seen| seen.clone())
-            && self.issuers[seen.issuer].generation.load(Ordering::Acquire) == seen.generation
-        {
-            return (now < seen.until).then_some(seen.identity);
-        }
         let seen = self.prove(token, now)?;
         let identity = Arc::clone(&seen.identity);
-        self.remember(digest, seen, now);
+        self.remember(hash, seen, now);
         Some(identity)
     }
 
-    fn prove(&self, token: &str, now: SystemTime) -> Option<Seen> {
-        let token = Token::parse(token)?;
+    /// Whether the keys that verified it are those of its issuer now.
+    fn is_current(&self, seen: &Seen) -> bool {
+        self.issuers[seen.issuer].generation.load(Ordering::Acquire) == seen.generation
+    }
+
+    fn prove(&self, text: &str, now: SystemTime) -> Option<Seen> {
+        let token = Token::parse(text)?;
         let issuer = self.issuers.iter().position(|known| token.is_from(&known.settings.issuer))?;
         let known = &self.issuers[issuer];
         // Before the keys: if they change meanwhile, the next call looks again.
@@ -232,15 +246,12 @@ impl Tokens {
             return None;
         }
         let (identity, until) = claims::identity(&token.claims, &known.settings, now)?;
-        Some(Seen { identity: Arc::new(identity), issuer, generation, until })
+        Some(Seen { token: Secret(text.into()), identity: Arc::new(identity), issuer, generation, until })
     }
 
-    fn remember(&self, digest: [u8; 32], seen: Seen, now: SystemTime) {
+    fn remember(&self, hash: u64, seen: Seen, now: SystemTime) {
         if self.seen.len() >= REMEMBERED {
-            self.seen.retain(|_, seen| {
-                let current = self.issuers[seen.issuer].generation.load(Ordering::Acquire);
-                now < seen.until && current == seen.generation
-            });
+            self.seen.retain(|_, seen| now < seen.until && self.is_current(seen));
             if self.seen.len() >= REMEMBERED {
                 // Any of them: each costs its next call one verification, no more. Some at once, so that this is rare.
                 let mut spare = REMEMBERED / 8;
@@ -251,7 +262,7 @@ impl Tokens {
                 });
             }
         }
-        self.seen.insert(digest, seen);
+        self.seen.insert(hash, seen);
     }
 
     /// Every issuer whose keys come from a file, by its place, with that file.
@@ -288,6 +299,14 @@ impl Tokens {
 /// The same error, of this file.
 fn named(path: &Path, error: &KeysError) -> KeysError {
     KeysError(format!("{}: {}", path.display(), error.0))
+}
+
+// === impl Secret ===
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a token")
+    }
 }
 
 // === impl KeysError ===

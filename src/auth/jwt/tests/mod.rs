@@ -375,6 +375,22 @@ fn what_is_remembered_is_bounded() {
 }
 
 #[test]
+fn a_token_proves_nothing_by_having_the_hash_of_another() {
+    let signer = Signer::new("a");
+    let desk = Desk::new(&[&signer]);
+    let (good, other) = (signer.sign(&claims()), signer.sign(&claims_with(&json!({ "sub": "other" }))));
+    assert!(desk.id(&good, NOW).is_some());
+    let hash = |token: &str| desk.tokens.seen.hasher().hash_one(token);
+    // As if all three had one hash.
+    for text in [&other, &format!("{good}x")] {
+        let (_, seen) = desk.tokens.seen.remove(&hash(&good)).expect("it is remembered");
+        desk.tokens.seen.insert(hash(text), seen);
+        assert_ne!(desk.id(text, NOW), desk.id(&good, NOW));
+    }
+    assert!(!format!("{:?}", desk.tokens).contains(&good));
+}
+
+#[test]
 fn what_is_wrong_with_keys_is_said_and_no_key_is_quoted() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("key");
