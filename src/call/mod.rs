@@ -16,6 +16,7 @@ mod readiness;
 mod reply;
 mod report;
 mod route;
+mod said;
 mod stream;
 pub mod trace;
 mod watch;
@@ -36,6 +37,7 @@ pub use report::{
     ServedVersions, ServerReport, StatisticsReport, Tally, VersionState, VersionsReport,
 };
 pub use route::Route;
+pub use said::Said;
 pub use stream::ReplyStream;
 pub use watch::{End, Observer, Watch};
 
@@ -265,9 +267,9 @@ pub struct Facts {
     /// Set once the repository knows the model, so that labels stay few (invariant 9).
     pub model: OnceLock<Arc<ModelKey>>,
     /// Set by the router when a run is over, in reply or in error.
-    pub timing: OnceLock<Timing>,
+    pub timing: Said<Timing, 2>,
     /// Set by the router with the inputs as the model takes them.
-    pub work: OnceLock<Work>,
+    pub work: Said<Work, 3>,
     /// Set by `RateLimit`: what is left of what a call is charged before its body is read.
     pub quotas: OnceLock<Quotas>,
     /// Set by `Reserve`: the same of what it is charged once its body is known.
@@ -281,14 +283,14 @@ pub struct Facts {
     share: AtomicU32,
     /// Ends the run of a caller that has gone.
     pub interrupt: Interrupt,
-    running: OnceLock<Instant>,
+    running: Said<Instant, 1>,
     /// Set by the router when the decoded call is handed to its model's scheduler.
-    pub queued: OnceLock<Instant>,
+    pub queued: Said<Instant, 1>,
     /// Set by the front-end, if the client said whose work the call is part of.
     pub context: OnceLock<TraceContext>,
     /// Set by `Trace`, if the call is traced.
     pub trace: OnceLock<Box<trace::Trace>>,
-    over: OnceLock<Instant>,
+    over: Said<Instant, 1>,
     stage: AtomicU8,
 }
 
@@ -300,7 +302,10 @@ impl Facts {
 
     /// Says that the call has come to `stage`. It never goes back.
     pub fn reach(&self, stage: Stage) {
-        self.stage.fetch_max(stage as u8, Ordering::AcqRel);
+        // Asked first: a locked operation takes as long as twenty others.
+        if self.stage.load(Ordering::Acquire) < stage as u8 {
+            self.stage.fetch_max(stage as u8, Ordering::AcqRel);
+        }
     }
 
     /// How many times as much as others its sender gets of a full queue, 1 or more.
@@ -325,7 +330,7 @@ impl Facts {
 
     /// Says that the call runs since `started`.
     pub fn run_since(&self, started: Instant) {
-        let _ = self.running.set(started);
+        self.running.set(started);
         self.reach(Stage::Running);
     }
 
@@ -341,7 +346,11 @@ impl Facts {
     /// When the exchange was over, which is when this is first asked: all who report it say the same, and the clock is
     /// read once.
     pub fn over(&self) -> Instant {
-        *self.over.get_or_init(Instant::now)
+        self.over.get().unwrap_or_else(|| {
+            let now = Instant::now();
+            self.over.set(now);
+            now
+        })
     }
 }
 

@@ -231,10 +231,10 @@ impl Asked {
     fn submit(self, inputs: Vec<NamedTensor>) -> Result<Inner, Error> {
         let Self { head, model, .. } = &self;
         let checked = signature::check(&model.signature, model.batches(), inputs)?;
-        let _ = head.facts.work.set(Work { rows: checked.rows as u64, ..Work::of(&checked.inputs) });
+        head.facts.work.set(Work { rows: checked.rows as u64, ..Work::of(&checked.inputs) });
         head.facts.reach(Stage::Queued);
         let queued = Instant::now();
-        let _ = head.facts.queued.set(queued);
+        head.facts.queued.set(queued);
         if let Some(trace) = head.facts.trace.get() {
             trace.note("decode", head.received, queued);
         }
@@ -321,7 +321,7 @@ impl Waiting {
         self.answered = true;
         let Answer { outputs, timing } = answer.unwrap_or_else(|_| Err(self.unanswered()))?;
         let Asked { head, model, client_id, outputs: wanted, .. } = &mut self.asked;
-        let _ = head.facts.timing.set(timing);
+        head.facts.timing.set(timing);
         respond(model, client_id.take(), wanted, outputs, timing).map(Reply::Infer)
     }
 

@@ -89,7 +89,7 @@ impl Job {
             // A caller that has gone does not want to know; both sends then fail, and that is fine.
             ReplyTo::Once(sender) => drop(sender.send(Ok(Answer { outputs, timing }))),
             ReplyTo::Stream { sender, frame, .. } => {
-                let _ = self.facts.timing.set(timing);
+                self.facts.timing.set(timing);
                 drop(sender.try_send(frame(outputs, timing).map(Chunk::Tensors)));
             }
         }

@@ -181,7 +181,7 @@ pub(super) fn stream(backend: &mut dyn Backend, job: Job, plan: &Plan) -> Ran {
     let result = catch_unwind(AssertUnwindSafe(|| backend.stream(&inputs, &mut emit)));
     drop(armed);
     let took = started.elapsed();
-    let _ = facts.timing.set(Timing { queue, compute: took });
+    facts.timing.set(Timing { queue, compute: took });
     if let Some(trace) = facts.trace.get() {
         trace::ran(&[(&**trace, queued)], Run { begun: started, over: started + took, rows, jobs: 1 });
     }

@@ -173,7 +173,7 @@ impl Metrics {
             .observe(took.as_secs_f64());
         if let Some(queued) = facts.queued.get() {
             // From the head on, which for a body that was there at once is when it began to be read.
-            let decode = queued.saturating_duration_since(facts.over().checked_sub(took).unwrap_or(*queued));
+            let decode = queued.saturating_duration_since(facts.over().checked_sub(took).unwrap_or(queued));
             handles
                 .decode
                 .get_or_init(|| self.families.decode.with_label_values(&labels[..1]))

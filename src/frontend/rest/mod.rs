@@ -224,7 +224,7 @@ async fn call(
         Ok(mut response) => {
             quota::insert(response.headers_mut(), &facts, None);
             if let Some(timing) = facts.timing.get() {
-                render::server_timing(response.headers_mut(), *timing);
+                render::server_timing(response.headers_mut(), timing);
             }
             response
         }
