@@ -170,7 +170,7 @@ class Place:
             command += ["--onnxruntime", self.runtime, "--model", source["model"], "--rows", source["rows"]]
             return self.bench(self.arguments.server_core, command)
         server = self.server(source["server"], source.get("own"), source.get("lanes", 1))
-        command = [server.url, "--model", source["model"], "--surface", source["surface"]]
+        command = [server.url, "--model", source["model"], "--surface", source["surface"], "--spin"]
         command += ["--data", self.asked / f"{source['model']}.json", "--concurrency", source["callers"]]
         if "connections" in source:
             command += ["--connections", source["connections"]]
