@@ -335,3 +335,7 @@ const QUEUE_FULL: Error = Error::Overloaded { what: "queue of the model" };
 const QUEUE_SLOW: Error = Error::Overloaded { what: "queue delay" };
 /// What is refused for when it waited for too long ([`BatchPolicy::timeout`]).
 const QUEUE_TIMEOUT: Error = Error::Overloaded { what: "queue timeout" };
+
+#[cfg(test)]
+#[path = "history_tests.rs"]
+mod tests;
