@@ -170,6 +170,23 @@ async fn turns_without_lanes_are_refused() {
 }
 
 #[tokio::test]
+async fn answers_in_order_are_not_for_lanes() {
+    let (lanes, mut seats) = Lanes::new(1);
+    let (_guard, task) = seats.remove(0).enter();
+    tokio::spawn(task);
+    let files = [("a/1/model.onnx", "ok")];
+    let ordered = world(&files, Some(lanes.clone()), |settings| settings.defaults.batching.preserve_order = true);
+    ordered.loader.load().await;
+    assert_eq!(ordered.resolve("a").unwrap().scheduler.execution(), Execution::Thread);
+    let forced = world(&files, Some(lanes), |settings| {
+        settings.defaults.batching.preserve_order = true;
+        settings.defaults.execution = Execution::Turn;
+    });
+    let loaded = forced.loader.load().await;
+    assert!(loaded.failed[0].1.starts_with("`batching.preserve_order` is not for `execution: turn`"), "{loaded:?}");
+}
+
+#[tokio::test]
 async fn closing_the_repository_ends_all_threads() {
     let world = world(&[("a/1/model.onnx", "ok"), ("b/1/model.onnx", "ok")], None, |_| {});
     world.loader.load().await;

@@ -338,4 +338,4 @@ const QUEUE_TIMEOUT: Error = Error::Overloaded { what: "queue timeout" };
 
 #[cfg(test)]
 #[path = "history_tests.rs"]
-mod tests;
+mod history;
