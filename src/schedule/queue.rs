@@ -152,8 +152,14 @@ impl BatchQueue {
             if let Some(due) = batch.due.filter(|due| now < *due) {
                 return Verdict::Wait(Some(due));
             }
-            let batch = self.enough(batch);
-            match self.course(&batch, now) {
+            let (batch, cost) = match self.cost.at_most(batch.rows) {
+                Some(cost) if cost >= WORTH => {
+                    let batch = self.enough(batch);
+                    (batch, self.cost.at_most(batch.rows))
+                }
+                cost => (batch, cost),
+            };
+            match self.course(&batch, cost, now) {
                 Course::Ride => return Verdict::Run(self.take(batch.jobs, batch.seen, now)),
                 Course::Cut { jobs, .. } => {
                     let batch = self.first(batch.seen, |next| next.jobs <= jobs);
@@ -219,15 +225,14 @@ impl BatchQueue {
 
     /// As much of a batch as serves its callers soonest, where rows gain nothing by being many.
     fn enough(&mut self, batch: Batch) -> Batch {
-        let is_long = |cost: Duration| cost >= WORTH;
         if batch.jobs < 2 || !self.policy.even || !self.policy.preferred.is_empty() {
             return batch;
         }
-        let Some(whole) = self.cost.estimate(batch.rows).filter(|cost| is_long(*cost)) else { return batch };
         let overload = self.waiting.len() > batch.jobs;
         let Some(limit) = self.size.limit(&self.cost, self.policy.max_rows, overload) else { return batch };
         let part = Batch { room: limit, ..self.first(batch.seen, |next| next.rows <= limit) };
-        let (Some(now), Some(then)) = (self.cost.estimate(part.rows), self.cost.estimate(batch.rows - part.rows))
+        let [Some(whole), Some(now), Some(then)] =
+            [batch.rows, part.rows, batch.rows - part.rows].map(|rows| self.cost.estimate(rows))
         else {
             return batch;
         };
@@ -254,9 +259,9 @@ impl BatchQueue {
         batch
     }
 
-    /// What to do about those whom `batch` would make late.
-    fn course(&self, batch: &Batch, now: Instant) -> Course {
-        match self.cost.at_most(batch.rows) {
+    /// What to do about those whom `batch`, which takes `cost` at most, would make late.
+    fn course(&self, batch: &Batch, cost: Option<Duration>, now: Instant) -> Course {
+        match cost {
             Some(cost) if now + cost.min(FOREVER) > batch.urgent && self.waiting.len() > 1 => {
                 self.outlook(batch.room, now).course(batch.jobs)
             }
