@@ -278,7 +278,7 @@ pub(super) fn may_batch(settings: &ModelSettings, signature: &Signature) -> bool
 }
 
 /// Whether all rows have one shape, so that their number alone says what a batch costs.
-fn is_even(signature: &Signature) -> bool {
+pub(super) fn is_even(signature: &Signature) -> bool {
     let is_fixed = |dims: &[Option<usize>]| dims.iter().skip(1).all(Option::is_some);
     signature.inputs.iter().all(|spec| spec.dtype != Some(DataType::Bytes) && is_fixed(&spec.dims))
 }

@@ -79,7 +79,7 @@ impl Cost {
         let (rows, took) = (rows.max(1) as f32, nanos(took).max(1.));
         let now = self.runs.fetch_add(1, Relaxed).wrapping_add(1);
         let (count, last) = unpaired(size.seen.load(Relaxed));
-        let known = size.point().filter(|_| count > 0 && now.wrapping_sub(last) <= FRESH);
+        let known = size.point().filter(|_| count > 0 && is_fresh(now, last));
         let (point, count) = match known {
             None => (Point { rows, nanos: took, spread: 0. }, 1),
             Some(point) if count < TRUSTED => {
@@ -122,8 +122,8 @@ impl Cost {
     pub(super) fn per_row(&self, index: usize) -> Option<f32> {
         let size = self.sizes.get(index)?;
         let (count, last) = unpaired(size.seen.load(Relaxed));
-        let is_fresh = self.runs.load(Relaxed).wrapping_sub(last) <= FRESH;
-        let point = size.point().filter(|_| is_fresh && count >= TRUSTED)?;
+        let now = self.runs.load(Relaxed);
+        let point = size.point().filter(|_| count >= TRUSTED && is_fresh(now, last))?;
         Some(point.nanos / point.rows)
     }
 
@@ -165,6 +165,12 @@ impl Size {
 /// The group that `rows` belong to.
 fn group(rows: usize) -> usize {
     (rows.max(1).ilog2() as usize).min(SIZES - 1)
+}
+
+/// Whether run number `last` is not too long before `now`. It may be after it, where another instance was faster.
+fn is_fresh(now: u32, last: u32) -> bool {
+    let age = now.wrapping_sub(last);
+    age <= FRESH || age > u32::MAX / 2
 }
 
 fn nanos(took: Duration) -> f32 {
@@ -269,6 +275,13 @@ mod tests {
         assert_eq!(millis(&cost, 1), 1.);
         cost.observe(1, MS * 7);
         assert_eq!(millis(&cost, 1), 7.);
+    }
+
+    #[test]
+    fn runs_that_overtake_each_other_are_not_old() {
+        for (now, last, fresh) in [(5, 6, true), (0, u32::MAX, true), (FRESH, 0, true), (FRESH + 1, 0, false)] {
+            assert_eq!(is_fresh(now, last), fresh, "{now} {last}");
+        }
     }
 
     #[test]
