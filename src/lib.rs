@@ -89,6 +89,8 @@
 //!   stack, not through one of its own.
 //! - Deadlines ring from one timer per lane (`layer/alarm.rs`), not from one in each call.
 //! - A model that runs on lanes has a spare instance on a thread, for what a lane must not run.
+//! - A queue knows what batches cost, from those that ran (`schedule/cost.rs`), and does not always take all that waits: who is
+//!   urgent is not made late, who cannot be served makes room, and a model that gains nothing from batches runs in small ones.
 //! - A client certificate belongs to the peer and not to the call: who sends nothing is its holder.
 //! - A session looks at its own credentials again when they end or may have been revoked (`duplex/session/proof.rs`): what
 //!   is refused with the next message would never be noticed on a socket that sends none.

@@ -1,7 +1,7 @@
 //! From the configuration to the settings of the modules that must not know it.
 
 use crate::{
-    config::{self, Amount, Config, Execution, Kind, Load, LogFormat, LogLevel, Switch, Versions},
+    config::{self, Amount, Config, Execution, Kind, Load, LogFormat, LogLevel, Switch, Versions, WhenLate},
     lane,
     layer::deadline,
     model, schedule,
@@ -80,7 +80,7 @@ pub fn models(config: &Config) -> model::Settings {
 }
 
 fn model_settings(settings: &config::ModelDefaults, queue_delay: Option<Duration>) -> model::ModelSettings {
-    let batching = settings.batching;
+    let batching = &settings.batching;
     model::ModelSettings {
         versions: match &settings.versions {
             Versions::Latest(count) => model::VersionPolicy::Latest(*count),
@@ -105,6 +105,13 @@ fn model_settings(settings: &config::ModelDefaults, queue_delay: Option<Duration
             max_queue: batching.max_queue,
             queue_delay,
             priorities: schedule::Priorities::new(batching.priorities, Some(batching.default_priority)),
+            preferred: schedule::Preferred::new(batching.preferred.iter().copied()),
+            timeout: batching.timeout,
+            when_late: match batching.when_late {
+                WhenLate::Reject => schedule::WhenLate::Reject,
+                WhenLate::Delay => schedule::WhenLate::Delay,
+            },
+            preserve_order: batching.preserve_order,
         },
         ..model::ModelSettings::default()
     }

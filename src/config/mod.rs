@@ -19,7 +19,7 @@ mod validate;
 pub use live::{Changes, Source, Written};
 pub use model::load_model;
 pub use problems::{Problem, Problems};
-pub use raw::{Amount, Execution, Load, Switch, Versions};
+pub use raw::{Amount, Execution, Load, Switch, Versions, WhenLate};
 pub use schema::schema;
 
 use later::LATER;
@@ -173,7 +173,7 @@ pub struct ModelDefaults {
 }
 
 /// How calls are run together (`batching`).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Batching {
     /// Whether; `Auto`: for models whose first axis is free.
     pub enabled: Switch,
@@ -187,6 +187,14 @@ pub struct Batching {
     pub priorities: u32,
     /// The level of a call that asks for none.
     pub default_priority: u32,
+    /// Rows that a batch should rather have than others, ascending; empty: none.
+    pub preferred: Vec<usize>,
+    /// How long a call may wait; `None`: as long as its deadline lets it.
+    pub timeout: Option<Duration>,
+    /// What becomes of a call that has waited for longer.
+    pub when_late: WhenLate,
+    /// Whether answers are given in the order in which calls began to run.
+    pub preserve_order: bool,
 }
 
 /// One model's own configuration.

@@ -169,6 +169,34 @@ async fn turns_without_lanes_are_refused() {
     assert_eq!(loaded.failed[0].1, "`execution: turn` needs `runtime.kind: lanes`");
 }
 
+#[test]
+fn the_number_of_rows_says_what_a_batch_costs_only_if_rows_are_alike() {
+    let is_even = |dtype: DataType, dims: &[Option<usize>]| {
+        let spec = crate::tensor::TensorSpec { name: "x".into(), dtype: Some(dtype), dims: dims.to_vec() };
+        crate::model::workshop::is_even(&crate::tensor::Signature { inputs: vec![spec], outputs: Vec::new() })
+    };
+    assert!(is_even(DataType::Fp32, &[None, Some(4)]) && is_even(DataType::Fp32, &[None]));
+    assert!(!is_even(DataType::Fp32, &[None, None]), "free in length");
+    assert!(!is_even(DataType::Bytes, &[None, Some(1)]), "strings are of any length");
+}
+
+#[tokio::test]
+async fn answers_in_order_are_not_for_lanes() {
+    let (lanes, mut seats) = Lanes::new(1);
+    let (_guard, task) = seats.remove(0).enter();
+    tokio::spawn(task);
+    let files = [("a/1/model.onnx", "ok")];
+    let ordered = world(&files, Some(lanes.clone()), |settings| settings.defaults.batching.preserve_order = true);
+    ordered.loader.load().await;
+    assert_eq!(ordered.resolve("a").unwrap().scheduler.execution(), Execution::Thread);
+    let forced = world(&files, Some(lanes), |settings| {
+        settings.defaults.batching.preserve_order = true;
+        settings.defaults.execution = Execution::Turn;
+    });
+    let loaded = forced.loader.load().await;
+    assert!(loaded.failed[0].1.starts_with("`batching.preserve_order` is not for `execution: turn`"), "{loaded:?}");
+}
+
 #[tokio::test]
 async fn closing_the_repository_ends_all_threads() {
     let world = world(&[("a/1/model.onnx", "ok"), ("b/1/model.onnx", "ok")], None, |_| {});

@@ -30,7 +30,7 @@ pub use state::State;
 
 use crate::{
     call::{ConfigReport, ModelKey, ServedVersions, StatisticsReport},
-    schedule::Scheduler,
+    schedule::{Scheduler, WhenLate},
     tensor::Signature,
 };
 use classify::Labels;
@@ -91,6 +91,9 @@ impl Model {
             decoupled: self.decoupled,
             instances: self.instances,
             max_delay: policy.max_delay,
+            preferred: policy.preferred.iter().collect(),
+            preserve_order: policy.preserve_order,
+            timeout: (policy.timeout, policy.when_late == WhenLate::Delay),
             priorities: (policy.priorities.levels(), policy.priorities.level(0)),
             versions: match &self.settings.versions {
                 VersionPolicy::Latest(count) => ServedVersions::Latest(*count),

@@ -5,7 +5,7 @@
 
 use crate::{
     call::Notes,
-    schedule::{BatchPolicy, Execution, Priorities, TurnSettings},
+    schedule::{BatchPolicy, Execution, Preferred, Priorities, TurnSettings, WhenLate},
     tensor::{DataType, Signature},
 };
 use std::{collections::HashSet, fmt, path::Path, path::PathBuf, sync::Arc, time::Duration};
@@ -137,6 +137,14 @@ pub struct Batching {
     pub queue_delay: Option<std::time::Duration>,
     /// Who goes first among them.
     pub priorities: Priorities,
+    /// Rows that a batch should rather have than others.
+    pub preferred: Preferred,
+    /// How long a job may wait before `when_late` says what becomes of it.
+    pub timeout: Option<Duration>,
+    /// What becomes of it.
+    pub when_late: WhenLate,
+    /// Whether answers are given in the order in which jobs were taken.
+    pub preserve_order: bool,
 }
 
 /// Which versions of a model are served (`versions`).
@@ -231,16 +239,38 @@ impl Default for ModelSettings {
 
 impl Default for Batching {
     fn default() -> Self {
-        let BatchPolicy { max_rows, max_delay, max_queue, queue_delay, priorities, .. } = BatchPolicy::default();
-        Self { enabled: None, max_rows, max_delay, max_queue, queue_delay, priorities }
+        let policy = BatchPolicy::default();
+        Self {
+            enabled: None,
+            max_rows: policy.max_rows,
+            max_delay: policy.max_delay,
+            max_queue: policy.max_queue,
+            queue_delay: policy.queue_delay,
+            priorities: policy.priorities,
+            preferred: policy.preferred,
+            timeout: policy.timeout,
+            when_late: policy.when_late,
+            preserve_order: policy.preserve_order,
+        }
     }
 }
 
 impl Batching {
-    /// The policy for a model that batches or does not.
-    pub fn policy(&self, enabled: bool) -> BatchPolicy {
-        let Self { max_rows, max_delay, max_queue, queue_delay, priorities, .. } = *self;
-        BatchPolicy { enabled, max_rows, max_delay, max_queue, queue_delay, priorities }
+    /// The policy for a model that batches or does not, and whose rows all have one shape (`even`) or do not.
+    pub fn policy(&self, enabled: bool, even: bool) -> BatchPolicy {
+        BatchPolicy {
+            enabled,
+            even,
+            max_rows: self.max_rows,
+            max_delay: self.max_delay,
+            max_queue: self.max_queue,
+            queue_delay: self.queue_delay,
+            priorities: self.priorities,
+            preferred: self.preferred,
+            timeout: self.timeout,
+            when_late: self.when_late,
+            preserve_order: self.preserve_order,
+        }
     }
 }
 

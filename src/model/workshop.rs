@@ -13,9 +13,9 @@ use super::{
 use crate::{
     backend::{Backend, Open, SessionSettings},
     call::{LoadRequest, ModelKey},
-    schedule::{Execution, Plan},
+    schedule::{Cost, Execution, Plan},
     telemetry::metrics::Metrics,
-    tensor::Signature,
+    tensor::{DataType, Signature},
 };
 use std::{
     panic::{AssertUnwindSafe, catch_unwind},
@@ -133,6 +133,11 @@ impl Workshop {
             (0..count).map(|_| self.open(found, session)).collect::<Result<Vec<_>, _>>()
         };
         let signature = Arc::clone(first.signature());
+        let cost = Cost::default();
+        // What was measured with other threads says nothing about the instances that are made instead.
+        if decision.turn_rows.is_some() || session == wide {
+            measured.costs.iter().for_each(|(rows, took)| cost.seed(*rows, *took));
+        }
         let place = match decision.turn_rows {
             Some(max_rows) => {
                 let mut instances = more(self.lanes, &session)?;
@@ -163,18 +168,26 @@ impl Workshop {
                 Place::Threads(instances)
             }
         };
-        let plan = self.plan(found, signature, session, &decision);
+        let plan = self.plan(found, signature, session, &decision, cost);
         Ok(Prepared { plan, place, decoupled, labels, took: began.elapsed() })
     }
 
-    fn plan(&self, found: &Found, signature: Arc<Signature>, session: SessionSettings, decision: &Decision) -> Plan {
+    fn plan(
+        &self,
+        found: &Found,
+        signature: Arc<Signature>,
+        session: SessionSettings,
+        decision: &Decision,
+        cost: Cost,
+    ) -> Plan {
         let key = Arc::new(key(found));
         let (opener, path, files) = (Arc::clone(&self.opener), found.path.clone(), found.files.clone());
         Plan {
             metrics: self.metrics.model(&key),
             key,
+            policy: found.settings.batching.policy(decision.batches, is_even(&signature)),
             signature,
-            policy: found.settings.batching.policy(decision.batches),
+            cost: Arc::new(cost),
             reopen: Arc::new(move || {
                 // Held for as long as this may be called.
                 let _files = &files;
@@ -213,6 +226,12 @@ impl Workshop {
         let fast = measured.run.is_some_and(|run| run <= turn.run);
         let on_lanes = match settings.execution {
             Execution::Thread => false,
+            Execution::Auto if settings.batching.preserve_order => false,
+            Execution::Turn if settings.batching.preserve_order => {
+                return Err(
+                    "`batching.preserve_order` is not for `execution: turn`: each lane answers by itself".to_owned()
+                );
+            }
             Execution::Auto => self.lanes > 0 && light && fast && !backend.is_decoupled(),
             Execution::Turn if self.lanes == 0 => {
                 return Err("`execution: turn` needs `runtime.kind: lanes`".to_owned());
@@ -256,6 +275,12 @@ pub(super) fn check_rows(settings: &ModelSettings, signature: &Signature) -> Res
 pub(super) fn may_batch(settings: &ModelSettings, signature: &Signature) -> bool {
     // Whoever asks for batches of one row wants the first dimension to count rows, as Triton's clients then expect.
     settings.batching.enabled.unwrap_or(settings.batching.max_rows > 1) && signature.is_batchable()
+}
+
+/// Whether all rows have one shape, so that their number alone says what a batch costs.
+pub(super) fn is_even(signature: &Signature) -> bool {
+    let is_fixed = |dims: &[Option<usize>]| dims.iter().skip(1).all(Option::is_some);
+    signature.inputs.iter().all(|spec| spec.dtype != Some(DataType::Bytes) && is_fixed(&spec.dims))
 }
 
 /// A few runs, of which nothing is learnt: the first calls should not pay for them.

@@ -4,7 +4,7 @@
 //! time of a decision and never during a run; the threads know no runtime and await nothing.
 //! A panic costs the instance, not the thread: the thread makes itself another one.
 
-use super::{BatchQueue, Job, Plan, QUEUE_FULL, QUEUE_SLOW, Verdict, run, run::Ran};
+use super::{BatchQueue, Job, Plan, QUEUE_FULL, QUEUE_SLOW, Verdict, order::Order, run, run::Ran};
 use crate::{backend::Backend, error::Error};
 use std::{
     panic::{AssertUnwindSafe, catch_unwind},
@@ -27,6 +27,7 @@ pub(super) struct Pool {
 #[derive(Debug)]
 struct Shared {
     plan: Arc<Plan>,
+    order: Arc<Order>,
     state: Mutex<State>,
     /// Told when there is a job, and when the pool closes. Only threads that can take a job wait
     /// for it: another one could swallow the wake-up that was meant for them.
@@ -81,10 +82,11 @@ impl Drop for Sound<'_> {
 
 impl Pool {
     pub(super) fn new(plan: Arc<Plan>) -> Self {
-        let queue = BatchQueue::new(plan.policy);
+        let queue = BatchQueue::with_cost(plan.policy, Arc::clone(&plan.cost));
         let state = State { queue, closed: false, threads: 0, started: 0, asleep: 0, woken: 0 };
         let shared = Shared {
             plan,
+            order: Arc::default(),
             state: Mutex::new(state),
             work: Condvar::new(),
             ended: Condvar::new(),
@@ -99,6 +101,8 @@ impl Pool {
             let mut state = self.shared.lock();
             state.threads += 1;
             state.started += 1;
+            let threads = state.threads;
+            state.queue.served_by(threads);
             state.started - 1
         };
         let shared = Arc::clone(&self.shared);
@@ -246,6 +250,10 @@ impl Shared {
             }
             self.plan.metrics.queue_changed(delta(before, state.queue.len()));
             let due = match verdict {
+                Verdict::Run(jobs) if self.plan.policy.preserve_order => {
+                    // Under the lock, in which they were taken.
+                    return Some(jobs.into_iter().map(|job| job.in_order(|| self.order.place())).collect());
+                }
                 Verdict::Run(jobs) => return Some(jobs),
                 Verdict::Wait(due) => due,
             };

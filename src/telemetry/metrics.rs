@@ -236,7 +236,7 @@ impl Metrics {
     /// statistics of its own, which begin at zero here. `model` is the key that its calls will bring.
     pub fn model(&self, model: &Arc<ModelKey>) -> ModelMetrics {
         let about = self.enrol(model);
-        ModelMetrics::new(&self.families, &model.name, Arc::clone(&about.statistics))
+        ModelMetrics::new(&self.families, model, Arc::clone(&about.statistics))
     }
 
     /// A connection was accepted; the guard closes it when dropped. [`Metrics::connection_is`] says what it speaks.
@@ -412,6 +412,7 @@ fn limit(what: &str) -> &'static str {
         "memory" => "memory",
         "queue of the model" => "queue",
         "queue delay" => "queue_delay",
+        "queue timeout" => "queue_timeout",
         "shared limits" => "shared_limits",
         _ => "other",
     }

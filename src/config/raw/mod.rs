@@ -16,7 +16,7 @@ pub use limits::{
     Address, Concurrency, Connections, Deadline, Http2, Limits, Policy, PolicyBy, PolicyUnit, Redis, Shared, Sizes,
     Timers, WebSocket, WhenAway,
 };
-pub use models::{Batching, Control, Execution, ModelDefaults, ModelFile, Models};
+pub use models::{Batching, Control, Execution, ModelDefaults, ModelFile, Models, WhenLate};
 
 use super::{
     source::Shaped,

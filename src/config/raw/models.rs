@@ -1,7 +1,7 @@
 //! `models`, and `NAME/model.yaml`, as people write them.
 
 use super::choice::{Amount, Load, Paths, Provider, Switch, Versions};
-use crate::config::units::{Delay, Number};
+use crate::config::units::{Delay, Number, Span};
 use serde::{Deserialize, Serialize};
 use std::{collections::BTreeMap, path::PathBuf, time::Duration};
 
@@ -52,6 +52,21 @@ pub struct Batching {
     pub max_queue: Number,
     pub priorities: Number,
     pub default_priority: Amount,
+    pub preferred: Vec<Number>,
+    pub timeout: Option<Span>,
+    pub when_late: WhenLate,
+    pub preserve_order: bool,
+}
+
+/// What becomes of a call that has waited for longer than `timeout`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum WhenLate {
+    /// It is refused.
+    #[default]
+    Reject,
+    /// It goes behind the others.
+    Delay,
 }
 
 /// `NAME/model.yaml`: the keys of `models.defaults` and its own. serde's `flatten` would lose the refusal of unknown
@@ -106,6 +121,10 @@ impl Default for Batching {
             max_queue: Number(1024),
             priorities: Number(1),
             default_priority: Amount::Auto,
+            preferred: Vec::new(),
+            timeout: None,
+            when_late: WhenLate::Reject,
+            preserve_order: false,
         }
     }
 }

@@ -4,8 +4,9 @@ use super::at_most;
 use crate::config::{
     Batching, Control, Kind, ModelConfig, ModelDefaults, Models, Problems,
     raw::{self, Amount, Execution, Load, Provider, Versions},
-    units::{Delay, Number},
+    units::{Delay, Number, Span},
 };
+use crate::schedule::PREFERRED;
 use std::path::{Component, Path};
 
 pub(super) fn models(raw: &raw::Models, folder: &Path, problems: &mut Problems) -> Models {
@@ -55,6 +56,14 @@ pub(super) fn check(raw: &raw::Config, problems: &mut Problems) {
     if raw.runtime.kind == Kind::WorkStealing && raw.models.defaults.execution == Execution::Turn {
         problems.push("models.defaults.execution", "there are no turns with runtime.kind work_stealing; write auto");
     }
+    check_order("models.defaults.", raw.models.defaults.execution, &raw.models.defaults.batching, problems);
+}
+
+fn check_order(prefix: &str, execution: Execution, batching: &raw::Batching, problems: &mut Problems) {
+    if batching.preserve_order && execution == Execution::Turn {
+        let text = "is not for `execution: turn`, where each lane answers by itself; write auto or thread there";
+        problems.push(format!("{prefix}batching.preserve_order"), text);
+    }
 }
 
 /// What a model may say for itself, as the program sees it.
@@ -86,6 +95,10 @@ pub(in crate::config) fn model_file(defaults: &ModelDefaults) -> raw::ModelFile 
                 Batching { priorities, default_priority, .. } if priorities == default_priority => Amount::Auto,
                 Batching { default_priority, .. } => Amount::Exactly(default_priority as usize),
             },
+            preferred: defaults.batching.preferred.iter().copied().map(Number).collect(),
+            timeout: defaults.batching.timeout.map(Span),
+            when_late: defaults.batching.when_late,
+            preserve_order: defaults.batching.preserve_order,
         },
         providers: vec![Provider],
         class_labels: Default::default(),
@@ -95,6 +108,7 @@ pub(in crate::config) fn model_file(defaults: &ModelDefaults) -> raw::ModelFile 
 /// One model's own configuration. Label files must lie in the model's folder.
 pub(in crate::config) fn model(raw: &raw::ModelFile, folder: &Path, problems: &mut Problems) -> ModelConfig {
     check_defaults("", &raw.versions, (raw.instances, raw.threads), &raw.batching, &raw.providers, problems);
+    check_order("", raw.execution, &raw.batching, problems);
     for (output, file) in &raw.class_labels {
         if !is_inside(file) {
             problems.push(format!("class_labels.{output}"), format!("`{}` {OUTSIDE}", file.display()));
@@ -133,7 +147,17 @@ fn batching(raw: &raw::Batching) -> Batching {
             Amount::Auto => level(raw.priorities.0),
             Amount::Exactly(default) => level(default),
         },
+        preferred: preferred(&raw.preferred),
+        timeout: raw.timeout.map(|timeout| timeout.0),
+        when_late: raw.when_late,
+        preserve_order: raw.preserve_order,
     }
+}
+
+fn preferred(raw: &[Number]) -> Vec<usize> {
+    let mut sizes: Vec<usize> = raw.iter().map(|size| size.0).collect();
+    sizes.sort_unstable();
+    sizes
 }
 
 /// Most instances of a model, and most threads of one.
@@ -155,6 +179,18 @@ fn check_priorities(prefix: &str, batching: &raw::Batching, problems: &mut Probl
     }
 }
 
+fn check_preferred(prefix: &str, batching: &raw::Batching, problems: &mut Problems) {
+    let (sizes, most) = (&batching.preferred, batching.max_rows.0);
+    if sizes.len() > PREFERRED {
+        let text = format!("has {} sizes, expected {PREFERRED} at most", sizes.len());
+        problems.push(format!("{prefix}batching.preferred"), text);
+    }
+    for (at, size) in sizes.iter().enumerate().filter(|(_, size)| size.0 > most) {
+        let text = format!("{} is above {most} (`max_rows`): no batch has so many rows", size.0);
+        problems.push(format!("{prefix}batching.preferred[{at}]"), text);
+    }
+}
+
 fn check_defaults(
     prefix: &str,
     versions: &Versions,
@@ -164,6 +200,7 @@ fn check_defaults(
     problems: &mut Problems,
 ) {
     check_priorities(prefix, batching, problems);
+    check_preferred(prefix, batching, problems);
     at_most(&format!("{prefix}instances"), instances, MOST, problems);
     at_most(&format!("{prefix}threads"), threads, MOST, problems);
     if matches!(versions, Versions::Listed(list) if list.is_empty()) {

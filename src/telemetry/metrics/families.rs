@@ -1,7 +1,9 @@
 //! THE table of metric families (contract 09 section 3): name, help, labels, buckets. Nothing else names a metric, but
 //! the process's own family names in `process.rs`.
 
-use prometheus::{HistogramOpts, HistogramVec, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, core::Collector};
+use prometheus::{
+    GaugeVec, HistogramOpts, HistogramVec, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, core::Collector,
+};
 
 /// Seconds of a call, 0.001 to 60 (contract 09 section 3).
 const CALL_SECONDS: [f64; 15] = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1., 2.5, 5., 10., 30., 60.];
@@ -30,6 +32,7 @@ pub(super) struct Families {
     pub(super) run_failures: IntCounterVec,
     pub(super) queue_depth: IntGaugeVec,
     pub(super) batch_size: HistogramVec,
+    pub(super) batch_cost: GaugeVec,
     pub(super) request_bytes: HistogramVec,
     pub(super) response_bytes: HistogramVec,
     pub(super) connections: IntGaugeVec,
@@ -98,6 +101,16 @@ impl Families {
             run_failures: counter("sluicegate_run_failures_total", "Runs that failed or panicked.", &["model"]),
             queue_depth: gauge("sluicegate_queue_depth", "Jobs that wait for an instance.", &["model"]),
             batch_size: histogram("sluicegate_batch_size", "Rows of a batch.", &["model"], &ROWS),
+            batch_cost: add(
+                registry,
+                GaugeVec::new(
+                    Opts::new(
+                        "sluicegate_batch_cost_seconds",
+                        "What the scheduler takes a batch to cost, by its rows: powers of two that were seen.",
+                    ),
+                    &["model", "version", "rows"],
+                ),
+            ),
             request_bytes: histogram("sluicegate_request_bytes", "Body bytes of a call.", &["surface"], &BYTES),
             response_bytes: histogram("sluicegate_response_bytes", "Body bytes of a reply.", &["surface"], &BYTES),
             connections: gauge(
