@@ -28,7 +28,7 @@ use crate::{
         address::AddressGate,
         shared_slots::{SharedSlots, TEND_EVERY},
     },
-    model::{Loaded, Loader, Repository, Router, control::Control},
+    model::{Loaded, Loader, Repository, Router, Shadows, control::Control, watch::Watcher},
     shutdown, stack,
     telemetry::{
         self,
@@ -190,7 +190,7 @@ async fn start_with(config: Config, opener: Arc<dyn Open>, switches: Switches) -
             let (control, orders) = Control::new();
             (Some(control), Some(orders))
         }
-        config::Control::Fixed => (None, None),
+        config::Control::Fixed | config::Control::Watch(_) => (None, None),
     };
     let gateway = stack::build(stack::Parts {
         access_log: access_log.clone(),
@@ -202,7 +202,12 @@ async fn start_with(config: Config, opener: Arc<dyn Open>, switches: Switches) -
         slots: Arc::new(slots),
         sessions: calls.sessions,
         grants: Arc::clone(&grants),
-        router: Router::managed(Arc::clone(&repository), control, Arc::clone(&switches)),
+        router: Router::managed(
+            Arc::clone(&repository),
+            control,
+            Arc::clone(&switches),
+            Some(Shadows::new(Arc::clone(&metrics))),
+        ),
     });
     let frontend = Frontend {
         gateway,
@@ -213,9 +218,10 @@ async fn start_with(config: Config, opener: Arc<dyn Open>, switches: Switches) -
         memory: body::Memory::new(config.frontend.concurrency.memory),
         tickets: Tickets::new(config.frontend.websocket.tickets),
         proofs: authenticator.changes(),
+        steering: repository.steering().clone(),
         settings: config.frontend.clone(),
     };
-    let (required, drain) = (config.models.required.clone(), config.drain);
+    let (required, control, drain) = (config.models.required.clone(), config.models.control, config.drain);
     let listen = config.listen.clone();
     let live = Live::new(config, frontend, (grants, Arc::clone(&limiter)), deadlines, switches);
     let live = Arc::new(live);
@@ -297,18 +303,24 @@ async fn start_with(config: Config, opener: Arc<dyn Open>, switches: Switches) -
     let (tell, loaded) = watch::channel(None);
     let (ready, models) = (readiness.clone(), Arc::clone(&repository));
     tasks.spawn(async move {
-        let loaded = loader.load().await;
-        // A model that cannot be loaded is reported and not waited for, unless it is required (contract 01 section 1).
-        let missing = required.iter().find(|name| {
-            let wanted = ModelRef { name: Arc::clone(name), version: None };
-            !models.is_ready(&wanted).unwrap_or(false)
-        });
-        match missing {
-            None => ready.set_loaded(true),
-            Some(name) => tracing::error!(model = %name, "not ready: a required model is not loaded"),
+        let watcher = match control {
+            config::Control::Watch(settings) => {
+                Some(Watcher::new(settings, Arc::clone(&loader), Arc::clone(&models)).await)
+            }
+            config::Control::Fixed | config::Control::Explicit => None,
+        };
+        tell.send_replace(Some(Arc::new(loader.load().await)));
+        let waiting = await_required(&required, &models, &ready);
+        match watcher {
+            Some(watcher) => {
+                tokio::join!(waiting, watcher.run());
+                Some("the watcher of models")
+            }
+            None => {
+                waiting.await;
+                None
+            }
         }
-        tell.send_replace(Some(Arc::new(loaded)));
-        None
     });
     Ok(App {
         bound,
@@ -403,6 +415,27 @@ async fn bind_admin(admin: &config::Admin) -> Result<(TcpListener, Option<Tls>),
 fn tracing_calls(config: &Config, metrics: &Arc<Metrics>) -> Result<Option<(Tracer, Exporter)>, StartError> {
     let tracer = config.telemetry.otlp.as_ref().map(|settings| Tracer::new(settings, Arc::clone(metrics)));
     tracer.transpose().map_err(StartError::new)
+}
+
+/// Says that the server is ready once every model that it needs is (contract 01 section 1): a model that cannot be loaded
+/// is reported and not waited for, unless it is required. A required one may come later, where models may change.
+async fn await_required(required: &[Arc<str>], models: &Repository, ready: &Readiness) {
+    let mut changes = ready.changes();
+    let mut told = false;
+    let is_missing = |name: &&Arc<str>| {
+        let wanted = ModelRef { name: Arc::clone(name), version: None };
+        !models.is_ready(&wanted).unwrap_or(false)
+    };
+    while let Some(name) = required.iter().find(is_missing) {
+        if !told {
+            tracing::error!(model = %name, "not ready: a required model is not loaded");
+            told = true;
+        }
+        if changes.changed().await.is_err() {
+            return;
+        }
+    }
+    ready.set_loaded(true);
 }
 
 /// What callers prove themselves by may change while they call.
