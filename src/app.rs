@@ -4,6 +4,7 @@
 
 mod banner;
 mod live;
+mod models;
 mod reload;
 mod settings;
 
@@ -13,7 +14,7 @@ use crate::{
     admin::Admin,
     auth::{Authenticator, grants::Grants, jwt::Tokens},
     backend::Open,
-    call::{ModelRef, Readiness},
+    call::Readiness,
     config::{self, Config, Listen},
     frontend::{
         Frontend, Phase, Surfaces, Tickets,
@@ -28,7 +29,7 @@ use crate::{
         address::AddressGate,
         shared_slots::{SharedSlots, TEND_EVERY},
     },
-    model::{Loaded, Loader, Repository, Router, Shadows, control::Control, watch::Watcher},
+    model::{Loaded, Loader, Repository, Router, Shadows, control::Control},
     shutdown, stack,
     telemetry::{
         self,
@@ -301,27 +302,11 @@ async fn start_with(config: Config, opener: Arc<dyn Open>, switches: Switches) -
         tasks.spawn(obeying.map(|()| Some("the loader")));
     }
     let (tell, loaded) = watch::channel(None);
-    let (ready, models) = (readiness.clone(), Arc::clone(&repository));
-    tasks.spawn(async move {
-        let watcher = match control {
-            config::Control::Watch(settings) => {
-                Some(Watcher::new(settings, Arc::clone(&loader), Arc::clone(&models)).await)
-            }
-            config::Control::Fixed | config::Control::Explicit => None,
-        };
-        tell.send_replace(Some(Arc::new(loader.load().await)));
-        let waiting = await_required(&required, &models, &ready);
-        match watcher {
-            Some(watcher) => {
-                tokio::join!(waiting, watcher.run());
-                Some("the watcher of models")
-            }
-            None => {
-                waiting.await;
-                None
-            }
-        }
-    });
+    let watch = match control {
+        config::Control::Watch(settings) => Some(settings),
+        config::Control::Fixed | config::Control::Explicit => None,
+    };
+    tasks.spawn(models::serve(loader, Arc::clone(&repository), watch, required, readiness.clone(), tell));
     Ok(App {
         bound,
         admin: admin_address,
@@ -415,27 +400,6 @@ async fn bind_admin(admin: &config::Admin) -> Result<(TcpListener, Option<Tls>),
 fn tracing_calls(config: &Config, metrics: &Arc<Metrics>) -> Result<Option<(Tracer, Exporter)>, StartError> {
     let tracer = config.telemetry.otlp.as_ref().map(|settings| Tracer::new(settings, Arc::clone(metrics)));
     tracer.transpose().map_err(StartError::new)
-}
-
-/// Says that the server is ready once every model that it needs is (contract 01 section 1): a model that cannot be loaded
-/// is reported and not waited for, unless it is required. A required one may come later, where models may change.
-async fn await_required(required: &[Arc<str>], models: &Repository, ready: &Readiness) {
-    let mut changes = ready.changes();
-    let mut told = false;
-    let is_missing = |name: &&Arc<str>| {
-        let wanted = ModelRef { name: Arc::clone(name), version: None };
-        !models.is_ready(&wanted).unwrap_or(false)
-    };
-    while let Some(name) = required.iter().find(is_missing) {
-        if !told {
-            tracing::error!(model = %name, "not ready: a required model is not loaded");
-            told = true;
-        }
-        if changes.changed().await.is_err() {
-            return;
-        }
-    }
-    ready.set_loaded(true);
 }
 
 /// What callers prove themselves by may change while they call.
