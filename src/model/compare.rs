@@ -163,7 +163,7 @@ mod tests {
         let shape = difference(ours.clone(), floats("y", &[1], vec![1.0]));
         assert_eq!(shape, ShadowDifference { outputs: true, ..Default::default() });
         assert!(difference(ours.clone(), floats("z", &[2], vec![1.0, 2.0])).outputs);
-        let more = compare(&[ours.clone()], &[floats("z", &[1], vec![0.0]), ours.clone()]);
+        let more = compare(std::slice::from_ref(&ours), &[floats("z", &[1], vec![0.0]), ours.clone()]);
         assert_eq!(more, ShadowDifference { outputs: true, largest: Some(0.0), ..Default::default() });
         let text =
             |text: &str| NamedTensor { name: "t".into(), tensor: Tensor::strings(Shape::new([1]), [text]).unwrap() };

@@ -189,7 +189,12 @@ async fn load(
 
 fn unload(loader: &Arc<Loader>, repository: &Arc<Repository>, busy: &Arc<Busy>, model: &ModelRef) -> Result<(), Error> {
     let _turn = busy.take(&model.name)?;
-    for (version, state, _) in repository.versions(model)?.versions {
+    let versions = repository.versions(model)?.versions;
+    // What a label means may change under an order that names it: only versions are unloaded.
+    if model.version.as_ref().is_some_and(|wanted| versions.iter().all(|(version, ..)| version != wanted)) {
+        return Err(Error::ModelNotFound { model: Arc::clone(&model.name), version: model.version.clone() });
+    }
+    for (version, state, _) in versions {
         match state {
             VersionState::Ready => retire(loader, repository, &model.name, &version, false),
             // It is out of service already; from now on because that is wanted.

@@ -19,7 +19,7 @@ use arc_swap::ArcSwap;
 use foldhash::HashMap;
 use std::{
     collections::BTreeSet,
-    sync::Arc,
+    sync::{Arc, Mutex, PoisonError},
     time::{Instant, SystemTime},
 };
 
@@ -32,6 +32,8 @@ pub struct Repository {
     readiness: Readiness,
     /// Told which headers decide where calls go.
     steering: Steering,
+    /// Held while that is worked out, so that the last to say so has seen all.
+    steers: Mutex<()>,
 }
 
 // === impl Repository ===
@@ -80,11 +82,11 @@ impl Repository {
         }
         let model = unnamed(versions, versions.chosen(caller), wanted)?;
         let mirror = versions.routes.as_ref().and_then(|routes| routes.mirror.as_ref());
-        let copy = mirror.filter(|mirror| !model.decoupled && mirror.wants_next()).map(|mirror| {
+        let aim = mirror.filter(|mirror| !model.decoupled && mirror.wants_next()).map(|mirror| {
             let target = versions.get(mirror.target()).and_then(|version| version.state.model());
             Aim { mirror: Arc::clone(mirror), target }
         });
-        Ok((model, copy))
+        Ok((model, aim))
     }
 
     /// What a model says of its versions, if it has said something.
@@ -100,6 +102,7 @@ impl Repository {
         }
         let routes = Arc::new(Routes::new(routing));
         self.change(name, |versions| versions.routes = Some(Arc::clone(&routes)));
+        let _steers = self.steers.lock().unwrap_or_else(PoisonError::into_inner);
         let models = self.models.load();
         let routes = models.values().filter_map(|versions| versions.routes.as_ref());
         let names: BTreeSet<_> = routes.flat_map(|routes| routes.routing.headers()).cloned().collect();

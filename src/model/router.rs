@@ -7,7 +7,7 @@ use super::{
     Model, Repository,
     classify::classify,
     control::Control,
-    shadow::{Aim, Copied, Shadows},
+    shadow::{Copied, Shadows},
     signature,
     traffic::Caller,
 };
@@ -87,10 +87,8 @@ struct Asked {
     client_id: Option<Arc<str>>,
     outputs: Vec<RequestedOutput>,
     priority: u32,
-    /// Where a copy of the call is to go.
-    copy: Option<(Aim, Shadows)>,
-    /// The copy, once the inputs are there.
-    copied: Option<Copied>,
+    /// A copy of the call, for a shadow.
+    copied: Option<Box<Copied>>,
 }
 
 #[derive(Debug)]
@@ -144,13 +142,13 @@ impl Service<Decoded> for Router {
 
 impl Parts {
     fn infer(&self, head: Head, sender: &Identity, request: InferRequest) -> Result<Inner, Error> {
-        let (model, copy) = self.repository.route(&Caller::new(sender, &head.facts, &request))?;
+        let (model, aim) = self.repository.route(&Caller::new(sender, &head.facts, &request))?;
         learn(&head, &model);
         signature::check_outputs(&model.signature, &request.outputs)?;
         let client_id = request.client_id.filter(|id| !id.is_empty());
-        let copy = copy.zip(self.shadows.clone());
+        let copied = aim.and_then(|aim| Some(Box::new(self.shadows.as_ref()?.copy(aim))));
         let (outputs, priority) = (request.outputs, request.priority);
-        let asked = Asked { head, model, client_id, outputs, priority, copy, copied: None };
+        let asked = Asked { head, model, client_id, outputs, priority, copied };
         match request.inputs {
             Inputs::Tensors(inputs) => asked.submit(inputs),
             Inputs::Untyped(inputs) => {
@@ -250,7 +248,9 @@ fn learn(head: &Head, model: &Model) {
 impl Asked {
     /// Checks the inputs and hands them to the model's scheduler.
     fn submit(mut self, inputs: Vec<NamedTensor>) -> Result<Inner, Error> {
-        self.copied = self.copy.take().map(|(copy, shadows)| shadows.copy(copy, &inputs));
+        if let Some(copied) = &mut self.copied {
+            copied.inputs(&inputs);
+        }
         let Self { head, model, .. } = &self;
         let checked = signature::check(&model.signature, model.batches(), inputs)?;
         let _ = head.facts.work.set(Work { rows: checked.rows as u64, ..Work::of(&checked.inputs) });

@@ -399,4 +399,18 @@ mod tests {
         assert_eq!(names(&found), ["m/1"]);
         assert_eq!(problems[0].0, "m/7");
     }
+
+    #[test]
+    fn what_names_a_version_that_is_not_served_is_told() {
+        let directory = directory(&[("m/3/model.onnx", "ok"), ("m/4/model.onnx", "ok"), ("m/model.yaml", "")]);
+        let labels = [("stable".into(), "3".into()), ("canary".into(), "4".into())].into();
+        let routing = Arc::new(crate::model::Routing { labels, ..Default::default() });
+        let reader = Reader::new(move |_, defaults| {
+            Ok(ModelSettings { routing: Arc::clone(&routing), versions: VersionPolicy::Latest(1), ..defaults.clone() })
+        });
+        let (found, problems) = scan(&Settings { reader: Some(reader), ..settings(&directory) });
+        assert_eq!(names(&found), ["m/4"]);
+        let reason = "label `stable` is version 3, which is not served: it is not there, or not among `versions`";
+        assert_eq!(problems, [("m".to_owned(), reason.to_owned())]);
+    }
 }

@@ -54,10 +54,10 @@ pub(super) struct Aim {
     pub(super) target: Option<Arc<Model>>,
 }
 
-/// A copy whose inputs are there, and whose call is not answered yet.
+/// A copy of a call that is not answered yet.
 #[derive(Debug)]
 pub(super) struct Copied {
-    copy: Aim,
+    aim: Aim,
     shadows: Shadows,
     inputs: Vec<NamedTensor>,
 }
@@ -82,9 +82,9 @@ impl Shadows {
         Self { runtime: Handle::current(), metrics }
     }
 
-    /// A copy of a call with these inputs, to be sent once the call is answered.
-    pub(super) fn copy(&self, copy: Aim, inputs: &[NamedTensor]) -> Copied {
-        Copied { copy, shadows: self.clone(), inputs: inputs.to_vec() }
+    /// A copy of a call, to be sent once the call is answered.
+    pub(super) fn copy(&self, aim: Aim) -> Copied {
+        Copied { aim, shadows: self.clone(), inputs: Vec::new() }
     }
 }
 
@@ -133,9 +133,14 @@ impl Drop for Place {
 // === impl Copied ===
 
 impl Copied {
+    /// Keeps the inputs, as the call has them.
+    pub(super) fn inputs(&mut self, inputs: &[NamedTensor]) {
+        self.inputs = inputs.to_vec();
+    }
+
     /// Sends the copy of a call of `model` that was answered with `outputs`, if there is room. Never waits.
     pub(super) fn send(self, model: &Model, outputs: &[NamedTensor], timing: Timing) {
-        let Self { copy: Aim { mirror, target }, shadows: Shadows { runtime, metrics }, inputs } = self;
+        let Self { aim: Aim { mirror, target }, shadows: Shadows { runtime, metrics }, inputs } = self;
         let ended = |end| metrics.shadow_ended(&model.key.name, &mirror.settings.to, end);
         let Some(target) = target else { return ended(ShadowEnd::Absent) };
         let bytes = inputs.iter().chain(outputs).map(|named| named.tensor.data().len()).sum();
@@ -164,7 +169,9 @@ async fn try_out(target: &Arc<Model>, inputs: Vec<NamedTensor>, told: Told, sett
     };
     metrics.shadow_took(key, told.timing, timing);
     // Outputs may have millions of numbers, and this runtime has sockets to accept.
-    let compared = tokio::task::spawn_blocking(move || compare(&told.outputs, &outputs)).await;
+    #[expect(clippy::disallowed_methods, reason = "no inference, no lane, and as few at once as the shadow runs")]
+    let comparing = tokio::task::spawn_blocking(move || compare(&told.outputs, &outputs));
+    let compared = comparing.await;
     match compared {
         Ok(difference) => {
             metrics.shadow_differs(key, &difference);

@@ -77,7 +77,7 @@ async fn a_thousand_swaps_under_load_lose_no_call_and_mix_no_answer() {
     }
     for version in 2..=SWAPS + 1 {
         world.write(&format!("m/{version}/model.onnx"), &format!("times {version}"));
-        // Being measured is most of a load. Those that are not run on threads, the others on the lanes.
+        // What is not measured runs on threads, all else here on the lanes: both take over from each other.
         let warmup = if version % 4 == 0 { "auto" } else { "off" };
         world.write("m/model.yaml", &format!("version_labels: {{ stable: {version} }}\nwarmup: {warmup}"));
         let (status, said) = world.rest("POST", "/v2/repository/models/m/load", "").await;

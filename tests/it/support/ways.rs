@@ -3,8 +3,7 @@
 use super::{
     Running,
     client::{
-        self, GrpcClient, Ndjson, Request, Socket, credential, http_request, http1, present, status_failure,
-        websocket_upgrade,
+        self, GrpcClient, Ndjson, Request, Socket, http_request, http1, present, status_failure, websocket_upgrade,
     },
 };
 use futures_util::{SinkExt, StreamExt};
