@@ -369,3 +369,33 @@ async fn models_follow_their_folder_while_they_are_called() {
         assert_eq!(caller.await.unwrap(), 2);
     }
 }
+
+#[tokio::test]
+async fn a_file_of_a_request_warms_a_model_up_or_fails_its_load_with_the_reason() {
+    let world = World::explicit("none", &[("m/3/model.onnx", "held")]).await;
+    let load = async |yaml: &str, request: &str| {
+        world.write("m/model.yaml", yaml);
+        world.write("m/samples/one.json", request);
+        let (status, said) = world.rest("POST", "/v2/repository/models/m/load", "").await;
+        if status == 200 { Ok(()) } else { Err(said["error"].as_str().unwrap().to_owned()) }
+    };
+    let request = |columns: usize| {
+        let data = vec![1.0; 3 * columns];
+        let input = json!({ "name": "x", "datatype": "FP32", "shape": [3, columns], "data": data });
+        json!({ "inputs": [input] }).to_string()
+    };
+    load("warmup: [samples/one.json]\ninstances: 1", &request(4)).await.unwrap();
+    assert_eq!(world.running.control("held").batches().last(), Some(&3));
+    let unfit = load("warmup: [samples/one.json]", &request(5)).await.unwrap_err();
+    assert!(
+        unfit.ends_with("warm-up sample `samples/one.json`: tensor `x` has shape [3, 5], expected [-1, 4]"),
+        "{unfit}"
+    );
+    let broken = load("warmup: [samples/one.json]", "{").await.unwrap_err();
+    assert!(broken.contains("warmup: `samples/one.json`: "), "{broken}");
+    let missing = load("warmup: [samples/two.json]", "{}").await.unwrap_err();
+    assert!(missing.contains("warmup: `samples/two.json`: "), "{missing}");
+    let before = world.running.runs("held");
+    load("warmup: off", "{").await.unwrap();
+    assert_eq!(world.running.runs("held"), before, "nothing is run");
+}
