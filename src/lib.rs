@@ -104,8 +104,11 @@
 //!   (`app/live.rs`).
 //! - Some wire forms do not say the type or shape of an input (V1, `generate`, `/predict`). They become
 //!   `call::Inputs::Untyped`: a parser that the router calls with the signature. The router still knows no wire.
-//! - Loading and unloading are calls (`call::Manage`) that the router hands to `model::control`; nothing else changes the
-//!   repository while the server runs.
+//! - Loading and unloading are calls (`call::Manage`) that the router hands to `model::control`; besides, models follow
+//!   their folders (`model::watch`). Which of the two may change the repository is one setting, never both.
+//! - Which version a call means is decided where the repository is asked, once per call and of one value (`model::state`), so
+//!   that labels, splits and swaps are the same on every surface. Front-ends keep the few headers that models' rules look at
+//!   ([`call::Steering`]).
 //! - REST's routes are data (`frontend::rest::route`), so that tests and `/openapi.json` can be held against them.
 //! - Errors of REST have a voice (V2's object, V1's string, problem details), chosen by route and `Accept`; the code is one.
 //! - gRPC's message compression is ours (`frontend::grpc::encoding`): tonic's would inflate before anybody is known.

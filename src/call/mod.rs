@@ -17,12 +17,13 @@ mod reply;
 mod report;
 mod route;
 mod said;
+mod steering;
 mod stream;
 pub mod trace;
 mod watch;
 
 pub use gateway::Gateway;
-pub use identity::{Certificate, Credentials, Identity, Peer, Scope};
+pub use identity::{ANONYMOUS, Certificate, Credentials, Identity, Peer, Scope};
 pub use inputs::{Expected, Inputs, Labels, Untyped};
 pub use interrupt::{Armed, Interrupt, Leaving, Stop};
 pub use manage::{LoadRequest, LoggingChange, Manage, NewValues, TraceChange};
@@ -38,6 +39,7 @@ pub use report::{
 };
 pub use route::Route;
 pub use said::Said;
+pub use steering::{MOST_HEADERS, Steered, Steering};
 pub use stream::ReplyStream;
 pub use watch::{End, Observer, Watch};
 
@@ -170,6 +172,16 @@ impl Head {
         self
     }
 
+    /// The same head, of a call that came with these headers.
+    #[must_use]
+    pub fn steered(self, headers: Option<Steered>) -> Self {
+        if let Some(headers) = headers {
+            // Nobody else has seen this head.
+            let _ = self.facts.steered.set(headers);
+        }
+        self
+    }
+
     /// The same head with the client's wish for a deadline.
     #[must_use]
     pub fn with_timeout(mut self, timeout: Option<Duration>) -> Self {
@@ -288,6 +300,8 @@ pub struct Facts {
     pub queued: Said<Instant, 1>,
     /// Set by the front-end, if the client said whose work the call is part of.
     pub context: OnceLock<TraceContext>,
+    /// Set by the front-end: headers that may decide to which version of a model the call goes.
+    steered: OnceLock<Steered>,
     /// Set by `Trace`, if the call is traced.
     pub trace: OnceLock<Box<trace::Trace>>,
     over: Said<Instant, 1>,
@@ -316,6 +330,16 @@ impl Facts {
     /// Gives its sender that share.
     pub fn set_share(&self, share: u32) {
         self.share.store(share, Ordering::Relaxed);
+    }
+
+    /// The headers of the call that were kept.
+    pub fn steered(&self) -> Option<Steered> {
+        self.steered.get().cloned()
+    }
+
+    /// The value of a header of the call that was kept, by its name in lower case.
+    pub fn steering(&self, name: &str) -> Option<&str> {
+        self.steered.get()?.iter().find(|(known, _)| **known == *name).map(|(_, value)| &**value)
     }
 
     /// Says that what the call was charged was given back.

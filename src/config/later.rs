@@ -7,17 +7,13 @@ pub(super) const LATER: &[&str] = &[
     "profile",
     "listen.*.trusted_proxies",
     "limits.http2.max_age",
-    "models.watch",
     "models.memory",
     "models.defaults.batching.pad",
     "models.defaults.arena",
     "models.defaults.session",
-    "models.defaults.warmup",
     "models.defaults.cache",
-    "models.defaults.traffic",
     "idempotency",
 ];
 
 /// The same for `model.yaml`, besides what `models.defaults` has in [`LATER`].
-pub(super) const LATER_IN_MODELS: &[&str] =
-    &["version_labels", "inputs", "platform", "state", "ensemble", "generation"];
+pub(super) const LATER_IN_MODELS: &[&str] = &["inputs", "platform", "state", "ensemble", "generation"];

@@ -19,8 +19,10 @@ mod validate;
 pub use live::{Changes, Source, Written};
 pub use model::load_model;
 pub use problems::{Problem, Problems};
-pub use raw::{Amount, Execution, Load, Switch, Versions, WhenLate};
+pub use raw::{Amount, Execution, Load, Switch, Versions, Warmup, WhenLate};
 pub use schema::schema;
+
+pub(crate) use validate::routing;
 
 use later::LATER;
 
@@ -29,7 +31,7 @@ use crate::{
     call::Notes,
     frontend::{self, Surfaces, tls},
     limit::{self, address},
-    model::Sample,
+    model::{Sample, watch},
     telemetry::{metrics, traces},
     tensor::Signature,
 };
@@ -133,7 +135,7 @@ pub struct Deadline {
 }
 
 /// Which models, and how (`models`).
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Models {
     /// Folders of models.
     pub directories: Vec<PathBuf>,
@@ -148,17 +150,18 @@ pub struct Models {
 }
 
 /// When models may change (`models.control`).
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Control {
     /// Never, while the server runs.
-    #[default]
     Fixed,
+    /// When their folders do: looked at so often, and loaded once they have been still for so long.
+    Watch(watch::Settings),
     /// When a call says so.
     Explicit,
 }
 
 /// How a model is served (`models.defaults`, `model.yaml`).
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct ModelDefaults {
     /// Which versions.
     pub versions: Versions,
@@ -170,6 +173,10 @@ pub struct ModelDefaults {
     pub execution: Execution,
     /// How calls are run together.
     pub batching: Batching,
+    /// What it is run on before it is ready.
+    pub warmup: Warmup,
+    /// To which versions calls go that name none; checked.
+    pub traffic: Option<raw::Traffic>,
 }
 
 /// How calls are run together (`batching`).
@@ -198,12 +205,14 @@ pub struct Batching {
 }
 
 /// One model's own configuration.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct ModelConfig {
     /// The defaults, with what its file says instead.
     pub defaults: ModelDefaults,
     /// Files with the names of classes, by output.
     pub class_labels: BTreeMap<Arc<str>, PathBuf>,
+    /// Names of versions: label and version.
+    pub version_labels: BTreeMap<Arc<str>, u64>,
     /// The file of each version, if it is not `model.onnx`.
     pub file: Option<Arc<str>>,
     /// What its `config.pbtxt` says of inputs and outputs, rows included.

@@ -58,6 +58,8 @@ pub fn describe(settings: &Settings, opener: &dyn Open) -> Vec<Description> {
                     Some(format!("classes of `{}` have {count} labels", spec.name))
                 });
                 lines.extend(labelled);
+                let called = settings.routing.labels.iter().filter(|(_, version)| **version == found.version);
+                lines.extend(called.map(|(label, _)| format!("callers may name it by the label `{label}`")));
                 lines.extend(settings.warnings.iter().map(|warning| format!("warning: {warning}")));
                 return Description { what, lines, problem: None };
             }

@@ -3,21 +3,26 @@
 //! Knows calls and schedulers; knows neither who calls nor over which wire.
 
 pub mod classify;
+mod compare;
 pub mod control;
 mod declared;
 pub mod describe;
 mod labels;
 pub mod loader;
 mod measure;
+mod picture;
 pub mod repository;
 pub mod router;
 mod samples;
 mod scan;
+mod shadow;
 pub mod signature;
 pub mod spec;
 mod state;
 #[cfg(test)]
 mod testing;
+mod traffic;
+pub mod watch;
 mod workshop;
 
 pub use loader::{Loaded, Loader};
@@ -25,8 +30,10 @@ pub use repository::Repository;
 pub use router::Router;
 pub use samples::made as made_up;
 pub use scan::path_of;
+pub use shadow::Shadows;
 pub use spec::{Batching, Fill, Load, ModelSettings, Reader, Sample, SampleInput, Settings, Source, VersionPolicy};
 pub use state::State;
+pub use traffic::{Routing, Shadow, Sticky, Traffic};
 
 use crate::{
     call::{ConfigReport, ModelKey, ServedVersions, StatisticsReport},

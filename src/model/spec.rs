@@ -3,10 +3,11 @@
 //! Plain data: how it is written in a file is known to `config` alone, which also supplies the
 //! reader of `model.yaml`.
 
+use super::Routing;
 use crate::{
     call::Notes,
     schedule::{BatchPolicy, Execution, Preferred, Priorities, TurnSettings, WhenLate},
-    tensor::{DataType, Signature},
+    tensor::{DataType, Signature, Tensor},
 };
 use std::{collections::HashSet, fmt, path::Path, path::PathBuf, sync::Arc, time::Duration};
 
@@ -87,6 +88,8 @@ pub struct ModelSettings {
     pub notes: Notes,
     /// What was said and does not apply here, a sentence each.
     pub warnings: Vec<String>,
+    /// What it says of its versions besides which of them are served.
+    pub routing: Arc<Routing>,
 }
 
 /// What a model is run on before it is ready (`model_warmup`).
@@ -109,8 +112,10 @@ pub struct SampleInput {
     pub dtype: DataType,
     /// Its dimensions, rows included.
     pub dims: Vec<usize>,
-    /// What is in it.
+    /// What is made up in it.
     pub fill: Fill,
+    /// What is in it instead, as a file has it.
+    pub given: Option<Tensor>,
 }
 
 /// What is in an input that is made up. Strings are empty either way.
@@ -231,7 +236,16 @@ impl Default for ModelSettings {
             samples: Vec::new(),
             notes: Notes::default(),
             warnings: Vec::new(),
+            routing: Arc::default(),
         }
+    }
+}
+
+impl ModelSettings {
+    /// Whether a version runs the same with these settings: they differ at most in which versions are served and called.
+    pub(super) fn runs_like(&self, other: &Self) -> bool {
+        let (versions, routing) = (other.versions.clone(), Arc::clone(&other.routing));
+        Self { versions, routing, ..self.clone() } == *other
     }
 }
 

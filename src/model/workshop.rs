@@ -12,12 +12,13 @@ use super::{
 };
 use crate::{
     backend::{Backend, Open, SessionSettings},
-    call::{LoadRequest, ModelKey},
+    call::{LoadRequest, ModelKey, ModelRef},
     schedule::{Cost, Execution, Plan},
     telemetry::metrics::Metrics,
     tensor::{DataType, Signature},
 };
 use std::{
+    collections::HashMap,
     panic::{AssertUnwindSafe, catch_unwind},
     sync::Arc,
     time::{Duration, Instant},
@@ -31,11 +32,23 @@ pub(super) enum Wanted {
     Configured,
     /// What a load call asks for.
     One(LoadRequest),
+    /// What has changed of a model: versions that are `kept` are not loaded again if they would run the same.
+    Renewed {
+        name: Arc<str>,
+        /// How the versions that are served and whose files are the same were to run.
+        kept: HashMap<Arc<str>, Arc<ModelSettings>>,
+    },
 }
 
 /// What the loader's thread tells.
 pub(super) enum Event {
-    Scanned(Vec<Found>, Vec<Problem>),
+    Scanned {
+        /// What is going to be loaded.
+        found: Vec<Found>,
+        /// What goes on as it is.
+        kept: Vec<Found>,
+        problems: Vec<Problem>,
+    },
     Prepared(Box<Found>, Result<Box<Prepared>, String>),
 }
 
@@ -71,6 +84,20 @@ struct Decision {
     turn_rows: Option<usize>,
 }
 
+// === impl Wanted ===
+
+impl Wanted {
+    fn keeps(&self, found: &Found) -> bool {
+        match self {
+            Self::Configured | Self::One(_) => false,
+            Self::Renewed { kept, .. } => {
+                let before = kept.get(&found.version).filter(|_| found.fault.is_none());
+                before.is_some_and(|before| before.runs_like(&found.settings))
+            }
+        }
+    }
+}
+
 // === impl Workshop ===
 
 impl Workshop {
@@ -78,10 +105,15 @@ impl Workshop {
         let (found, problems) = match wanted {
             Wanted::Configured => scan::scan(&self.settings),
             Wanted::One(request) => scan::one(&self.settings, request),
+            Wanted::Renewed { name, .. } => {
+                let model = ModelRef { name: Arc::clone(name), version: None };
+                scan::one(&self.settings, &LoadRequest { model, config: None, files: Vec::new() })
+            }
         };
+        let (kept, found): (Vec<_>, Vec<_>) = found.into_iter().partition(|found| wanted.keeps(found));
         let threads = self.threads(&found);
         // A send fails only if nobody wants the models any more.
-        if events.blocking_send(Event::Scanned(found.clone(), problems)).is_err() {
+        if events.blocking_send(Event::Scanned { found: found.clone(), kept, problems }).is_err() {
             return;
         }
         for found in found {

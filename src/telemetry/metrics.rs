@@ -12,9 +12,11 @@ mod model;
 mod nv;
 pub mod page;
 mod process;
+mod shadow;
 
 pub use gauge::{Gauge, Kind};
 pub use model::ModelMetrics;
+pub use shadow::{ShadowDifference, ShadowEnd};
 
 use super::statistics::{Outcome, Statistics};
 use crate::{
@@ -43,6 +45,9 @@ const ROUTES: usize = Route::ALL.len();
 const DOORS: usize = ROUTES + SURFACES;
 /// `ok`, and every code.
 const ENDS: usize = 1 + Code::ALL.len();
+
+/// States that a model version may be in.
+const STATES: [&str; 5] = ["loading", "ready", "failed", "unloading", "unloaded"];
 
 /// `telemetry.metrics`, as far as it is about what is counted.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -314,7 +319,7 @@ impl Metrics {
     /// A model version is in `state` now and no longer in the one before: `loading`, `ready`, `failed`,
     /// `unloading`, `unloaded`.
     pub fn model_state(&self, model: &ModelKey, state: &'static str) {
-        for other in ["loading", "ready", "failed", "unloading", "unloaded"] {
+        for other in STATES {
             let labels = [&*model.name, &*model.version, other];
             if other == state {
                 self.families.model_state.with_label_values(&labels).set(1);

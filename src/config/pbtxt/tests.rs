@@ -232,8 +232,13 @@ fn samples_have_whole_shapes() {
     };
     let found =
         plain(&format!("max_batch_size: 8 {}", sample("name: \"a\" batch_size: 2 count: 3", "zero_data: true")));
-    let input =
-        |dims: &[usize], fill| SampleInput { name: "x".into(), dtype: DataType::Int64, dims: dims.to_vec(), fill };
+    let input = |dims: &[usize], fill| SampleInput {
+        name: "x".into(),
+        dtype: DataType::Int64,
+        dims: dims.to_vec(),
+        fill,
+        given: None,
+    };
     assert_eq!(found.samples, [Sample { name: "a".into(), inputs: vec![input(&[2, 4], Fill::Zeros)], runs: 3 }]);
     let found = plain(&sample("", "random_data: true"));
     assert_eq!(found.samples, [Sample { name: "0".into(), inputs: vec![input(&[4], Fill::Random)], runs: 1 }]);

@@ -1,6 +1,9 @@
 //! `models`, and `NAME/model.yaml`, as people write them.
 
-use super::choice::{Amount, Load, Paths, Provider, Switch, Versions};
+use super::{
+    choice::{Amount, Load, Paths, Provider, Switch, Version, Versions, Warmup},
+    traffic::Traffic,
+};
 use crate::config::units::{Delay, Number, Span};
 use serde::{Deserialize, Serialize};
 use std::{collections::BTreeMap, path::PathBuf, time::Duration};
@@ -12,6 +15,7 @@ use std::{collections::BTreeMap, path::PathBuf, time::Duration};
 pub struct Models {
     pub directory: Paths,
     pub control: Control,
+    pub watch: Watch,
     pub load: Load,
     pub required: Vec<String>,
     pub defaults: ModelDefaults,
@@ -20,12 +24,21 @@ pub struct Models {
 /// When models are looked for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-#[expect(missing_docs, reason = "all but fixed come later")]
+#[expect(missing_docs, reason = "see `config::Control`")]
 pub enum Control {
-    #[default]
     Fixed,
+    #[default]
     Watch,
     Explicit,
+}
+
+/// How folders are looked at with `control: watch`.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+#[expect(missing_docs, reason = "the keys are explained in config/sluicegate.full.yaml")]
+pub struct Watch {
+    pub every: Span,
+    pub settle: Span,
 }
 
 /// What each model may say for itself.
@@ -39,6 +52,8 @@ pub struct ModelDefaults {
     pub execution: Execution,
     pub batching: Batching,
     pub providers: Vec<Provider>,
+    pub warmup: Warmup,
+    pub traffic: Option<Traffic>,
 }
 
 /// How calls are run together.
@@ -81,7 +96,10 @@ pub struct ModelFile {
     pub execution: Execution,
     pub batching: Batching,
     pub providers: Vec<Provider>,
+    pub warmup: Warmup,
+    pub traffic: Option<Traffic>,
     pub class_labels: BTreeMap<String, PathBuf>,
+    pub version_labels: BTreeMap<String, Version>,
 }
 
 /// Where a model runs.
@@ -108,7 +126,15 @@ impl Default for ModelDefaults {
             execution: Execution::Auto,
             batching: Batching::default(),
             providers: vec![Provider],
+            warmup: Warmup::Auto,
+            traffic: None,
         }
+    }
+}
+
+impl Default for Watch {
+    fn default() -> Self {
+        Self { every: Span(Duration::from_secs(5)), settle: Span(Duration::from_secs(2)) }
     }
 }
 

@@ -1,20 +1,20 @@
 //! `models`, `models.defaults` and `model.yaml`.
 
-use super::at_most;
-use crate::config::{
-    Batching, Control, Kind, ModelConfig, ModelDefaults, Models, Problems,
-    raw::{self, Amount, Execution, Load, Provider, Versions},
-    units::{Delay, Number, Span},
-};
+use super::{at_most, traffic::traffic};
 use crate::schedule::PREFERRED;
+use crate::{
+    config::{
+        Batching, Control, Kind, ModelConfig, ModelDefaults, Models, Problems,
+        raw::{self, Amount, Execution, Load, Provider, Versions, Warmup},
+        units::{Delay, Number, Span},
+    },
+    model::watch,
+};
 use std::path::{Component, Path};
 
 pub(super) fn models(raw: &raw::Models, folder: &Path, problems: &mut Problems) -> Models {
     if raw.directory.0.is_empty() {
         problems.missing("models.directory", "the list is empty, expected one folder at least");
-    }
-    if raw.control == raw::Control::Watch {
-        problems.push("models.control", "`watch` is not available in this version; write fixed or explicit");
     }
     if let Load::Named(names) = &raw.load {
         names.iter().enumerate().for_each(|(at, name)| check_name(&format!("models.load[{at}]"), name, problems));
@@ -39,11 +39,15 @@ pub(super) fn models(raw: &raw::Models, folder: &Path, problems: &mut Problems) 
         &raw.defaults.providers,
         problems,
     );
+    routing("models.defaults.", &raw.defaults.warmup, raw.defaults.traffic.as_ref(), problems);
     Models {
         directories: raw.directory.0.iter().map(|path| folder.join(path)).collect(),
         control: match raw.control {
             raw::Control::Explicit => Control::Explicit,
-            raw::Control::Fixed | raw::Control::Watch => Control::Fixed,
+            raw::Control::Fixed => Control::Fixed,
+            raw::Control::Watch => {
+                Control::Watch(watch::Settings { every: raw.watch.every.0, settle: raw.watch.settle.0 })
+            }
         },
         load: raw.load.clone(),
         required: raw.required.iter().map(|name| name.as_str().into()).collect(),
@@ -74,6 +78,8 @@ pub(in crate::config) fn model_defaults(raw: &raw::ModelDefaults) -> ModelDefaul
         threads: raw.threads,
         execution: raw.execution,
         batching: batching(&raw.batching),
+        warmup: raw.warmup.clone(),
+        traffic: raw.traffic.clone(),
     }
 }
 
@@ -101,7 +107,10 @@ pub(in crate::config) fn model_file(defaults: &ModelDefaults) -> raw::ModelFile 
             preserve_order: defaults.batching.preserve_order,
         },
         providers: vec![Provider],
+        warmup: defaults.warmup.clone(),
+        traffic: defaults.traffic.clone(),
         class_labels: Default::default(),
+        version_labels: Default::default(),
     }
 }
 
@@ -109,6 +118,11 @@ pub(in crate::config) fn model_file(defaults: &ModelDefaults) -> raw::ModelFile 
 pub(in crate::config) fn model(raw: &raw::ModelFile, folder: &Path, problems: &mut Problems) -> ModelConfig {
     check_defaults("", &raw.versions, (raw.instances, raw.threads), &raw.batching, &raw.providers, problems);
     check_order("", raw.execution, &raw.batching, problems);
+    routing("", &raw.warmup, raw.traffic.as_ref(), problems);
+    for label in raw.version_labels.keys().filter(|label| !is_label(label)) {
+        let expected = "expected letters, digits and `._-`, and not digits alone: it stands where a version does";
+        problems.push(format!("version_labels.{label}"), format!("`{label}` is not a label, {expected}"));
+    }
     for (output, file) in &raw.class_labels {
         if !is_inside(file) {
             problems.push(format!("class_labels.{output}"), format!("`{}` {OUTSIDE}", file.display()));
@@ -121,8 +135,11 @@ pub(in crate::config) fn model(raw: &raw::ModelFile, folder: &Path, problems: &m
             threads: raw.threads,
             execution: raw.execution,
             batching: batching(&raw.batching),
+            warmup: raw.warmup.clone(),
+            traffic: raw.traffic.clone(),
         },
         class_labels: raw.class_labels.iter().map(|(name, file)| (name.as_str().into(), folder.join(file))).collect(),
+        version_labels: raw.version_labels.iter().map(|(name, version)| (name.as_str().into(), version.0)).collect(),
         ..ModelConfig::default()
     }
 }
@@ -211,6 +228,26 @@ fn check_defaults(
     if providers.is_empty() && !problems.list.iter().any(|problem| problem.path.starts_with(&path)) {
         problems.missing(path, "the list is empty, expected [cpu]");
     }
+}
+
+/// What is said of warming up and of traffic.
+fn routing(prefix: &str, warmup: &Warmup, split: Option<&raw::Traffic>, problems: &mut Problems) {
+    if let Warmup::Files(files) = warmup {
+        if files.is_empty() {
+            problems.missing(format!("{prefix}warmup"), "the list is empty, expected one file at least; or write auto");
+        }
+        for (at, file) in files.iter().enumerate().filter(|(_, file)| !is_inside(file)) {
+            problems.push(format!("{prefix}warmup[{at}]"), format!("`{}` {OUTSIDE}", file.display()));
+        }
+    }
+    if let Some(split) = split {
+        traffic(&format!("{prefix}traffic"), split, problems);
+    }
+}
+
+/// What may stand where a version stands, and is none.
+fn is_label(label: &str) -> bool {
+    is_plain(label) && !label.bytes().all(|byte| byte.is_ascii_digit())
 }
 
 /// The grammar of names, of models and of their files (attack M1).

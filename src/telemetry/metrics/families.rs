@@ -12,6 +12,8 @@ const PART_SECONDS: [f64; 16] =
     [1e-5, 2.5e-5, 5e-5, 1e-4, 2.5e-4, 5e-4, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.1, 0.25, 1., 5., 60.];
 /// Seconds of loading a model.
 const LOAD_SECONDS: [f64; 10] = [0.01, 0.05, 0.1, 0.5, 1., 5., 10., 30., 60., 300.];
+/// Distances of two answers: from the noise of another order of the same sums up to another answer.
+const DIFFERENCES: [f64; 11] = [0., 1e-7, 1e-6, 1e-5, 1e-4, 1e-3, 0.01, 0.1, 1., 10., 100.];
 /// Rows of a batch; `max_rows` is 64 by default.
 const ROWS: [f64; 9] = [1., 2., 4., 8., 16., 32., 64., 128., 256.];
 /// Bytes of a body, up to `limits.size.body`.
@@ -49,6 +51,11 @@ pub(super) struct Families {
     pub(super) model_state: IntGaugeVec,
     pub(super) model_load: HistogramVec,
     pub(super) model_memory: IntGaugeVec,
+    pub(super) model_loads: IntCounterVec,
+    pub(super) shadow_calls: IntCounterVec,
+    pub(super) shadow_duration: HistogramVec,
+    pub(super) shadow_difference: HistogramVec,
+    pub(super) shadow_disagreements: IntCounterVec,
     pub(super) build_info: IntGaugeVec,
 }
 
@@ -169,6 +176,29 @@ impl Families {
                 &LOAD_SECONDS,
             ),
             model_memory: gauge("sluicegate_model_memory_bytes", "Memory of a model version.", &["model", "version"]),
+            model_loads: counter("sluicegate_model_loads_total", "Loads that are over.", &["model", "outcome"]),
+            shadow_calls: counter(
+                "sluicegate_shadow_calls_total",
+                "Copies of calls by what became of them, by the version that they were for.",
+                &["model", "version", "outcome"],
+            ),
+            shadow_duration: histogram(
+                "sluicegate_shadow_duration_seconds",
+                "Waiting and running, of calls that were copied and of their copies.",
+                &["model", "version", "role"],
+                &PART_SECONDS,
+            ),
+            shadow_difference: histogram(
+                "sluicegate_shadow_difference",
+                "The largest distance of two numbers in the answers to a call and to its copy.",
+                &["model", "version"],
+                &DIFFERENCES,
+            ),
+            shadow_disagreements: counter(
+                "sluicegate_shadow_disagreements_total",
+                "Copies of calls whose answers differ in more than numbers, by kind.",
+                &["model", "version", "kind"],
+            ),
             build_info: gauge(
                 "sluicegate_build_info",
                 "1, with what this program was built from and which ONNX Runtime it loaded.",
