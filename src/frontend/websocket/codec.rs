@@ -251,19 +251,25 @@ impl Codec for Protocol {
         }
     }
 
-    fn output(
-        &mut self,
-        about: About<'_, Tag, Note>,
+    fn work(note: &Note, response: &InferResponse) -> usize {
+        messages::work(note, response)
+    }
+
+    fn encode(
+        connection: &Connection,
+        about: &About<'_, Tag, Note>,
         last: bool,
         response: InferResponse,
-        out: &mut Outbox<Outgoing>,
-    ) -> Result<(), Error> {
-        self.clock.active = out.now();
-        out.push(match messages::output(&self.connection, &about, last, &response)? {
+    ) -> Result<Outgoing, Error> {
+        messages::output(connection, about, last, &response).map(|encoded| match encoded {
             Encoded::Text(json) => Outgoing::Text(json),
             Encoded::Binary(pieces) => Outgoing::Binary(pieces),
-        });
-        Ok(())
+        })
+    }
+
+    fn output(&mut self, frame: Outgoing, out: &mut Outbox<Outgoing>) {
+        self.clock.active = out.now();
+        out.push(frame);
     }
 
     fn done(&mut self, about: About<'_, Tag, Note>, out: &mut Outbox<Outgoing>) {
