@@ -93,7 +93,8 @@ impl Protocol {
         if !matches!(self.greeting, Greeting::Awaited(_)) {
             return Err(fault(close::SECOND_HELLO, "a second hello"));
         }
-        let hello = message::hello(json).map_err(|error| no_message(&error))?;
+        let hello =
+            message::hello(json, &self.connection.frontend.settings.wire).map_err(|error| no_message(&error))?;
         if hello.protocol != 1 {
             return Err(fault(close::of(Code::InvalidArgument), "a `protocol` that is not 1"));
         }
@@ -178,7 +179,8 @@ impl Protocol {
                 return Err(fault(close::of(Code::Unauthenticated), "a request before hello"));
             }
             Kind::Auth => {
-                let auth = message::auth(json).map_err(|error| no_message(&error))?;
+                let auth =
+                    message::auth(json, &self.connection.frontend.settings.wire).map_err(|error| no_message(&error))?;
                 return Ok(Ask::Prove(credentials(auth)));
             }
             Kind::Bye => return Ok(Ask::Finish(Why::Done)),
