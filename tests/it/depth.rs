@@ -52,7 +52,8 @@ async fn every_body_of_rest_is_refused_beyond_a_hundred_levels() {
             assert!(error.contains("deeper than 100 levels"), "{path}: {error}");
         }
     }
-    // `:classify` and `:regress` look at the model first, and so have a test beside their codec. Every member of these means something, and none of them is nested at all.
+    // `:classify` and `:regress` look at the model first, and so have a test beside their codec. Here every member means
+    // something, and none is nested.
     for path in ["/predict", "/v2/logging", "/v2/trace/setting", "/v2/models/double/trace/setting"] {
         for levels in [LIMIT + 1, BOMB] {
             assert_eq!(post(&running, path, object("", levels)).await.0, 400, "{path}");
