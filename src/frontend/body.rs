@@ -9,7 +9,9 @@ mod read;
 
 pub use coding::{ACCEPTED, Coding, compress, inflate, read_coded};
 pub use memory::{Memory, Reservation};
-pub use offload::{is_small, offload, start_decoders};
+#[cfg(test)]
+pub(super) use offload::Busy;
+pub use offload::{TEXT, is_small, offload, start_decoders};
 pub use read::read;
 
 use bytes::Bytes;

@@ -5,6 +5,8 @@
 //! (`queue`) and run it the same way. It knows jobs and back ends, and nothing of names on the
 //! wire, of identities or of files: whoever loads models hands over a [`Plan`] and the instances.
 
+#[cfg(test)]
+mod copies_tests;
 mod cost;
 mod delay;
 mod fair;

@@ -2,7 +2,8 @@
 
 use super::{
     super::{
-        Body, Frontend, body,
+        Body, Frontend,
+        body::{self, TEXT},
         head::{Fields, JSON_LENGTH, REQUEST_ID},
         http::Response,
     },
@@ -32,8 +33,6 @@ use std::{
 // Exactly this, with no parameters: a client compares it byte for byte (contract 00 section 7, trap 3).
 const JSON: HeaderValue = HeaderValue::from_static("application/json");
 const BINARY: HeaderValue = HeaderValue::from_static("application/octet-stream");
-/// Bytes of JSON for each byte of a tensor, roughly: what is large is written on the decoding threads.
-const TEXT: usize = 2;
 const PROBLEM: HeaderValue = HeaderValue::from_static("application/problem+json");
 
 /// A whole reply, or exactly one chunk, as a response.
@@ -100,7 +99,16 @@ async fn infer(
         })
         .await;
     };
-    let framed::Framed { header, tensors } = framed::encode_infer(&response, id, wishes, &frontend.settings.wire)?;
+    let text = response.outputs.iter().filter(|output| !wishes.wants_binary(&output.name));
+    let text: usize = text.map(|output| output.tensor.data().len() * TEXT).sum();
+    let framed = if body::is_small(text) {
+        framed::encode_infer(&response, id, wishes, &frontend.settings.wire)?
+    } else {
+        let (id, wishes, frontend) = (id.clone(), wishes.clone(), Arc::clone(frontend));
+        let encode = move || framed::encode_infer(&response, &id, &wishes, &frontend.settings.wire);
+        Box::pin(body::offload(text, encode)).await?
+    };
+    let framed::Framed { header, tensors } = framed;
     // Nothing binary came of it: clients then parse the whole body as JSON (contract 02 section 1.2).
     if tensors.iter().all(Bytes::is_empty) {
         frontend.metrics.body_sent(Surface::Rest, header.len() as u64);
