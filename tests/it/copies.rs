@@ -209,6 +209,7 @@ where
         phase: phase.clone(),
         metrics: Arc::default(),
         addresses: Arc::new(AddressGate::new(address::Settings::default())),
+        steering: Default::default(),
         settings,
     });
     let _guard = server.enter();
