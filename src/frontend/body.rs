@@ -120,7 +120,8 @@ mod tests {
     #[tokio::test]
     async fn frames_with_trailers_hold_their_memory_until_the_trailers_are_asked_for() {
         let memory = Memory::new(100);
-        let trailers = || [(http::HeaderName::from_static("a"), http::HeaderValue::from_static("b"))].into_iter().collect();
+        let trailers =
+            || [(http::HeaderName::from_static("a"), http::HeaderValue::from_static("b"))].into_iter().collect();
         let frames = vec![Bytes::new(), Bytes::from_static(b"cd")];
         let trailed = Trailed::new(Bytes::from_static(b"ab"), frames, memory.reserve(4).ok(), trailers);
         let mut body = Body::Trailed(trailed);

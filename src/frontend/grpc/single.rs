@@ -49,7 +49,8 @@ where
         let messages = this.messages.as_mut().expect("a future is not polled after its end");
         loop {
             let next = ready!(messages.poll_next(cx))?;
-            let next: Option<M> = next.map(|message| M::decode(message).map_err(|error| malformed(&error))).transpose()?;
+            let next: Option<M> =
+                next.map(|message| M::decode(message).map_err(|error| malformed(&error))).transpose()?;
             match (next, this.first.take()) {
                 (Some(first), None) => this.first = Some(first),
                 (None, None) => return Poll::Ready(Err(count("no message"))),
@@ -185,3 +186,7 @@ impl<B: Body<Data = Bytes, Error = Error> + Unpin> Messages<B> {
         }
     }
 }
+
+#[cfg(test)]
+#[path = "single_tests.rs"]
+mod tests;

@@ -26,7 +26,7 @@ use crate::{
     },
     wire::proto::{self, inference as pb},
 };
-use futures_util::{StreamExt, future::Either, stream};
+use futures_util::{future::Either, stream};
 use http::{HeaderValue, header::CONTENT_TYPE};
 use prost::Message;
 use std::sync::{
@@ -87,7 +87,7 @@ pub(super) fn infer(
                 // A page decodes each frame by itself, and what is compressed is copied anyway.
                 let answer = if form == Form::Native && answers.is_none() {
                     let length = message.encoded_len();
-                    send_off(&connection, &id, length, |reservation| written::in_frames(message, reservation))
+                    send_off(&connection, &id, length, |reservation| written::in_frames(message, length, reservation))
                 } else {
                     answer(&connection, &id, &message)
                 };
@@ -223,7 +223,7 @@ fn streaming<M: Message + Default + 'static>(
 /// # Errors
 ///
 /// As [`Single`].
-async fn one<M>(mut messages: Streaming<M>, limit: usize) -> Result<M, Error> {
+pub(super) async fn one<M>(mut messages: Streaming<M>, limit: usize) -> Result<M, Error> {
     let failed = |status: tonic::Status| arriving::error(&status, limit);
     let message = messages.message().await.map_err(failed)?.ok_or_else(|| count("no message"))?;
     match messages.message().await.map_err(failed)? {
@@ -265,7 +265,8 @@ fn refused(connection: &Connection, id: &CallId, error: &Error) -> Response {
 
 /// One message and status 0.
 pub(super) fn answer(connection: &Connection, id: &CallId, message: &impl Message) -> Response {
-    send_off(connection, id, message.encoded_len(), |reservation| written::whole(message, reservation))
+    let length = message.encoded_len();
+    send_off(connection, id, length, |reservation| written::whole(message, length, reservation))
 }
 
 /// A message of `length` bytes that `write` writes, counted until it is handed over.

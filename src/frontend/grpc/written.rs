@@ -16,13 +16,12 @@ const RAW_OUTPUT: u8 = 6 << 3 | 2;
 /// Outputs of more bytes are frames of their own. To copy fewer costs less than their frames do.
 const OWN_FRAME: usize = 16 * 1024;
 
-/// `message` in one frame. `reservation` counts it until it is handed over.
+/// `message`, which takes `length` bytes, in one frame. `reservation` counts it until it is handed over.
 ///
 /// # Errors
 ///
 /// [`Error::Internal`] if it is longer than its prefix can say.
-pub(super) fn whole(message: &impl Message, reservation: Option<Reservation>) -> Result<Trailed, Error> {
-    let length = message.encoded_len();
+pub(super) fn whole(message: &impl Message, length: usize, reservation: Option<Reservation>) -> Result<Trailed, Error> {
     let buffer = begun(message, length, length)?;
     Ok(Trailed::new(buffer.into(), Vec::new(), reservation, succeeded))
 }
@@ -34,19 +33,20 @@ pub(super) fn whole(message: &impl Message, reservation: Option<Reservation>) ->
 /// As [`whole`].
 pub(super) fn in_frames(
     mut message: ModelInferResponse,
+    length: usize,
     reservation: Option<Reservation>,
 ) -> Result<Trailed, Error> {
     if message.raw_output_contents.iter().all(|output| output.len() <= OWN_FRAME) {
-        return whole(&message, reservation);
+        return whole(&message, length, reservation);
     }
-    let length = message.encoded_len();
     let outputs = std::mem::take(&mut message.raw_output_contents);
     let head = message.encoded_len();
     let mut buffer = begun(&message, head, length)?;
     let mut frames: Vec<Bytes> = Vec::with_capacity(2 * outputs.len() + 1);
     for output in outputs {
         buffer.put_u8(RAW_OUTPUT);
-        prost::encode_length_delimiter(output.len(), &mut buffer).map_err(|error| Error::internal(error.to_string()))?;
+        prost::encode_length_delimiter(output.len(), &mut buffer)
+            .map_err(|error| Error::internal(error.to_string()))?;
         if output.len() <= OWN_FRAME {
             buffer.put(output);
         } else {
@@ -90,8 +90,9 @@ mod tests {
                 raw_output_contents: lengths.iter().map(|length| vec![7; *length].into()).collect(),
                 ..ModelInferResponse::default()
             };
+            let length = message.encoded_len();
             let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
-            for body in [whole(&message, None), in_frames(message.clone(), None)] {
+            for body in [whole(&message, length, None), in_frames(message.clone(), length, None)] {
                 let sent = runtime.block_on(Body::Trailed(body.unwrap()).collect()).unwrap();
                 prop_assert_eq!(sent.trailers().map(|trailers| trailers["grpc-status"].clone()), Some("0".parse().unwrap()));
                 prop_assert_eq!(sent.to_bytes(), framed(&message));
@@ -103,7 +104,8 @@ mod tests {
     async fn a_large_output_is_sent_as_it_is() {
         let output = Bytes::from(vec![1; OWN_FRAME + 1]);
         let message = ModelInferResponse { raw_output_contents: vec![output.clone()], ..Default::default() };
-        let mut body = Body::Trailed(in_frames(message, None).unwrap());
+        let length = message.encoded_len();
+        let mut body = Body::Trailed(in_frames(message, length, None).unwrap());
         let mut data = Vec::new();
         while let Some(frame) = body.frame().await {
             data.extend(frame.unwrap().into_data());

@@ -307,14 +307,17 @@ fn response_of(status: StatusCode, kind: HeaderValue, body: Body, id: &CallId) -
     response
 }
 
-/// The call id as a header value.
+/// The call id as a header value, which HTTP/2 is not to remember: the next is another, and to look through what is
+/// remembered takes longer than to write it.
 pub(in crate::frontend) fn id_value(id: &CallId) -> HeaderValue {
     let mut buffer = [0; uuid::fmt::Hyphenated::LENGTH];
     let text = match id {
         CallId::Made(uuid) => &*uuid.hyphenated().encode_lower(&mut buffer),
         CallId::Given(id) => id,
     };
-    HeaderValue::from_str(text).expect("a call id is made of letters, digits and `._-`")
+    let mut value = HeaderValue::from_str(text).expect("a call id is made of letters, digits and `._-`");
+    value.set_sensitive(true);
+    value
 }
 
 /// Whole seconds, rounded up, at least one; `spread` over two so that refused clients do not come back as one.
