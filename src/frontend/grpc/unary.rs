@@ -312,6 +312,17 @@ mod tests {
     use bytes::Bytes;
     use http_body_util::BodyExt;
 
+    #[test]
+    fn what_is_kept_of_a_call_stays_small() {
+        fn size<F>(_: impl FnOnce(Arc<Connection>, &'static Fields<'static>, Arrived, Form) -> F) -> usize {
+            size_of::<F>()
+        }
+        let size = size(|connection, fields, body, form| infer(connection, fields, body, form));
+        assert!(size <= 336, "{size}");
+        let read = size_of::<Single<pb::ModelInferRequest, Arrived, fn(pb::ModelInferRequest) -> Result<(), Error>>>();
+        assert!(read <= 448, "{read}");
+    }
+
     #[tokio::test]
     async fn an_answer_is_counted_until_it_is_handed_over() {
         let mut settings = Settings::default();

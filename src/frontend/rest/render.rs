@@ -178,7 +178,9 @@ pub(super) fn server_timing(headers: &mut HeaderMap, timing: Timing) {
     };
     write(b"queue;dur=", timing.queue);
     write(b", run;dur=", timing.compute);
-    if let Ok(value) = HeaderValue::from_maybe_shared(Bytes::from(value)) {
+    if let Ok(mut value) = HeaderValue::from_maybe_shared(Bytes::from(value)) {
+        // As an id: never the same again.
+        value.set_sensitive(true);
         headers.insert(HeaderName::from_static("server-timing"), value);
     }
 }
