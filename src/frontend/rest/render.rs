@@ -188,7 +188,9 @@ pub(super) fn server_timing(headers: &mut HeaderMap, timing: Timing) {
     };
     write(b"queue;dur=", timing.queue);
     write(b", run;dur=", timing.compute);
-    if let Ok(value) = HeaderValue::from_maybe_shared(Bytes::from(value)) {
+    if let Ok(mut value) = HeaderValue::from_maybe_shared(Bytes::from(value)) {
+        // As an id: never the same again.
+        value.set_sensitive(true);
         headers.insert(HeaderName::from_static("server-timing"), value);
     }
 }
@@ -317,14 +319,17 @@ fn response_of(status: StatusCode, kind: HeaderValue, body: Body, id: &CallId) -
     response
 }
 
-/// The call id as a header value.
+/// The call id as a header value, which HTTP/2 is not to remember: the next is another, and to look through what is
+/// remembered takes longer than to write it.
 pub(in crate::frontend) fn id_value(id: &CallId) -> HeaderValue {
     let mut buffer = [0; uuid::fmt::Hyphenated::LENGTH];
     let text = match id {
         CallId::Made(uuid) => &*uuid.hyphenated().encode_lower(&mut buffer),
         CallId::Given(id) => id,
     };
-    HeaderValue::from_str(text).expect("a call id is made of letters, digits and `._-`")
+    let mut value = HeaderValue::from_str(text).expect("a call id is made of letters, digits and `._-`");
+    value.set_sensitive(true);
+    value
 }
 
 /// Whole seconds, rounded up, at least one; `spread` over two so that refused clients do not come back as one.
