@@ -61,7 +61,7 @@ pub fn models(config: &Config) -> model::Settings {
             budget: config.runtime.turn.budget,
             weights: config.runtime.turn.weights as u64,
         },
-        inference_cores: amount(config.runtime.inference_cores).unwrap_or(cores().get()),
+        budget: model::budget::Budget::new(amount(config.runtime.inference_cores).unwrap_or(cores().get()), None),
         reader: Some(model::Reader::new(move |source, _| {
             let read = config::load_model(source.name, source.folder, source.config, &defaults);
             let read = read.map_err(|problems| problems.in_one_line())?;

@@ -2,6 +2,7 @@
 //!
 //! Knows calls and schedulers; knows neither who calls nor over which wire.
 
+pub mod budget;
 pub mod classify;
 pub mod control;
 mod declared;
