@@ -4,10 +4,11 @@
 
 mod banner;
 mod live;
+mod memory;
 mod reload;
 mod settings;
 
-pub use settings::models as model_settings;
+pub use settings::{lane_count, models as model_settings};
 
 use crate::{
     admin::Admin,
@@ -28,7 +29,7 @@ use crate::{
         address::AddressGate,
         shared_slots::{SharedSlots, TEND_EVERY},
     },
-    model::{Loaded, Loader, Repository, Router, control::Control},
+    model::{self, Loaded, Loader, Repository, Router, control::Control},
     shutdown, stack,
     telemetry::{
         self,
@@ -294,6 +295,7 @@ async fn start_with(config: Config, opener: Arc<dyn Open>, switches: Switches) -
         let obeying = orders.obey(Arc::clone(&loader), Arc::clone(&repository));
         tasks.spawn(obeying.map(|()| Some("the loader")));
     }
+    tasks.spawn(model::tend(Arc::clone(&repository)).map(|never| match never {}));
     let (tell, loaded) = watch::channel(None);
     let (ready, models) = (readiness.clone(), Arc::clone(&repository));
     tasks.spawn(async move {

@@ -72,6 +72,7 @@ impl Loader {
             opener: Arc::clone(&self.opener),
             metrics: Arc::clone(&self.metrics),
             lanes: self.lanes.as_ref().map_or(0, Lanes::count),
+            explain: false,
         };
         let (sender, mut events) = mpsc::channel(1);
         let mut loaded = Loaded::default();

@@ -17,6 +17,7 @@ mod scan;
 pub mod signature;
 pub mod spec;
 mod state;
+mod tend;
 #[cfg(test)]
 mod testing;
 mod workshop;
@@ -28,6 +29,7 @@ pub use samples::made as made_up;
 pub use scan::path_of;
 pub use spec::{Batching, Fill, Load, ModelSettings, Reader, Sample, SampleInput, Settings, Source, VersionPolicy};
 pub use state::State;
+pub use tend::tend;
 
 use crate::{
     call::{ConfigReport, ModelKey, ServedVersions, StatisticsReport},

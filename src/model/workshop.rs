@@ -64,6 +64,8 @@ pub(super) struct Workshop {
     pub(super) metrics: Arc<Metrics>,
     /// 0: there are no lanes.
     pub(super) lanes: usize,
+    /// Whether to find out where nodes run.
+    pub(super) explain: bool,
 }
 
 /// The first instance of a model, which was looked at and measured.
@@ -72,7 +74,7 @@ pub(super) struct First {
     session: SessionSettings,
     pub(super) labels: Vec<Option<Labels>>,
     pub(super) decision: Decision,
-    share: Share,
+    pub(super) share: Share,
     took: Duration,
 }
 
@@ -138,7 +140,7 @@ impl Workshop {
             return Ok(None);
         }
         // As it would run there: with one thread.
-        self.first(found, settings.session(settings.threads.unwrap_or(1), 1)).map(Some)
+        self.first(found, self.session(settings, settings.threads.unwrap_or(1), 1)).map(Some)
     }
 
     /// Opens a model, checks what is said of it, and measures it.
@@ -192,7 +194,7 @@ impl Workshop {
         let began = Instant::now();
         let settings = &found.settings;
         let count = settings.instances.unwrap_or(1).max(1);
-        let session = settings.session(threads, if settings.shares_weights() { count } else { 1 });
+        let session = self.wide(settings, threads);
         let mut first = match looked {
             None => self.first(found, session.clone())?,
             Some(first) if first.session == session => first,
@@ -240,6 +242,16 @@ impl Workshop {
         Ok(Prepared { plan, place: Place::Threads(instances), decoupled, labels: first.labels, took, memory })
     }
 
+    /// How an instance on a thread is made.
+    pub(super) fn wide(&self, settings: &ModelSettings, threads: usize) -> SessionSettings {
+        let sharers = if settings.shares_weights() { settings.instances.unwrap_or(1) } else { 1 };
+        self.session(settings, threads, sharers)
+    }
+
+    fn session(&self, settings: &ModelSettings, threads: usize, sharers: usize) -> SessionSettings {
+        SessionSettings { explain: self.explain, ..settings.session(threads, sharers) }
+    }
+
     /// The model's part of the budget, with as many sessions.
     fn share(&self, found: &Found, threads: usize, sessions: usize) -> Result<Share, String> {
         let bytes = self.opener.weight_bytes(&found.path).unwrap_or(found.bytes);
@@ -263,6 +275,7 @@ impl Workshop {
             key,
             signature,
             policy: found.settings.batching.policy(decision.batches),
+            run_limit: found.settings.run_limit,
             reopen: Arc::new(move || {
                 // Held for as long as this may be called.
                 let _held = (&files, &share);
@@ -315,7 +328,7 @@ impl Workshop {
 }
 
 /// What `work` comes to; a panic is an error like any other.
-fn guarded<T>(work: impl FnOnce() -> Result<T, String>) -> Result<T, String> {
+pub(super) fn guarded<T>(work: impl FnOnce() -> Result<T, String>) -> Result<T, String> {
     catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|_| Err("panicked while it was loaded".to_owned()))
 }
 
@@ -334,7 +347,7 @@ fn is_cpu_only(settings: &ModelSettings) -> bool {
 }
 
 /// Bytes that an instance holds, with what it shares.
-fn held(instance: &dyn Backend, found: &Found) -> u64 {
+pub(super) fn held(instance: &dyn Backend, found: &Found) -> u64 {
     instance.memory_bytes().unwrap_or(found.bytes).max(instance.weight_bytes())
 }
 

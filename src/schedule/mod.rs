@@ -15,6 +15,7 @@ mod run;
 #[cfg(test)]
 pub(crate) mod testing;
 pub mod turn;
+mod watch;
 
 pub use job::{Answer, Frame, Job, ReplyTo};
 pub use queue::{BatchQueue, Verdict};
@@ -151,6 +152,9 @@ pub struct Plan {
     pub policy: BatchPolicy,
     /// Its metric handles.
     pub metrics: ModelMetrics,
+    /// How long a run on a thread may take before it is ended, and as long again, ten seconds at most, before its instance is
+    /// replaced; `None`: for ever.
+    pub run_limit: Option<Duration>,
     /// Makes one more instance.
     pub reopen: Reopen,
 }
@@ -217,6 +221,12 @@ impl Scheduler {
             Some(turn) => turn.submit(job),
             None => self.pool.submit(job),
         }
+    }
+
+    /// Ends runs that take longer than the model's limit, and replaces instances whose runs do not end. To be called every
+    /// now and then; never waits for a run.
+    pub fn tend(&self, now: Instant) {
+        self.pool.tend(now);
     }
 
     /// True if there is an instance that would run a job now or later.

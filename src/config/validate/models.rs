@@ -1,9 +1,9 @@
 //! `models`, `models.defaults` and `model.yaml`.
 
-use super::at_most;
+use super::{at_most, session};
 use crate::config::{
     Batching, Control, Kind, ModelConfig, ModelDefaults, Models, Problems,
-    raw::{self, Amount, Execution, Load, Provider, Versions},
+    raw::{self, Amount, Execution, Load, Versions},
     units::{Delay, Number},
 };
 use std::path::{Component, Path};
@@ -35,9 +35,10 @@ pub(super) fn models(raw: &raw::Models, folder: &Path, problems: &mut Problems) 
         &raw.defaults.versions,
         (raw.defaults.instances, raw.defaults.threads),
         &raw.defaults.batching,
-        &raw.defaults.providers,
         problems,
     );
+    session::providers("models.defaults.", &raw.defaults.providers, problems);
+    session::options("models.defaults.session", &raw.defaults.session, problems);
     Models {
         directories: raw.directory.0.iter().map(|path| folder.join(path)).collect(),
         control: match raw.control {
@@ -46,6 +47,7 @@ pub(super) fn models(raw: &raw::Models, folder: &Path, problems: &mut Problems) 
         },
         load: raw.load.clone(),
         required: raw.required.iter().map(|name| name.as_str().into()).collect(),
+        memory: raw.memory,
         defaults: model_defaults(&raw.defaults),
     }
 }
@@ -64,7 +66,12 @@ pub(in crate::config) fn model_defaults(raw: &raw::ModelDefaults) -> ModelDefaul
         instances: raw.instances,
         threads: raw.threads,
         execution: raw.execution,
+        share_weights: raw.share_weights,
         batching: batching(&raw.batching),
+        arena: raw.arena,
+        providers: raw.providers.clone(),
+        session: raw.session.clone(),
+        run_limit: raw.run_limit,
     }
 }
 
@@ -75,6 +82,7 @@ pub(in crate::config) fn model_file(defaults: &ModelDefaults) -> raw::ModelFile 
         instances: defaults.instances,
         threads: defaults.threads,
         execution: defaults.execution,
+        share_weights: defaults.share_weights,
         batching: raw::Batching {
             enabled: defaults.batching.enabled,
             max_rows: Number(defaults.batching.max_rows),
@@ -87,14 +95,19 @@ pub(in crate::config) fn model_file(defaults: &ModelDefaults) -> raw::ModelFile 
                 Batching { default_priority, .. } => Amount::Exactly(default_priority as usize),
             },
         },
-        providers: vec![Provider],
+        arena: defaults.arena,
+        providers: defaults.providers.clone(),
+        session: defaults.session.clone(),
+        run_limit: defaults.run_limit,
         class_labels: Default::default(),
     }
 }
 
 /// One model's own configuration. Label files must lie in the model's folder.
 pub(in crate::config) fn model(raw: &raw::ModelFile, folder: &Path, problems: &mut Problems) -> ModelConfig {
-    check_defaults("", &raw.versions, (raw.instances, raw.threads), &raw.batching, &raw.providers, problems);
+    check_defaults("", &raw.versions, (raw.instances, raw.threads), &raw.batching, problems);
+    session::providers("", &raw.providers, problems);
+    session::options("session", &raw.session, problems);
     for (output, file) in &raw.class_labels {
         if !is_inside(file) {
             problems.push(format!("class_labels.{output}"), format!("`{}` {OUTSIDE}", file.display()));
@@ -106,7 +119,12 @@ pub(in crate::config) fn model(raw: &raw::ModelFile, folder: &Path, problems: &m
             instances: raw.instances,
             threads: raw.threads,
             execution: raw.execution,
+            share_weights: raw.share_weights,
             batching: batching(&raw.batching),
+            arena: raw.arena,
+            providers: raw.providers.clone(),
+            session: raw.session.clone(),
+            run_limit: raw.run_limit,
         },
         class_labels: raw.class_labels.iter().map(|(name, file)| (name.as_str().into(), folder.join(file))).collect(),
         ..ModelConfig::default()
@@ -160,7 +178,6 @@ fn check_defaults(
     versions: &Versions,
     (instances, threads): (Amount, Amount),
     batching: &raw::Batching,
-    providers: &[Provider],
     problems: &mut Problems,
 ) {
     check_priorities(prefix, batching, problems);
@@ -168,11 +185,6 @@ fn check_defaults(
     at_most(&format!("{prefix}threads"), threads, MOST, problems);
     if matches!(versions, Versions::Listed(list) if list.is_empty()) {
         problems.missing(format!("{prefix}versions"), "the list is empty, expected one version at least");
-    }
-    let path = format!("{prefix}providers");
-    // What was refused in it has left the list.
-    if providers.is_empty() && !problems.list.iter().any(|problem| problem.path.starts_with(&path)) {
-        problems.missing(path, "the list is empty, expected [cpu]");
     }
 }
 

@@ -5,6 +5,9 @@ use crate::telemetry::statistics::{Spent, Statistics};
 use prometheus::{Histogram, IntCounter, IntGauge};
 use std::{sync::Arc, time::Duration};
 
+/// Why instances are replaced.
+const REASONS: [&str; 2] = ["panic", "hang"];
+
 /// Handles of one model version. Its series exist, at zero, from the moment the handles are made.
 #[derive(Clone, Debug)]
 pub struct ModelMetrics {
@@ -12,6 +15,8 @@ pub struct ModelMetrics {
     queue_depth: IntGauge,
     run: Histogram,
     run_failures: IntCounter,
+    /// After a panic, and after a run that did not end.
+    replaced: [IntCounter; 2],
     batch_size: Histogram,
     statistics: Arc<Statistics>,
 }
@@ -24,6 +29,7 @@ impl ModelMetrics {
             queue_depth: families.queue_depth.with_label_values(&labels),
             run: families.run.with_label_values(&labels),
             run_failures: families.run_failures.with_label_values(&labels),
+            replaced: REASONS.map(|reason| families.replaced.with_label_values(&[name, reason])),
             batch_size: families.batch_size.with_label_values(&labels),
             statistics,
         }
@@ -55,5 +61,12 @@ impl ModelMetrics {
     /// A run failed or panicked.
     pub fn failed(&self) {
         self.run_failures.inc();
+    }
+
+    /// An instance is replaced, for `reason`: `panic` or `hang`.
+    pub fn replaced(&self, reason: &'static str) {
+        if let Some(at) = REASONS.iter().position(|known| *known == reason) {
+            self.replaced[at].inc();
+        }
     }
 }
