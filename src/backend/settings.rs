@@ -25,7 +25,7 @@ pub struct SessionSettings {
 /// What becomes of the memory that a run needed besides its outputs (`arena`).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Arena {
-    /// [`Arena::Shrink`] for models with a free dimension besides the rows, else [`Arena::Keep`].
+    /// For models with a free dimension besides the rows, it goes back every few seconds, after a run; for others it is kept.
     #[default]
     Auto,
     /// The arena keeps it for the next run: the fastest, and the most that any run has ever needed.

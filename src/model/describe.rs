@@ -4,7 +4,7 @@
 
 use super::{
     Settings,
-    budget::mib,
+    budget::{Share, mib},
     samples,
     scan::{Found, scan},
     workshop::{First, Workshop, guarded, held, want},
@@ -36,9 +36,9 @@ pub fn describe(settings: &Settings, opener: Arc<dyn Open>, lanes: usize) -> Vec
         let told = first.and_then(|first| Ok((lines(&workshop, found, &first, threads)?, first.share)));
         let what = format!("{}/{}", found.name, found.version);
         match told {
-            Ok((lines, share)) => {
+            Ok(((lines, more), share)) => {
                 // Held to the end: whether all models fit is asked of all together.
-                shares.push(share);
+                shares.extend([share, more]);
                 Description { what, lines, problem: None }
             }
             Err(reason) => problem(what, reason),
@@ -63,8 +63,9 @@ pub fn describe(settings: &Settings, opener: Arc<dyn Open>, lanes: usize) -> Vec
     descriptions
 }
 
-/// What is said of a model that can be served; `threads` is 0 for one on lanes.
-fn lines(workshop: &Workshop, found: &Found, first: &First, threads: usize) -> Result<Vec<String>, String> {
+/// What is said of a model that can be served, and its part of the memory besides that of the first instance; `threads` is 0 for
+/// one on lanes.
+fn lines(workshop: &Workshop, found: &Found, first: &First, threads: usize) -> Result<(Vec<String>, Share), String> {
     let (settings, signature) = (&found.settings, first.backend.signature());
     samples::make(settings, signature, first.decision.batches)?;
     let inputs = signature.inputs.iter().map(|spec| line("input", spec));
@@ -85,16 +86,19 @@ fn lines(workshop: &Workshop, found: &Found, first: &First, threads: usize) -> R
             let count = |n: usize, what: &str| if n == 1 { format!("1 {what}") } else { format!("{n} {what}s") };
             let (instances, threads) = (count(instances, "instance"), count(threads, "thread"));
             lines.push(format!("runs on {instances} of {threads}: {}", first.decision.why));
-            if settings.shares_weights() { 1 } else { settings.instances.unwrap_or(1) }
+            let shares = settings.shares_weights() && first.backend.another().is_some();
+            if shares { 1 } else { settings.instances.unwrap_or(1) }
         }
     };
-    let memory = held(&*first.backend, found) * sessions as u64;
-    first.share.set(0, memory);
+    let each = held(&*first.backend, found);
+    first.share.set(0, each);
+    let memory = each * sessions as u64;
+    let more = workshop.settings.budget.take(&found.name, 0, memory - each)?;
     let one = if sessions == 1 { String::new() } else { format!(", in {sessions} sessions") };
     lines.push(format!("holds {} of memory{one}", mib(memory)));
     lines.extend(first.backend.notes());
     lines.extend(settings.warnings.iter().map(|warning| format!("warning: {warning}")));
-    Ok(lines)
+    Ok((lines, more))
 }
 
 fn line(kind: &str, spec: &TensorSpec) -> String {
@@ -153,9 +157,45 @@ mod tests {
             describe(&settings, Arc::new(Opener::default()), 0).remove(0)
         };
         let warned = described(&|settings| settings.warnings = vec!["optimization: has no effect".to_owned()]);
-        assert_eq!(warned.lines[3], "warning: optimization: has no effect");
+        assert_eq!(warned.lines.last().unwrap(), "warning: optimization: has no effect");
         let sample = Sample { name: "s".into(), inputs: Vec::new(), runs: 1 };
         let sampled = described(&|settings| settings.samples = vec![sample.clone()]);
         assert_eq!(sampled.problem.as_deref(), Some("warm-up sample `s`: input `x` is missing"));
+    }
+
+    #[test]
+    fn where_models_run_and_why_is_said_of_all_together() {
+        let files = [("a/1/model.onnx", "ok"), ("b/1/model.onnx", "slow"), ("c/1/model.onnx", "ok")];
+        let directory = directory(&files);
+        let turn = crate::schedule::TurnSettings {
+            run: std::time::Duration::from_millis(1),
+            ..crate::schedule::TurnSettings::default()
+        };
+        let reader = crate::model::Reader::new(|source, defaults| {
+            let execution =
+                if source.name == "c" { crate::schedule::Execution::Thread } else { crate::schedule::Execution::Auto };
+            Ok(ModelSettings { execution, instances: Some(2), ..defaults.clone() })
+        });
+        for name in ["a", "b", "c"] {
+            std::fs::write(directory.path().join(name).join("model.yaml"), "").unwrap();
+        }
+        let settings = Settings {
+            directories: vec![directory.path().to_owned()],
+            budget: crate::model::budget::Budget::new(8, Some(13)),
+            reader: Some(reader),
+            turn,
+            ..Settings::default()
+        };
+        let described = describe(&settings, Arc::new(Opener::default()), 1);
+        let line = |at: usize| described[at].lines.iter().find(|line| line.starts_with("runs on")).cloned();
+        assert_eq!(line(0).unwrap(), "runs on the event loop: a run takes no longer than `runtime.turn.run`");
+        assert_eq!(
+            line(1).unwrap(),
+            "runs on 2 instances of 2 threads: a run takes longer than `runtime.turn.run`",
+            "of 8 cores, half"
+        );
+        // Two bytes twice for the first, four bytes twice for the second: one is left.
+        let problem = described[2].problem.as_deref().unwrap();
+        assert!(problem.contains("of 1 KiB for models (`models.memory`) are left"), "{problem}");
     }
 }

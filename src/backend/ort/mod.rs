@@ -104,6 +104,7 @@ impl Runtime {
                 "onnx runtime starts without the variable that disables telemetry"
             );
         }
+        values::return_large_blocks();
         let environment = ort::init_from(&library.path)
             .map_err(|error| error.to_string())?
             .with_name("sluicegate")

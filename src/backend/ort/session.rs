@@ -18,7 +18,12 @@ use ort::{
     value::{Outlet, TensorElementType, ValueType},
 };
 use smallvec::SmallVec;
-use std::{collections::BTreeMap, ffi::CString, sync::Arc};
+use std::{
+    collections::BTreeMap,
+    ffi::CString,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 /// Bytes of scratch memory that an instance keeps per input between runs: enough that ordinary inputs are copied into
 /// memory that is there, little enough that one large one does not stay for ever.
@@ -51,15 +56,30 @@ pub(super) struct OrtBackend {
     opened: Arc<Opened>,
     /// One per input, for bytes that cannot be read where they are. Words, so that they lie on 8.
     scratch: Vec<Vec<u64>>,
-    /// For a run that somebody may want to end.
-    options: Arc<RunOptions>,
-    /// For one that nobody ends; absent where the defaults will do.
-    plain: Option<RunOptions>,
+    /// For a run that somebody may want to end: one that keeps its memory, and one that gives it back.
+    options: Arc<[RunOptions; 2]>,
+    /// For one that nobody ends and that gives its memory back; where it keeps it, the defaults will do.
+    shrinking: RunOptions,
+    shrink: Shrink,
     /// The next run goes by `options`.
     armed: bool,
     /// Ends it.
     stop: Arc<dyn Fn() + Send + Sync>,
 }
+
+/// When an instance gives memory back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Shrink {
+    Never,
+    /// After each run.
+    Always,
+    /// After the first run from then on.
+    At(Instant),
+}
+
+/// How often memory goes back where it does so by itself. Not after each run: fresh pages cost more than many a run
+/// (`benches/plateau.py` answers a third of the calls then).
+const EVERY: Duration = Duration::from_secs(5);
 
 // === impl Opened ===
 
@@ -78,7 +98,7 @@ impl Opened {
         let is_servable = signature.inputs.iter().chain(&signature.outputs).all(|spec| spec.dtype.is_some());
         let arena = policy(settings.arena, &signature);
         let mut notes = passed_over;
-        notes.push(memory_note(settings.arena, arena).to_owned());
+        notes.push(memory_note(arena));
         if settings.explain {
             notes.extend(nodes_note(&session));
         }
@@ -99,24 +119,20 @@ impl Opened {
 }
 
 /// What `auto` means for a model. Of rows there are at most so many; any other dimension that is free is the caller's
-/// to choose, and an arena that keeps what the largest of them needed would be theirs as well.
+/// to choose, and an arena that kept what the largest of them needed would be theirs as well.
 fn policy(arena: Arena, signature: &Signature) -> Arena {
     let has_free_lengths = signature.inputs.iter().any(|spec| spec.dims.iter().skip(1).any(Option::is_none));
-    match arena {
-        Arena::Auto if has_free_lengths => Arena::Shrink,
-        Arena::Auto => Arena::Keep,
-        said => said,
-    }
+    if arena == Arena::Auto && !has_free_lengths { Arena::Keep } else { arena }
 }
 
-fn memory_note(said: Arena, arena: Arena) -> &'static str {
-    match (said, arena) {
-        (Arena::Auto, Arena::Shrink) => {
-            "memory of runs goes back to the system: callers choose dimensions besides the rows"
+fn memory_note(arena: Arena) -> String {
+    match arena {
+        Arena::Auto => {
+            format!("memory of runs goes back every {EVERY:?}: callers choose dimensions besides the rows")
         }
-        (_, Arena::Shrink) => "memory of runs goes back to the system",
-        (_, Arena::None) => "memory of runs is the system's, tensor by tensor",
-        (_, Arena::Keep | Arena::Auto) => "memory of runs is kept for the next ones",
+        Arena::Shrink => "memory of runs goes back after each".to_owned(),
+        Arena::None => "memory of runs is the system's, tensor by tensor".to_owned(),
+        Arena::Keep => "memory of runs is kept for the next ones".to_owned(),
     }
 }
 
@@ -152,17 +168,42 @@ impl OrtBackend {
     /// An instance of what was opened.
     fn of(opened: Arc<Opened>) -> Result<Self, OpenError> {
         let failed = |error: ort::Error| OpenError(format!("no run options: {}", error.message()));
-        let shrinks = opened.arena == Arena::Shrink;
-        let options = || {
-            let options = RunOptions::new()?;
-            if shrinks { options.shrinking() } else { Ok(options) }
-        };
-        let plain = if shrinks { Some(options().map_err(failed)?) } else { None };
-        let options = Arc::new(options().map_err(failed)?);
+        let plain = || RunOptions::new().map_err(failed);
+        let shrinking = || RunOptions::new().and_then(RunOptions::shrinking).map_err(failed);
+        let options = Arc::new([plain()?, shrinking()?]);
         let ended = Arc::clone(&options);
-        let stop: Arc<dyn Fn() + Send + Sync> = Arc::new(move || ended.terminate());
+        let stop: Arc<dyn Fn() + Send + Sync> = Arc::new(move || ended.iter().for_each(RunOptions::terminate));
         let scratch = vec![Vec::new(); opened.input_names.len()];
-        Ok(Self { opened, scratch, options, plain, armed: false, stop })
+        let shrink = Shrink::new(opened.arena, Instant::now());
+        Ok(Self { opened, scratch, options, shrinking: shrinking()?, shrink, armed: false, stop })
+    }
+}
+
+// === impl Shrink ===
+
+impl Shrink {
+    fn new(arena: Arena, now: Instant) -> Self {
+        match arena {
+            Arena::Keep | Arena::None => Self::Never,
+            Arena::Shrink => Self::Always,
+            Arena::Auto => Self::At(now + EVERY),
+        }
+    }
+
+    /// Whether the run that begins now gives back what it does not need any more.
+    fn is_due(&mut self, now: impl FnOnce() -> Instant) -> bool {
+        match self {
+            Self::Never => false,
+            Self::Always => true,
+            Self::At(due) => {
+                let now = now();
+                let is_due = now >= *due;
+                if is_due {
+                    *due = now + EVERY;
+                }
+                is_due
+            }
+        }
     }
 }
 
@@ -172,14 +213,18 @@ impl Backend for OrtBackend {
     }
 
     fn interruptible(&mut self) -> Option<Arc<dyn Fn() + Send + Sync>> {
-        self.options.reset();
+        self.options.iter().for_each(RunOptions::reset);
         self.armed = true;
         Some(Arc::clone(&self.stop))
     }
 
     fn run(&mut self, inputs: &[Tensor]) -> Result<Tensors, Error> {
-        let Self { opened, scratch, options, plain, armed, .. } = self;
-        let options = if std::mem::take(armed) { Some(&**options) } else { plain.as_ref() };
+        let Self { opened, scratch, options, shrinking, shrink, armed, .. } = self;
+        let options = match (std::mem::take(armed), shrink.is_due(Instant::now)) {
+            (true, shrinks) => Some(&options[usize::from(shrinks)]),
+            (false, true) => Some(&*shrinking),
+            (false, false) => None,
+        };
         if !opened.is_servable {
             return Err(Error::Unimplemented("the model has inputs or outputs of types that V2 cannot name".into()));
         }
@@ -299,4 +344,22 @@ fn data_type(kind: TensorElementType) -> Option<DataType> {
         TensorElementType::String => DataType::Bytes,
         _ => return None,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn memory_goes_back_after_no_run_after_each_or_every_few_seconds() {
+        let start = Instant::now();
+        let due = |arena: Arena| {
+            let mut shrink = Shrink::new(arena, start);
+            [0, 6, 7, 11, 60].map(|seconds| shrink.is_due(|| start + Duration::from_secs(seconds)))
+        };
+        assert_eq!(due(Arena::Keep), [false; 5]);
+        assert_eq!(due(Arena::None), [false; 5]);
+        assert_eq!(due(Arena::Shrink), [true; 5]);
+        assert_eq!(due(Arena::Auto), [false, true, false, true, true]);
+    }
 }

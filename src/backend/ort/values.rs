@@ -8,7 +8,9 @@
 
 mod options;
 
-pub(super) use options::{RunOptions, append, arena_bytes, assignments, available_providers, name};
+pub(super) use options::{
+    RunOptions, append, arena_bytes, assignments, available_providers, name, return_large_blocks,
+};
 
 use crate::tensor::{DataType, Shape, push_string, view};
 use bytes::Bytes;
