@@ -14,8 +14,8 @@ use crate::{
 };
 use std::{fmt, ops::ControlFlow, path::Path, sync::Arc};
 
-/// A model instance. Blocking and exclusive by design: ONNX Runtime's `Run` is not to be shared
-/// between threads, and a long run has no place on a lane.
+/// A model instance. Blocking and exclusive by design: it is one thread's at a time, whatever it shares with
+/// others, and a long run has no place on a lane.
 pub trait Backend: Send + 'static {
     /// Inputs and outputs of the model.
     fn signature(&self) -> &Arc<Signature>;

@@ -65,6 +65,9 @@ enum Refusal {
     NotReady(&'static str),
 }
 
+/// An instance, and what watches it where runs have a limit.
+type Kept = (Box<dyn Backend>, Option<Arc<Watch>>);
+
 /// How a thread has ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Served {
@@ -278,7 +281,7 @@ impl Shared {
     }
 
     /// Watches an instance, if runs of the model have a limit.
-    fn watched(&self, instance: Box<dyn Backend>) -> (Box<dyn Backend>, Option<Arc<Watch>>) {
+    fn watched(&self, instance: Box<dyn Backend>) -> Kept {
         if self.plan.run_limit.is_none() {
             return (instance, None);
         }
@@ -288,7 +291,7 @@ impl Shared {
     }
 
     /// Drops an instance that is not running.
-    fn forget(&self, instance: Option<(Box<dyn Backend>, Option<Arc<Watch>>)>) {
+    fn forget(&self, instance: Option<Kept>) {
         let Some((backend, watch)) = instance else { return };
         if let Some(watch) = watch {
             self.lock().watches.retain(|other| !Arc::ptr_eq(other, &watch));
