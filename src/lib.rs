@@ -94,6 +94,8 @@
 //! - A run on a thread has a limit beyond all deadlines, and an instance that does not keep it is replaced
 //!   (`schedule/watch.rs`).
 //! - A model that runs on lanes has a spare instance on a thread, for what a lane must not run.
+//! - A queue knows what batches cost, from those that ran (`schedule/cost.rs`), and does not always take all that waits: who is
+//!   urgent is not made late, who cannot be served makes room, and a model that gains nothing from batches runs in small ones.
 //! - A client certificate belongs to the peer and not to the call: who sends nothing is its holder.
 //! - A session looks at its own credentials again when they end or may have been revoked (`duplex/session/proof.rs`): what
 //!   is refused with the next message would never be noticed on a socket that sends none.
@@ -107,8 +109,11 @@
 //!   (`app/live.rs`).
 //! - Some wire forms do not say the type or shape of an input (V1, `generate`, `/predict`). They become
 //!   `call::Inputs::Untyped`: a parser that the router calls with the signature. The router still knows no wire.
-//! - Loading and unloading are calls (`call::Manage`) that the router hands to `model::control`; nothing else changes the
-//!   repository while the server runs.
+//! - Loading and unloading are calls (`call::Manage`) that the router hands to `model::control`; besides, models follow
+//!   their folders (`model::watch`). Which of the two may change the repository is one setting, never both.
+//! - Which version a call means is decided where the repository is asked, once per call and of one value (`model::state`), so
+//!   that labels, splits and swaps are the same on every surface. Front-ends keep the few headers that models' rules look at
+//!   ([`call::Steering`]).
 //! - REST's routes are data (`frontend::rest::route`), so that tests and `/openapi.json` can be held against them.
 //! - Errors of REST have a voice (V2's object, V1's string, problem details), chosen by route and `Accept`; the code is one.
 //! - gRPC's message compression is ours (`frontend::grpc::encoding`): tonic's would inflate before anybody is known.

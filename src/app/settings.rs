@@ -5,14 +5,19 @@ use crate::{
     backend,
     config::{
         self, Amount, Arena, Config, Execution, Kind, Limit, Load, LogFormat, LogLevel, Memory, Mode, Optimization,
-        Switch, Versions, raw,
+        Switch, Versions, Warmup, WhenLate, raw,
     },
     lane,
     layer::deadline,
     model, schedule,
     telemetry::{Format, LogSettings},
+    wire::{
+        self,
+        json::{self, Dialect},
+    },
 };
-use std::{num::NonZeroUsize, thread, time::Duration};
+use bytes::Bytes;
+use std::{fmt, fs, num::NonZeroUsize, path::Path, sync::Arc, thread, time::Duration};
 
 /// The cores that this process may use.
 fn cores() -> NonZeroUsize {
@@ -86,10 +91,11 @@ pub fn models(config: &Config) -> model::Settings {
             let read = read.map_err(|problems| problems.in_one_line())?;
             let settings = model_settings(&read.defaults, queue_delay, patience);
             Ok(model::ModelSettings {
+                routing: Arc::new(config::routing(&read)),
+                samples: samples(&read, source.folder)?,
                 labels: read.class_labels.into_iter().collect(),
                 file: read.file.unwrap_or(settings.file),
                 declared: read.declared,
-                samples: read.samples,
                 notes: read.notes,
                 warnings: read.warnings,
                 ..settings
@@ -103,7 +109,7 @@ fn model_settings(
     queue_delay: Option<Duration>,
     patience: Duration,
 ) -> model::ModelSettings {
-    let batching = settings.batching;
+    let batching = &settings.batching;
     model::ModelSettings {
         versions: match &settings.versions {
             Versions::Latest(count) => model::VersionPolicy::Latest(*count),
@@ -142,7 +148,15 @@ fn model_settings(
             max_queue: batching.max_queue,
             queue_delay,
             priorities: schedule::Priorities::new(batching.priorities, Some(batching.default_priority)),
+            preferred: schedule::Preferred::new(batching.preferred.iter().copied()),
+            timeout: batching.timeout,
+            when_late: match batching.when_late {
+                WhenLate::Reject => schedule::WhenLate::Reject,
+                WhenLate::Delay => schedule::WhenLate::Delay,
+            },
+            preserve_order: batching.preserve_order,
         },
+        warmup: settings.warmup != Warmup::Off,
         ..model::ModelSettings::default()
     }
 }
@@ -164,6 +178,44 @@ fn session(settings: &raw::Session) -> backend::SessionOptions {
         parallel: (settings.execution_mode == Mode::Parallel).then_some(settings.inter_op_threads.0),
         entries: settings.entries.iter().map(|(key, value)| (key.clone(), value.0.clone())).collect(),
     }
+}
+
+/// Largest file of a sample, bytes: what a body may have by default.
+const LARGEST_SAMPLE: u64 = 64 << 20;
+
+/// What a model is run on before it is ready, besides what is made up: what its `config.pbtxt` describes, and then the V2
+/// requests in the files of its `warmup`. Nothing with `warmup: off`.
+///
+/// # Errors
+///
+/// In plain words: a file that cannot be read, or that is no request.
+fn samples(model: &config::ModelConfig, folder: &Path) -> Result<Vec<model::Sample>, String> {
+    let files = match &model.defaults.warmup {
+        Warmup::Off => return Ok(Vec::new()),
+        Warmup::Auto => &[][..],
+        Warmup::Files(files) => files,
+    };
+    let mut samples = model.samples.clone();
+    for file in files {
+        let wrong = |reason: &dyn fmt::Display| format!("warmup: `{}`: {reason}", file.display());
+        let path = folder.join(file);
+        // Before it is opened: opening what is no file may wait for ever.
+        let found = fs::metadata(&path).map_err(|error| wrong(&error))?;
+        if !found.is_file() || found.len() > LARGEST_SAMPLE {
+            return Err(wrong(&format!("expected a file of at most {} MiB", LARGEST_SAMPLE >> 20)));
+        }
+        let body = Bytes::from(fs::read(&path).map_err(|error| wrong(&error))?);
+        let request = json::decode_request(&body, Dialect::V2, None, &wire::Settings::default());
+        let inputs = request.map_err(|error| wrong(&error))?.inputs.into_iter().map(|input| model::SampleInput {
+            name: input.name,
+            dtype: input.tensor.dtype(),
+            dims: input.tensor.shape().dims().to_vec(),
+            fill: model::Fill::Zeros,
+            given: Some(input.tensor),
+        });
+        samples.push(model::Sample { name: file.display().to_string().into(), inputs: inputs.collect(), runs: 1 });
+    }
+    Ok(samples)
 }
 
 fn amount(amount: Amount) -> Option<usize> {

@@ -7,17 +7,10 @@ pub(super) const LATER: &[&str] = &[
     "profile",
     "listen.*.trusted_proxies",
     "limits.http2.max_age",
-    "models.watch",
-    "models.defaults.batching.preferred",
-    "models.defaults.batching.preserve_order",
-    "models.defaults.batching.when_late",
     "models.defaults.batching.pad",
-    "models.defaults.warmup",
     "models.defaults.cache",
-    "models.defaults.traffic",
     "idempotency",
 ];
 
 /// The same for `model.yaml`, besides what `models.defaults` has in [`LATER`].
-pub(super) const LATER_IN_MODELS: &[&str] =
-    &["version_labels", "inputs", "platform", "state", "ensemble", "generation"];
+pub(super) const LATER_IN_MODELS: &[&str] = &["inputs", "platform", "state", "ensemble", "generation"];

@@ -3,6 +3,7 @@
 //! Whoever prepares models asks here first and holds what it was given for as long as the model may run. Nothing is taken
 //! back from a model that has it: one that is loaded later gets what is left.
 
+use crate::call::ModelKey;
 use std::{
     collections::HashMap,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -25,7 +26,7 @@ struct Held {
 
 #[derive(Debug)]
 struct Part {
-    model: Arc<str>,
+    key: ModelKey,
     threads: usize,
     bytes: u64,
 }
@@ -67,14 +68,15 @@ impl Budget {
     }
 
     /// Threads within one run for each of `wants`, in their order: what nobody holds, divided equally among those that do
-    /// not say. What other versions of the same models hold counts as free, because they are about to be replaced.
+    /// not say. What other versions of the same models hold counts as free, because they are about to be replaced, except `kept`,
+    /// which are not.
     ///
     /// Instances × threads of all together stay within the cores, unless there are more instances than cores, or models say
     /// otherwise: nobody has less than one.
-    pub fn divide(&self, wants: &[Want]) -> Vec<usize> {
-        let is_asking = |model: &Arc<str>| wants.iter().any(|want| want.model == *model);
+    pub fn divide(&self, wants: &[Want], kept: &[ModelKey]) -> Vec<usize> {
+        let leaves = |key: &ModelKey| wants.iter().any(|want| want.model == key.name) && !kept.contains(key);
         let held: usize =
-            self.lock().shares.values().filter(|share| !is_asking(&share.model)).map(|share| share.threads).sum();
+            self.lock().shares.values().filter(|share| !leaves(&share.key)).map(|share| share.threads).sum();
         let mut threads: Vec<usize> = wants.iter().map(|want| want.threads.unwrap_or(1)).collect();
         let total = |at: usize, threads: &[usize]| wants[at].instances.max(1) * threads[at];
         let taken: usize = held + (0..wants.len()).map(|at| total(at, &threads)).sum::<usize>();
@@ -93,7 +95,7 @@ impl Budget {
     /// # Errors
     ///
     /// For operators, in plain words: how many bytes it needs and how many are left. Threads are never refused.
-    pub fn take(self: &Arc<Self>, model: &Arc<str>, threads: usize, bytes: u64) -> Result<Share, String> {
+    pub fn take(self: &Arc<Self>, key: &ModelKey, threads: usize, bytes: u64) -> Result<Share, String> {
         let mut held = self.lock();
         if let Some(limit) = self.memory {
             let taken: u64 = held.shares.values().map(|share| share.bytes).sum();
@@ -109,7 +111,7 @@ impl Budget {
         }
         let number = held.next;
         held.next += 1;
-        held.shares.insert(number, Part { model: Arc::clone(model), threads, bytes });
+        held.shares.insert(number, Part { key: key.clone(), threads, bytes });
         Ok(Share { budget: Arc::clone(self), number })
     }
 
@@ -151,6 +153,10 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
+    fn key(model: &str) -> ModelKey {
+        ModelKey { name: model.into(), version: "1".into() }
+    }
+
     fn want(model: &str, instances: usize, threads: Option<usize>) -> Want {
         Want { model: model.into(), instances, threads }
     }
@@ -158,36 +164,38 @@ mod tests {
     #[test]
     fn cores_are_divided_among_all_that_do_not_say() {
         let budget = Budget::new(8, None);
-        assert_eq!(budget.divide(&[want("a", 1, None)]), [8]);
-        assert_eq!(budget.divide(&[want("a", 1, None), want("b", 1, None), want("c", 1, None)]), [3, 3, 2]);
-        assert_eq!(budget.divide(&[want("a", 2, Some(3)), want("b", 1, None)]), [3, 2]);
-        assert_eq!(budget.divide(&[want("a", 4, None), want("b", 1, None)]), [1, 4]);
-        assert_eq!(budget.divide(&[want("a", 16, None)]), [1], "nobody has less than one");
+        assert_eq!(budget.divide(&[want("a", 1, None)], &[]), [8]);
+        assert_eq!(budget.divide(&[want("a", 1, None), want("b", 1, None), want("c", 1, None)], &[]), [3, 3, 2]);
+        assert_eq!(budget.divide(&[want("a", 2, Some(3)), want("b", 1, None)], &[]), [3, 2]);
+        assert_eq!(budget.divide(&[want("a", 4, None), want("b", 1, None)], &[]), [1, 4]);
+        assert_eq!(budget.divide(&[want("a", 16, None)], &[]), [1], "nobody has less than one");
     }
 
     #[test]
     fn what_is_loaded_later_gets_what_is_left_and_a_new_version_what_the_old_one_has() {
         let budget = Budget::new(4, None);
-        let first = budget.take(&"a".into(), 3, 0).unwrap();
-        assert_eq!(budget.divide(&[want("b", 1, None)]), [1]);
-        assert_eq!(budget.divide(&[want("a", 1, None)]), [4]);
+        let first = budget.take(&key("a"), 3, 0).unwrap();
+        assert_eq!(budget.divide(&[want("b", 1, None)], &[]), [1]);
+        assert_eq!(budget.divide(&[want("a", 1, None)], &[]), [4]);
+        let kept = [key("a")];
+        assert_eq!(budget.divide(&[want("a", 1, None)], &kept), [1], "another version of it goes on");
         drop(first);
-        assert_eq!(budget.divide(&[want("b", 1, None)]), [4]);
+        assert_eq!(budget.divide(&[want("b", 1, None)], &[]), [4]);
     }
 
     #[test]
     fn a_model_that_does_not_fit_is_refused_and_says_by_how_much() {
         let budget = Budget::new(1, Some(100 << 20));
-        let share = budget.take(&"a".into(), 1, 60 << 20).unwrap();
-        let refused = budget.take(&"b".into(), 1, 50 << 20).unwrap_err();
+        let share = budget.take(&key("a"), 1, 60 << 20).unwrap();
+        let refused = budget.take(&key("b"), 1, 50 << 20).unwrap_err();
         assert_eq!(
             refused,
             "it needs about 50.0 MiB of memory, and 40.0 MiB of 100 MiB for models (`models.memory`) are left"
         );
         share.set(1, 10 << 20);
-        assert!(budget.take(&"b".into(), 1, 50 << 20).is_ok());
+        assert!(budget.take(&key("b"), 1, 50 << 20).is_ok());
         drop(share);
-        assert!(budget.take(&"c".into(), 1, 100 << 20).is_ok());
+        assert!(budget.take(&key("c"), 1, 100 << 20).is_ok());
     }
 
     proptest! {
@@ -198,11 +206,11 @@ mod tests {
             models in prop::collection::vec((1_usize..8, prop::option::of(1_usize..8)), 1..12),
         ) {
             let budget = Budget::new(cores, None);
-            let _other = budget.take(&"other".into(), held, 0).unwrap();
+            let _other = budget.take(&key("other"), held, 0).unwrap();
             let wants: Vec<_> = models.iter().enumerate().map(|(at, (instances, threads))| {
                 want(&at.to_string(), *instances, *threads)
             }).collect();
-            let threads = budget.divide(&wants);
+            let threads = budget.divide(&wants, &[]);
             let sum: usize = held + wants.iter().zip(&threads).map(|(want, threads)| want.instances * threads).sum::<usize>();
             // Who has one thread for each instance could not have less, and who says has what he says.
             let least: usize = held + wants.iter().map(|want| want.instances * want.threads.unwrap_or(1)).sum::<usize>();

@@ -7,7 +7,7 @@ use super::{
     budget::{Share, mib},
     samples,
     scan::{Found, scan},
-    workshop::{First, Workshop, guarded, held, want},
+    workshop::{First, Workshop, guarded, held, key, want},
 };
 use crate::{backend::Open, telemetry::metrics::Metrics, tensor::TensorSpec};
 use std::sync::Arc;
@@ -52,7 +52,7 @@ pub fn describe(settings: &Settings, opener: Arc<dyn Open>, lanes: usize) -> Vec
         }
     }
     let wants: Vec<_> = others.iter().map(|(found, _)| want(found)).collect();
-    for ((found, looked), threads) in others.into_iter().zip(settings.budget.divide(&wants)) {
+    for ((found, looked), threads) in others.into_iter().zip(settings.budget.divide(&wants, &[])) {
         let first = match looked {
             Some(first) => Ok(first),
             None => guarded(|| workshop.first(&found, workshop.wide(&found.settings, threads))),
@@ -93,10 +93,12 @@ fn lines(workshop: &Workshop, found: &Found, first: &First, threads: usize) -> R
     let each = held(&*first.backend, found);
     first.share.set(0, each);
     let memory = each * sessions as u64;
-    let more = workshop.settings.budget.take(&found.name, 0, memory - each)?;
+    let more = workshop.settings.budget.take(&key(found), 0, memory - each)?;
     let one = if sessions == 1 { String::new() } else { format!(", in {sessions} sessions") };
     lines.push(format!("holds {} of memory{one}", mib(memory)));
     lines.extend(first.backend.notes());
+    let called = settings.routing.labels.iter().filter(|(_, version)| **version == found.version);
+    lines.extend(called.map(|(label, _)| format!("callers may name it by the label `{label}`")));
     lines.extend(settings.warnings.iter().map(|warning| format!("warning: {warning}")));
     Ok((lines, more))
 }

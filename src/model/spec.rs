@@ -3,12 +3,12 @@
 //! Plain data: how it is written in a file is known to `config` alone, which also supplies the
 //! reader of `model.yaml`.
 
-use super::budget::Budget;
+use super::{Routing, budget::Budget};
 use crate::{
     backend::{Arena, Provider, SessionOptions, SessionSettings},
     call::Notes,
-    schedule::{BatchPolicy, Execution, Priorities, TurnSettings},
-    tensor::{DataType, Signature},
+    schedule::{BatchPolicy, Execution, Preferred, Priorities, TurnSettings, WhenLate},
+    tensor::{DataType, Signature, Tensor},
 };
 use std::{collections::HashSet, fmt, path::Path, path::PathBuf, sync::Arc, time::Duration};
 
@@ -99,6 +99,8 @@ pub struct ModelSettings {
     pub notes: Notes,
     /// What was said and does not apply here, a sentence each.
     pub warnings: Vec<String>,
+    /// What it says of its versions besides which of them are served.
+    pub routing: Arc<Routing>,
 }
 
 /// What a model is run on before it is ready (`model_warmup`).
@@ -121,8 +123,10 @@ pub struct SampleInput {
     pub dtype: DataType,
     /// Its dimensions, rows included.
     pub dims: Vec<usize>,
-    /// What is in it.
+    /// What is made up in it.
     pub fill: Fill,
+    /// What is in it instead, as a file has it.
+    pub given: Option<Tensor>,
 }
 
 /// What is in an input that is made up. Strings are empty either way.
@@ -149,6 +153,14 @@ pub struct Batching {
     pub queue_delay: Option<std::time::Duration>,
     /// Who goes first among them.
     pub priorities: Priorities,
+    /// Rows that a batch should rather have than others.
+    pub preferred: Preferred,
+    /// How long a job may wait before `when_late` says what becomes of it.
+    pub timeout: Option<Duration>,
+    /// What becomes of it.
+    pub when_late: WhenLate,
+    /// Whether answers are given in the order in which jobs were taken.
+    pub preserve_order: bool,
 }
 
 /// Which versions of a model are served (`versions`).
@@ -240,6 +252,7 @@ impl Default for ModelSettings {
             samples: Vec::new(),
             notes: Notes::default(),
             warnings: Vec::new(),
+            routing: Arc::default(),
         }
     }
 }
@@ -261,22 +274,50 @@ impl ModelSettings {
     pub fn shares_weights(&self) -> bool {
         self.share_weights && self.session(1, 1).is_cpu_only()
     }
+
+    /// Whether a version runs the same with these settings: they differ at most in which versions are served and called.
+    pub(super) fn runs_like(&self, other: &Self) -> bool {
+        let (versions, routing) = (other.versions.clone(), Arc::clone(&other.routing));
+        Self { versions, routing, ..self.clone() } == *other
+    }
 }
 
 // === impl Batching ===
 
 impl Default for Batching {
     fn default() -> Self {
-        let BatchPolicy { max_rows, max_delay, max_queue, queue_delay, priorities, .. } = BatchPolicy::default();
-        Self { enabled: None, max_rows, max_delay, max_queue, queue_delay, priorities }
+        let policy = BatchPolicy::default();
+        Self {
+            enabled: None,
+            max_rows: policy.max_rows,
+            max_delay: policy.max_delay,
+            max_queue: policy.max_queue,
+            queue_delay: policy.queue_delay,
+            priorities: policy.priorities,
+            preferred: policy.preferred,
+            timeout: policy.timeout,
+            when_late: policy.when_late,
+            preserve_order: policy.preserve_order,
+        }
     }
 }
 
 impl Batching {
-    /// The policy for a model that batches or does not.
-    pub fn policy(&self, enabled: bool) -> BatchPolicy {
-        let Self { max_rows, max_delay, max_queue, queue_delay, priorities, .. } = *self;
-        BatchPolicy { enabled, max_rows, max_delay, max_queue, queue_delay, priorities }
+    /// The policy for a model that batches or does not, and whose rows all have one shape (`even`) or do not.
+    pub fn policy(&self, enabled: bool, even: bool) -> BatchPolicy {
+        BatchPolicy {
+            enabled,
+            even,
+            max_rows: self.max_rows,
+            max_delay: self.max_delay,
+            max_queue: self.max_queue,
+            queue_delay: self.queue_delay,
+            priorities: self.priorities,
+            preferred: self.preferred,
+            timeout: self.timeout,
+            when_late: self.when_late,
+            preserve_order: self.preserve_order,
+        }
     }
 }
 

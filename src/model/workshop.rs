@@ -13,12 +13,13 @@ use super::{
 };
 use crate::{
     backend::{Backend, Open, SessionSettings},
-    call::{LoadRequest, ModelKey},
-    schedule::{Execution, Plan},
+    call::{LoadRequest, ModelKey, ModelRef},
+    schedule::{Cost, Execution, Plan},
     telemetry::metrics::Metrics,
-    tensor::Signature,
+    tensor::{DataType, Signature},
 };
 use std::{
+    collections::HashMap,
     panic::{AssertUnwindSafe, catch_unwind},
     sync::Arc,
     time::{Duration, Instant},
@@ -32,11 +33,23 @@ pub(super) enum Wanted {
     Configured,
     /// What a load call asks for.
     One(LoadRequest),
+    /// What has changed of a model: versions that are `kept` are not loaded again if they would run the same.
+    Renewed {
+        name: Arc<str>,
+        /// How the versions that are served and whose files are the same were to run.
+        kept: HashMap<Arc<str>, Arc<ModelSettings>>,
+    },
 }
 
 /// What the loader's thread tells.
 pub(super) enum Event {
-    Scanned(Vec<Found>, Vec<Problem>),
+    Scanned {
+        /// What is going to be loaded.
+        found: Vec<Found>,
+        /// What goes on as it is.
+        kept: Vec<Found>,
+        problems: Vec<Problem>,
+    },
     Prepared(Box<Found>, Result<Box<Prepared>, String>),
 }
 
@@ -75,6 +88,8 @@ pub(super) struct First {
     pub(super) labels: Vec<Option<Labels>>,
     pub(super) decision: Decision,
     pub(super) share: Share,
+    /// Begins with what was measured.
+    cost: Cost,
     took: Duration,
 }
 
@@ -88,6 +103,20 @@ pub(super) struct Decision {
     pub(super) why: &'static str,
 }
 
+// === impl Wanted ===
+
+impl Wanted {
+    fn keeps(&self, found: &Found) -> bool {
+        match self {
+            Self::Configured | Self::One(_) => false,
+            Self::Renewed { kept, .. } => {
+                let before = kept.get(&found.version).filter(|_| found.fault.is_none());
+                before.is_some_and(|before| before.runs_like(&found.settings))
+            }
+        }
+    }
+}
+
 // === impl Workshop ===
 
 impl Workshop {
@@ -95,9 +124,16 @@ impl Workshop {
         let (found, problems) = match wanted {
             Wanted::Configured => scan::scan(&self.settings),
             Wanted::One(request) => scan::one(&self.settings, request),
+            Wanted::Renewed { name, .. } => {
+                let model = ModelRef { name: Arc::clone(name), version: None };
+                scan::one(&self.settings, &LoadRequest { model, config: None, files: Vec::new() })
+            }
         };
+        // What stays has its cores, and is not divided among the others.
+        let (kept, found): (Vec<_>, Vec<_>) = found.into_iter().partition(|found| wanted.keeps(found));
+        let stays: Vec<_> = kept.iter().map(key).collect();
         // A send fails only if nobody wants the models any more.
-        if events.blocking_send(Event::Scanned(found.clone(), problems)).is_err() {
+        if events.blocking_send(Event::Scanned { found: found.clone(), kept, problems }).is_err() {
             return;
         }
         // What may run on a lane is measured first: only then is it known how many models share the cores.
@@ -116,7 +152,7 @@ impl Workshop {
             }
         }
         let wants: Vec<_> = others.iter().map(|(found, _)| want(found)).collect();
-        let threads = self.settings.budget.divide(&wants);
+        let threads = self.settings.budget.divide(&wants, &stays);
         for ((found, first), threads) in others.into_iter().zip(threads) {
             let prepared = guarded(|| self.on_threads(&found, first, threads)).map(Box::new);
             if events.blocking_send(Event::Prepared(Box::new(found), prepared)).is_err() {
@@ -132,7 +168,10 @@ impl Workshop {
         }
         let settings = &found.settings;
         let may = match settings.execution {
-            Execution::Auto => found.bytes <= self.settings.turn.weights && is_cpu_only(settings),
+            Execution::Auto => {
+                let light = found.bytes <= self.settings.turn.weights;
+                light && is_cpu_only(settings) && !settings.batching.preserve_order
+            }
             Execution::Turn => true,
             Execution::Thread => false,
         };
@@ -163,13 +202,15 @@ impl Workshop {
             Measured { max_rows: 1, ..Measured::default() }
         };
         let decision = self.decide(found, &*backend, &measured)?;
-        Ok(First { backend, session, labels, decision, share, took: began.elapsed() })
+        let cost = Cost::default();
+        measured.costs.iter().for_each(|(rows, took)| cost.seed(*rows, *took));
+        Ok(First { backend, session, labels, decision, share, cost, took: began.elapsed() })
     }
 
     /// One instance for each lane, and a spare one for a thread.
     fn on_lanes(&self, found: &Found, first: First) -> Result<Prepared, String> {
         let began = Instant::now();
-        let First { backend: mut spare, session, labels, decision, share, took } = first;
+        let First { backend: mut spare, session, labels, decision, share, cost, took } = first;
         let settings = &found.settings;
         drop(share);
         let share = self.share(found, 0, self.lanes + 1)?;
@@ -183,7 +224,7 @@ impl Workshop {
         }
         let memory = held(&*spare, found) * (instances.len() as u64 + 1);
         share.set(0, memory);
-        let plan = self.plan(found, Arc::clone(spare.signature()), session, &decision, share);
+        let plan = self.plan(found, Arc::clone(spare.signature()), session, &decision, share, cost);
         let max_rows = decision.turn_rows.unwrap_or(1);
         let place = Place::Lanes { max_rows, instances, spare };
         Ok(Prepared { plan, place, decoupled: false, labels, took: took + began.elapsed(), memory })
@@ -203,6 +244,8 @@ impl Workshop {
                 // not after: there may not be memory for both.
                 drop(first.backend);
                 first.backend = self.open(found, &session)?;
+                // What was measured with other threads says nothing about this one.
+                first.cost = Cost::default();
                 first
             }
         };
@@ -237,7 +280,7 @@ impl Workshop {
         }
         let memory = instances.last().map_or(0, |instance| held(&**instance, found)) * sessions as u64;
         first.share.set(threads * count, memory);
-        let plan = self.plan(found, signature, session, &first.decision, first.share);
+        let plan = self.plan(found, signature, session, &first.decision, first.share, first.cost);
         let took = first.took + began.elapsed();
         Ok(Prepared { plan, place: Place::Threads(instances), decoupled, labels: first.labels, took, memory })
     }
@@ -255,7 +298,7 @@ impl Workshop {
     /// The model's part of the budget, with as many sessions.
     fn share(&self, found: &Found, threads: usize, sessions: usize) -> Result<Share, String> {
         let bytes = self.opener.weight_bytes(&found.path).unwrap_or(found.bytes);
-        self.settings.budget.take(&found.name, threads, bytes.saturating_mul(sessions as u64))
+        self.settings.budget.take(&key(found), threads, bytes.saturating_mul(sessions as u64))
     }
 
     fn plan(
@@ -265,6 +308,7 @@ impl Workshop {
         session: SessionSettings,
         decision: &Decision,
         share: Share,
+        cost: Cost,
     ) -> Plan {
         let key = Arc::new(key(found));
         let (opener, path, files) = (Arc::clone(&self.opener), found.path.clone(), found.files.clone());
@@ -273,9 +317,10 @@ impl Workshop {
         Plan {
             metrics: self.metrics.model(&key),
             key,
+            policy: found.settings.batching.policy(decision.batches, is_even(&signature)),
             signature,
-            policy: found.settings.batching.policy(decision.batches),
             run_limit: found.settings.run_limit,
+            cost: Arc::new(cost),
             reopen: Arc::new(move || {
                 // Held for as long as this may be called.
                 let _held = (&files, &share);
@@ -306,12 +351,18 @@ impl Workshop {
         let batches = may_batch(settings, signature) && measured.stray.is_none() && !backend.is_decoupled();
         let (on_lanes, why) = match settings.execution {
             Execution::Thread => (false, "`execution` says so"),
+            Execution::Turn if settings.batching.preserve_order => {
+                return Err(
+                    "`batching.preserve_order` is not for `execution: turn`: each lane answers by itself".to_owned()
+                );
+            }
             Execution::Turn if self.lanes == 0 => {
                 return Err("`execution: turn` needs `runtime.kind: lanes`".to_owned());
             }
             Execution::Turn if backend.is_decoupled() => return Err("`execution: turn` is not for streams".to_owned()),
             Execution::Turn => (true, "`execution` says so"),
             Execution::Auto if self.lanes == 0 => (false, "there are no lanes"),
+            Execution::Auto if settings.batching.preserve_order => (false, "`batching.preserve_order` is asked for"),
             Execution::Auto if backend.is_decoupled() => (false, "it answers with streams"),
             Execution::Auto if !is_cpu_only(settings) => (false, "not the CPU alone runs it"),
             Execution::Auto if found.bytes.max(backend.weight_bytes()) > turn.weights => {
@@ -383,6 +434,12 @@ pub(super) fn check_rows(settings: &ModelSettings, signature: &Signature) -> Res
 pub(super) fn may_batch(settings: &ModelSettings, signature: &Signature) -> bool {
     // Whoever asks for batches of one row wants the first dimension to count rows, as Triton's clients then expect.
     settings.batching.enabled.unwrap_or(settings.batching.max_rows > 1) && signature.is_batchable()
+}
+
+/// Whether all rows have one shape, so that their number alone says what a batch costs.
+pub(super) fn is_even(signature: &Signature) -> bool {
+    let is_fixed = |dims: &[Option<usize>]| dims.iter().skip(1).all(Option::is_some);
+    signature.inputs.iter().all(|spec| spec.dtype != Some(DataType::Bytes) && is_fixed(&spec.dims))
 }
 
 /// A few runs, of which nothing is learnt: the first calls should not pay for them.

@@ -6,7 +6,9 @@
 //! another thread makes another instance.
 
 use super::{
-    BatchQueue, Job, Plan, QUEUE_FULL, QUEUE_SLOW, Verdict, run,
+    BatchQueue, Job, Plan, QUEUE_FULL, QUEUE_SLOW, Verdict,
+    order::Order,
+    run,
     run::Ran,
     watch::{Finding, Watch, Watched},
 };
@@ -32,6 +34,7 @@ pub(super) struct Pool {
 #[derive(Debug)]
 struct Shared {
     plan: Arc<Plan>,
+    order: Arc<Order>,
     state: Mutex<State>,
     /// Told when there is a job, and when the pool closes. Only threads that can take a job wait
     /// for it: another one could swallow the wake-up that was meant for them.
@@ -100,10 +103,11 @@ impl Drop for Sound<'_> {
 
 impl Pool {
     pub(super) fn new(plan: Arc<Plan>) -> Self {
-        let queue = BatchQueue::new(plan.policy);
+        let queue = BatchQueue::with_cost(plan.policy, Arc::clone(&plan.cost));
         let state = State { queue, closed: false, threads: 0, started: 0, asleep: 0, woken: 0, watches: Vec::new() };
         let shared = Shared {
             plan,
+            order: Arc::default(),
             state: Mutex::new(state),
             work: Condvar::new(),
             ended: Condvar::new(),
@@ -124,6 +128,8 @@ impl Pool {
             let mut state = self.shared.lock();
             state.threads += 1;
             state.started += 1;
+            let threads = state.threads;
+            state.queue.served_by(threads);
             state.started - 1
         };
         let shared = Arc::clone(&self.shared);
@@ -146,7 +152,7 @@ impl Pool {
     /// now and then.
     pub(super) fn tend(&self, now: Instant) {
         let Some(limit) = self.shared.plan.run_limit else { return };
-        let (mut ended, mut given_up) = (0, 0);
+        let (mut ended, mut given_up) = (0, Vec::new());
         self.shared.lock().watches.retain(|watch| match watch.look(now, limit) {
             Finding::Fine => true,
             Finding::Ended => {
@@ -154,7 +160,7 @@ impl Pool {
                 true
             }
             Finding::GivenUp => {
-                given_up += 1;
+                given_up.push(watch.places());
                 false
             }
         });
@@ -162,9 +168,10 @@ impl Pool {
         if ended > 0 {
             tracing::warn!(%model, ?limit, "a run took longer than `run_limit` and was told to end");
         }
-        for _ in 0..given_up {
+        for places in given_up {
             tracing::error!(%model, ?limit, "a run does not end: its instance is given up and replaced");
             self.shared.plan.metrics.replaced("hang");
+            self.shared.order.pass_over(places);
             drop(Present(&self.shared));
             self.shared.lose();
             if let Err(error) = self.spawn(None) {
@@ -261,6 +268,10 @@ impl Shared {
         let mut sound = Some(Sound(self));
         while let Some((backend, watch)) = &mut instance {
             let Some(jobs) = self.next_batch() else { break };
+            if let (Some(watch), Some(first)) = (watch.as_ref(), jobs.first().and_then(Job::place)) {
+                // All were taken under one lock.
+                watch.hold(first..first + jobs.len() as u64);
+            }
             let ran = self.run(&mut **backend, jobs);
             if watch.as_ref().is_some_and(|watch| watch.is_given_up()) {
                 std::mem::forget(sound.take());
@@ -331,6 +342,10 @@ impl Shared {
             }
             self.plan.metrics.queue_changed(delta(before, state.queue.len()));
             let due = match verdict {
+                Verdict::Run(jobs) if self.plan.policy.preserve_order => {
+                    // Under the lock, in which they were taken.
+                    return Some(jobs.into_iter().map(|job| job.in_order(|| self.order.place())).collect());
+                }
                 Verdict::Run(jobs) => return Some(jobs),
                 Verdict::Wait(due) => due,
             };

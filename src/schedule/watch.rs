@@ -10,7 +10,7 @@ use crate::{
     tensor::{Signature, Tensor, Tensors},
 };
 use std::{
-    ops::ControlFlow,
+    ops::{ControlFlow, Range},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
@@ -22,7 +22,11 @@ type Stop = Arc<dyn Fn() + Send + Sync>;
 
 /// What an instance is doing, for those who look at it from outside.
 #[derive(Default)]
-pub(super) struct Watch(Mutex<State>);
+pub(super) struct Watch {
+    state: Mutex<State>,
+    /// The places in the order of answers that its jobs have, where answers are in order.
+    places: Mutex<Range<u64>>,
+}
 
 #[derive(Default)]
 enum State {
@@ -73,7 +77,17 @@ impl Drop for Running<'_> {
 impl Watch {
     fn lock(&self) -> MutexGuard<'_, State> {
         // Each state is whole.
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Says what the run that is about to begin has.
+    pub(super) fn hold(&self, places: Range<u64>) {
+        *self.places.lock().unwrap_or_else(PoisonError::into_inner) = places;
+    }
+
+    /// What its run has.
+    pub(super) fn places(&self) -> Range<u64> {
+        self.places.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     fn begin(&self, stop: Option<Stop>) -> Result<Running<'_>, Error> {

@@ -38,3 +38,4 @@ mod traces;
 mod tunnels;
 mod v1;
 mod v2;
+mod versions;

@@ -98,6 +98,22 @@ pub enum Limit {
     After(Duration),
 }
 
+/// What a model is run on before it is ready.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Warmup {
+    /// What is made up.
+    #[default]
+    Auto,
+    /// Nothing.
+    Off,
+    /// What is made up, and then these files of V2 requests.
+    Files(Vec<PathBuf>),
+}
+
+/// A version of a model, as text or as a number.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Version(pub u64);
+
 impl Default for Versions {
     fn default() -> Self {
         Self::Latest(1)
@@ -188,7 +204,7 @@ macro_rules! deserialize_choice {
     )*};
 }
 
-deserialize_choice!(Amount, Switch, Versions, Load, Paths, Names, Provider, Word, Memory, Limit);
+deserialize_choice!(Amount, Switch, Versions, Load, Paths, Names, Warmup, Version, Provider, Word, Memory, Limit);
 
 impl Choice for Amount {
     const EXPECTED: &str = "auto or a number from 1 up";
@@ -274,6 +290,35 @@ impl Choice for Names {
 
     fn list<'de, A: SeqAccess<'de>>(list: A) -> Result<Option<Self>, A::Error> {
         Vec::deserialize(value::SeqAccessDeserializer::new(list)).map(|names| Some(Self(names)))
+    }
+}
+
+impl Choice for Warmup {
+    const EXPECTED: &str = "auto, off or a list of files";
+
+    fn word(word: &str) -> Option<Self> {
+        match word {
+            "auto" => Some(Self::Auto),
+            "off" => Some(Self::Off),
+            _ => None,
+        }
+    }
+
+    fn list<'de, A: SeqAccess<'de>>(list: A) -> Result<Option<Self>, A::Error> {
+        Vec::deserialize(value::SeqAccessDeserializer::new(list)).map(|files| Some(Self::Files(files)))
+    }
+}
+
+impl Choice for Version {
+    const EXPECTED: &str = "a version: a positive integer without leading zeros";
+
+    fn word(word: &str) -> Option<Self> {
+        let decimal = word.bytes().all(|byte| byte.is_ascii_digit()) && !word.starts_with('0');
+        word.parse().ok().filter(|_| decimal).map(Self)
+    }
+
+    fn number(number: Number) -> Option<Self> {
+        u64::try_from(number.0).ok().map(Self)
     }
 }
 
@@ -392,6 +437,22 @@ impl Serialize for Names {
             [name] => name.serialize(serializer),
             names => names.serialize(serializer),
         }
+    }
+}
+
+impl Serialize for Warmup {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self {
+            Self::Auto => serializer.serialize_str("auto"),
+            Self::Off => serializer.serialize_str("off"),
+            Self::Files(files) => files.serialize(serializer),
+        }
+    }
+}
+
+impl Serialize for Version {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(&self.0)
     }
 }
 

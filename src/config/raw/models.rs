@@ -1,9 +1,12 @@
 //! `models`, and `NAME/model.yaml`, as people write them.
 
-use super::choice::{Amount, Limit, Load, Memory, Paths, Provider, Switch, Versions, Word};
+use super::{
+    choice::{Amount, Limit, Load, Memory, Paths, Provider, Switch, Version, Versions, Warmup, Word},
+    traffic::Traffic,
+};
 use crate::{
     backend::ProviderKind,
-    config::units::{Delay, Number},
+    config::units::{Delay, Number, Span},
 };
 use serde::{Deserialize, Serialize};
 use std::{collections::BTreeMap, path::PathBuf, time::Duration};
@@ -15,6 +18,7 @@ use std::{collections::BTreeMap, path::PathBuf, time::Duration};
 pub struct Models {
     pub directory: Paths,
     pub control: Control,
+    pub watch: Watch,
     pub load: Load,
     pub required: Vec<String>,
     pub memory: Memory,
@@ -24,12 +28,21 @@ pub struct Models {
 /// When models are looked for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-#[expect(missing_docs, reason = "all but fixed come later")]
+#[expect(missing_docs, reason = "see `config::Control`")]
 pub enum Control {
-    #[default]
     Fixed,
+    #[default]
     Watch,
     Explicit,
+}
+
+/// How folders are looked at with `control: watch`.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+#[expect(missing_docs, reason = "the keys are explained in config/sluicegate.full.yaml")]
+pub struct Watch {
+    pub every: Span,
+    pub settle: Span,
 }
 
 /// What each model may say for itself.
@@ -47,6 +60,8 @@ pub struct ModelDefaults {
     pub providers: Vec<Provider>,
     pub session: Session,
     pub run_limit: Limit,
+    pub warmup: Warmup,
+    pub traffic: Option<Traffic>,
 }
 
 /// How calls are run together.
@@ -60,6 +75,21 @@ pub struct Batching {
     pub max_queue: Number,
     pub priorities: Number,
     pub default_priority: Amount,
+    pub preferred: Vec<Number>,
+    pub timeout: Option<Span>,
+    pub when_late: WhenLate,
+    pub preserve_order: bool,
+}
+
+/// What becomes of a call that has waited for longer than `timeout`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum WhenLate {
+    /// It is refused.
+    #[default]
+    Reject,
+    /// It goes behind the others.
+    Delay,
 }
 
 /// `NAME/model.yaml`: the keys of `models.defaults` and its own. serde's `flatten` would lose the refusal of unknown
@@ -78,7 +108,10 @@ pub struct ModelFile {
     pub providers: Vec<Provider>,
     pub session: Session,
     pub run_limit: Limit,
+    pub warmup: Warmup,
+    pub traffic: Option<Traffic>,
     pub class_labels: BTreeMap<String, PathBuf>,
+    pub version_labels: BTreeMap<String, Version>,
 }
 
 /// Where a model runs.
@@ -155,6 +188,8 @@ impl Default for ModelFile {
             providers,
             session,
             run_limit,
+            warmup,
+            traffic,
         } = ModelDefaults::default();
         Self {
             versions,
@@ -167,7 +202,10 @@ impl Default for ModelFile {
             providers,
             session,
             run_limit,
+            warmup,
+            traffic,
             class_labels: BTreeMap::new(),
+            version_labels: BTreeMap::new(),
         }
     }
 }
@@ -202,7 +240,15 @@ impl Default for ModelDefaults {
             providers: vec![Provider::default()],
             session: Session::default(),
             run_limit: Limit::Auto,
+            warmup: Warmup::Auto,
+            traffic: None,
         }
+    }
+}
+
+impl Default for Watch {
+    fn default() -> Self {
+        Self { every: Span(Duration::from_secs(5)), settle: Span(Duration::from_secs(2)) }
     }
 }
 
@@ -215,6 +261,10 @@ impl Default for Batching {
             max_queue: Number(1024),
             priorities: Number(1),
             default_priority: Amount::Auto,
+            preferred: Vec::new(),
+            timeout: None,
+            when_late: WhenLate::Reject,
+            preserve_order: false,
         }
     }
 }

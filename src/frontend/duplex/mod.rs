@@ -24,7 +24,7 @@ pub(super) use pipe::Pipe;
 pub(super) use session::Session;
 
 use crate::{
-    call::{Credentials, Facts, InferResponse, Route, Surface, trace::TraceContext},
+    call::{Credentials, Facts, InferResponse, Route, Steered, Surface, trace::TraceContext},
     error::Error,
 };
 use std::{
@@ -228,17 +228,25 @@ pub(super) struct Speaker {
     credentials: Credentials,
     /// What the stack learned when it proved them; `None` if it did not, or was not asked.
     proof: Option<Arc<Facts>>,
+    /// Headers that the session was opened with: they count for each of its calls.
+    steered: Option<Steered>,
 }
 
 impl Speaker {
     /// Whoever `credentials` prove: the stack has said so in `proof`.
     pub(super) const fn proven(credentials: Credentials, proof: Arc<Facts>) -> Self {
-        Self { credentials, proof: Some(proof) }
+        Self { credentials, proof: Some(proof), steered: None }
     }
 
     /// Nobody that the stack knows.
     pub(super) const fn unknown() -> Self {
-        Self { credentials: Credentials::None, proof: None }
+        Self { credentials: Credentials::None, proof: None, steered: None }
+    }
+
+    /// The same, in a session that was opened with these headers.
+    #[must_use]
+    pub(super) fn steered(self, steered: Option<Steered>) -> Self {
+        Self { steered, ..self }
     }
 
     /// When the proof will have ended, if that is known.

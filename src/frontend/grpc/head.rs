@@ -29,6 +29,7 @@ pub(super) fn open(
     connection.gate()?;
     let head = Head::new(id.clone(), Surface::Grpc, intent, connection.peer.clone()).with_timeout(timeout(headers)?);
     let head = head.at(Route::named(request.uri().path())).part_of(context(headers));
+    let head = head.steered(connection.steered(headers));
     Ok((head, credentials(headers)))
 }
 

@@ -74,6 +74,7 @@ pub(super) async fn serve(
     }
     let deadline = head.timeout.and_then(|timeout| Instant::now().checked_add(timeout));
     let (id, facts, context) = (head.id.clone(), Arc::clone(&head.facts), head.facts.context.get().copied());
+    let steered = head.facts.steered();
     let input = Pending::ready(Operation::Inspect(Inspect::Session));
     connection.frontend.gateway.call(Call { head, sender: sender.clone(), input }).await?;
 
@@ -81,7 +82,8 @@ pub(super) async fn serve(
     let link = Messages { messages, pipe, limit: connection.frontend.settings.size.body };
     let codec = Protocol { connection: Arc::clone(&connection), id, strict, deadline, context, next: 0 };
     let rules = rules(&connection.frontend.settings);
-    tokio::spawn(Session::new(connection, rules, Speaker::proven(sender, facts), codec, link).run());
+    let speaker = Speaker::proven(sender, facts).steered(steered);
+    tokio::spawn(Session::new(connection, rules, speaker, codec, link).run());
     Ok(Answers(receiver))
 }
 

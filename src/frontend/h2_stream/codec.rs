@@ -133,7 +133,7 @@ impl Codec for Protocol {
     }
 
     fn done(&mut self, about: About<'_, Tag, Note>, out: &mut Outbox<Outgoing>) {
-        let timing = about.facts.and_then(|facts| facts.timing.get().copied());
+        let timing = about.facts.and_then(|facts| facts.timing.get());
         self.say(message::done(about.tag, timing), out);
     }
 

@@ -68,12 +68,12 @@ impl Dialect {
 
 /// Answers a request whose reply is a stream of events, whether the model streams or not.
 pub(super) async fn serve(connection: Arc<Connection>, asked: Asked, pending: Pending, dialect: Dialect) -> Response {
-    let Asked { id, label, context, voice, sender, .. } = asked;
+    let Asked { id, label, context, steered, voice, sender, .. } = asked;
     if let Err(error) = connection.gate() {
         return voice.error(&error, &id);
     }
     let head = Head::new(id.clone(), Surface::Rest, Intent::Infer, Arc::clone(&connection.peer));
-    let head = head.at(label).part_of(context);
+    let head = head.at(label).part_of(context).steered(steered);
     let facts = Arc::clone(&head.facts);
     let call = connection.frontend.gateway.call(Call { head, sender, input: pending });
     let mut writer = Writer { connection, id, dialect, client_id: None };

@@ -268,7 +268,7 @@ impl Codec for Protocol {
 
     fn done(&mut self, about: About<'_, Tag, Note>, out: &mut Outbox<Outgoing>) {
         self.clock.active = out.now();
-        let timing = about.facts.and_then(|facts| facts.timing.get().copied());
+        let timing = about.facts.and_then(|facts| facts.timing.get());
         out.push(Outgoing::Text(message::done(about.tag, timing)));
     }
 

@@ -1,9 +1,18 @@
 //! What schedulers report of one model.
 
 use super::families::Families;
-use crate::telemetry::statistics::{Spent, Statistics};
-use prometheus::{Histogram, IntCounter, IntGauge};
-use std::{sync::Arc, time::Duration};
+use crate::{
+    call::ModelKey,
+    telemetry::statistics::{Spent, Statistics},
+};
+use prometheus::{Gauge, GaugeVec, Histogram, IntCounter, IntGauge};
+use std::{
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
+
+/// Sizes of batches whose cost is told: powers of two, up to 65,536 rows.
+const SIZES: usize = 17;
 
 /// Why instances are replaced.
 const REASONS: [&str; 2] = ["panic", "hang"];
@@ -18,19 +27,33 @@ pub struct ModelMetrics {
     /// After a panic, and after a run that did not end.
     replaced: [IntCounter; 2],
     batch_size: Histogram,
+    batch_cost: Arc<BatchCost>,
     statistics: Arc<Statistics>,
 }
 
+/// The learnt costs of one version. Made when first told: few models see all sizes.
+#[derive(Debug)]
+struct BatchCost {
+    family: GaugeVec,
+    key: Arc<ModelKey>,
+    sizes: [OnceLock<Gauge>; SIZES],
+}
+
 impl ModelMetrics {
-    pub(super) fn new(families: &Families, name: &str, statistics: Arc<Statistics>) -> Self {
-        let labels = [name];
+    pub(super) fn new(families: &Families, key: &Arc<ModelKey>, statistics: Arc<Statistics>) -> Self {
+        let labels = [&*key.name];
         Self {
             queue_wait: families.queue_wait.with_label_values(&labels),
             queue_depth: families.queue_depth.with_label_values(&labels),
             run: families.run.with_label_values(&labels),
             run_failures: families.run_failures.with_label_values(&labels),
-            replaced: REASONS.map(|reason| families.replaced.with_label_values(&[name, reason])),
+            replaced: REASONS.map(|reason| families.replaced.with_label_values(&[&*key.name, reason])),
             batch_size: families.batch_size.with_label_values(&labels),
+            batch_cost: Arc::new(BatchCost {
+                family: families.batch_cost.clone(),
+                key: Arc::clone(key),
+                sizes: Default::default(),
+            }),
             statistics,
         }
     }
@@ -40,6 +63,14 @@ impl ModelMetrics {
         self.batch_size.observe(rows as f64);
         self.run.observe((spent.input + spent.infer).as_secs_f64());
         self.statistics.ran(jobs, rows, queued, spent);
+    }
+
+    /// A batch of `rows` rows, which is a power of two, is taken to cost `cost` from now on.
+    pub fn batch_cost(&self, rows: usize, cost: Duration) {
+        let BatchCost { family, key, sizes } = &*self.batch_cost;
+        let Some(size) = sizes.get(rows.max(1).ilog2() as usize) else { return };
+        let gauge = || family.with_label_values(&[&*key.name, &*key.version, &rows.to_string()]);
+        size.get_or_init(gauge).set(cost.as_secs_f64());
     }
 
     /// What this version has done so far.

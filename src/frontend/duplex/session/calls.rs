@@ -96,6 +96,7 @@ where
         self.serial += 1;
         let serial = self.serial;
         let head = self.head(Intent::Infer, timeout).part_of(context.or_else(|| self.codec.context()));
+        let head = head.steered(self.steered.clone());
         let entry = Entry {
             serial,
             ticket: Arc::clone(&ticket),

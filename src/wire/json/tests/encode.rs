@@ -71,10 +71,10 @@ fn parameters_are_there_only_if_there_are_some() {
 fn numbers_are_the_shortest_that_read_back() {
     assert_eq!(
         data(singles(&[1.0, 0.1, -1.5, 1e20, f32::MAX, f32::MIN_POSITIVE, -0.0])).unwrap(),
-        "[1.0,0.1,-1.5,1e20,3.4028235e38,1.1754944e-38,-0.0]"
+        "[1.0,0.1,-1.5,1e+20,3.4028235e+38,1.1754944e-38,-0.0]"
     );
     let doubles = Tensor::of(DataType::Fp64, [2].into(), vec![0.1_f64, 1e300]).unwrap();
-    assert_eq!(data(named("Y", doubles)).unwrap(), "[0.1,1e300]");
+    assert_eq!(data(named("Y", doubles)).unwrap(), "[0.1,1e+300]");
     let whole = Tensor::of(DataType::Uint64, [2].into(), vec![u64::MAX, 9_007_199_254_740_993]).unwrap();
     assert_eq!(data(named("Y", whole)).unwrap(), "[18446744073709551615,9007199254740993]");
     let whole = Tensor::of(DataType::Int8, [2].into(), vec![-128_i8, 127]).unwrap();
