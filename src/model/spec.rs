@@ -350,4 +350,19 @@ mod tests {
         assert_eq!(VersionPolicy::All.choose(found()), [2, 9, 10]);
         assert_eq!(VersionPolicy::Only(vec![9, 3]).choose(found()), [9]);
     }
+
+    #[test]
+    fn a_version_runs_otherwise_where_its_session_its_memory_or_its_limit_is_another() {
+        let before = ModelSettings::default();
+        assert!(before.runs_like(&ModelSettings { versions: VersionPolicy::All, ..before.clone() }));
+        let session = SessionOptions { parallel: Some(2), ..SessionOptions::default() };
+        let others = [
+            ModelSettings { arena: Arena::Shrink, ..before.clone() },
+            ModelSettings { providers: Vec::new(), ..before.clone() },
+            ModelSettings { session, ..before.clone() },
+            ModelSettings { run_limit: Some(Duration::from_millis(7)), ..before.clone() },
+            ModelSettings { share_weights: !before.share_weights, ..before.clone() },
+        ];
+        assert!(others.iter().all(|other| !before.runs_like(other)));
+    }
 }
