@@ -87,6 +87,7 @@ impl Loader {
             opener: Arc::clone(&self.opener),
             metrics: Arc::clone(&self.metrics),
             lanes: self.lanes.as_ref().map_or(0, Lanes::count),
+            explain: false,
         };
         let (sender, mut events) = mpsc::channel(1);
         let (mut loaded, mut routings) = (Loaded::default(), BTreeMap::new());
@@ -175,7 +176,7 @@ impl Loader {
     async fn finish(&self, found: &Found, prepared: Result<Box<Prepared>, String>, loaded: &mut Loaded) {
         let placed = match prepared {
             Ok(prepared) => {
-                self.metrics.model_loaded(&key(found), prepared.took, Some(found.bytes));
+                self.metrics.model_loaded(&key(found), prepared.took, Some(prepared.memory));
                 self.place(found, *prepared).await
             }
             Err(reason) => Err(reason),
@@ -214,7 +215,7 @@ impl Loader {
     }
 
     async fn place(&self, found: &Found, prepared: Prepared) -> Result<Model, String> {
-        let Prepared { plan, place, decoupled, labels, took: _ } = prepared;
+        let Prepared { plan, place, decoupled, labels, took: _, memory: _ } = prepared;
         let (key, signature) = (Arc::clone(&plan.key), Arc::clone(&plan.signature));
         let instances = match &place {
             Place::Threads(instances) => instances.len(),

@@ -2,6 +2,7 @@
 //!
 //! Knows calls and schedulers; knows neither who calls nor over which wire.
 
+pub mod budget;
 pub mod classify;
 mod compare;
 pub mod control;
@@ -19,6 +20,7 @@ mod shadow;
 pub mod signature;
 pub mod spec;
 mod state;
+mod tend;
 #[cfg(test)]
 mod testing;
 mod traffic;
@@ -33,6 +35,7 @@ pub use scan::path_of;
 pub use shadow::Shadows;
 pub use spec::{Batching, Fill, Load, ModelSettings, Reader, Sample, SampleInput, Settings, Source, VersionPolicy};
 pub use state::State;
+pub use tend::tend;
 pub use traffic::{Routing, Shadow, Sticky, Traffic};
 
 use crate::{
