@@ -8,7 +8,7 @@ mod models;
 mod reload;
 mod settings;
 
-pub use settings::models as model_settings;
+pub use settings::{models as model_settings, probe as probe_settings};
 
 use crate::{
     admin::Admin,

@@ -1,6 +1,7 @@
 //! From the configuration to the settings of the modules that must not know it.
 
 use crate::{
+    backend::ort::probe,
     config::{self, Amount, Config, Execution, Kind, Load, LogFormat, LogLevel, Switch, Versions, Warmup, WhenLate},
     lane,
     layer::deadline,
@@ -12,7 +13,14 @@ use crate::{
     },
 };
 use bytes::Bytes;
-use std::{fmt, fs, num::NonZeroUsize, path::Path, sync::Arc, thread, time::Duration};
+use std::{
+    fmt, fs,
+    num::NonZeroUsize,
+    path::{Path, PathBuf},
+    sync::Arc,
+    thread,
+    time::Duration,
+};
 
 /// The cores that this process may use.
 fn cores() -> NonZeroUsize {
@@ -48,6 +56,17 @@ pub(super) fn lanes(settings: &config::Runtime) -> lane::Settings {
         Kind::Lanes => lane::Settings::Lanes(threads),
         Kind::WorkStealing => lane::Settings::WorkStealing(threads),
     }
+}
+
+/// `models.probe`, with `program` to try files; `None`: none are tried.
+pub fn probe(config: &Config, program: PathBuf) -> Option<probe::Settings> {
+    let when = match config.models.probe {
+        config::Probe::Auto => probe::When::Auto,
+        config::Probe::Always => probe::When::Always,
+        config::Probe::Never => return None,
+    };
+    let (timeout, memory) = (config.models.probe_timeout, config.models.probe_memory);
+    Some(probe::Settings { when, timeout, memory, program })
 }
 
 /// `models`, `runtime.turn`, `runtime.inference_cores`.

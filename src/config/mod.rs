@@ -19,7 +19,7 @@ mod validate;
 pub use live::{Changes, Source, Written};
 pub use model::load_model;
 pub use problems::{Problem, Problems};
-pub use raw::{Amount, Execution, Load, Switch, Versions, Warmup, WhenLate};
+pub use raw::{Amount, Execution, Load, Probe, Switch, Versions, Warmup, WhenLate};
 pub use schema::schema;
 
 pub(crate) use validate::routing;
@@ -145,6 +145,12 @@ pub struct Models {
     pub load: Load,
     /// What readiness waits for.
     pub required: Vec<Arc<str>>,
+    /// Which files are tried in a process of their own first.
+    pub probe: Probe,
+    /// How long that may take.
+    pub probe_timeout: Duration,
+    /// What of memory it may take, bytes; `None`: by the size of the files.
+    pub probe_memory: Option<u64>,
     /// What each model may say for itself.
     pub defaults: ModelDefaults,
 }

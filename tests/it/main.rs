@@ -15,6 +15,7 @@ mod doors;
 mod drain;
 mod floods;
 mod grpc;
+mod hostile;
 mod limits;
 mod listeners;
 mod matrix;

@@ -5,6 +5,7 @@
 
 mod files;
 mod library;
+pub mod probe;
 mod protobuf;
 mod session;
 #[cfg(test)]

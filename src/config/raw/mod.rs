@@ -17,7 +17,7 @@ pub use limits::{
     Address, Concurrency, Connections, Deadline, Http2, Limits, Policy, PolicyBy, PolicyUnit, Redis, Shared, Sizes,
     Timers, WebSocket, WhenAway,
 };
-pub use models::{Batching, Control, Execution, ModelDefaults, ModelFile, Models, Watch, WhenLate};
+pub use models::{Batching, Control, Execution, ModelDefaults, ModelFile, Models, Probe, Watch, WhenLate};
 pub use traffic::{Shadow, Traffic};
 
 use super::{
@@ -272,6 +272,7 @@ impl Shaped for Config {
             grants: vec![Grant::default()],
             limits: Limits { rate: vec![Policy::default()], shared: Some(Shared::default()), ..Limits::default() },
             models: Models {
+                probe_memory: Some(Size(4 << 30)),
                 // A map by default, but a word or a list will do.
                 defaults: ModelDefaults {
                     versions: Versions::All,

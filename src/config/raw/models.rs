@@ -4,12 +4,12 @@ use super::{
     choice::{Amount, Load, Paths, Provider, Switch, Version, Versions, Warmup},
     traffic::Traffic,
 };
-use crate::config::units::{Delay, Number, Span};
+use crate::config::units::{Delay, Number, Size, Span};
 use serde::{Deserialize, Serialize};
 use std::{collections::BTreeMap, path::PathBuf, time::Duration};
 
 /// Which models, and how.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 #[expect(missing_docs, reason = "the keys are explained in config/sluicegate.full.yaml")]
 pub struct Models {
@@ -18,7 +18,23 @@ pub struct Models {
     pub watch: Watch,
     pub load: Load,
     pub required: Vec<String>,
+    pub probe: Probe,
+    pub probe_timeout: Span,
+    pub probe_memory: Option<Size>,
     pub defaults: ModelDefaults,
+}
+
+/// Which model files are tried in a process of their own first.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Probe {
+    /// Those that were not tried before.
+    #[default]
+    Auto,
+    /// All, each time.
+    Always,
+    /// None.
+    Never,
 }
 
 /// When models are looked for.
@@ -116,6 +132,22 @@ pub enum Execution {
 }
 
 // === defaults (architecture section 11) ===
+
+impl Default for Models {
+    fn default() -> Self {
+        Self {
+            directory: Paths::default(),
+            control: Control::default(),
+            watch: Watch::default(),
+            load: Load::default(),
+            required: Vec::new(),
+            probe: Probe::Auto,
+            probe_timeout: Span(Duration::from_secs(120)),
+            probe_memory: None,
+            defaults: ModelDefaults::default(),
+        }
+    }
+}
 
 impl Default for ModelDefaults {
     fn default() -> Self {
