@@ -38,7 +38,7 @@ impl Probe {
             let runtime = Runtime::load(Some(&self.onnxruntime)).map_err(|error| error.to_string())?;
             // Now, so that the library is no part of it.
             limit(Resource::Data, data().saturating_add(self.memory));
-            let settings = SessionSettings { threads: self.threads, ..SessionSettings::default() };
+            let settings = SessionSettings { threads: self.threads };
             let mut backend = runtime.open(&self.file, &settings).map_err(|error| error.to_string())?;
             // What zeros do to a model that wants other inputs is no error, as at warm-up.
             let ran = model::run_on_zeros(&mut *backend).map_err(|error| model::reason(&error));

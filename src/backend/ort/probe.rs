@@ -106,7 +106,8 @@ impl Probed {
         let refuse = |reason: String| OpenError(format!("`{}` {reason}", path.display()));
         let identity = identity(&found.paths).map_err(|error| refuse(format!("cannot be opened: {error}")))?;
         // How many threads there are is no matter of the file.
-        let session = SessionSettings { threads: 1, ..session.clone() };
+        let mut session = session.clone();
+        session.threads = 1;
         let passed = || self.passed.lock().unwrap_or_else(PoisonError::into_inner);
         if self.settings.when == When::Auto
             && passed().get(&identity).is_some_and(|sessions| sessions.contains(&session))
@@ -257,7 +258,7 @@ fn wait(child: &mut Child, timeout: Duration) -> io::Result<Option<ExitStatus>> 
         let ended = child.try_wait();
         match ended {
             Ok(Some(status)) => return Ok(Some(status)),
-            Ok(None) if began.elapsed() < timeout => thread::sleep(LOOK),
+            Ok(None) if began.elapsed() < timeout => thread::park_timeout(LOOK),
             Ok(None) | Err(_) => {
                 let _ = child.kill();
                 // Nothing may stay of it, whatever went wrong.
