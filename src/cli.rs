@@ -4,11 +4,18 @@
 //! Exit status: 0 all is well, 2 the configuration or a model is wrong, 1 anything else.
 
 mod keys;
+mod probe;
 
 use crate::{
     app,
     auth::Anonymous,
-    backend::ort::Runtime,
+    backend::{
+        Open,
+        ort::{
+            Runtime,
+            probe::{self as probing, COMMAND},
+        },
+    },
     bench,
     config::{self, Config, Overrides, Problems},
     frontend::tls::Speaks,
@@ -16,6 +23,7 @@ use crate::{
 };
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use keys::Keys;
+use probe::Probe;
 use std::{
     fmt::{self, Write as _},
     io::{self, Write as _},
@@ -57,6 +65,9 @@ enum Command {
         #[command(subcommand)]
         command: Keys,
     },
+    /// Try one model file, and say by the exit status what came of it
+    #[command(name = COMMAND, hide = true)]
+    Probe(Probe),
 }
 
 #[derive(Debug, Args)]
@@ -117,6 +128,7 @@ impl Cli {
                 ExitCode::SUCCESS
             }
             Some(Command::Keys { command }) => command.run(),
+            Some(Command::Probe(probe)) => probe.run(),
             None => ExitCode::FAILURE,
         }
     }
@@ -141,6 +153,11 @@ fn load(file: Option<&Path>, overrides: Overrides) -> Result<(Config, Runtime), 
     Ok((config, runtime))
 }
 
+/// What opens models: the runtime, which has files tried first as `models.probe` says.
+fn opener(config: &Config, runtime: Runtime) -> io::Result<Arc<dyn Open>> {
+    Ok(probing::opener(runtime, app::probe_settings(config, probing::Settings::this_program()?)))
+}
+
 fn serve(arguments: &Serve) -> ExitCode {
     let overrides = Overrides {
         listen: arguments.listen.clone(),
@@ -157,7 +174,11 @@ fn serve(arguments: &Serve) -> ExitCode {
         Err(status) => return status,
     };
     let version = runtime.version().to_owned();
-    let status = match app::run(config, Arc::new(runtime), &version) {
+    let opener = match opener(&config, runtime) {
+        Ok(opener) => opener,
+        Err(error) => return failed(&error),
+    };
+    let status = match app::run(config, opener, &version) {
         Ok(()) => 0,
         Err(error) => {
             failed(&error);
@@ -181,8 +202,12 @@ fn check(arguments: &Check) -> ExitCode {
         Ok(loaded) => loaded,
         Err(status) => return status,
     };
+    let opener = match opener(&config, runtime.clone()) {
+        Ok(opener) => opener,
+        Err(error) => return failed(&error),
+    };
     let mut text = String::new();
-    let wrong = explain(&mut text, &config, &runtime).unwrap_or(true);
+    let wrong = explain(&mut text, &config, &runtime, opener).unwrap_or(true);
     print(&text);
     if wrong { ExitCode::from(WRONG) } else { ExitCode::SUCCESS }
 }
@@ -203,7 +228,7 @@ fn print(text: &str) {
 }
 
 /// Says in plain words what would be served, and with which problems. True if there are any.
-fn explain(text: &mut String, config: &Config, runtime: &Runtime) -> Result<bool, fmt::Error> {
+fn explain(text: &mut String, config: &Config, runtime: &Runtime, opener: Arc<dyn Open>) -> Result<bool, fmt::Error> {
     let library = runtime.library();
     let here = std::env::current_dir().ok();
     let shown = here.as_deref().and_then(|here| library.strip_prefix(here).ok()).unwrap_or(library);
@@ -250,7 +275,7 @@ fn explain(text: &mut String, config: &Config, runtime: &Runtime) -> Result<bool
     writeln!(text, "models on threads share {cores}{}", memory.unwrap_or_default())?;
     let folders: Vec<_> = config.models.directories.iter().map(|folder| folder.display().to_string()).collect();
     writeln!(text, "models from {}", folders.join(", "))?;
-    let descriptions = describe(&settings, Arc::new(runtime.clone()), app::lane_count(config));
+    let descriptions = describe(&settings, opener, app::lane_count(config));
     for description in &descriptions {
         writeln!(text, "\n{}", description.what)?;
         for line in &description.lines {

@@ -111,6 +111,8 @@
 //!   `call::Inputs::Untyped`: a parser that the router calls with the signature. The router still knows no wire.
 //! - Loading and unloading are calls (`call::Manage`) that the router hands to `model::control`; besides, models follow
 //!   their folders (`model::watch`). Which of the two may change the repository is one setting, never both.
+//! - A model file is opened by a child process before it is opened here (`backend/ort/probe.rs`): what it does to ONNX Runtime
+//!   happens there first.
 //! - Which version a call means is decided where the repository is asked, once per call and of one value (`model::state`), so
 //!   that labels, splits and swaps are the same on every surface. Front-ends keep the few headers that models' rules look at
 //!   ([`call::Steering`]).

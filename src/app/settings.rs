@@ -2,7 +2,7 @@
 
 use super::memory;
 use crate::{
-    backend,
+    backend::{self, ort::probe},
     config::{
         self, Amount, Arena, Config, Execution, Kind, Limit, Load, LogFormat, LogLevel, Memory, Mode, Optimization,
         Switch, Versions, Warmup, WhenLate, raw,
@@ -17,7 +17,14 @@ use crate::{
     },
 };
 use bytes::Bytes;
-use std::{fmt, fs, num::NonZeroUsize, path::Path, sync::Arc, thread, time::Duration};
+use std::{
+    fmt, fs,
+    num::NonZeroUsize,
+    path::{Path, PathBuf},
+    sync::Arc,
+    thread,
+    time::Duration,
+};
 
 /// The cores that this process may use.
 fn cores() -> NonZeroUsize {
@@ -61,6 +68,17 @@ pub fn lane_count(config: &Config) -> usize {
         lane::Settings::Lanes(count) => count.get(),
         lane::Settings::WorkStealing(_) => 0,
     }
+}
+
+/// `models.probe`, with `program` to try files; `None`: none are tried.
+pub fn probe(config: &Config, program: PathBuf) -> Option<probe::Settings> {
+    let when = match config.models.probe {
+        config::Probe::Auto => probe::When::Auto,
+        config::Probe::Always => probe::When::Always,
+        config::Probe::Never => return None,
+    };
+    let (timeout, memory) = (config.models.probe_timeout, config.models.probe_memory);
+    Some(probe::Settings { when, timeout, memory, program })
 }
 
 /// `models`, `runtime.turn`, `runtime.inference_cores`.

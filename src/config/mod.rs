@@ -19,7 +19,9 @@ mod validate;
 pub use live::{Changes, Source, Written};
 pub use model::load_model;
 pub use problems::{Problem, Problems};
-pub use raw::{Amount, Arena, Execution, Limit, Load, Memory, Mode, Optimization, Switch, Versions, Warmup, WhenLate};
+pub use raw::{
+    Amount, Arena, Execution, Limit, Load, Memory, Mode, Optimization, Probe, Switch, Versions, Warmup, WhenLate,
+};
 pub use schema::schema;
 
 pub(crate) use validate::routing;
@@ -147,6 +149,12 @@ pub struct Models {
     pub required: Vec<Arc<str>>,
     /// Memory for all of them.
     pub memory: Memory,
+    /// Which files are tried in a process of their own first.
+    pub probe: Probe,
+    /// How long that may take.
+    pub probe_timeout: Duration,
+    /// What of memory it may take, bytes; `None`: by the size of the files.
+    pub probe_memory: Option<u64>,
     /// What each model may say for itself.
     pub defaults: ModelDefaults,
 }

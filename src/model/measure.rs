@@ -64,6 +64,22 @@ pub(super) fn measure(backend: &mut dyn Backend, max_rows: usize, turn: &TurnSet
     measured
 }
 
+/// Runs a model on zeros of one row, and where there is time of two and of three: all that loading it does to it.
+///
+/// # Errors
+///
+/// The first run's; it says little, see [`measure`].
+pub fn run_on_zeros(backend: &mut dyn Backend) -> Result<(), Error> {
+    let began = Instant::now();
+    run(backend, 1)?;
+    for rows in 2..=3 {
+        if began.elapsed() < PATIENCE {
+            let _ = run(backend, rows);
+        }
+    }
+    Ok(())
+}
+
 /// The first output that does not have as many rows as went in.
 fn stray_output(backend: &mut dyn Backend) -> Option<usize> {
     [2, 3].into_iter().find_map(|rows| {

@@ -28,6 +28,7 @@ pub mod watch;
 mod workshop;
 
 pub use loader::{Loaded, Loader};
+pub use measure::run_on_zeros;
 pub use repository::Repository;
 pub use router::Router;
 pub use samples::made as made_up;
@@ -37,6 +38,7 @@ pub use spec::{Batching, Fill, Load, ModelSettings, Reader, Sample, SampleInput,
 pub use state::State;
 pub use tend::tend;
 pub use traffic::{Routing, Shadow, Sticky, Traffic};
+pub use workshop::reason;
 
 use crate::{
     call::{ConfigReport, ModelKey, ServedVersions, StatisticsReport},

@@ -407,7 +407,7 @@ pub(super) fn key(found: &Found) -> ModelKey {
 }
 
 /// An error in the words that operators read: the cause, which clients never see.
-pub(super) fn reason(error: &crate::error::Error) -> String {
+pub fn reason(error: &crate::error::Error) -> String {
     std::error::Error::source(error).map_or_else(|| error.to_string(), ToString::to_string)
 }
 

@@ -17,6 +17,7 @@ mod doors;
 mod drain;
 mod floods;
 mod grpc;
+mod hostile;
 mod limits;
 mod listeners;
 mod matrix;

@@ -26,6 +26,14 @@
     external_escape, external_absolute   weights outside the model's own folder
     corrupt, empty, text                 no ONNX at all
     unknown_operator                     ONNX that no runtime can run
+
+`hostile/` is a repository of models that end, or fill, the process that opens or runs them:
+
+    aborts         the smallest integer by -1, worked out when the model is opened: the processor has no such number
+    aborts_in_run  the same with what goes in, so that it happens in the first run on zeros
+    grows          a run that takes 1 GiB
+    claims         a weight of 2^31 elements, in a file of some hundred bytes
+    multiplies     functions within functions, each twice: 2^30 nodes when they are inlined
 """
 
 from pathlib import Path
@@ -162,5 +170,45 @@ def main():
     (folder("bad", "unknown_operator") / "model.onnx").write_bytes(model("f", nodes, *ends).SerializeToString())
 
 
+def hostile():
+    """Models for a process of their own."""
+    ends = [value("x", TensorProto.INT64, ["rows"])], [value("y", TensorProto.INT64, ["rows"])]
+    constants = [numpy_helper.from_array(np.array([number], np.int64), name) for number, name in ((-2**63, "a"), (-1, "b"))]
+    nodes = [helper.make_node("Div", ["a", "b"], ["z"]), helper.make_node("Add", ["x", "z"], ["y"])]
+    written = {"aborts": model("aborts", nodes, *ends, constants)}
+    nodes = [
+        helper.make_node("Add", ["x", "a"], ["numerator"]),
+        helper.make_node("Add", ["x", "b"], ["denominator"]),
+        helper.make_node("Div", ["numerator", "denominator"], ["y"]),
+    ]
+    written["aborts_in_run"] = model("aborts_in_run", nodes, *ends, constants)
+    size = numpy_helper.from_array(np.array([2**28], np.int64), "size")
+    nodes = [
+        # Of the input, so that it is not worked out before there is one.
+        helper.make_node("ReduceMin", ["x"], ["least"], keepdims=1),
+        helper.make_node("Add", ["size", "least"], ["shape"]),
+        helper.make_node("ConstantOfShape", ["shape"], ["zeros"]),
+        helper.make_node("ReduceSum", ["zeros"], ["sum"], keepdims=0),
+        helper.make_node("Cast", ["sum"], ["whole"], to=TensorProto.INT64),
+        helper.make_node("Add", ["x", "whole"], ["y"]),
+    ]
+    written["grows"] = model("grows", nodes, *ends, [size])
+    claim = TensorProto(name="weight", data_type=TensorProto.FLOAT, dims=[2**31], raw_data=bytes(4))
+    ends_fp32 = [value("x", TensorProto.FLOAT, ["rows"])], [value("y", TensorProto.FLOAT, ["rows"])]
+    written["claims"] = model("claims", [helper.make_node("Add", ["x", "weight"], ["y"])], *ends_fp32, [claim])
+    imports = [helper.make_opsetid("", 19), helper.make_opsetid("ours", 1)]
+    functions = [helper.make_function("ours", "f0", ["a"], ["b"], [helper.make_node("Neg", ["a"], ["b"])], imports)]
+    for level in range(1, 31):
+        steps = [helper.make_node(f"f{level - 1}", [a], [b], domain="ours") for a, b in (("a", "t"), ("t", "b"))]
+        functions.append(helper.make_function("ours", f"f{level}", ["a"], ["b"], steps, imports))
+    many = model("multiplies", [helper.make_node("f30", ["x"], ["y"], domain="ours")], *ends)
+    many.opset_import.append(helper.make_opsetid("ours", 1))
+    many.functions.extend(functions)
+    written["multiplies"] = many
+    for name, written_model in written.items():
+        (folder("hostile", name) / "model.onnx").write_bytes(written_model.SerializeToString())
+
+
 if __name__ == "__main__":
     main()
+    hostile()

@@ -4,22 +4,41 @@
 //! file as weights, so everything is checked here before ONNX Runtime opens anything. What the files hold is not
 //! looked at.
 
-use super::protobuf::external_locations;
+use super::protobuf::external_data;
 use crate::backend::OpenError;
 use std::{
     ffi::OsStr,
     fs::{self, File},
     io::{Read, Seek},
     os::unix::ffi::OsStrExt,
-    path::{Component, Path},
+    path::{Component, Path, PathBuf},
 };
+
+/// The files of a model.
+#[derive(Debug)]
+pub(super) struct Files {
+    /// Where they are, the model's own first, external ones by their real names.
+    pub(super) paths: Vec<PathBuf>,
+    /// Their bytes together.
+    pub(super) bytes: u64,
+}
 
 /// Looks through the model at `path`; returns the bytes of its files together.
 ///
 /// # Errors
 ///
-/// [`OpenError`] if it is no ONNX model, or names a file that is missing, is no regular file, or lies outside the model's folder.
+/// As [`find`].
 pub(super) fn check(path: &Path) -> Result<u64, OpenError> {
+    find(path).map(|files| files.bytes)
+}
+
+/// Looks through the model at `path`, and finds its files.
+///
+/// # Errors
+///
+/// [`OpenError`] if it is no ONNX model, has weights that are larger than what holds them, or names a file that is missing, is
+/// no regular file, lies outside the model's folder, or is shorter than what is to be read of it.
+pub(super) fn find(path: &Path) -> Result<Files, OpenError> {
     let refuse = |reason: String| OpenError(format!("`{}` {reason}", path.display()));
     let metadata = fs::metadata(path).map_err(|error| refuse(format!("cannot be opened: {error}")))?;
     if !metadata.is_file() {
@@ -31,24 +50,26 @@ pub(super) fn check(path: &Path) -> Result<u64, OpenError> {
     if is_git_lfs_pointer(&mut file) {
         return Err(refuse("is a Git LFS pointer and not the model; `git lfs pull` fetches it".to_owned()));
     }
-    let locations = external_locations(file, metadata.len()).map_err(|error| refuse(error.to_string()))?;
-    let mut total = metadata.len();
-    if !locations.is_empty() {
+    let external = external_data(file, metadata.len()).map_err(|error| refuse(error.to_string()))?;
+    let (mut paths, mut total) = (vec![path.to_owned()], metadata.len());
+    if !external.is_empty() {
         // The folder by its real name, so that links within it are followed and links out of it are seen.
         let folder = path.parent().unwrap_or(Path::new(".")).join(".");
         let real = folder.canonicalize().map_err(|error| refuse(format!("has no folder: {error}")))?;
-        for location in locations {
+        for (location, end) in external {
             let location = Path::new(OsStr::from_bytes(&location));
-            let size = external_file(&real, location)
+            let (path, size) = external_file(&real, location, end)
                 .map_err(|reason| refuse(format!("keeps weights in `{}`, which {reason}", location.display())))?;
             total = total.saturating_add(size);
+            paths.push(path);
         }
     }
-    Ok(total)
+    Ok(Files { paths, bytes: total })
 }
 
-/// The size of an external file, or why it must not be read. `folder` is a real path.
-fn external_file(folder: &Path, location: &Path) -> Result<u64, String> {
+/// The real path and size of an external file, or why it must not be read. `folder` is a real path, `end` the first byte
+/// behind all that is to be read of it.
+fn external_file(folder: &Path, location: &Path, end: u64) -> Result<(PathBuf, u64), String> {
     let is_below = location.components().all(|part| matches!(part, Component::Normal(_) | Component::CurDir));
     if !is_below || location.as_os_str().is_empty() {
         return Err("is outside the model's folder, expected a path below it without `..`".to_owned());
@@ -61,7 +82,10 @@ fn external_file(folder: &Path, location: &Path) -> Result<u64, String> {
     if !metadata.is_file() {
         return Err("is not a regular file".to_owned());
     }
-    Ok(metadata.len())
+    match metadata.len() {
+        size if size < end => Err(format!("has {size} bytes, expected {end} at least")),
+        size => Ok((real, size)),
+    }
 }
 
 /// True for the small text that a clone without Git LFS leaves in a model's place. Leaves `file` at its start.
@@ -77,19 +101,26 @@ fn is_git_lfs_pointer(file: &mut File) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::{os::unix::fs::symlink, path::PathBuf};
+    use std::os::unix::fs::symlink;
 
     /// A folder with a model in it whose one weight lies in `location`, and its path.
     fn model(location: &str) -> (tempfile::TempDir, PathBuf) {
+        reading(location, "", "")
+    }
+
+    /// The same, of which so much is to be read.
+    fn reading(location: &str, offset: &str, length: &str) -> (tempfile::TempDir, PathBuf) {
         let field = |number: u8, content: &[u8]| {
             assert!(content.len() < 128);
             [&[number << 3 | 2, content.len() as u8], content].concat()
         };
-        let entry = [field(1, b"location"), field(2, location.as_bytes())].concat();
+        let entry =
+            |key: &str, value: &str| field(13, &[field(1, key.as_bytes()), field(2, value.as_bytes())].concat());
+        let entries = [entry("location", location), entry("offset", offset), entry("length", length)].concat();
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("m/1/model.onnx");
         fs::create_dir_all(path.parent().unwrap()).unwrap();
-        fs::write(&path, field(7, &field(5, &field(13, &entry)))).unwrap();
+        fs::write(&path, field(7, &field(5, &entries))).unwrap();
         (folder, path)
     }
 
@@ -152,6 +183,26 @@ mod tests {
         // What ONNX Runtime itself takes for an address in memory.
         let (_folder, path) = model("*/_ORT_MEM_ADDR_/*");
         assert!(refusal(&path).contains("cannot be found"));
+    }
+
+    #[test]
+    fn what_is_read_of_a_file_must_be_in_it() {
+        for (offset, length, end) in
+            [("0", "5", 5), ("4", "1", 5), ("5", "", 6), ("1", "18446744073709551615", u64::MAX)]
+        {
+            let (_folder, path) = reading("weights.bin", offset, length);
+            fs::write(path.with_file_name("weights.bin"), b"four").unwrap();
+            let expected = format!("has 4 bytes, expected {end} at least");
+            assert!(refusal(&path).contains(&expected), "{offset} {length}: {}", refusal(&path));
+        }
+        for (offset, length) in [("0", "4"), ("3", "1"), ("3", ""), ("", "")] {
+            let (_folder, path) = reading("weights.bin", offset, length);
+            fs::write(path.with_file_name("weights.bin"), b"four").unwrap();
+            assert!(check(&path).is_ok(), "{offset} {length}");
+        }
+        let (_folder, path) = reading("weights.bin", "-1", "4");
+        fs::write(path.with_file_name("weights.bin"), b"four").unwrap();
+        assert!(refusal(&path).contains("expected a number of bytes"), "{}", refusal(&path));
     }
 
     #[test]

@@ -6,6 +6,7 @@
 mod builder;
 mod files;
 mod library;
+pub mod probe;
 mod protobuf;
 mod session;
 #[cfg(test)]

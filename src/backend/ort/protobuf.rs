@@ -1,11 +1,12 @@
-//! Finds the external files that an ONNX model names, without loading it.
+//! Looks through an ONNX model without loading it: for the external files that it names, and for weights that claim to be
+//! larger than what holds them.
 //!
 //! A walk over the protobuf messages that can hold a tensor, by their field numbers in `onnx.proto`: weights and
 //! everything else are skipped unread, so that a model of gigabytes is looked through in no time and no memory. What
 //! the model computes is not known here; ONNX Runtime parses it in earnest later.
 
 use std::{
-    collections::BTreeSet,
+    collections::BTreeMap,
     fmt,
     io::{self, BufReader, Read, Seek},
 };
@@ -16,6 +17,8 @@ const DEPTH: usize = 100;
 const TEXT: u64 = 4096;
 /// Files that one model may name.
 const FILES: usize = 10_000;
+/// Elements that a byte of weights can hold at most: the smallest types have two bits.
+const PER_BYTE: u64 = 4;
 
 /// Why a file is not a model.
 #[derive(Debug)]
@@ -24,6 +27,8 @@ pub(super) enum ScanError {
     Io(io::Error),
     /// It is no protobuf message, or no model.
     Malformed(&'static str),
+    /// One of its weights has dimensions that its data cannot fill.
+    Weight { name: String, what: String },
 }
 
 impl fmt::Display for ScanError {
@@ -31,6 +36,7 @@ impl fmt::Display for ScanError {
         match self {
             Self::Io(error) => write!(f, "cannot be read: {error}"),
             Self::Malformed(what) => write!(f, "is not an ONNX model: {what}"),
+            Self::Weight { name, what } => write!(f, "has a weight `{name}` {what}"),
         }
     }
 }
@@ -44,20 +50,22 @@ impl From<io::Error> for ScanError {
     }
 }
 
-/// The `location` of every tensor that says its data lies elsewhere, each once.
+/// The `location` of every tensor that says its data lies elsewhere, each once, with the first byte behind all that is to be
+/// read there.
 ///
 /// `source` is at its start and has `length` bytes.
 ///
 /// # Errors
 ///
-/// [`ScanError`] if it cannot be read, is malformed, or holds no graph.
-pub(super) fn external_locations(source: impl Read + Seek, length: u64) -> Result<BTreeSet<Vec<u8>>, ScanError> {
+/// [`ScanError`] if it cannot be read, is malformed, holds no graph, or has a weight whose data cannot fill its dimensions.
+pub(super) fn external_data(source: impl Read + Seek, length: u64) -> Result<BTreeMap<Vec<u8>, u64>, ScanError> {
     let mut walk = Walk {
         source: BufReader::with_capacity(64 * 1024, source),
         at: 0,
         has_graph: false,
         entry: Entry::default(),
-        found: BTreeSet::new(),
+        tensor: Tensor::default(),
+        found: BTreeMap::new(),
     };
     walk.model(length)?;
     if !walk.has_graph {
@@ -87,12 +95,36 @@ struct Entry {
     value: Vec<u8>,
 }
 
+/// What is known of a `TensorProto` so far. Tensors hold no tensors, so there is one at a time.
+#[derive(Default)]
+struct Tensor {
+    name: Vec<u8>,
+    /// The product of its dimensions: `None` beyond 64 bits; a negative one is kept apart.
+    elements: Product,
+    negative: bool,
+    /// Bytes of its data within the model, as they are written.
+    data: u64,
+    /// All that are named, though one is read: which one is not ours to guess.
+    locations: Vec<Vec<u8>>,
+    offset: u64,
+    length: Option<u64>,
+}
+
+struct Product(Option<u64>);
+
+impl Default for Product {
+    fn default() -> Self {
+        Self(Some(1))
+    }
+}
+
 struct Walk<R> {
     source: BufReader<R>,
     at: u64,
     has_graph: bool,
     entry: Entry,
-    found: BTreeSet<Vec<u8>>,
+    tensor: Tensor,
+    found: BTreeMap<Vec<u8>, u64>,
 }
 
 // === impl Message ===
@@ -114,6 +146,29 @@ impl Message {
     }
 }
 
+// === impl Tensor ===
+
+impl Tensor {
+    /// One more dimension, an `int64`.
+    fn dimension(&mut self, value: u64) {
+        self.negative |= i64::try_from(value).is_err();
+        self.elements.0 = match (self.elements.0, value) {
+            // Nothing times whatever is nothing, even what was too much before.
+            (_, 0) => Some(0),
+            (Some(0), _) => Some(0),
+            (product, value) => product.and_then(|product| product.checked_mul(value)),
+        };
+    }
+}
+
+/// A number of bytes in decimal; none if there is no text, as some writers leave it.
+fn bytes(text: &[u8]) -> Result<Option<u64>, ScanError> {
+    let wrong =
+        || ScanError::Malformed("an offset or length of external data is something else, expected a number of bytes");
+    let text = std::str::from_utf8(text).map_err(|_| wrong())?.trim();
+    if text.is_empty() { Ok(None) } else { text.parse().map(Some).map_err(|_| wrong()) }
+}
+
 // === impl Walk ===
 
 impl<R: Read + Seek> Walk<R> {
@@ -122,8 +177,10 @@ impl<R: Read + Seek> Walk<R> {
         let mut open = vec![(Message::Model, length)];
         while let Some((message, end)) = open.last().copied() {
             if self.at == end {
-                if message == Message::Entry {
-                    self.finish_entry()?;
+                match message {
+                    Message::Entry => self.finish_entry()?,
+                    Message::Tensor => self.finish_tensor()?,
+                    _ => {}
                 }
                 open.pop();
                 continue;
@@ -134,9 +191,21 @@ impl<R: Read + Seek> Walk<R> {
                 return Err(ScanError::Malformed("it has a field without a number"));
             }
             match tag & 7 {
-                0 => drop(self.varint(end)?),
-                1 => self.skip(8, end)?,
-                5 => self.skip(4, end)?,
+                0 => {
+                    let value = self.varint(end)?;
+                    match (message, number) {
+                        (Message::Tensor, 1) => self.tensor.dimension(value),
+                        (Message::Tensor, 4..=7 | 9..=11) => self.tensor.data += 1,
+                        _ => {}
+                    }
+                }
+                kind @ (1 | 5) => {
+                    let size = if kind == 1 { 8 } else { 4 };
+                    self.skip(size, end)?;
+                    if let (Message::Tensor, 4..=7 | 9..=11) = (message, number) {
+                        self.tensor.data += size;
+                    }
+                }
                 2 => {
                     let size = self.varint(end)?;
                     if size > end - self.at {
@@ -148,10 +217,20 @@ impl<R: Read + Seek> Walk<R> {
                                 return Err(ScanError::Malformed("its messages are nested too deeply"));
                             }
                             self.has_graph |= message == Message::Model && inner == Message::Graph;
+                            if inner == Message::Tensor {
+                                self.tensor = Tensor::default();
+                            }
                             open.push((inner, self.at + size));
                         }
                         (None, Message::Entry, 1) => self.entry.key = self.text(size)?,
                         (None, Message::Entry, 2) => self.entry.value = self.text(size)?,
+                        (None, Message::Tensor, 1) => self.dimensions(size)?,
+                        (None, Message::Tensor, 8) if size <= TEXT => self.tensor.name = self.text(size)?,
+                        (None, Message::Tensor, 4..=7 | 9..=11) => {
+                            self.skip(size, end)?;
+                            // A string may be empty; its length is not.
+                            self.tensor.data += size + 1;
+                        }
                         (None, ..) => self.skip(size, end)?,
                     }
                 }
@@ -164,11 +243,56 @@ impl<R: Read + Seek> Walk<R> {
 
     fn finish_entry(&mut self) -> Result<(), ScanError> {
         let entry = std::mem::take(&mut self.entry);
-        if entry.key == b"location" {
-            if self.found.len() == FILES {
+        match &*entry.key {
+            b"location" => {
+                if self.tensor.locations.len() == FILES {
+                    return Err(ScanError::Malformed("it names too many external files"));
+                }
+                self.tensor.locations.push(entry.value);
+            }
+            b"offset" => self.tensor.offset = bytes(&entry.value)?.unwrap_or(0),
+            b"length" => self.tensor.length = bytes(&entry.value)?,
+            _ => {}
+        }
+        Ok(())
+    }
+
+    fn finish_tensor(&mut self) -> Result<(), ScanError> {
+        let tensor = std::mem::take(&mut self.tensor);
+        let wrong = |what: String| {
+            let name = String::from_utf8_lossy(&tensor.name).chars().filter(|c| !c.is_control()).take(80).collect();
+            Err(ScanError::Weight { name, what })
+        };
+        if tensor.negative {
+            return wrong("of a negative dimension".to_owned());
+        }
+        let Some(elements) = tensor.elements.0 else {
+            return wrong("of more elements than 64 bits can count".to_owned());
+        };
+        // Without a length it is the rest of the file, whose size is known elsewhere.
+        let data = if tensor.locations.is_empty() { Some(tensor.data) } else { tensor.length };
+        if let Some(data) = data
+            && elements.div_ceil(PER_BYTE) > data
+        {
+            return wrong(format!("of {elements} elements, and {data} bytes of data for them"));
+        }
+        let least = tensor.length.unwrap_or(elements.div_ceil(PER_BYTE));
+        for location in tensor.locations {
+            if self.found.len() == FILES && !self.found.contains_key(&location) {
                 return Err(ScanError::Malformed("it names too many external files"));
             }
-            self.found.insert(entry.value);
+            let end = self.found.entry(location).or_default();
+            *end = (*end).max(tensor.offset.saturating_add(least));
+        }
+        Ok(())
+    }
+
+    /// Dimensions that are packed into one field.
+    fn dimensions(&mut self, size: u64) -> Result<(), ScanError> {
+        let end = self.at + size;
+        while self.at < end {
+            let value = self.varint(end)?;
+            self.tensor.dimension(value);
         }
         Ok(())
     }
@@ -213,125 +337,5 @@ impl<R: Read + Seek> Walk<R> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use proptest::prelude::*;
-    use std::io::Cursor;
-
-    fn scan(bytes: &[u8]) -> Result<Vec<String>, String> {
-        external_locations(Cursor::new(bytes), bytes.len() as u64)
-            .map(|found| found.into_iter().map(|text| String::from_utf8(text).unwrap()).collect())
-            .map_err(|error| error.to_string())
-    }
-
-    fn varint(mut value: usize) -> Vec<u8> {
-        let mut bytes = Vec::new();
-        while value > 0x7f {
-            bytes.push(value as u8 | 0x80);
-            value >>= 7;
-        }
-        bytes.push(value as u8);
-        bytes
-    }
-
-    /// A field that holds bytes.
-    fn field(number: usize, content: &[u8]) -> Vec<u8> {
-        [varint(number << 3 | 2), varint(content.len()), content.to_vec()].concat()
-    }
-
-    fn entry(key: &str, value: &str) -> Vec<u8> {
-        field(13, &[field(1, key.as_bytes()), field(2, value.as_bytes())].concat())
-    }
-
-    fn within(numbers: &[usize], content: Vec<u8>) -> Vec<u8> {
-        numbers.iter().rev().fold(content, |inner, number| field(*number, &inner))
-    }
-
-    #[test]
-    fn a_location_is_found_wherever_a_tensor_can_be() {
-        let tensor = entry("location", "w.bin");
-        for path in [
-            &[7, 5][..],       // graph, initializer
-            &[7, 15, 1],       // graph, sparse initializer, values
-            &[7, 15, 2],       // graph, sparse initializer, indices
-            &[7, 1, 5, 5],     // graph, node, attribute, tensor
-            &[7, 1, 5, 10],    // ..., tensors
-            &[7, 1, 5, 22, 1], // ..., sparse tensor
-            &[7, 1, 5, 23, 2], // ..., sparse tensors
-            &[7, 1, 5, 6, 5],  // ..., graph, initializer
-            &[7, 1, 5, 11, 5], // ..., graphs, initializer
-            &[25, 7, 5, 5],    // function, node, attribute, tensor
-            &[25, 11, 5],      // function, attribute, tensor
-            &[20, 1, 5],       // training, initialization, initializer
-            &[20, 2, 5],       // training, algorithm, initializer
-        ] {
-            let model = [field(7, b""), within(path, tensor.clone())].concat();
-            assert_eq!(scan(&model).unwrap(), ["w.bin"], "{path:?}");
-        }
-    }
-
-    #[test]
-    fn only_the_location_counts_and_each_once() {
-        let weight = [entry("offset", "0"), entry("location", "a"), entry("length", "16")].concat();
-        let model = within(&[7], [field(5, &weight), field(5, &weight), field(5, &entry("location", "b"))].concat());
-        assert_eq!(scan(&model).unwrap(), ["a", "b"]);
-    }
-
-    #[test]
-    fn the_last_key_and_value_of_an_entry_win_as_in_protobuf() {
-        let twice = [field(1, b"offset"), field(2, b"x"), field(1, b"location"), field(2, b"../y")].concat();
-        assert_eq!(scan(&within(&[7, 5, 13], twice)).unwrap(), ["../y"]);
-    }
-
-    #[test]
-    fn what_is_no_model_is_refused() {
-        for (bytes, reason) in [
-            (&b""[..], "it holds no graph"),
-            (b"version https://", "unknown kind"),
-            (b"\x3a\x05ab", "longer than what it is in"),
-            (b"\x3a\xff\xff\xff\xff\xff\xff\xff\xff\xff\x01", "longer than what it is in"),
-            (b"\x3a\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\x01", "longer than ten bytes"),
-            (b"\x02\x00", "without a number"),
-            (b"\x08", "runs past"),
-            (b"\x09\x00", "longer than what it is in"),
-        ] {
-            let error = scan(bytes).unwrap_err();
-            assert!(error.contains(reason), "{bytes:?}: {error}");
-        }
-    }
-
-    #[test]
-    fn nesting_ends_at_a_hundred() {
-        let mut path = vec![7];
-        (0..20).for_each(|_| path.extend([1, 5, 6]));
-        assert!(scan(&within(&path, Vec::new())).is_ok());
-        (0..20).for_each(|_| path.extend([1, 5, 6]));
-        assert!(scan(&within(&path, Vec::new())).unwrap_err().contains("too deeply"));
-    }
-
-    #[test]
-    fn a_file_that_shrinks_meanwhile_is_cut_off() {
-        let model = within(&[7, 5], entry("location", "w.bin"));
-        let error = external_locations(Cursor::new(&model[..model.len() - 2]), model.len() as u64).unwrap_err();
-        assert!(error.to_string().contains("cut off"), "{error}");
-    }
-
-    proptest! {
-        #[test]
-        fn arbitrary_bytes_never_panic(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
-            let _ = scan_lossy(&bytes);
-        }
-
-        #[test]
-        fn a_model_with_one_byte_changed_never_panics(at in 0_usize..200, byte in any::<u8>()) {
-            let mut model = within(&[7, 1, 5, 6, 5], entry("location", "weights.bin"));
-            let at = at % model.len();
-            model[at] = byte;
-            let _ = scan_lossy(&model);
-        }
-    }
-
-    fn scan_lossy(bytes: &[u8]) -> Result<BTreeSet<Vec<u8>>, ScanError> {
-        external_locations(Cursor::new(bytes), bytes.len() as u64)
-    }
-}
+#[path = "protobuf_tests.rs"]
+mod tests;

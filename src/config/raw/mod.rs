@@ -18,7 +18,8 @@ pub use limits::{
     Timers, WebSocket, WhenAway,
 };
 pub use models::{
-    Arena, Batching, Control, Execution, Mode, ModelDefaults, ModelFile, Models, Optimization, Session, Watch, WhenLate,
+    Arena, Batching, Control, Execution, Mode, ModelDefaults, ModelFile, Models, Optimization, Probe, Session, Watch,
+    WhenLate,
 };
 pub use traffic::{Shadow, Traffic};
 
@@ -274,6 +275,7 @@ impl Shaped for Config {
             grants: vec![Grant::default()],
             limits: Limits { rate: vec![Policy::default()], shared: Some(Shared::default()), ..Limits::default() },
             models: Models {
+                probe_memory: Some(Size(4 << 30)),
                 // A map by default, but a word or a list will do.
                 defaults: ModelDefaults {
                     versions: Versions::All,

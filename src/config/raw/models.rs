@@ -6,13 +6,13 @@ use super::{
 };
 use crate::{
     backend::ProviderKind,
-    config::units::{Delay, Number, Span},
+    config::units::{Delay, Number, Size, Span},
 };
 use serde::{Deserialize, Serialize};
 use std::{collections::BTreeMap, path::PathBuf, time::Duration};
 
 /// Which models, and how.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 #[expect(missing_docs, reason = "the keys are explained in config/sluicegate.full.yaml")]
 pub struct Models {
@@ -22,7 +22,23 @@ pub struct Models {
     pub load: Load,
     pub required: Vec<String>,
     pub memory: Memory,
+    pub probe: Probe,
+    pub probe_timeout: Span,
+    pub probe_memory: Option<Size>,
     pub defaults: ModelDefaults,
+}
+
+/// Which model files are tried in a process of their own first.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Probe {
+    /// Those that were not tried before.
+    #[default]
+    Auto,
+    /// All, each time.
+    Always,
+    /// None.
+    Never,
 }
 
 /// When models are looked for.
@@ -175,6 +191,40 @@ pub enum Mode {
 
 // === defaults (architecture section 11) ===
 
+impl Default for Models {
+    fn default() -> Self {
+        Self {
+            directory: Paths::default(),
+            control: Control::default(),
+            watch: Watch::default(),
+            load: Load::default(),
+            required: Vec::new(),
+            memory: Memory::Auto,
+            probe: Probe::Auto,
+            probe_timeout: Span(Duration::from_secs(120)),
+            probe_memory: None,
+            defaults: ModelDefaults::default(),
+        }
+    }
+}
+
+impl Default for Session {
+    fn default() -> Self {
+        Self {
+            graph_optimization_level: Optimization::default(),
+            execution_mode: Mode::default(),
+            inter_op_threads: Number(1),
+            entries: BTreeMap::new(),
+        }
+    }
+}
+
+impl Default for Provider {
+    fn default() -> Self {
+        Self { kind: ProviderKind::Cpu, options: BTreeMap::new() }
+    }
+}
+
 impl Default for ModelFile {
     fn default() -> Self {
         let ModelDefaults {
@@ -207,23 +257,6 @@ impl Default for ModelFile {
             class_labels: BTreeMap::new(),
             version_labels: BTreeMap::new(),
         }
-    }
-}
-
-impl Default for Session {
-    fn default() -> Self {
-        Self {
-            graph_optimization_level: Optimization::default(),
-            execution_mode: Mode::default(),
-            inter_op_threads: Number(1),
-            entries: BTreeMap::new(),
-        }
-    }
-}
-
-impl Default for Provider {
-    fn default() -> Self {
-        Self { kind: ProviderKind::Cpu, options: BTreeMap::new() }
     }
 }
 

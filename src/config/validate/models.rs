@@ -53,6 +53,9 @@ pub(super) fn models(raw: &raw::Models, folder: &Path, problems: &mut Problems) 
         load: raw.load.clone(),
         required: raw.required.iter().map(|name| name.as_str().into()).collect(),
         memory: raw.memory,
+        probe: raw.probe,
+        probe_timeout: raw.probe_timeout.0,
+        probe_memory: raw.probe_memory.map(|size| size.0 as u64),
         defaults: model_defaults(&raw.defaults),
     }
 }
