@@ -4,12 +4,11 @@
 
 mod coding;
 mod memory;
-mod offload;
 mod read;
 
+pub use crate::offload::{is_small, offload, start_decoders};
 pub use coding::{ACCEPTED, Coding, compress, inflate, read_coded};
 pub use memory::{Memory, Reservation};
-pub use offload::{is_small, offload, start_decoders};
 pub use read::read;
 
 use bytes::Bytes;

@@ -3,15 +3,22 @@
 //! Opens every model once and runs none.
 
 use super::{
-    Settings, declared, labels, samples,
-    scan::scan,
-    workshop::{check_rows, may_batch},
+    ModelSettings, Settings, declared,
+    ensemble::{self, Served},
+    labels, samples,
+    scan::{Found, scan},
+    workshop::{self, check_rows, innermost_first, may_batch},
 };
 use crate::{
     backend::{Open, SessionSettings},
-    tensor::TensorSpec,
+    call::ModelRef,
+    tensor::{Signature, TensorSpec},
 };
-use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::{
+    collections::HashMap,
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::Arc,
+};
 
 /// What is known of one version of a model, or of something that should have been one.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -31,6 +38,9 @@ pub fn describe(settings: &Settings, opener: &dyn Open) -> Vec<Description> {
         .into_iter()
         .map(|(what, reason)| Description { what, lines: Vec::new(), problem: Some(reason) })
         .collect();
+    let (ensembles, found): (Vec<_>, Vec<_>) =
+        found.into_iter().partition(|found| found.settings.ensemble.is_some() && found.fault.is_none());
+    let mut served = Described::default();
     descriptions.extend(found.into_iter().map(|found| {
         let what = format!("{}/{}", found.name, found.version);
         if let Some(fault) = found.fault {
@@ -61,6 +71,7 @@ pub fn describe(settings: &Settings, opener: &dyn Open) -> Vec<Description> {
                 let called = settings.routing.labels.iter().filter(|(_, version)| **version == found.version);
                 lines.extend(called.map(|(label, _)| format!("callers may name it by the label `{label}`")));
                 lines.extend(settings.warnings.iter().map(|warning| format!("warning: {warning}")));
+                served.add(&found.name, &found.version, settings, signature, batches, backend.is_decoupled());
                 return Description { what, lines, problem: None };
             }
             Ok(Err(error)) => error.to_string(),
@@ -68,8 +79,66 @@ pub fn describe(settings: &Settings, opener: &dyn Open) -> Vec<Description> {
         };
         Description { what, lines: Vec::new(), problem: Some(problem) }
     }));
+    for found in innermost_first(ensembles) {
+        descriptions.push(ensemble(&found, &mut served));
+    }
     descriptions.sort_by(|a, b| a.what.cmp(&b.what));
     descriptions
+}
+
+/// What steps may run, as far as it has been described: by model, the highest version last.
+#[derive(Default)]
+struct Described(HashMap<Arc<str>, Vec<(Arc<str>, Vec<Arc<str>>, Served)>>);
+
+impl Described {
+    fn add(
+        &mut self,
+        name: &Arc<str>,
+        version: &Arc<str>,
+        settings: &ModelSettings,
+        signature: &Arc<Signature>,
+        batches: bool,
+        decoupled: bool,
+    ) {
+        let labels = settings.routing.labels.iter().filter(|(_, of)| **of == *version);
+        let labels = labels.map(|(label, _)| Arc::clone(label)).collect();
+        let served = Served { signature: Arc::clone(signature), batches, decoupled };
+        self.0.entry(Arc::clone(name)).or_default().push((Arc::clone(version), labels, served));
+    }
+
+    fn look(&self, wanted: &ModelRef) -> Result<Served, String> {
+        let unknown = || format!("model `{}` is unknown, or would not be served", wanted.name);
+        let versions = self.0.get(&wanted.name).ok_or_else(unknown)?;
+        let found = versions.iter().rfind(|(version, labels, _)| {
+            wanted.version.as_ref().is_none_or(|wanted| version == wanted || labels.contains(wanted))
+        });
+        let version = || format!("`{}` of model `{}` is unknown", wanted.version.as_deref().unwrap_or(""), wanted.name);
+        found.map(|(.., served)| served.clone()).ok_or_else(version)
+    }
+}
+
+/// Describes an ensemble whose models were described before it.
+fn ensemble(found: &Found, served: &mut Described) -> Description {
+    let what = format!("{}/{}", found.name, found.version);
+    let settings = &found.settings;
+    let bound = settings.ensemble.as_ref().ok_or_else(|| "is no ensemble".to_owned()).and_then(|graph| {
+        let steps = workshop::open_steps(found)?.steps;
+        let bound = ensemble::bind(graph, steps, &|wanted| served.look(wanted))?;
+        settings.declared.as_ref().map_or(Ok(()), |declared| declared::check(declared, &bound.signature))?;
+        labels::read(settings, &found.folder, &bound.signature)?;
+        Ok((graph.steps.len(), bound))
+    });
+    let (steps, bound) = match bound {
+        Ok(bound) => bound,
+        Err(problem) => return Description { what, lines: Vec::new(), problem: Some(problem) },
+    };
+    let signature = Arc::new(bound.signature);
+    let inputs = signature.inputs.iter().map(|spec| line("input", spec));
+    let mut lines: Vec<_> = inputs.chain(signature.outputs.iter().map(|spec| line("output", spec))).collect();
+    lines.push(format!("an ensemble of {steps} steps, which run with those of other calls"));
+    lines.extend(settings.warnings.iter().map(|warning| format!("warning: {warning}")));
+    served.add(&found.name, &found.version, settings, &signature, bound.batches, false);
+    Description { what, lines, problem: None }
 }
 
 fn line(kind: &str, spec: &TensorSpec) -> String {

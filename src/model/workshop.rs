@@ -5,7 +5,7 @@
 use super::{
     ModelSettings, Settings,
     classify::Labels,
-    declared, labels,
+    declared, ensemble, labels,
     measure::{Measured, measure},
     samples,
     scan::{self, Found, Problem},
@@ -50,6 +50,16 @@ pub(super) enum Event {
         problems: Vec<Problem>,
     },
     Prepared(Box<Found>, Result<Box<Prepared>, String>),
+    /// An ensemble whose built-in steps are open. Its models came before it, if they were found too.
+    Opened(Box<Found>, Result<Opened, String>),
+}
+
+/// The steps of an ensemble.
+#[derive(Debug)]
+pub(super) struct Opened {
+    pub(super) steps: Vec<ensemble::Does>,
+    /// From the first look to the last file.
+    pub(super) took: Duration,
 }
 
 /// A model whose instances are open and wait for their place.
@@ -116,10 +126,19 @@ impl Workshop {
         if events.blocking_send(Event::Scanned { found: found.clone(), kept, problems }).is_err() {
             return;
         }
-        for found in found {
+        let (models, ensembles): (Vec<_>, Vec<_>) =
+            found.into_iter().partition(|found| found.settings.ensemble.is_none() || found.fault.is_some());
+        for found in models {
             let prepare = AssertUnwindSafe(|| self.prepare(&found, threads).map(Box::new));
             let prepared = catch_unwind(prepare).unwrap_or_else(|_| Err("panicked while it was loaded".to_owned()));
             if events.blocking_send(Event::Prepared(Box::new(found), prepared)).is_err() {
+                return;
+            }
+        }
+        for found in innermost_first(ensembles) {
+            let open = AssertUnwindSafe(|| open_steps(&found));
+            let opened = catch_unwind(open).unwrap_or_else(|_| Err("panicked while it was loaded".to_owned()));
+            if events.blocking_send(Event::Opened(Box::new(found), opened)).is_err() {
                 return;
             }
         }
@@ -273,6 +292,35 @@ impl Workshop {
         };
         Ok(Decision { batches, turn_rows: on_lanes.then_some(measured.max_rows) })
     }
+}
+
+/// Opens the built-in steps of an ensemble.
+pub(super) fn open_steps(found: &Found) -> Result<Opened, String> {
+    let began = Instant::now();
+    let settings = found.settings.ensemble.as_ref().ok_or("is no ensemble")?;
+    if let Some(sample) = found.settings.samples.first() {
+        return Err(format!("warm-up sample `{}`: an ensemble is not warmed up, its models are", sample.name));
+    }
+    for warning in &found.settings.warnings {
+        tracing::warn!(model = %found.name, warning, "part of a model's configuration does not apply here");
+    }
+    let steps = settings.open(&found.folder)?;
+    Ok(Opened { steps, took: began.elapsed() })
+}
+
+/// Ensembles in an order in which each comes after those that it is made of. Those in a circle keep their place; they are
+/// refused when they are put together.
+pub(super) fn innermost_first(mut left: Vec<Found>) -> Vec<Found> {
+    let mut order = Vec::with_capacity(left.len());
+    while !left.is_empty() {
+        let waits = |found: &Found| {
+            let mut models = found.settings.ensemble.iter().flat_map(|ensemble| ensemble.models());
+            models.any(|model| model.name != found.name && left.iter().any(|other| other.name == model.name))
+        };
+        let next = left.iter().position(|found| !waits(found)).unwrap_or(0);
+        order.push(left.remove(next));
+    }
+    order
 }
 
 pub(super) fn key(found: &Found) -> ModelKey {

@@ -2,6 +2,7 @@
 
 use super::{
     choice::{Amount, Load, Paths, Provider, Switch, Version, Versions, Warmup},
+    ensemble::Ensemble,
     traffic::Traffic,
 };
 use crate::config::units::{Delay, Number, Span};
@@ -100,6 +101,7 @@ pub struct ModelFile {
     pub traffic: Option<Traffic>,
     pub class_labels: BTreeMap<String, PathBuf>,
     pub version_labels: BTreeMap<String, Version>,
+    pub ensemble: Option<Ensemble>,
 }
 
 /// Where a model runs.

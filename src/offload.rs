@@ -1,4 +1,4 @@
-//! Large decodes, off the lane: a few threads with a bounded queue (`runtime.decode_threads`).
+//! Large decodes, and what else would hold a lane up: a few threads with a bounded queue (`runtime.decode_threads`).
 //!
 //! One pool per process, like the lanes whose time it saves. What is decoded it does not know.
 

@@ -1,0 +1,80 @@
+//! `ensemble` in `NAME/model.yaml`, as people write it.
+
+use super::choice::Version;
+use crate::config::units::Number;
+use serde::{Deserialize, Serialize};
+use std::{collections::BTreeMap, path::PathBuf};
+
+/// A model that is made of others.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+#[expect(missing_docs, reason = "the keys are explained in docs/ensembles.md")]
+pub struct Ensemble {
+    pub steps: Vec<Step>,
+    pub in_flight: Number,
+    pub inputs: Option<BTreeMap<String, Option<Tensor>>>,
+    pub outputs: Option<BTreeMap<String, Option<Tensor>>>,
+}
+
+/// One of them, or a step that is built in.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+#[expect(missing_docs, reason = "the keys are explained in docs/ensembles.md")]
+pub struct Step {
+    pub model: String,
+    /// A version, or a label.
+    pub version: Option<Named>,
+    pub inputs: BTreeMap<String, String>,
+    pub outputs: BTreeMap<String, String>,
+    /// Of a built-in step, which knows its own.
+    pub parameters: Option<serde_json::Value>,
+}
+
+/// A version or a label, as text or as a number.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum Named {
+    /// A version.
+    Version(Version),
+    /// A label.
+    Label(String),
+}
+
+/// What an input or output is.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+#[expect(missing_docs, reason = "the keys are explained in docs/ensembles.md")]
+pub struct Tensor {
+    pub datatype: Option<String>,
+    /// -1 for a free dimension.
+    pub shape: Option<Vec<i64>>,
+}
+
+/// What a step that takes no parameters takes.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Nothing {}
+
+/// `builtin/top_k`.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+#[expect(missing_docs, reason = "the keys are explained in docs/ensembles.md")]
+pub struct TopK {
+    pub k: Number,
+    pub labels: Option<PathBuf>,
+}
+
+// === defaults ===
+
+impl Default for Ensemble {
+    fn default() -> Self {
+        let in_flight = Number(crate::model::ensemble::IN_FLIGHT);
+        Self { steps: Vec::new(), in_flight, inputs: None, outputs: None }
+    }
+}
+
+impl Default for TopK {
+    fn default() -> Self {
+        Self { k: Number(5), labels: None }
+    }
+}
