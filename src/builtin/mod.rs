@@ -5,8 +5,10 @@
 //! where, by how much work it says a run is.
 
 pub mod files;
+pub mod image;
 mod pool;
 mod softmax;
+pub mod tokenize;
 mod top_k;
 
 pub use pool::{MeanPool, Normalize};
@@ -27,7 +29,7 @@ use std::{
 pub const PREFIX: &str = "builtin/";
 
 /// What there is, without [`PREFIX`].
-pub const NAMES: [&str; 4] = ["mean_pool", "normalize", "softmax", "top_k"];
+pub const NAMES: [&str; 6] = ["image", "mean_pool", "normalize", "softmax", "tokenize", "top_k"];
 
 /// A step that is built in.
 pub trait Builtin: Send + Sync + fmt::Debug {
@@ -70,6 +72,10 @@ pub enum Settings {
     MeanPool,
     /// L2 normalisation of the last axis.
     Normalize,
+    /// Text to tokens.
+    Tokenize(tokenize::Settings),
+    /// Pictures to tensors.
+    Image(image::Settings),
 }
 
 impl Settings {
@@ -80,6 +86,8 @@ impl Settings {
             Self::TopK { .. } => "top_k",
             Self::MeanPool => "mean_pool",
             Self::Normalize => "normalize",
+            Self::Tokenize(_) => "tokenize",
+            Self::Image(_) => "image",
         }
     }
 
@@ -94,6 +102,8 @@ impl Settings {
             Self::TopK { k, labels } => Arc::new(TopK::open(*k, labels.as_deref(), folder)?),
             Self::MeanPool => Arc::new(MeanPool),
             Self::Normalize => Arc::new(Normalize),
+            Self::Tokenize(settings) => Arc::new(tokenize::Tokenize::open(settings, folder)?),
+            Self::Image(settings) => Arc::new(image::Image(settings.clone())),
         })
     }
 }
@@ -138,6 +148,10 @@ mod testing {
 
     pub(super) fn tensor(dims: &[usize], values: &[f32]) -> Tensor {
         Tensor::of(DataType::Fp32, Shape::new(dims.iter().copied()), values.to_vec()).unwrap()
+    }
+
+    pub(super) fn integers(tensor: &Tensor) -> Vec<i64> {
+        tensor.data().as_chunks().0.iter().map(|bytes| i64::from_le_bytes(*bytes)).collect()
     }
 
     pub(super) fn near(found: &Tensor, expected: &[f32]) {

@@ -1,7 +1,7 @@
 //! `ensemble` in `NAME/model.yaml`, as people write it.
 
 use super::choice::Version;
-use crate::config::units::Number;
+use crate::config::units::{Number, Size};
 use serde::{Deserialize, Serialize};
 use std::{collections::BTreeMap, path::PathBuf};
 
@@ -64,7 +64,93 @@ pub struct TopK {
     pub labels: Option<PathBuf>,
 }
 
+/// `builtin/tokenize`.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+#[expect(missing_docs, reason = "the keys are explained in docs/ensembles.md")]
+pub struct Tokenize {
+    pub file: PathBuf,
+    pub max_length: Number,
+    pub pad: Pad,
+    pub special_tokens: bool,
+    pub max_bytes: Size,
+}
+
+/// How far the texts of a call are filled up.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[expect(missing_docs, reason = "the keys are explained in docs/ensembles.md")]
+pub enum Pad {
+    #[default]
+    Longest,
+    MaxLength,
+}
+
+/// `builtin/image`.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+#[expect(missing_docs, reason = "the keys are explained in docs/ensembles.md")]
+pub struct Image {
+    pub width: Number,
+    pub height: Number,
+    pub layout: Layout,
+    pub channels: Channels,
+    pub scale: f32,
+    pub mean: [f32; 3],
+    pub std: [f32; 3],
+    pub max_pixels: Number,
+    pub max_images: Number,
+}
+
+/// Where channels stand.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[expect(missing_docs, reason = "the keys are explained in docs/ensembles.md")]
+pub enum Layout {
+    #[default]
+    Nchw,
+    Nhwc,
+}
+
+/// Which channel comes first.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[expect(missing_docs, reason = "the keys are explained in docs/ensembles.md")]
+pub enum Channels {
+    #[default]
+    Rgb,
+    Bgr,
+}
+
 // === defaults ===
+
+impl Default for Tokenize {
+    fn default() -> Self {
+        Self {
+            file: "tokenizer.json".into(),
+            max_length: Number(512),
+            pad: Pad::Longest,
+            special_tokens: true,
+            max_bytes: Size(1 << 20),
+        }
+    }
+}
+
+impl Default for Image {
+    fn default() -> Self {
+        Self {
+            width: Number(224),
+            height: Number(224),
+            layout: Layout::Nchw,
+            channels: Channels::Rgb,
+            scale: 1.0 / 255.0,
+            mean: [0.0; 3],
+            std: [1.0; 3],
+            max_pixels: Number(16 << 20),
+            max_images: Number(64),
+        }
+    }
+}
 
 impl Default for Ensemble {
     fn default() -> Self {

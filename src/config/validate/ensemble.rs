@@ -3,7 +3,7 @@
 
 use super::models::{OUTSIDE, is_inside, is_plain};
 use crate::{
-    builtin,
+    builtin::{self, image, tokenize},
     call::ModelRef,
     config::{Problems, raw::ensemble as raw},
     model::ensemble::{Declared, Settings, Step, What},
@@ -16,6 +16,14 @@ use std::{collections::BTreeMap, path::Path, sync::Arc};
 const STEPS: usize = 64;
 /// Most classes of `builtin/top_k`.
 const CLASSES: usize = 1_000_000;
+/// Most tokens of a text.
+const TOKENS: usize = 1 << 20;
+/// Longest side of what `builtin/image` yields, pixels.
+const SIDE: usize = 8192;
+/// Most pixels that a picture may be allowed.
+const PIXELS: usize = 1 << 28;
+/// Most pictures that a call may be allowed.
+const IMAGES: usize = 1 << 16;
 
 /// The graph that `raw` says, if it can be one.
 pub(super) fn ensemble(raw: &raw::Ensemble, problems: &mut Problems) -> Settings {
@@ -81,14 +89,25 @@ fn built_in(path: &str, name: &str, raw: &raw::Step, problems: &mut Problems) ->
         }
         "top_k" => {
             let found: raw::TopK = parameters(&path, raw, problems)?;
-            if found.k.0 > CLASSES {
-                problems.push(format!("{path}.k"), format!("{} is above {CLASSES}", found.k.0));
-            }
+            most(&format!("{path}.k"), found.k.0, CLASSES, problems);
             if let Some(labels) = &found.labels {
                 inside(&format!("{path}.labels"), labels, problems);
             }
             builtin::Settings::TopK { k: found.k.0, labels: found.labels }
         }
+        "tokenize" => {
+            let found: raw::Tokenize = parameters(&path, raw, problems)?;
+            inside(&format!("{path}.file"), &found.file, problems);
+            most(&format!("{path}.max_length"), found.max_length.0, TOKENS, problems);
+            builtin::Settings::Tokenize(tokenize::Settings {
+                file: found.file,
+                max_length: found.max_length.0,
+                fill: found.pad == raw::Pad::MaxLength,
+                special_tokens: found.special_tokens,
+                max_bytes: found.max_bytes.0,
+            })
+        }
+        "image" => builtin::Settings::Image(picture(&path, raw, problems)?),
         _ => {
             let known = builtin::NAMES.map(|name| format!("`{}{name}`", builtin::PREFIX)).join(", ");
             let text = format!("there is no built-in step `{name}`, expected one of {known}");
@@ -109,6 +128,46 @@ fn parameters<T: DeserializeOwned + Default>(path: &str, raw: &raw::Step, proble
             problems.push(path, error.into_inner().to_string());
             None
         }
+    }
+}
+
+fn picture(path: &str, raw: &raw::Step, problems: &mut Problems) -> Option<image::Settings> {
+    let found: raw::Image = parameters(path, raw, problems)?;
+    for (key, number, limit) in [
+        ("width", found.width, SIDE),
+        ("height", found.height, SIDE),
+        ("max_pixels", found.max_pixels, PIXELS),
+        ("max_images", found.max_images, IMAGES),
+    ] {
+        most(&format!("{path}.{key}"), number.0, limit, problems);
+    }
+    for (key, numbers, divides) in
+        [("scale", &[found.scale][..], true), ("mean", &found.mean[..], false), ("std", &found.std[..], true)]
+    {
+        if numbers.iter().any(|number| !number.is_finite() || (divides && *number == 0.0)) {
+            let expected = if divides { "finite numbers other than 0" } else { "finite numbers" };
+            problems.push(format!("{path}.{key}"), format!("{numbers:?} is not valid, expected {expected}"));
+        }
+    }
+    Some(image::Settings {
+        width: found.width.0,
+        height: found.height.0,
+        layout: match found.layout {
+            raw::Layout::Nchw => image::Layout::Nchw,
+            raw::Layout::Nhwc => image::Layout::Nhwc,
+        },
+        bgr: found.channels == raw::Channels::Bgr,
+        scale: found.scale,
+        mean: found.mean,
+        std: found.std,
+        max_pixels: found.max_pixels.0,
+        max_images: found.max_images.0,
+    })
+}
+
+fn most(path: &str, found: usize, most: usize, problems: &mut Problems) {
+    if found > most {
+        problems.push(path, format!("{found} is above {most}"));
     }
 }
 
