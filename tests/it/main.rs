@@ -13,6 +13,7 @@ mod collisions;
 mod datatypes;
 mod doors;
 mod drain;
+mod ensembles;
 mod floods;
 mod grpc;
 mod limits;
