@@ -43,7 +43,7 @@ impl Reader<'_> {
         let tensor = |spec: &TensorSpec| {
             let shape = (!spec.dims.is_empty()).then(|| spec.wire_dims().collect());
             let datatype = spec.dtype.map(|dtype| dtype.name().to_owned());
-            (spec.name.to_string(), Some(Tensor { datatype, shape }))
+            (spec.name.to_string(), Tensor { datatype, shape })
         };
         let declared = self.said.declared.clone().unwrap_or_default();
         let list = |specs: &[TensorSpec]| (!specs.is_empty()).then(|| specs.iter().map(tensor).collect());

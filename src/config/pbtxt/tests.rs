@@ -287,7 +287,7 @@ fn an_ensemble_of_tritons_is_the_same_graph() {
     let steps: Vec<_> = ensemble.steps.iter().map(|step| (&*step.model, step.version.is_some())).collect();
     assert_eq!(steps, [("a", false), ("b", true)]);
     assert_eq!(ensemble.steps[1].inputs["x"], "h");
-    let logits = ensemble.outputs.unwrap()["logits"].clone().unwrap();
+    let logits = ensemble.outputs.unwrap()["logits"].clone();
     assert_eq!((logits.datatype.as_deref(), logits.shape), (Some("FP32"), Some(vec![-1, 10])));
     assert_eq!(ensemble.inputs.unwrap().len(), 1);
 }

@@ -12,8 +12,8 @@ use std::{collections::BTreeMap, path::PathBuf};
 pub struct Ensemble {
     pub steps: Vec<Step>,
     pub in_flight: Number,
-    pub inputs: Option<BTreeMap<String, Option<Tensor>>>,
-    pub outputs: Option<BTreeMap<String, Option<Tensor>>>,
+    pub inputs: Option<BTreeMap<String, Tensor>>,
+    pub outputs: Option<BTreeMap<String, Tensor>>,
 }
 
 /// One of them, or a step that is built in.

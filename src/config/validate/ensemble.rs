@@ -177,9 +177,8 @@ fn inside(path: &str, file: &Path, problems: &mut Problems) {
     }
 }
 
-fn declared(path: &str, raw: &BTreeMap<String, Option<raw::Tensor>>, problems: &mut Problems) -> Vec<Declared> {
-    let one = |(name, tensor): (&String, &Option<raw::Tensor>)| {
-        let tensor = tensor.clone().unwrap_or_default();
+fn declared(path: &str, raw: &BTreeMap<String, raw::Tensor>, problems: &mut Problems) -> Vec<Declared> {
+    let one = |(name, tensor): (&String, &raw::Tensor)| {
         let dtype = tensor.datatype.as_ref().and_then(|text| {
             let found = DataType::parse(text);
             if found.is_none() {
@@ -188,7 +187,7 @@ fn declared(path: &str, raw: &BTreeMap<String, Option<raw::Tensor>>, problems: &
             }
             found
         });
-        let dims = tensor.shape.map(|shape| {
+        let dims = tensor.shape.as_ref().map(|shape| {
             let dim = |dim: i64| match (dim, usize::try_from(dim)) {
                 (-1, _) => Some(None),
                 (_, Ok(dim)) => Some(Some(dim)),

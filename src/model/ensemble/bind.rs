@@ -204,9 +204,11 @@ impl Binder<'_> {
             settings.steps.iter().flat_map(|step| step.inputs.iter().map(|(_, tensor)| tensor)).collect();
         let inputs: Vec<Arc<str>> = match &settings.inputs {
             Some(declared) => declared.iter().map(|declared| Arc::clone(&declared.name)).collect(),
-            None => in_order(settings.steps.iter().flat_map(|step| &step.inputs))
-                .filter(|tensor| !self.yielded.contains_key(tensor))
-                .collect(),
+            None => in_order(settings.steps.iter().zip(signatures).flat_map(|(step, signature)| {
+                as_the_model(&step.inputs, signature.as_ref().map_or(&[], |signature| &signature.inputs))
+            }))
+            .filter(|tensor| !self.yielded.contains_key(tensor))
+            .collect(),
         };
         for input in inputs.iter().filter(|input| !taken.contains(input)) {
             self.problems.push(format!("input `{input}` is taken by no step"));
@@ -216,9 +218,11 @@ impl Binder<'_> {
                 declared.iter().for_each(|declared| self.declared(declared));
                 declared.iter().map(|declared| Arc::clone(&declared.name)).collect()
             }
-            None => in_order(settings.steps.iter().flat_map(|step| &step.outputs))
-                .filter(|tensor| !taken.contains(tensor))
-                .collect(),
+            None => in_order(settings.steps.iter().zip(signatures).flat_map(|(step, signature)| {
+                as_the_model(&step.outputs, signature.as_ref().map_or(&[], |signature| &signature.outputs))
+            }))
+            .filter(|tensor| !taken.contains(tensor))
+            .collect(),
         };
         for (what, names) in [("inputs", &inputs), ("outputs", &outputs)] {
             if names.is_empty() {
@@ -260,6 +264,13 @@ impl Binder<'_> {
             self.problems.push(format!("output `{name}` is not what is declared: {reason}"));
         }
     }
+}
+
+/// The tensors of a step in the order of its model.
+fn as_the_model<'a>(named: &'a [(Arc<str>, Arc<str>)], specs: &[TensorSpec]) -> Vec<&'a (Arc<str>, Arc<str>)> {
+    let mut sorted: Vec<_> = named.iter().collect();
+    sorted.sort_by_key(|(name, _)| specs.iter().position(|spec| spec.name == *name));
+    sorted
 }
 
 fn in_order<'a>(tensors: impl Iterator<Item = &'a (Arc<str>, Arc<str>)>) -> impl Iterator<Item = Arc<str>> {
