@@ -4,11 +4,12 @@
 
 mod banner;
 mod live;
+mod memory;
 mod models;
 mod reload;
 mod settings;
 
-pub use settings::models as model_settings;
+pub use settings::{lane_count, models as model_settings};
 
 use crate::{
     admin::Admin,
@@ -29,7 +30,7 @@ use crate::{
         address::AddressGate,
         shared_slots::{SharedSlots, TEND_EVERY},
     },
-    model::{Loaded, Loader, Repository, Router, Shadows, control::Control},
+    model::{self, Loaded, Loader, Repository, Router, Shadows, control::Control},
     shutdown, stack,
     telemetry::{
         self,
@@ -301,6 +302,7 @@ async fn start_with(config: Config, opener: Arc<dyn Open>, switches: Switches) -
         let obeying = orders.obey(Arc::clone(&loader), Arc::clone(&repository));
         tasks.spawn(obeying.map(|()| Some("the loader")));
     }
+    tasks.spawn(model::tend(Arc::clone(&repository)).map(|never| match never {}));
     let (tell, loaded) = watch::channel(None);
     let watch = match control {
         config::Control::Watch(settings) => Some(settings),

@@ -18,7 +18,7 @@
 //!   errors as values; only front-ends render them.
 //! - A tensor is a type, a shape and shared bytes, checked once on construction. Outputs of ONNX Runtime travel to the
 //!   socket as bytes that own the ORT value.
-//! - One thread owns one ORT session. Small models run on the event loop's own thread, as one batch per turn of the loop;
+//! - One thread owns one instance of a model. Small models run on the event loop's own thread, as one batch per turn of the loop;
 //!   large ones on threads of their own. The batching policy is a pure state machine with no clock and no channel in it.
 //!
 //! # The life of one request
@@ -90,6 +90,11 @@
 //! - A call is on its way when it is made, not when it is first polled; and it goes through its thread's clone of the
 //!   stack, not through one of its own.
 //! - Deadlines ring from one timer per lane (`layer/alarm.rs`), not from one in each call.
+//! - Instances of one model on threads share one session of ONNX Runtime, and with it the weights, where the CPU alone runs
+//!   the model (`backend/ort/session.rs` says why that is sound). `Backend::run` still takes `&mut self`: an instance is one
+//!   thread's. On lanes each has a session of its own, because all of them would take one allocator's lock in each run.
+//! - A run on a thread has a limit beyond all deadlines, and an instance that does not keep it is replaced
+//!   (`schedule/watch.rs`).
 //! - A model that runs on lanes has a spare instance on a thread, for what a lane must not run.
 //! - A queue knows what batches cost, from those that ran (`schedule/cost.rs`), and does not always take all that waits: who is
 //!   urgent is not made late, who cannot be served makes room, and a model that gains nothing from batches runs in small ones.

@@ -1,7 +1,12 @@
 //! From the configuration to the settings of the modules that must not know it.
 
+use super::memory;
 use crate::{
-    config::{self, Amount, Config, Execution, Kind, Load, LogFormat, LogLevel, Switch, Versions, Warmup, WhenLate},
+    backend,
+    config::{
+        self, Amount, Arena, Config, Execution, Kind, Limit, Load, LogFormat, LogLevel, Memory, Mode, Optimization,
+        Switch, Versions, Warmup, WhenLate, raw,
+    },
     lane,
     layer::deadline,
     model, schedule,
@@ -50,9 +55,23 @@ pub(super) fn lanes(settings: &config::Runtime) -> lane::Settings {
     }
 }
 
+/// How many lanes run models: none where connections are spread otherwise.
+pub fn lane_count(config: &Config) -> usize {
+    match lanes(&config.runtime) {
+        lane::Settings::Lanes(count) => count.get(),
+        lane::Settings::WorkStealing(_) => 0,
+    }
+}
+
 /// `models`, `runtime.turn`, `runtime.inference_cores`.
 pub fn models(config: &Config) -> model::Settings {
     let (defaults, queue_delay) = (config.models.defaults.clone(), config.concurrency.queue_delay);
+    // Twice the longest deadline: nobody waits any more, however long the call stood in the queue.
+    let patience = config.deadline.max * 2;
+    let memory = match config.models.memory {
+        Memory::Auto => memory::share(),
+        Memory::Exactly(bytes) => Some(bytes as u64),
+    };
     model::Settings {
         directories: config.models.directories.clone(),
         load: match &config.models.load {
@@ -60,17 +79,17 @@ pub fn models(config: &Config) -> model::Settings {
             Load::None => model::Load::None,
             Load::Named(names) => model::Load::Names(names.iter().cloned().collect()),
         },
-        defaults: model_settings(&defaults, queue_delay),
+        defaults: model_settings(&defaults, queue_delay, patience),
         turn: schedule::TurnSettings {
             run: config.runtime.turn.run,
             budget: config.runtime.turn.budget,
             weights: config.runtime.turn.weights as u64,
         },
-        inference_cores: amount(config.runtime.inference_cores).unwrap_or(cores().get()),
+        budget: model::budget::Budget::new(amount(config.runtime.inference_cores).unwrap_or(cores().get()), memory),
         reader: Some(model::Reader::new(move |source, _| {
             let read = config::load_model(source.name, source.folder, source.config, &defaults);
             let read = read.map_err(|problems| problems.in_one_line())?;
-            let settings = model_settings(&read.defaults, queue_delay);
+            let settings = model_settings(&read.defaults, queue_delay, patience);
             Ok(model::ModelSettings {
                 routing: Arc::new(config::routing(&read)),
                 samples: samples(&read, source.folder)?,
@@ -90,7 +109,11 @@ pub fn models(config: &Config) -> model::Settings {
     }
 }
 
-fn model_settings(settings: &config::ModelDefaults, queue_delay: Option<Duration>) -> model::ModelSettings {
+fn model_settings(
+    settings: &config::ModelDefaults,
+    queue_delay: Option<Duration>,
+    patience: Duration,
+) -> model::ModelSettings {
     let batching = &settings.batching;
     model::ModelSettings {
         versions: match &settings.versions {
@@ -104,6 +127,20 @@ fn model_settings(settings: &config::ModelDefaults, queue_delay: Option<Duration
             Execution::Auto => schedule::Execution::Auto,
             Execution::Turn => schedule::Execution::Turn,
             Execution::Thread => schedule::Execution::Thread,
+        },
+        share_weights: settings.share_weights,
+        arena: match settings.arena {
+            Arena::Auto => backend::Arena::Auto,
+            Arena::Keep => backend::Arena::Keep,
+            Arena::Shrink => backend::Arena::Shrink,
+            Arena::None => backend::Arena::None,
+        },
+        providers: settings.providers.iter().map(provider).collect(),
+        session: session(&settings.session),
+        run_limit: match settings.run_limit {
+            Limit::Auto => Some(patience),
+            Limit::Never => None,
+            Limit::After(limit) => Some(limit),
         },
         batching: model::Batching {
             enabled: match batching.enabled {
@@ -126,6 +163,25 @@ fn model_settings(settings: &config::ModelDefaults, queue_delay: Option<Duration
         },
         warmup: settings.warmup != Warmup::Off,
         ..model::ModelSettings::default()
+    }
+}
+
+fn provider(provider: &raw::Provider) -> backend::Provider {
+    let options = provider.options.iter().map(|(key, value)| (key.clone(), value.0.clone()));
+    backend::Provider { kind: provider.kind, options: options.collect() }
+}
+
+fn session(settings: &raw::Session) -> backend::SessionOptions {
+    backend::SessionOptions {
+        optimization: match settings.graph_optimization_level {
+            Optimization::Disabled => backend::Optimization::Disabled,
+            Optimization::Basic => backend::Optimization::Basic,
+            Optimization::Extended => backend::Optimization::Extended,
+            Optimization::Layout => backend::Optimization::Layout,
+            Optimization::All => backend::Optimization::All,
+        },
+        parallel: (settings.execution_mode == Mode::Parallel).then_some(settings.inter_op_threads.0),
+        entries: settings.entries.iter().map(|(key, value)| (key.clone(), value.0.clone())).collect(),
     }
 }
 

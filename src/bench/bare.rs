@@ -11,7 +11,7 @@ use super::{
 };
 use crate::{
     app,
-    backend::{Backend, Open, SessionSettings},
+    backend::{Backend, Open},
     model,
     tensor::Tensors,
 };
@@ -30,7 +30,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<Report, BenchError> {
     let settings = app::model_settings(&config);
     let (path, own) = model::path_of(&settings, &arguments.model, arguments.model_version.as_deref())
         .map_err(|reason| BenchError(format!("{}: {reason}", arguments.model)))?;
-    let session = SessionSettings { threads: own.threads.unwrap_or(settings.inference_cores).max(1) };
+    let session = own.session(own.threads.unwrap_or(settings.budget.cores()), 1);
     let mut backend = runtime.open(&path, &session).map_err(BenchError::new)?;
     let payload = match &arguments.data {
         Some(path) => Payload::read(path)?,

@@ -7,10 +7,7 @@ pub(super) const LATER: &[&str] = &[
     "profile",
     "listen.*.trusted_proxies",
     "limits.http2.max_age",
-    "models.memory",
     "models.defaults.batching.pad",
-    "models.defaults.arena",
-    "models.defaults.session",
     "models.defaults.cache",
     "idempotency",
 ];

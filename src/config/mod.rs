@@ -19,7 +19,7 @@ mod validate;
 pub use live::{Changes, Source, Written};
 pub use model::load_model;
 pub use problems::{Problem, Problems};
-pub use raw::{Amount, Execution, Load, Switch, Versions, Warmup, WhenLate};
+pub use raw::{Amount, Arena, Execution, Limit, Load, Memory, Mode, Optimization, Switch, Versions, Warmup, WhenLate};
 pub use schema::schema;
 
 pub(crate) use validate::routing;
@@ -145,6 +145,8 @@ pub struct Models {
     pub load: Load,
     /// What readiness waits for.
     pub required: Vec<Arc<str>>,
+    /// Memory for all of them.
+    pub memory: Memory,
     /// What each model may say for itself.
     pub defaults: ModelDefaults,
 }
@@ -171,8 +173,18 @@ pub struct ModelDefaults {
     pub threads: Amount,
     /// Where it runs.
     pub execution: Execution,
+    /// Whether its instances on threads share their weights.
+    pub share_weights: bool,
     /// How calls are run together.
     pub batching: Batching,
+    /// What becomes of memory after a run.
+    pub arena: Arena,
+    /// What runs its nodes, best first.
+    pub providers: Vec<raw::Provider>,
+    /// Options of ONNX Runtime.
+    pub session: raw::Session,
+    /// How long a run on a thread may take.
+    pub run_limit: Limit,
     /// What it is run on before it is ready.
     pub warmup: Warmup,
     /// To which versions calls go that name none; checked.

@@ -40,7 +40,9 @@ pub(super) fn insert(headers: &mut HeaderMap, facts: &Facts, error: Option<&Erro
         }
     }
     for (name, value) in [(POLICY, policies), (LIMIT, limits)] {
-        if let Ok(value) = HeaderValue::try_from(value) {
+        if let Ok(mut value) = HeaderValue::try_from(value) {
+            // The next answer has another: nothing that HTTP/2 should remember.
+            value.set_sensitive(name == LIMIT);
             headers.insert(name, value);
         }
     }

@@ -87,6 +87,7 @@ impl Loader {
             opener: Arc::clone(&self.opener),
             metrics: Arc::clone(&self.metrics),
             lanes: self.lanes.as_ref().map_or(0, Lanes::count),
+            explain: false,
         };
         let (sender, mut events) = mpsc::channel(1);
         let (mut loaded, mut routings) = (Loaded::default(), BTreeMap::new());
@@ -123,7 +124,7 @@ impl Loader {
                 Event::Prepared(found, prepared) => {
                     let placed = match prepared {
                         Ok(prepared) => {
-                            self.metrics.model_loaded(&key(&found), prepared.took, Some(found.bytes));
+                            self.metrics.model_loaded(&key(&found), prepared.took, Some(prepared.memory));
                             self.place(&found, *prepared).await
                         }
                         Err(reason) => Err(reason),
@@ -223,7 +224,7 @@ impl Loader {
     }
 
     async fn place(&self, found: &Found, prepared: Prepared) -> Result<Model, String> {
-        let Prepared { plan, place, decoupled, labels, took: _ } = prepared;
+        let Prepared { plan, place, decoupled, labels, took: _, memory: _ } = prepared;
         let (key, signature) = (Arc::clone(&plan.key), Arc::clone(&plan.signature));
         let instances = match &place {
             Place::Threads(instances) => instances.len(),
@@ -271,6 +272,7 @@ impl Loader {
             key: Arc::clone(&key),
             policy: found.settings.batching.policy(batches, false),
             signature: Arc::new(graph.signature.clone()),
+            run_limit: None,
             cost: Arc::default(),
             reopen: Arc::new(|| Err(OpenError("an ensemble has no instances".to_owned()))),
         };

@@ -205,3 +205,24 @@ async fn closing_the_repository_ends_all_threads() {
     assert!(world.loader.repository.close(std::time::Instant::now() + Duration::from_secs(10)));
     assert!(!model.scheduler.is_ready());
 }
+
+#[tokio::test]
+async fn a_model_that_does_not_fit_into_the_memory_is_refused_and_says_so() {
+    let files = [("a/1/model.onnx", "ok"), ("b/1/model.onnx", "ok")];
+    let budget = crate::model::budget::Budget::new(1, Some(3));
+    let world = world(&files, None, |settings| settings.budget = Arc::clone(&budget));
+    let loaded = world.loader.load().await;
+    assert_eq!((loaded.ok, loaded.failed.len()), (1, 1));
+    let (what, reason) = &loaded.failed[0];
+    assert!(what == "b/1" && reason.contains("(`models.memory`) are left"), "{what}: {reason}");
+    assert_eq!(world.opener.opened.load(Ordering::Relaxed), 1, "it is not even opened");
+    // What goes makes room, once its thread has ended.
+    world.loader.repository.remove(&"a".into(), "1");
+    let all = ModelKey { name: "all".into(), version: "1".into() };
+    while budget.take(&all, 0, 3).is_err() {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    let b = crate::call::ModelRef { name: "b".into(), version: None };
+    let request = LoadRequest { model: b, config: None, files: Vec::new() };
+    assert_eq!(world.loader.load_one(request).await.ok, 1);
+}

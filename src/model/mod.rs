@@ -2,6 +2,7 @@
 //!
 //! Knows calls and schedulers; knows neither who calls nor over which wire.
 
+pub mod budget;
 pub mod classify;
 mod compare;
 pub mod control;
@@ -20,6 +21,7 @@ mod shadow;
 pub mod signature;
 pub mod spec;
 mod state;
+mod tend;
 #[cfg(test)]
 mod testing;
 mod traffic;
@@ -34,6 +36,7 @@ pub use scan::path_of;
 pub use shadow::Shadows;
 pub use spec::{Batching, Fill, Load, ModelSettings, Reader, Sample, SampleInput, Settings, Source, VersionPolicy};
 pub use state::State;
+pub use tend::tend;
 pub use traffic::{Routing, Shadow, Sticky, Traffic};
 
 use crate::{

@@ -3,8 +3,9 @@
 //! Plain data: how it is written in a file is known to `config` alone, which also supplies the
 //! reader of `model.yaml`.
 
-use super::{Routing, ensemble};
+use super::{Routing, budget::Budget, ensemble};
 use crate::{
+    backend::{Arena, Provider, SessionOptions, SessionSettings},
     call::Notes,
     schedule::{BatchPolicy, Execution, Preferred, Priorities, TurnSettings, WhenLate},
     tensor::{DataType, Signature, Tensor},
@@ -22,8 +23,8 @@ pub struct Settings {
     pub defaults: ModelSettings,
     /// What a lane may spend on a model.
     pub turn: TurnSettings,
-    /// Cores for inference threads: the sum of instances × threads stays within it where both are `auto`.
-    pub inference_cores: usize,
+    /// Cores for inference threads, and memory for models.
+    pub budget: Arc<Budget>,
     /// Reads what a model says of itself; a model that says something fails to load without a reader, because serving
     /// it with other settings than its own would be wrong.
     pub reader: Option<Reader>,
@@ -69,6 +70,16 @@ pub struct ModelSettings {
     pub threads: Option<usize>,
     /// Where it runs.
     pub execution: Execution,
+    /// Whether its instances on threads share their weights, where the CPU alone runs it.
+    pub share_weights: bool,
+    /// What becomes of memory after a run.
+    pub arena: Arena,
+    /// Where its nodes run, best first.
+    pub providers: Vec<Provider>,
+    /// Options of ONNX Runtime.
+    pub session: SessionOptions,
+    /// How long a run on a thread may take before it is ended, and its instance replaced if it does not end; `None`: for ever.
+    pub run_limit: Option<Duration>,
     /// How calls become batches.
     pub batching: Batching,
     /// Whether it is run before it is ready. Without, nothing is measured and `auto` means threads.
@@ -174,7 +185,7 @@ impl Default for Settings {
             load: Load::All,
             defaults: ModelSettings::default(),
             turn: TurnSettings::default(),
-            inference_cores: 1,
+            budget: Budget::new(1, None),
             reader: None,
         }
     }
@@ -228,6 +239,11 @@ impl Default for ModelSettings {
             instances: None,
             threads: None,
             execution: Execution::Auto,
+            share_weights: true,
+            arena: Arena::Auto,
+            providers: vec![Provider::CPU],
+            session: SessionOptions::default(),
+            run_limit: None,
             batching: Batching::default(),
             warmup: true,
             // Contract 01 section 2.2: what Triton reports.
@@ -245,6 +261,23 @@ impl Default for ModelSettings {
 }
 
 impl ModelSettings {
+    /// How an instance is made that runs with `threads` and shares what is opened with so many, itself included.
+    pub fn session(&self, threads: usize, sharers: usize) -> SessionSettings {
+        SessionSettings {
+            threads: threads.max(1),
+            sharers: sharers.max(1),
+            arena: self.arena,
+            providers: self.providers.clone(),
+            options: self.session.clone(),
+            explain: false,
+        }
+    }
+
+    /// Whether instances are meant to share their weights, and can.
+    pub fn shares_weights(&self) -> bool {
+        self.share_weights && self.session(1, 1).is_cpu_only()
+    }
+
     /// Whether a version runs the same with these settings: they differ at most in which versions are served and called.
     pub(super) fn runs_like(&self, other: &Self) -> bool {
         let (versions, routing) = (other.versions.clone(), Arc::clone(&other.routing));
@@ -319,5 +352,20 @@ mod tests {
         assert_eq!(VersionPolicy::Latest(9).choose(found()), [2, 9, 10]);
         assert_eq!(VersionPolicy::All.choose(found()), [2, 9, 10]);
         assert_eq!(VersionPolicy::Only(vec![9, 3]).choose(found()), [9]);
+    }
+
+    #[test]
+    fn a_version_runs_otherwise_where_its_session_its_memory_or_its_limit_is_another() {
+        let before = ModelSettings::default();
+        assert!(before.runs_like(&ModelSettings { versions: VersionPolicy::All, ..before.clone() }));
+        let session = SessionOptions { parallel: Some(2), ..SessionOptions::default() };
+        let others = [
+            ModelSettings { arena: Arena::Shrink, ..before.clone() },
+            ModelSettings { providers: Vec::new(), ..before.clone() },
+            ModelSettings { session, ..before.clone() },
+            ModelSettings { run_limit: Some(Duration::from_millis(7)), ..before.clone() },
+            ModelSettings { share_weights: !before.share_weights, ..before.clone() },
+        ];
+        assert!(others.iter().all(|other| !before.runs_like(other)));
     }
 }

@@ -4,6 +4,7 @@
 
 use super::{
     ModelSettings, Settings,
+    budget::{Share, Want},
     classify::Labels,
     declared, ensemble, labels,
     measure::{Measured, measure},
@@ -70,6 +71,8 @@ pub(super) struct Prepared {
     pub(super) labels: Vec<Option<Labels>>,
     /// From the first look at the file to the last warm-up run.
     pub(super) took: Duration,
+    /// Bytes that its instances hold together.
+    pub(super) memory: u64,
 }
 
 pub(super) enum Place {
@@ -84,14 +87,30 @@ pub(super) struct Workshop {
     pub(super) metrics: Arc<Metrics>,
     /// 0: there are no lanes.
     pub(super) lanes: usize,
+    /// Whether to find out where nodes run.
+    pub(super) explain: bool,
+}
+
+/// The first instance of a model, which was looked at and measured.
+pub(super) struct First {
+    pub(super) backend: Box<dyn Backend>,
+    session: SessionSettings,
+    pub(super) labels: Vec<Option<Labels>>,
+    pub(super) decision: Decision,
+    pub(super) share: Share,
+    /// Begins with what was measured.
+    cost: Cost,
+    took: Duration,
 }
 
 /// How a model is going to run, once it has been measured.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Decision {
-    batches: bool,
+pub(super) struct Decision {
+    pub(super) batches: bool,
     /// Most rows of a batch on a lane; `None`: threads.
-    turn_rows: Option<usize>,
+    pub(super) turn_rows: Option<usize>,
+    /// Why it runs where it runs, for operators.
+    pub(super) why: &'static str,
 }
 
 // === impl Wanted ===
@@ -120,107 +139,184 @@ impl Workshop {
                 scan::one(&self.settings, &LoadRequest { model, config: None, files: Vec::new() })
             }
         };
+        // What stays has its cores, and is not divided among the others.
         let (kept, found): (Vec<_>, Vec<_>) = found.into_iter().partition(|found| wanted.keeps(found));
-        let threads = self.threads(&found);
+        let stays: Vec<_> = kept.iter().map(key).collect();
         // A send fails only if nobody wants the models any more.
         if events.blocking_send(Event::Scanned { found: found.clone(), kept, problems }).is_err() {
             return;
         }
         let (models, ensembles): (Vec<_>, Vec<_>) =
             found.into_iter().partition(|found| found.settings.ensemble.is_none() || found.fault.is_some());
+        // What may run on a lane is measured first: only then is it known how many models share the cores.
+        let mut others = Vec::new();
         for found in models {
-            let prepare = AssertUnwindSafe(|| self.prepare(&found, threads).map(Box::new));
-            let prepared = catch_unwind(prepare).unwrap_or_else(|_| Err("panicked while it was loaded".to_owned()));
+            let prepared = match guarded(|| self.look(&found)) {
+                Ok(Some(first)) if first.decision.turn_rows.is_some() => guarded(|| self.on_lanes(&found, first)),
+                Ok(first) => {
+                    others.push((found, first));
+                    continue;
+                }
+                Err(reason) => Err(reason),
+            };
+            if events.blocking_send(Event::Prepared(Box::new(found), prepared.map(Box::new))).is_err() {
+                return;
+            }
+        }
+        let wants: Vec<_> = others.iter().map(|(found, _)| want(found)).collect();
+        let threads = self.settings.budget.divide(&wants, &stays);
+        for ((found, first), threads) in others.into_iter().zip(threads) {
+            let prepared = guarded(|| self.on_threads(&found, first, threads)).map(Box::new);
             if events.blocking_send(Event::Prepared(Box::new(found), prepared)).is_err() {
                 return;
             }
         }
         for found in innermost_first(ensembles) {
-            let open = AssertUnwindSafe(|| open_steps(&found));
-            let opened = catch_unwind(open).unwrap_or_else(|_| Err("panicked while it was loaded".to_owned()));
+            let opened = guarded(|| open_steps(&found));
             if events.blocking_send(Event::Opened(Box::new(found), opened)).is_err() {
                 return;
             }
         }
     }
 
-    /// Threads within one operator for a model that does not say: the inference cores, shared by the
-    /// models that are sure to run on threads.
-    fn threads(&self, found: &[Found]) -> usize {
-        let large = found.iter().filter(|found| found.bytes > self.settings.turn.weights).count();
-        (self.settings.inference_cores / large.max(1)).max(1)
-    }
-
-    fn prepare(&self, found: &Found, threads: usize) -> Result<Prepared, String> {
-        let began = Instant::now();
+    /// Opens and measures a model that may run on lanes; `None` for one that is sure to run on threads.
+    pub(super) fn look(&self, found: &Found) -> Result<Option<First>, String> {
         if let Some(fault) = &found.fault {
             return Err(fault.clone());
         }
         let settings = &found.settings;
-        let large = found.bytes > self.settings.turn.weights;
-        let wide = SessionSettings { threads: settings.threads.unwrap_or(threads).max(1) };
-        // What may run on lanes is opened as it would run there: with one thread.
-        let narrow = SessionSettings { threads: settings.threads.unwrap_or(1).max(1) };
-        let try_lanes = self.lanes > 0 && !large && settings.execution != Execution::Thread;
-        let mut session = if try_lanes { narrow } else { wide.clone() };
-        let mut first = self.open(found, &session)?;
+        let may = match settings.execution {
+            Execution::Auto => {
+                let light = found.bytes <= self.settings.turn.weights;
+                light && is_cpu_only(settings) && !settings.batching.preserve_order
+            }
+            Execution::Turn => true,
+            Execution::Thread => false,
+        };
+        if self.lanes == 0 || !may {
+            return Ok(None);
+        }
+        // As it would run there: with one thread.
+        self.first(found, self.session(settings, settings.threads.unwrap_or(1), 1)).map(Some)
+    }
+
+    /// Opens a model, checks what is said of it, and measures it.
+    pub(super) fn first(&self, found: &Found, session: SessionSettings) -> Result<First, String> {
+        let began = Instant::now();
+        let settings = &found.settings;
+        let share = self.share(found, session.threads * session.sharers, 1)?;
+        let mut backend = self.open(found, &session)?;
         if let Some(declared) = &settings.declared {
-            declared::check(declared, first.signature())?;
+            declared::check(declared, backend.signature())?;
         }
         for warning in &settings.warnings {
             tracing::warn!(model = %found.name, warning, "part of a model's configuration does not apply here");
         }
-        let labels = labels::read(settings, &found.folder, first.signature())?;
-        let decoupled = first.is_decoupled();
-        let measured = if settings.warmup && !decoupled {
-            let rows = if may_batch(settings, first.signature()) { settings.batching.max_rows } else { 1 };
-            measure(&mut *first, rows, &self.settings.turn)
+        let labels = labels::read(settings, &found.folder, backend.signature())?;
+        let measured = if settings.warmup && !backend.is_decoupled() {
+            let rows = if may_batch(settings, backend.signature()) { settings.batching.max_rows } else { 1 };
+            measure(&mut *backend, rows, &self.settings.turn)
         } else {
             Measured { max_rows: 1, ..Measured::default() }
         };
-        let decision = self.decide(settings, &*first, large, &measured)?;
-        let samples = samples::make(settings, first.signature(), decision.batches)?;
-        let more = |count: usize, session: &SessionSettings| {
-            (0..count).map(|_| self.open(found, session)).collect::<Result<Vec<_>, _>>()
-        };
-        let signature = Arc::clone(first.signature());
+        let decision = self.decide(found, &*backend, &measured)?;
         let cost = Cost::default();
-        // What was measured with other threads says nothing about the instances that are made instead.
-        if decision.turn_rows.is_some() || session == wide {
-            measured.costs.iter().for_each(|(rows, took)| cost.seed(*rows, *took));
+        measured.costs.iter().for_each(|(rows, took)| cost.seed(*rows, *took));
+        Ok(First { backend, session, labels, decision, share, cost, took: began.elapsed() })
+    }
+
+    /// One instance for each lane, and a spare one for a thread.
+    fn on_lanes(&self, found: &Found, first: First) -> Result<Prepared, String> {
+        let began = Instant::now();
+        let First { backend: mut spare, session, labels, decision, share, cost, took } = first;
+        let settings = &found.settings;
+        drop(share);
+        let share = self.share(found, 0, self.lanes + 1)?;
+        let samples = samples::make(settings, spare.signature(), decision.batches)?;
+        let mut instances = (0..self.lanes).map(|_| self.open(found, &session)).collect::<Result<Vec<_>, _>>()?;
+        if settings.warmup {
+            instances.iter_mut().for_each(|instance| warm(&mut **instance));
         }
-        let place = match decision.turn_rows {
-            Some(max_rows) => {
-                let mut instances = more(self.lanes, &session)?;
-                if settings.warmup {
-                    instances.iter_mut().for_each(|instance| warm(&mut **instance));
+        for instance in instances.iter_mut().chain([&mut spare]) {
+            samples::run(&samples, &mut **instance)?;
+        }
+        let memory = held(&*spare, found) * (instances.len() as u64 + 1);
+        share.set(0, memory);
+        let plan = self.plan(found, Arc::clone(spare.signature()), session, &decision, share, cost);
+        let max_rows = decision.turn_rows.unwrap_or(1);
+        let place = Place::Lanes { max_rows, instances, spare };
+        Ok(Prepared { plan, place, decoupled: false, labels, took: took + began.elapsed(), memory })
+    }
+
+    /// As many instances as are configured, each with so many threads.
+    fn on_threads(&self, found: &Found, looked: Option<First>, threads: usize) -> Result<Prepared, String> {
+        let began = Instant::now();
+        let settings = &found.settings;
+        let count = settings.instances.unwrap_or(1).max(1);
+        let session = self.wide(settings, threads);
+        let mut first = match looked {
+            None => self.first(found, session.clone())?,
+            Some(first) if first.session == session => first,
+            Some(mut first) => {
+                // It turned out too slow for a lane: open it again with its part of the cores. What it is is dropped before,
+                // not after: there may not be memory for both.
+                drop(first.backend);
+                first.backend = self.open(found, &session)?;
+                // What was measured with other threads says nothing about this one.
+                first.cost = Cost::default();
+                first
+            }
+        };
+        let shared = if count > 1 && settings.shares_weights() { first.backend.another() } else { None };
+        let mut instances = Vec::with_capacity(count);
+        let mut sessions = 1;
+        match shared {
+            Some(second) => {
+                let more = std::iter::once(second).chain(std::iter::from_fn(|| first.backend.another()));
+                for instance in more.take(count - 1) {
+                    instances.push(instance.map_err(|error| error.to_string())?);
                 }
-                for instance in instances.iter_mut().chain([&mut first]) {
-                    samples::run(&samples, &mut **instance)?;
-                }
-                Place::Lanes { max_rows, instances, spare: first }
             }
             None => {
-                if session != wide {
-                    // It turned out too slow for a lane: open it again with its share of the cores.
-                    // The first is dropped before, not after: there may not be memory for both.
-                    session = wide;
-                    drop(first);
-                    first = self.open(found, &session)?;
+                drop(first.share);
+                first.share = self.share(found, 0, count)?;
+                for _ in 1..count {
+                    instances.push(self.open(found, &session)?);
                 }
-                let mut instances = more(settings.instances.unwrap_or(1).saturating_sub(1), &session)?;
-                instances.push(first);
-                if settings.warmup && !decoupled {
-                    instances.iter_mut().for_each(|instance| warm(&mut **instance));
-                }
-                for instance in &mut instances {
-                    samples::run(&samples, &mut **instance)?;
-                }
-                Place::Threads(instances)
+                sessions = count;
             }
-        };
-        let plan = self.plan(found, signature, session, &decision, cost);
-        Ok(Prepared { plan, place, decoupled, labels, took: began.elapsed() })
+        }
+        let decoupled = first.backend.is_decoupled();
+        let signature = Arc::clone(first.backend.signature());
+        let samples = samples::make(settings, &signature, first.decision.batches)?;
+        instances.push(first.backend);
+        if settings.warmup && !decoupled {
+            instances.iter_mut().for_each(|instance| warm(&mut **instance));
+        }
+        for instance in &mut instances {
+            samples::run(&samples, &mut **instance)?;
+        }
+        let memory = instances.last().map_or(0, |instance| held(&**instance, found)) * sessions as u64;
+        first.share.set(threads * count, memory);
+        let plan = self.plan(found, signature, session, &first.decision, first.share, first.cost);
+        let took = first.took + began.elapsed();
+        Ok(Prepared { plan, place: Place::Threads(instances), decoupled, labels: first.labels, took, memory })
+    }
+
+    /// How an instance on a thread is made.
+    pub(super) fn wide(&self, settings: &ModelSettings, threads: usize) -> SessionSettings {
+        let sharers = if settings.shares_weights() { settings.instances.unwrap_or(1) } else { 1 };
+        self.session(settings, threads, sharers)
+    }
+
+    fn session(&self, settings: &ModelSettings, threads: usize, sharers: usize) -> SessionSettings {
+        SessionSettings { explain: self.explain, ..settings.session(threads, sharers) }
+    }
+
+    /// The model's part of the budget, with as many sessions.
+    fn share(&self, found: &Found, threads: usize, sessions: usize) -> Result<Share, String> {
+        let bytes = self.opener.weight_bytes(&found.path).unwrap_or(found.bytes);
+        self.settings.budget.take(&key(found), threads, bytes.saturating_mul(sessions as u64))
     }
 
     fn plan(
@@ -229,19 +325,23 @@ impl Workshop {
         signature: Arc<Signature>,
         session: SessionSettings,
         decision: &Decision,
+        share: Share,
         cost: Cost,
     ) -> Plan {
         let key = Arc::new(key(found));
         let (opener, path, files) = (Arc::clone(&self.opener), found.path.clone(), found.files.clone());
+        // What takes the place of an instance that broke shares nothing with it.
+        let session = SessionSettings { sharers: 1, ..session };
         Plan {
             metrics: self.metrics.model(&key),
             key,
             policy: found.settings.batching.policy(decision.batches, is_even(&signature)),
             signature,
+            run_limit: found.settings.run_limit,
             cost: Arc::new(cost),
             reopen: Arc::new(move || {
                 // Held for as long as this may be called.
-                let _files = &files;
+                let _held = (&files, &share);
                 opener.open(&path, &session)
             }),
         }
@@ -254,14 +354,8 @@ impl Workshop {
         self.opener.open(&found.path, session).map_err(|error| error.to_string())
     }
 
-    fn decide(
-        &self,
-        settings: &ModelSettings,
-        backend: &dyn Backend,
-        large: bool,
-        measured: &Measured,
-    ) -> Result<Decision, String> {
-        let signature = backend.signature();
+    fn decide(&self, found: &Found, backend: &dyn Backend, measured: &Measured) -> Result<Decision, String> {
+        let (settings, signature) = (&found.settings, backend.signature());
         let turn = &self.settings.turn;
         if settings.batching.enabled == Some(true) {
             check_rows(settings, signature)?;
@@ -273,24 +367,47 @@ impl Workshop {
             }
         }
         let batches = may_batch(settings, signature) && measured.stray.is_none() && !backend.is_decoupled();
-        let light = !large && backend.weight_bytes() <= turn.weights;
-        let fast = measured.run.is_some_and(|run| run <= turn.run);
-        let on_lanes = match settings.execution {
-            Execution::Thread => false,
-            Execution::Auto if settings.batching.preserve_order => false,
+        let (on_lanes, why) = match settings.execution {
+            Execution::Thread => (false, "`execution` says so"),
             Execution::Turn if settings.batching.preserve_order => {
                 return Err(
                     "`batching.preserve_order` is not for `execution: turn`: each lane answers by itself".to_owned()
                 );
             }
-            Execution::Auto => self.lanes > 0 && light && fast && !backend.is_decoupled(),
             Execution::Turn if self.lanes == 0 => {
                 return Err("`execution: turn` needs `runtime.kind: lanes`".to_owned());
             }
             Execution::Turn if backend.is_decoupled() => return Err("`execution: turn` is not for streams".to_owned()),
-            Execution::Turn => true,
+            Execution::Turn => (true, "`execution` says so"),
+            Execution::Auto if self.lanes == 0 => (false, "there are no lanes"),
+            Execution::Auto if settings.batching.preserve_order => (false, "`batching.preserve_order` is asked for"),
+            Execution::Auto if backend.is_decoupled() => (false, "it answers with streams"),
+            Execution::Auto if !is_cpu_only(settings) => (false, "not the CPU alone runs it"),
+            Execution::Auto if found.bytes.max(backend.weight_bytes()) > turn.weights => {
+                (false, "its weights are above `runtime.turn.weights`")
+            }
+            Execution::Auto => match measured.run {
+                Some(run) if run <= turn.run => (true, "a run takes no longer than `runtime.turn.run`"),
+                Some(_) => (false, "a run takes longer than `runtime.turn.run`"),
+                None => (false, "its run was not measured"),
+            },
         };
-        Ok(Decision { batches, turn_rows: on_lanes.then_some(measured.max_rows) })
+        Ok(Decision { batches, turn_rows: on_lanes.then_some(measured.max_rows), why })
+    }
+}
+
+/// What `work` comes to; a panic is an error like any other.
+pub(super) fn guarded<T>(work: impl FnOnce() -> Result<T, String>) -> Result<T, String> {
+    catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|_| Err("panicked while it was loaded".to_owned()))
+}
+
+/// What a model that runs on threads asks of the cores.
+pub(super) fn want(found: &Found) -> Want {
+    let settings = &found.settings;
+    Want {
+        model: Arc::clone(&found.name),
+        instances: settings.instances.unwrap_or(1).max(1),
+        threads: settings.threads,
     }
 }
 
@@ -321,6 +438,15 @@ pub(super) fn innermost_first(mut left: Vec<Found>) -> Vec<Found> {
         order.push(left.remove(next));
     }
     order
+}
+
+fn is_cpu_only(settings: &ModelSettings) -> bool {
+    settings.session(1, 1).is_cpu_only()
+}
+
+/// Bytes that an instance holds, with what it shares.
+pub(super) fn held(instance: &dyn Backend, found: &Found) -> u64 {
+    instance.memory_bytes().unwrap_or(found.bytes).max(instance.weight_bytes())
 }
 
 pub(super) fn key(found: &Found) -> ModelKey {

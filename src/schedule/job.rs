@@ -105,6 +105,14 @@ impl Job {
         self.reply.fail(error);
     }
 
+    /// The number of its place, if its answer has one.
+    pub(super) fn place(&self) -> Option<u64> {
+        match &self.reply {
+            ReplyTo::InOrder(_, place) => Some(place.number()),
+            ReplyTo::Once(_) | ReplyTo::Stream { .. } => None,
+        }
+    }
+
     /// Has its answer wait for its turn at `place`; a stream has none.
     pub(super) fn in_order(mut self, place: impl FnOnce() -> Place) -> Self {
         if let ReplyTo::Once(sender) = self.reply {

@@ -5,6 +5,8 @@
 //! (`queue`) and run it the same way. It knows jobs and back ends, and nothing of names on the
 //! wire, of identities or of files: whoever loads models hands over a [`Plan`] and the instances.
 
+#[cfg(test)]
+mod copies_tests;
 mod cost;
 mod delay;
 mod fair;
@@ -19,6 +21,7 @@ mod size;
 #[cfg(test)]
 pub(crate) mod testing;
 pub mod turn;
+mod watch;
 
 pub use cost::Cost;
 pub use job::{Answer, Frame, Job, ReplyTo};
@@ -186,6 +189,9 @@ pub struct Plan {
     pub policy: BatchPolicy,
     /// Its metric handles.
     pub metrics: ModelMetrics,
+    /// How long a run on a thread may take before it is ended, and as long again, ten seconds at most, before its instance is
+    /// replaced; `None`: for ever.
+    pub run_limit: Option<Duration>,
     /// What its batches cost, on whatever instance.
     pub cost: Arc<Cost>,
     /// Makes one more instance.
@@ -254,6 +260,12 @@ impl Scheduler {
             Some(turn) => turn.submit(job),
             None => self.pool.submit(job),
         }
+    }
+
+    /// Ends runs that take longer than the model's limit, and replaces instances whose runs do not end. To be called every
+    /// now and then; never waits for a run.
+    pub fn tend(&self, now: Instant) {
+        self.pool.tend(now);
     }
 
     /// True if there is an instance that would run a job now or later.

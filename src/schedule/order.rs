@@ -9,6 +9,7 @@ use crate::error::Error;
 use std::{
     collections::VecDeque,
     mem,
+    ops::Range,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 use tokio::sync::oneshot::Sender;
@@ -62,12 +63,32 @@ impl Order {
         Place { order: Arc::clone(self), number: state.taken - 1 }
     }
 
+    /// Waits no longer for answers of these places: their run does not end. One that comes after all is given at once, if
+    /// those behind it have been given meanwhile.
+    pub(super) fn pass_over(&self, places: Range<u64>) {
+        let mut state = self.lock();
+        for number in places {
+            if let Some(kept @ Kept::Missing) = state.kept_at(number) {
+                *kept = Kept::Nothing;
+            }
+        }
+        self.give(state);
+    }
+
     fn settle(&self, number: u64, kept: Kept) {
         let mut state = self.lock();
-        let index = number.checked_sub(state.next).and_then(|index| usize::try_from(index).ok());
-        if let Some(place) = index.and_then(|index| state.kept.get_mut(index)) {
-            *place = kept;
+        match state.kept_at(number) {
+            Some(place) => *place = kept,
+            None => {
+                drop(state);
+                return kept.give();
+            }
         }
+        self.give(state);
+    }
+
+    /// Gives the answers that wait for none before them.
+    fn give<'a>(&'a self, mut state: MutexGuard<'a, State>) {
         if mem::replace(&mut state.is_giving, true) {
             return;
         }
@@ -77,8 +98,8 @@ impl Order {
             state.next += 1;
             // Not under the lock: an answer wakes its caller, and that may be any code.
             drop(state);
-            if let Some(Kept::Answer(sender, answer)) = kept {
-                drop(sender.send(*answer));
+            if let Some(kept) = kept {
+                kept.give();
             }
             state = self.lock();
         }
@@ -94,9 +115,34 @@ impl Order {
     }
 }
 
+// === impl State ===
+
+impl State {
+    /// What has become of a place, unless those behind it may be given already.
+    fn kept_at(&mut self, number: u64) -> Option<&mut Kept> {
+        let index = usize::try_from(number.checked_sub(self.next)?).ok()?;
+        self.kept.get_mut(index)
+    }
+}
+
+// === impl Kept ===
+
+impl Kept {
+    fn give(self) {
+        if let Self::Answer(sender, answer) = self {
+            drop(sender.send(*answer));
+        }
+    }
+}
+
 // === impl Place ===
 
 impl Place {
+    /// Which it is; places are counted from 0.
+    pub(super) fn number(&self) -> u64 {
+        self.number
+    }
+
     /// Answers once all before it are answered.
     pub(super) fn answer(self, sender: Sender<Result>, answer: Result) {
         // A caller that has gone need not be kept in memory.
@@ -108,11 +154,7 @@ impl Place {
 
 impl Drop for Place {
     fn drop(&mut self) {
-        let state = self.order.lock();
-        let index = self.number.checked_sub(state.next).and_then(|index| usize::try_from(index).ok());
-        let is_missing =
-            index.and_then(|index| state.kept.get(index)).is_some_and(|kept| matches!(kept, Kept::Missing));
-        drop(state);
+        let is_missing = matches!(self.order.lock().kept_at(self.number), Some(Kept::Missing));
         if is_missing {
             self.order.settle(self.number, Kept::Nothing);
         }
@@ -164,6 +206,19 @@ mod tests {
         assert!(receiver.try_recv().is_err());
         drop(first);
         assert!(receiver.try_recv().is_ok());
+    }
+
+    #[test]
+    fn a_place_that_is_passed_over_holds_nobody_back_and_may_answer_late() {
+        let order = Arc::new(Order::default());
+        let (first, second) = (order.place(), order.place());
+        let ((late, mut last), (sender, mut receiver)) = (oneshot::channel(), oneshot::channel());
+        second.answer(sender, answer());
+        assert!(receiver.try_recv().is_err());
+        order.pass_over(0..1);
+        assert!(receiver.try_recv().is_ok());
+        first.answer(late, answer());
+        assert!(last.try_recv().is_ok());
     }
 
     proptest! {

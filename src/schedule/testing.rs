@@ -187,6 +187,7 @@ pub(crate) fn plan_of(script: &Script) -> Plan {
         key,
         signature: signature(),
         policy: BatchPolicy { enabled: !decoupled, max_queue: MAX_QUEUE, ..BatchPolicy::default() },
+        run_limit: None,
         cost: Arc::default(),
         reopen: Arc::new(move || Ok(backend(&script))),
     }

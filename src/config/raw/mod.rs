@@ -13,12 +13,14 @@ mod traffic;
 pub use auth::{
     Anonymous, ApiKeys, Auth, AuthWebSocket, Certificate, CertificateName, Clients, Demand, Jwt, Mtls, Tls,
 };
-pub use choice::{Amount, Load, Names, Paths, Provider, Switch, Version, Versions, Warmup};
+pub use choice::{Amount, Limit, Load, Memory, Names, Paths, Provider, Switch, Version, Versions, Warmup, Word};
 pub use limits::{
     Address, Concurrency, Connections, Deadline, Http2, Limits, Policy, PolicyBy, PolicyUnit, Redis, Shared, Sizes,
     Timers, WebSocket, WhenAway,
 };
-pub use models::{Batching, Control, Execution, ModelDefaults, ModelFile, Models, Watch, WhenLate};
+pub use models::{
+    Arena, Batching, Control, Execution, Mode, ModelDefaults, ModelFile, Models, Optimization, Session, Watch, WhenLate,
+};
 pub use traffic::{Shadow, Traffic};
 
 use super::{

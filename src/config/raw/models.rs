@@ -1,11 +1,14 @@
 //! `models`, and `NAME/model.yaml`, as people write them.
 
 use super::{
-    choice::{Amount, Load, Paths, Provider, Switch, Version, Versions, Warmup},
+    choice::{Amount, Limit, Load, Memory, Paths, Provider, Switch, Version, Versions, Warmup, Word},
     ensemble::Ensemble,
     traffic::Traffic,
 };
-use crate::config::units::{Delay, Number, Span};
+use crate::{
+    backend::ProviderKind,
+    config::units::{Delay, Number, Span},
+};
 use serde::{Deserialize, Serialize};
 use std::{collections::BTreeMap, path::PathBuf, time::Duration};
 
@@ -19,6 +22,7 @@ pub struct Models {
     pub watch: Watch,
     pub load: Load,
     pub required: Vec<String>,
+    pub memory: Memory,
     pub defaults: ModelDefaults,
 }
 
@@ -51,8 +55,12 @@ pub struct ModelDefaults {
     pub instances: Amount,
     pub threads: Amount,
     pub execution: Execution,
+    pub share_weights: bool,
     pub batching: Batching,
+    pub arena: Arena,
     pub providers: Vec<Provider>,
+    pub session: Session,
+    pub run_limit: Limit,
     pub warmup: Warmup,
     pub traffic: Option<Traffic>,
 }
@@ -87,7 +95,7 @@ pub enum WhenLate {
 
 /// `NAME/model.yaml`: the keys of `models.defaults` and its own. serde's `flatten` would lose the refusal of unknown
 /// keys, so they are repeated.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 #[expect(missing_docs, reason = "the keys are explained in config/sluicegate.full.yaml")]
 pub struct ModelFile {
@@ -95,8 +103,12 @@ pub struct ModelFile {
     pub instances: Amount,
     pub threads: Amount,
     pub execution: Execution,
+    pub share_weights: bool,
     pub batching: Batching,
+    pub arena: Arena,
     pub providers: Vec<Provider>,
+    pub session: Session,
+    pub run_limit: Limit,
     pub warmup: Warmup,
     pub traffic: Option<Traffic>,
     pub class_labels: BTreeMap<String, PathBuf>,
@@ -117,7 +129,106 @@ pub enum Execution {
     Thread,
 }
 
+/// What becomes of memory after a run.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[expect(missing_docs, reason = "the words are explained in docs/models.md")]
+pub enum Arena {
+    #[default]
+    Auto,
+    Keep,
+    Shrink,
+    None,
+}
+
+/// Options of ONNX Runtime.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+#[expect(missing_docs, reason = "the keys are explained in config/sluicegate.full.yaml")]
+pub struct Session {
+    pub graph_optimization_level: Optimization,
+    pub execution_mode: Mode,
+    pub inter_op_threads: Number,
+    pub entries: BTreeMap<String, Word>,
+}
+
+/// How far a graph is rewritten before it runs.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[expect(missing_docs, reason = "ONNX Runtime's own words")]
+pub enum Optimization {
+    Disabled,
+    Basic,
+    Extended,
+    Layout,
+    #[default]
+    All,
+}
+
+/// Whether nodes of one graph run beside each other.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[expect(missing_docs, reason = "ONNX Runtime's own words")]
+pub enum Mode {
+    #[default]
+    Sequential,
+    Parallel,
+}
+
 // === defaults (architecture section 11) ===
+
+impl Default for ModelFile {
+    fn default() -> Self {
+        let ModelDefaults {
+            versions,
+            instances,
+            threads,
+            execution,
+            share_weights,
+            batching,
+            arena,
+            providers,
+            session,
+            run_limit,
+            warmup,
+            traffic,
+        } = ModelDefaults::default();
+        Self {
+            versions,
+            instances,
+            threads,
+            execution,
+            share_weights,
+            batching,
+            arena,
+            providers,
+            session,
+            run_limit,
+            warmup,
+            traffic,
+            class_labels: BTreeMap::new(),
+            version_labels: BTreeMap::new(),
+            ensemble: None,
+        }
+    }
+}
+
+impl Default for Session {
+    fn default() -> Self {
+        Self {
+            graph_optimization_level: Optimization::default(),
+            execution_mode: Mode::default(),
+            inter_op_threads: Number(1),
+            entries: BTreeMap::new(),
+        }
+    }
+}
+
+impl Default for Provider {
+    fn default() -> Self {
+        Self { kind: ProviderKind::Cpu, options: BTreeMap::new() }
+    }
+}
 
 impl Default for ModelDefaults {
     fn default() -> Self {
@@ -126,8 +237,12 @@ impl Default for ModelDefaults {
             instances: Amount::Auto,
             threads: Amount::Auto,
             execution: Execution::Auto,
+            share_weights: true,
             batching: Batching::default(),
-            providers: vec![Provider],
+            arena: Arena::Auto,
+            providers: vec![Provider::default()],
+            session: Session::default(),
+            run_limit: Limit::Auto,
             warmup: Warmup::Auto,
             traffic: None,
         }

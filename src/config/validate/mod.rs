@@ -4,6 +4,7 @@ mod auth;
 mod ensemble;
 mod limits;
 mod models;
+mod session;
 mod traffic;
 
 pub(super) use models::{OUTSIDE, is_inside, is_plain, model, model_defaults, model_file};

@@ -1,11 +1,11 @@
 //! `models`, `models.defaults` and `model.yaml`.
 
-use super::{at_most, ensemble::ensemble, traffic::traffic};
+use super::{at_most, ensemble::ensemble, session, traffic::traffic};
 use crate::schedule::PREFERRED;
 use crate::{
     config::{
         Batching, Control, Kind, ModelConfig, ModelDefaults, Models, Problems,
-        raw::{self, Amount, Execution, Load, Provider, Versions, Warmup},
+        raw::{self, Amount, Execution, Load, Versions, Warmup},
         units::{Delay, Number, Span},
     },
     model::watch,
@@ -36,9 +36,10 @@ pub(super) fn models(raw: &raw::Models, folder: &Path, problems: &mut Problems) 
         &raw.defaults.versions,
         (raw.defaults.instances, raw.defaults.threads),
         &raw.defaults.batching,
-        &raw.defaults.providers,
         problems,
     );
+    session::providers("models.defaults.", &raw.defaults.providers, problems);
+    session::options("models.defaults.session", &raw.defaults.session, problems);
     routing("models.defaults.", &raw.defaults.warmup, raw.defaults.traffic.as_ref(), problems);
     Models {
         directories: raw.directory.0.iter().map(|path| folder.join(path)).collect(),
@@ -51,6 +52,7 @@ pub(super) fn models(raw: &raw::Models, folder: &Path, problems: &mut Problems) 
         },
         load: raw.load.clone(),
         required: raw.required.iter().map(|name| name.as_str().into()).collect(),
+        memory: raw.memory,
         defaults: model_defaults(&raw.defaults),
     }
 }
@@ -77,7 +79,12 @@ pub(in crate::config) fn model_defaults(raw: &raw::ModelDefaults) -> ModelDefaul
         instances: raw.instances,
         threads: raw.threads,
         execution: raw.execution,
+        share_weights: raw.share_weights,
         batching: batching(&raw.batching),
+        arena: raw.arena,
+        providers: raw.providers.clone(),
+        session: raw.session.clone(),
+        run_limit: raw.run_limit,
         warmup: raw.warmup.clone(),
         traffic: raw.traffic.clone(),
     }
@@ -90,6 +97,7 @@ pub(in crate::config) fn model_file(defaults: &ModelDefaults) -> raw::ModelFile 
         instances: defaults.instances,
         threads: defaults.threads,
         execution: defaults.execution,
+        share_weights: defaults.share_weights,
         batching: raw::Batching {
             enabled: defaults.batching.enabled,
             max_rows: Number(defaults.batching.max_rows),
@@ -106,7 +114,10 @@ pub(in crate::config) fn model_file(defaults: &ModelDefaults) -> raw::ModelFile 
             when_late: defaults.batching.when_late,
             preserve_order: defaults.batching.preserve_order,
         },
-        providers: vec![Provider],
+        arena: defaults.arena,
+        providers: defaults.providers.clone(),
+        session: defaults.session.clone(),
+        run_limit: defaults.run_limit,
         warmup: defaults.warmup.clone(),
         traffic: defaults.traffic.clone(),
         class_labels: Default::default(),
@@ -117,7 +128,9 @@ pub(in crate::config) fn model_file(defaults: &ModelDefaults) -> raw::ModelFile 
 
 /// One model's own configuration. Label files must lie in the model's folder.
 pub(in crate::config) fn model(raw: &raw::ModelFile, folder: &Path, problems: &mut Problems) -> ModelConfig {
-    check_defaults("", &raw.versions, (raw.instances, raw.threads), &raw.batching, &raw.providers, problems);
+    check_defaults("", &raw.versions, (raw.instances, raw.threads), &raw.batching, problems);
+    session::providers("", &raw.providers, problems);
+    session::options("session", &raw.session, problems);
     check_order("", raw.execution, &raw.batching, problems);
     routing("", &raw.warmup, raw.traffic.as_ref(), problems);
     for label in raw.version_labels.keys().filter(|label| !is_label(label)) {
@@ -135,7 +148,12 @@ pub(in crate::config) fn model(raw: &raw::ModelFile, folder: &Path, problems: &m
             instances: raw.instances,
             threads: raw.threads,
             execution: raw.execution,
+            share_weights: raw.share_weights,
             batching: batching(&raw.batching),
+            arena: raw.arena,
+            providers: raw.providers.clone(),
+            session: raw.session.clone(),
+            run_limit: raw.run_limit,
             warmup: raw.warmup.clone(),
             traffic: raw.traffic.clone(),
         },
@@ -215,7 +233,6 @@ fn check_defaults(
     versions: &Versions,
     (instances, threads): (Amount, Amount),
     batching: &raw::Batching,
-    providers: &[Provider],
     problems: &mut Problems,
 ) {
     check_priorities(prefix, batching, problems);
@@ -224,11 +241,6 @@ fn check_defaults(
     at_most(&format!("{prefix}threads"), threads, MOST, problems);
     if matches!(versions, Versions::Listed(list) if list.is_empty()) {
         problems.missing(format!("{prefix}versions"), "the list is empty, expected one version at least");
-    }
-    let path = format!("{prefix}providers");
-    // What was refused in it has left the list.
-    if providers.is_empty() && !problems.list.iter().any(|problem| problem.path.starts_with(&path)) {
-        problems.missing(path, "the list is empty, expected [cpu]");
     }
 }
 

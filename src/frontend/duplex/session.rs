@@ -84,7 +84,7 @@ struct Entry<C: Codec> {
     /// The one chunk of a reply that must not be more.
     only: Option<InferResponse>,
     /// What happened before it was this call's turn.
-    held: Option<(Exchange<C>, Event)>,
+    held: Option<(Exchange<C>, Event<C::Frame>)>,
 }
 
 enum Life {

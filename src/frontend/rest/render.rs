@@ -2,7 +2,8 @@
 
 use super::{
     super::{
-        Body, Frontend, body,
+        Body, Frontend,
+        body::{self, TEXT},
         head::{Fields, JSON_LENGTH, REQUEST_ID},
         http::Response,
     },
@@ -32,8 +33,6 @@ use std::{
 // Exactly this, with no parameters: a client compares it byte for byte (contract 00 section 7, trap 3).
 const JSON: HeaderValue = HeaderValue::from_static("application/json");
 const BINARY: HeaderValue = HeaderValue::from_static("application/octet-stream");
-/// Bytes of JSON for each byte of a tensor, roughly: what is large is written on the decoding threads.
-const TEXT: usize = 2;
 const PROBLEM: HeaderValue = HeaderValue::from_static("application/problem+json");
 
 /// A whole reply, or exactly one chunk, as a response.
@@ -100,7 +99,16 @@ async fn infer(
         })
         .await;
     };
-    let framed::Framed { header, tensors } = framed::encode_infer(&response, id, wishes, &frontend.settings.wire)?;
+    let text = response.outputs.iter().filter(|output| !wishes.wants_binary(&output.name));
+    let text: usize = text.map(|output| output.tensor.data().len() * TEXT).sum();
+    let framed = if body::is_small(text) {
+        framed::encode_infer(&response, id, wishes, &frontend.settings.wire)?
+    } else {
+        let (id, wishes, frontend) = (id.clone(), wishes.clone(), Arc::clone(frontend));
+        let encode = move || framed::encode_infer(&response, &id, &wishes, &frontend.settings.wire);
+        Box::pin(body::offload(text, encode)).await?
+    };
+    let framed::Framed { header, tensors } = framed;
     // Nothing binary came of it: clients then parse the whole body as JSON (contract 02 section 1.2).
     if tensors.iter().all(Bytes::is_empty) {
         frontend.metrics.body_sent(Surface::Rest, header.len() as u64);
@@ -180,7 +188,9 @@ pub(super) fn server_timing(headers: &mut HeaderMap, timing: Timing) {
     };
     write(b"queue;dur=", timing.queue);
     write(b", run;dur=", timing.compute);
-    if let Ok(value) = HeaderValue::from_maybe_shared(Bytes::from(value)) {
+    if let Ok(mut value) = HeaderValue::from_maybe_shared(Bytes::from(value)) {
+        // As an id: never the same again.
+        value.set_sensitive(true);
         headers.insert(HeaderName::from_static("server-timing"), value);
     }
 }
@@ -309,14 +319,17 @@ fn response_of(status: StatusCode, kind: HeaderValue, body: Body, id: &CallId) -
     response
 }
 
-/// The call id as a header value.
+/// The call id as a header value, which HTTP/2 is not to remember: the next is another, and to look through what is
+/// remembered takes longer than to write it.
 pub(in crate::frontend) fn id_value(id: &CallId) -> HeaderValue {
     let mut buffer = [0; uuid::fmt::Hyphenated::LENGTH];
     let text = match id {
         CallId::Made(uuid) => &*uuid.hyphenated().encode_lower(&mut buffer),
         CallId::Given(id) => id,
     };
-    HeaderValue::from_str(text).expect("a call id is made of letters, digits and `._-`")
+    let mut value = HeaderValue::from_str(text).expect("a call id is made of letters, digits and `._-`");
+    value.set_sensitive(true);
+    value
 }
 
 /// Whole seconds, rounded up, at least one; `spread` over two so that refused clients do not come back as one.

@@ -32,6 +32,7 @@ pub(super) struct Families {
     pub(super) queue_wait: HistogramVec,
     pub(super) run: HistogramVec,
     pub(super) run_failures: IntCounterVec,
+    pub(super) replaced: IntCounterVec,
     pub(super) queue_depth: IntGaugeVec,
     pub(super) batch_size: HistogramVec,
     pub(super) batch_cost: GaugeVec,
@@ -106,6 +107,11 @@ impl Families {
             ),
             run: histogram("sluicegate_run_seconds", "Run of a batch.", &["model"], &PART_SECONDS),
             run_failures: counter("sluicegate_run_failures_total", "Runs that failed or panicked.", &["model"]),
+            replaced: counter(
+                "sluicegate_instances_replaced_total",
+                "Instances that panicked, or whose run did not end.",
+                &["model", "reason"],
+            ),
             queue_depth: gauge("sluicegate_queue_depth", "Jobs that wait for an instance.", &["model"]),
             batch_size: histogram("sluicegate_batch_size", "Rows of a batch.", &["model"], &ROWS),
             batch_cost: add(

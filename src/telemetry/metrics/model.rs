@@ -14,6 +14,9 @@ use std::{
 /// Sizes of batches whose cost is told: powers of two, up to 65,536 rows.
 const SIZES: usize = 17;
 
+/// Why instances are replaced.
+const REASONS: [&str; 2] = ["panic", "hang"];
+
 /// Handles of one model version. Its series exist, at zero, from the moment the handles are made.
 #[derive(Clone, Debug)]
 pub struct ModelMetrics {
@@ -21,6 +24,8 @@ pub struct ModelMetrics {
     queue_depth: IntGauge,
     run: Histogram,
     run_failures: IntCounter,
+    /// After a panic, and after a run that did not end.
+    replaced: [IntCounter; 2],
     batch_size: Histogram,
     batch_cost: Arc<BatchCost>,
     statistics: Arc<Statistics>,
@@ -42,6 +47,7 @@ impl ModelMetrics {
             queue_depth: families.queue_depth.with_label_values(&labels),
             run: families.run.with_label_values(&labels),
             run_failures: families.run_failures.with_label_values(&labels),
+            replaced: REASONS.map(|reason| families.replaced.with_label_values(&[&*key.name, reason])),
             batch_size: families.batch_size.with_label_values(&labels),
             batch_cost: Arc::new(BatchCost {
                 family: families.batch_cost.clone(),
@@ -86,5 +92,12 @@ impl ModelMetrics {
     /// A run failed or panicked.
     pub fn failed(&self) {
         self.run_failures.inc();
+    }
+
+    /// An instance is replaced, for `reason`: `panic` or `hang`.
+    pub fn replaced(&self, reason: &'static str) {
+        if let Some(at) = REASONS.iter().position(|known| *known == reason) {
+            self.replaced[at].inc();
+        }
     }
 }

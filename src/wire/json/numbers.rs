@@ -289,11 +289,11 @@ mod tests {
         fn what_is_printed_is_read_back(single_bits: u32, double_bits: u64, whole: i64) {
             let value = f32::from_bits(single_bits);
             if value.is_finite() {
-                prop_assert_eq!(single(zmij::Buffer::new().format(value)).map(f32::to_bits), Some(single_bits));
+                prop_assert_eq!(single(ryu::Buffer::new().format(value)).map(f32::to_bits), Some(single_bits));
             }
             let value = f64::from_bits(double_bits);
             if value.is_finite() {
-                prop_assert_eq!(double(zmij::Buffer::new().format(value)).map(f64::to_bits), Some(double_bits));
+                prop_assert_eq!(double(ryu::Buffer::new().format(value)).map(f64::to_bits), Some(double_bits));
             }
             prop_assert_eq!(integer(&whole.to_string()), Some(whole.into()));
         }

@@ -133,7 +133,7 @@ pub(super) fn write_data(
     }
     let mut all_finite = true;
     let mut single = |out: &mut Vec<u8>, value: f32| match value.is_finite() {
-        true => out.extend_from_slice(zmij::Buffer::new().format_finite(value).as_bytes()),
+        true => out.extend_from_slice(ryu::Buffer::new().format_finite(value).as_bytes()),
         false => all_finite &= write_non_finite(out, value.into(), settings.non_finite),
     };
     let half = |half: Half| move |bits: u16| half.value(bits);
@@ -151,7 +151,7 @@ pub(super) fn write_data(
         DataType::Int64 => each!(i64, write_integer),
         DataType::Fp32 => each!(f32, single),
         DataType::Fp64 => each!(f64, |out: &mut Vec<u8>, value: f64| match value.is_finite() {
-            true => out.extend_from_slice(zmij::Buffer::new().format_finite(value).as_bytes()),
+            true => out.extend_from_slice(ryu::Buffer::new().format_finite(value).as_bytes()),
             false => all_finite &= write_non_finite(out, value, settings.non_finite),
         }),
         DataType::Fp16 if settings.convert_half => each!(u16, |out: &mut _, bits| single(out, half(FP16)(bits))),
@@ -264,7 +264,7 @@ pub(super) fn write_members(out: &mut Vec<u8>, parameters: &Parameters) {
             Parameter::Int(number) => write_integer(out, *number),
             Parameter::Uint(number) => write_integer(out, *number),
             Parameter::Double(number) if number.is_finite() => {
-                out.extend_from_slice(zmij::Buffer::new().format_finite(*number).as_bytes());
+                out.extend_from_slice(ryu::Buffer::new().format_finite(*number).as_bytes());
             }
             Parameter::Double(_) => out.extend_from_slice(b"null"),
             Parameter::String(text) => write_string(out, text),

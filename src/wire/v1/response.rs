@@ -208,7 +208,7 @@ impl Writer {
             DataType::Fp64 => Elements::boxed(data.as_chunks().0.iter(), move |out, bytes| {
                 let value = f64::from_le_bytes(*bytes);
                 match value.is_finite() {
-                    true => out.extend_from_slice(zmij::Buffer::new().format_finite(value).as_bytes()),
+                    true => out.extend_from_slice(ryu::Buffer::new().format_finite(value).as_bytes()),
                     false => return write_non_finite(out, value, how),
                 }
                 true
@@ -229,7 +229,7 @@ impl Writer {
 
 fn single(out: &mut Vec<u8>, value: f32, how: NonFinite) -> bool {
     match value.is_finite() {
-        true => out.extend_from_slice(zmij::Buffer::new().format_finite(value).as_bytes()),
+        true => out.extend_from_slice(ryu::Buffer::new().format_finite(value).as_bytes()),
         false => return write_non_finite(out, value.into(), how),
     }
     true

@@ -71,7 +71,7 @@ fn parameters_are_there_only_if_there_are_some() {
 fn numbers_are_the_shortest_that_read_back() {
     assert_eq!(
         data(singles(&[1.0, 0.1, -1.5, 1e20, f32::MAX, f32::MIN_POSITIVE, -0.0])).unwrap(),
-        "[1.0,0.1,-1.5,1e+20,3.4028235e+38,1.1754944e-38,-0.0]"
+        "[1.0,0.1,-1.5,1e20,3.4028235e38,1.1754944e-38,-0.0]"
     );
     let doubles = Tensor::of(DataType::Fp64, [2].into(), vec![0.1_f64, 1e300]).unwrap();
     assert_eq!(data(named("Y", doubles)).unwrap(), "[0.1,1e300]");
