@@ -47,10 +47,12 @@
 //! wire         -> call, tensor, error
 //! auth, limit  -> call, error
 //! layer        -> call, auth, limit, telemetry, error
+//! offload      -> error
 //! backend      -> tensor, error
+//! builtin      -> tensor, error
 //! schedule     -> backend, call, tensor, error, telemetry
-//! model        -> schedule, backend, call, tensor, error, telemetry
-//! frontend     -> call, wire, tensor, error, telemetry, limit::address     (never layer, model, schedule)
+//! model        -> schedule, backend, builtin, offload, call, tensor, error, telemetry
+//! frontend     -> call, wire, offload, tensor, error, telemetry, limit::address     (never layer, model, schedule)
 //! lane         -> frontend, schedule, call, telemetry, error, shutdown
 //! stack        -> layer, model, call, and the handles that layers hold
 //! config       -> the settings struct of each module (plain data; serde stays in config), and wire::proto, which
@@ -132,6 +134,7 @@ pub mod app;
 pub mod auth;
 pub mod backend;
 pub mod bench;
+pub mod builtin;
 pub mod call;
 pub mod cli;
 pub mod config;
@@ -141,6 +144,7 @@ pub mod lane;
 pub mod layer;
 pub mod limit;
 pub mod model;
+pub mod offload;
 pub mod schedule;
 pub mod shutdown;
 pub mod stack;

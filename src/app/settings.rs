@@ -114,6 +114,11 @@ pub fn models(config: &Config) -> model::Settings {
                 labels: read.class_labels.into_iter().collect(),
                 file: read.file.unwrap_or(settings.file),
                 declared: read.declared,
+                platform: match &read.ensemble {
+                    Some(_) => model::ensemble::PLATFORM.into(),
+                    None => settings.platform,
+                },
+                ensemble: read.ensemble.map(Arc::new),
                 notes: read.notes,
                 warnings: read.warnings,
                 ..settings

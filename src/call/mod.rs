@@ -35,7 +35,7 @@ pub use readiness::Readiness;
 pub use reply::{Chunk, InferResponse, Reply, Timing};
 pub use report::{
     BatchReport, CatalogEntry, ConfigReport, ImageFormat, IndexEntry, Logging, ModelReport, Notes, Report,
-    ServedVersions, ServerReport, StatisticsReport, Tally, VersionState, VersionsReport,
+    ServedVersions, ServerReport, StatisticsReport, StepReport, Tally, VersionState, VersionsReport,
 };
 pub use route::Route;
 pub use said::Said;
@@ -309,6 +309,14 @@ pub struct Facts {
 }
 
 impl Facts {
+    /// Those of a call that is a part of the call with the facts `whole`: the same caller, with the same share and headers.
+    /// Whether it is traced is for whoever makes it.
+    pub fn part_of(whole: &Self) -> Self {
+        let facts = Self { identity: whole.identity.clone(), steered: whole.steered.clone(), ..Self::default() };
+        facts.set_share(whole.share());
+        facts
+    }
+
     /// How far the call has come.
     pub fn stage(&self) -> Stage {
         Stage::from_u8(self.stage.load(Ordering::Acquire))

@@ -164,6 +164,21 @@ pub struct ConfigReport {
     pub file: Arc<str>,
     /// What it says that only clients read.
     pub notes: Notes,
+    /// The steps of an ensemble; none of any other model.
+    pub steps: Vec<StepReport>,
+}
+
+/// One step of an ensemble.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StepReport {
+    /// What runs: a model, or a step that is built in.
+    pub model: Arc<str>,
+    /// Its version, if the ensemble names one.
+    pub version: Option<Arc<str>>,
+    /// Its inputs, and the tensor that feeds each.
+    pub inputs: Vec<(Arc<str>, Arc<str>)>,
+    /// Its outputs, and the tensor that each becomes.
+    pub outputs: Vec<(Arc<str>, Arc<str>)>,
 }
 
 /// What a model's configuration says and only clients read.

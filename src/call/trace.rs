@@ -71,6 +71,8 @@ pub struct Record {
     pub route: Route,
     /// What kind of work it is.
     pub intent: Intent,
+    /// Whether it is a part of another call that an ensemble makes, and nobody's own.
+    pub step: bool,
     /// When its head was known.
     pub begun: Instant,
     /// When its reply was over; the moment it was received if nobody said so.
@@ -86,7 +88,7 @@ pub struct Record {
 /// One part of a call.
 #[derive(Clone, Debug)]
 pub struct Span {
-    /// What was done: `decode`, `queue`, `run`, `batch`, `stream`, `encode`.
+    /// What was done: `decode`, `queue`, `run`, `batch`, `builtin`, `stream`, `encode`.
     pub name: &'static str,
     /// Its own name.
     pub id: SpanId,
@@ -225,6 +227,7 @@ impl Trace {
             surface: head.surface,
             route: head.route,
             intent: head.intent,
+            step: false,
             begun: head.received,
             over: head.received,
             end: End::Abandoned,
@@ -232,6 +235,24 @@ impl Trace {
             spans: SmallVec::new(),
         };
         Self { id, span, state: Mutex::new(State { record, streaming: None }), sink }
+    }
+
+    /// A trace of a step that begins now, part of the call of `whole`.
+    pub fn step_of(whole: &Self) -> Self {
+        let (id, span, now) = (whole.id, SpanId::make(), Instant::now());
+        let whole_record = whole.state().record.clone();
+        let record = Record {
+            span,
+            parent: Some(whole.span),
+            step: true,
+            begun: now,
+            over: now,
+            end: End::Abandoned,
+            model: None,
+            spans: SmallVec::new(),
+            ..whole_record
+        };
+        Self { id, span, state: Mutex::new(State { record, streaming: None }), sink: Arc::clone(&whole.sink) }
     }
 
     /// Its name.

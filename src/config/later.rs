@@ -13,4 +13,4 @@ pub(super) const LATER: &[&str] = &[
 ];
 
 /// The same for `model.yaml`, besides what `models.defaults` has in [`LATER`].
-pub(super) const LATER_IN_MODELS: &[&str] = &["inputs", "platform", "state", "ensemble", "generation"];
+pub(super) const LATER_IN_MODELS: &[&str] = &["inputs", "platform", "state", "generation"];

@@ -33,7 +33,7 @@ use crate::{
     call::Notes,
     frontend::{self, Surfaces, tls},
     limit::{self, address},
-    model::{Sample, watch},
+    model::{Sample, ensemble, watch},
     telemetry::{metrics, traces},
     tensor::Signature,
 };
@@ -233,6 +233,8 @@ pub struct ModelConfig {
     pub class_labels: BTreeMap<Arc<str>, PathBuf>,
     /// Names of versions: label and version.
     pub version_labels: BTreeMap<Arc<str>, u64>,
+    /// The graph of other models that it is.
+    pub ensemble: Option<ensemble::Settings>,
     /// The file of each version, if it is not `model.onnx`.
     pub file: Option<Arc<str>>,
     /// What its `config.pbtxt` says of inputs and outputs, rows included.

@@ -135,6 +135,13 @@ fn settle(raw: &mut raw::ModelFile, own: &Value, said: &Said, problems: &mut Pro
     one.settle("batching.timeout", &mut raw.batching.timeout, said.timeout.as_ref());
     one.settle("batching.when_late", &mut raw.batching.when_late, said.when_late.as_ref());
     one.settle("batching.preserve_order", &mut raw.batching.preserve_order, said.preserve_order.as_ref());
+    if let Some(Word { value, text }) = &said.ensemble {
+        match &raw.ensemble {
+            None => raw.ensemble = Some(value.clone()),
+            Some(ours) if ours == value => {}
+            Some(_) => one.contradiction("ensemble", &"another graph", &text),
+        }
+    }
     for (output, word) in &said.labels {
         let ours = raw.class_labels.entry(output.clone()).or_insert_with(|| word.value.clone());
         if *ours != word.value {

@@ -4,15 +4,14 @@
 
 mod coding;
 mod memory;
-mod offload;
 mod read;
 mod trailed;
 
+#[cfg(test)]
+pub(super) use crate::offload::Busy;
+pub use crate::offload::{TEXT, is_small, offload, start_decoders};
 pub use coding::{ACCEPTED, Coding, compress, inflate, read_coded};
 pub use memory::{Memory, Reservation};
-#[cfg(test)]
-pub(super) use offload::Busy;
-pub use offload::{TEXT, is_small, offload, start_decoders};
 pub use read::read;
 pub use trailed::Trailed;
 

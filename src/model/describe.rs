@@ -5,12 +5,19 @@
 use super::{
     Settings,
     budget::{Share, mib},
-    samples,
+    declared,
+    ensemble::{self, Served},
+    labels, samples,
     scan::{Found, scan},
-    workshop::{First, Workshop, guarded, held, key, want},
+    workshop::{self, First, Workshop, guarded, held, innermost_first, key, want},
 };
-use crate::{backend::Open, telemetry::metrics::Metrics, tensor::TensorSpec};
-use std::sync::Arc;
+use crate::{
+    backend::Open,
+    call::ModelRef,
+    telemetry::metrics::Metrics,
+    tensor::{Signature, TensorSpec},
+};
+use std::{collections::HashMap, sync::Arc};
 
 /// What is known of one version of a model, or of something that should have been one.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -28,15 +35,19 @@ pub fn describe(settings: &Settings, opener: Arc<dyn Open>, lanes: usize) -> Vec
     let (found, problems) = scan(settings);
     let problem = |what, reason| Description { what, lines: Vec::new(), problem: Some(reason) };
     let mut descriptions: Vec<_> = problems.into_iter().map(|(what, reason)| problem(what, reason)).collect();
+    let (ensembles, found): (Vec<_>, Vec<_>) =
+        found.into_iter().partition(|found| found.settings.ensemble.is_some() && found.fault.is_none());
+    let mut served = Described::default();
     let metrics = Arc::new(Metrics::new());
     let workshop = Workshop { settings: Arc::new(settings.clone()), opener, metrics, lanes, explain: true };
     // As the loader does: who runs on lanes is known before the cores are divided among the others.
     let (mut others, mut shares) = (Vec::new(), Vec::new());
     let mut tell = |found: &Found, first: Result<First, String>, threads: usize| {
-        let told = first.and_then(|first| Ok((lines(&workshop, found, &first, threads)?, first.share)));
+        let told = first.and_then(|first| Ok((lines(&workshop, found, &first, threads)?, first)));
         let what = format!("{}/{}", found.name, found.version);
         match told {
-            Ok(((lines, more), share)) => {
+            Ok(((lines, more), First { backend, decision, share, .. })) => {
+                served.add(found, backend.signature(), decision.batches, backend.is_decoupled());
                 // Held to the end: whether all models fit is asked of all together.
                 shares.extend([share, more]);
                 Description { what, lines, problem: None }
@@ -59,8 +70,61 @@ pub fn describe(settings: &Settings, opener: Arc<dyn Open>, lanes: usize) -> Vec
         };
         descriptions.push(tell(&found, first, threads));
     }
+    for found in innermost_first(ensembles) {
+        descriptions.push(ensemble(&found, &mut served));
+    }
     descriptions.sort_by(|a, b| a.what.cmp(&b.what));
     descriptions
+}
+
+/// What steps may run, as far as it has been described: by model, the highest version last.
+#[derive(Default)]
+struct Described(HashMap<Arc<str>, Vec<(Arc<str>, Vec<Arc<str>>, Served)>>);
+
+impl Described {
+    fn add(&mut self, found: &Found, signature: &Arc<Signature>, batches: bool, decoupled: bool) {
+        let labels = found.settings.routing.labels.iter().filter(|(_, of)| **of == found.version);
+        let labels = labels.map(|(label, _)| Arc::clone(label)).collect();
+        let served = Served { signature: Arc::clone(signature), batches, decoupled };
+        let versions = self.0.entry(Arc::clone(&found.name)).or_default();
+        versions.push((Arc::clone(&found.version), labels, served));
+        // Models on lanes are described before others, whatever their version.
+        versions.sort_by_key(|(version, ..)| version.parse::<u64>().ok());
+    }
+
+    fn look(&self, wanted: &ModelRef) -> Result<Served, String> {
+        let unknown = || format!("model `{}` is unknown, or would not be served", wanted.name);
+        let versions = self.0.get(&wanted.name).ok_or_else(unknown)?;
+        let found = versions.iter().rfind(|(version, labels, _)| {
+            wanted.version.as_ref().is_none_or(|wanted| version == wanted || labels.contains(wanted))
+        });
+        let version = || format!("`{}` of model `{}` is unknown", wanted.version.as_deref().unwrap_or(""), wanted.name);
+        found.map(|(.., served)| served.clone()).ok_or_else(version)
+    }
+}
+
+/// Describes an ensemble whose models were described before it.
+fn ensemble(found: &Found, served: &mut Described) -> Description {
+    let what = format!("{}/{}", found.name, found.version);
+    let settings = &found.settings;
+    let bound = settings.ensemble.as_ref().ok_or_else(|| "is no ensemble".to_owned()).and_then(|graph| {
+        let steps = workshop::open_steps(found)?.steps;
+        let bound = ensemble::bind(graph, steps, &|wanted| served.look(wanted))?;
+        settings.declared.as_ref().map_or(Ok(()), |declared| declared::check(declared, &bound.signature))?;
+        labels::read(settings, &found.folder, &bound.signature)?;
+        Ok((graph.steps.len(), bound))
+    });
+    let (steps, bound) = match bound {
+        Ok(bound) => bound,
+        Err(problem) => return Description { what, lines: Vec::new(), problem: Some(problem) },
+    };
+    let signature = Arc::new(bound.signature);
+    let inputs = signature.inputs.iter().map(|spec| line("input", spec));
+    let mut lines: Vec<_> = inputs.chain(signature.outputs.iter().map(|spec| line("output", spec))).collect();
+    lines.push(format!("an ensemble of {steps} steps, which run with those of other calls"));
+    lines.extend(settings.warnings.iter().map(|warning| format!("warning: {warning}")));
+    served.add(found, &signature, bound.batches, false);
+    Description { what, lines, problem: None }
 }
 
 /// What is said of a model that can be served, and its part of the memory besides that of the first instance; `threads` is 0 for

@@ -1,21 +1,16 @@
 //! The names of classes, from the files in a model's folder (contract 02 section 8).
 //!
-//! Reads text; which output a file is for is the model's own to say. A model from somewhere else must not make the server
-//! tell its callers what is in other files, so links are followed only within the model's folder.
+//! Which output a file is for is the model's own to say; how it is read is `builtin::files`'.
 
 use super::{ModelSettings, classify::Labels};
-use crate::tensor::Signature;
-use std::{
-    fs::File,
-    io::{ErrorKind, Read},
-    path::Path,
-    sync::Arc,
+use crate::{
+    builtin::files::{self, name},
+    tensor::Signature,
 };
+use std::{path::Path, sync::Arc};
 
 /// The file that serves a model with one output, if nothing else is said.
 const FILE: &str = "labels.txt";
-/// Largest such file, bytes: a million classes with long names.
-const LARGEST: u64 = 64 << 20;
 
 /// The labels of each output of `signature`. `folder` is the model's.
 ///
@@ -42,30 +37,8 @@ pub(super) fn read(
 
 /// The lines of a file; `None` if there is no such file.
 fn file(folder: &Path, path: &Path) -> Result<Option<Labels>, String> {
-    let unreadable = |error: std::io::Error| format!("`{}` cannot be read: {error}", name(path));
-    let real = match path.canonicalize() {
-        Ok(real) => real,
-        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
-        Err(error) => return Err(unreadable(error)),
-    };
-    if !real.starts_with(folder.canonicalize().map_err(unreadable)?) {
-        return Err(format!("`{}` is a link that leads outside the model's folder", name(path)));
-    }
-    // Before it is opened: opening what is no file may wait for ever.
-    if !real.metadata().map_err(unreadable)?.is_file() {
-        return Err(format!("`{}` is not a regular file", name(path)));
-    }
-    let file = File::open(real).map_err(unreadable)?;
-    let mut text = String::new();
-    file.take(LARGEST + 1).read_to_string(&mut text).map_err(unreadable)?;
-    if text.len() as u64 > LARGEST {
-        return Err(format!("`{}` is larger than {} MiB", name(path), LARGEST >> 20));
-    }
-    Ok(Some(text.lines().map(|line| Arc::from(line.trim_end())).collect()))
-}
-
-fn name(path: &Path) -> std::borrow::Cow<'_, str> {
-    path.file_name().unwrap_or_default().to_string_lossy()
+    let text = files::text(folder, path)?;
+    Ok(text.map(|text| text.lines().map(|line| Arc::from(line.trim_end())).collect()))
 }
 
 #[cfg(test)]

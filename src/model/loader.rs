@@ -4,15 +4,15 @@
 //! business, which calls it gets the repository's.
 
 use super::{
-    Model, ModelSettings, Repository, Settings, State,
+    Model, ModelSettings, Repository, Settings, State, declared, ensemble, labels,
     picture::{self, Pictures},
     scan::{self, Found},
-    workshop::{Event, Place, Prepared, Wanted, Workshop, key, reason},
+    workshop::{Event, Opened, Place, Prepared, Wanted, Workshop, key, reason},
 };
 use crate::{
-    backend::Open,
-    call::{LoadRequest, ModelKey},
-    schedule::{Scheduler, turn::Lanes},
+    backend::{Open, OpenError},
+    call::{LoadRequest, ModelKey, ModelRef},
+    schedule::{Plan, Scheduler, turn::Lanes},
     telemetry::metrics::Metrics,
 };
 use std::{
@@ -121,7 +121,23 @@ impl Loader {
                         }
                     }
                 }
-                Event::Prepared(found, prepared) => self.finish(&found, prepared, &mut loaded).await,
+                Event::Prepared(found, prepared) => {
+                    let placed = match prepared {
+                        Ok(prepared) => {
+                            self.metrics.model_loaded(&key(&found), prepared.took, Some(prepared.memory));
+                            self.place(&found, *prepared).await
+                        }
+                        Err(reason) => Err(reason),
+                    };
+                    self.finish(&found, placed, &mut loaded);
+                }
+                Event::Opened(found, opened) => {
+                    let placed = opened.and_then(|opened| {
+                        self.metrics.model_loaded(&key(&found), opened.took, None);
+                        self.assemble(&found, opened)
+                    });
+                    self.finish(&found, placed, &mut loaded);
+                }
             }
         }
         // All of it at once, and only when all of it is there: a label must not move to a version that failed.
@@ -173,14 +189,7 @@ impl Loader {
         self.metrics.model_state(&key, state);
     }
 
-    async fn finish(&self, found: &Found, prepared: Result<Box<Prepared>, String>, loaded: &mut Loaded) {
-        let placed = match prepared {
-            Ok(prepared) => {
-                self.metrics.model_loaded(&key(found), prepared.took, Some(prepared.memory));
-                self.place(found, *prepared).await
-            }
-            Err(reason) => Err(reason),
-        };
+    fn finish(&self, found: &Found, placed: Result<Model, String>, loaded: &mut Loaded) {
         match placed {
             Ok(model) => {
                 self.metrics.model_load_ended(&found.name, true);
@@ -240,6 +249,46 @@ impl Loader {
             labels: labels.into(),
             since: SystemTime::now(),
             files: found.files.clone(),
+            ensemble: None,
+        })
+    }
+
+    /// Holds an ensemble against its models as they are served now.
+    fn assemble(&self, found: &Found, Opened { steps, .. }: Opened) -> Result<Model, String> {
+        let settings = found.settings.ensemble.as_ref().ok_or("is no ensemble")?;
+        let look = |wanted: &ModelRef| match self.repository.contains(wanted, &found.name, 0) {
+            true => Err(format!("`{}` would be a part of itself", found.name)),
+            false => self.repository.served(wanted),
+        };
+        let graph = ensemble::bind(settings, steps, &look)?;
+        if let Some(declared) = &found.settings.declared {
+            declared::check(declared, &graph.signature)?;
+        }
+        let labels = labels::read(&found.settings, &found.folder, &graph.signature)?;
+        let key = Arc::new(key(found));
+        let batches = graph.batches && found.settings.batching.enabled != Some(false);
+        let plan = Plan {
+            metrics: self.metrics.model(&key),
+            key: Arc::clone(&key),
+            policy: found.settings.batching.policy(batches, false),
+            signature: Arc::new(graph.signature.clone()),
+            run_limit: None,
+            cost: Arc::default(),
+            reopen: Arc::new(|| Err(OpenError("an ensemble has no instances".to_owned()))),
+        };
+        let (signature, ensemble) = (Arc::clone(&plan.signature), Arc::new(graph.finish(plan.metrics.clone())));
+        let scheduler = Scheduler::on_threads(plan, Vec::new()).map_err(|error| reason(&error))?;
+        Ok(Model {
+            key,
+            signature,
+            scheduler,
+            decoupled: false,
+            settings: Arc::new(found.settings.clone()),
+            instances: 0,
+            labels: labels.into(),
+            since: SystemTime::now(),
+            files: found.files.clone(),
+            ensemble: Some(ensemble),
         })
     }
 }

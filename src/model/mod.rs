@@ -8,6 +8,7 @@ mod compare;
 pub mod control;
 mod declared;
 pub mod describe;
+pub mod ensemble;
 mod labels;
 pub mod loader;
 mod measure;
@@ -46,6 +47,7 @@ use crate::{
     tensor::Signature,
 };
 use classify::Labels;
+use ensemble::Ensemble;
 use std::{sync::Arc, time::SystemTime};
 use tempfile::TempDir;
 
@@ -58,8 +60,10 @@ pub struct Model {
     pub key: Arc<ModelKey>,
     /// Its inputs and outputs.
     pub signature: Arc<Signature>,
-    /// Takes its jobs.
+    /// Takes its jobs. That of an ensemble has no instances and takes none.
     pub scheduler: Scheduler,
+    /// The graph that runs instead.
+    pub ensemble: Option<Arc<Ensemble>>,
     /// True if one call yields any number of answers.
     pub decoupled: bool,
     /// How it was to run.
@@ -115,6 +119,7 @@ impl Model {
             labels: self.settings.labels.iter().map(|(output, path)| (Arc::clone(output), file(path))).collect(),
             file: Arc::clone(&self.settings.file),
             notes: self.settings.notes.clone(),
+            steps: self.ensemble.as_ref().map(|ensemble| ensemble.report()).unwrap_or_default(),
         }
     }
 }

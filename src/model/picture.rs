@@ -89,7 +89,7 @@ pub(super) fn take(settings: &Settings) -> Result<Pictures, String> {
 // === impl Picture ===
 
 impl Picture {
-    /// The folder at `path`; `None` if it holds no version.
+    /// The folder at `path`; `None` if it holds no version, and nothing that could say that it is an ensemble.
     fn of(path: &Path) -> Option<Self> {
         let mut left = MOST;
         let (mut said, mut beside, mut versions) = (DefaultHasher::new(), DefaultHasher::new(), BTreeMap::new());
@@ -103,6 +103,9 @@ impl Picture {
                 None if super::scan::SPECS.contains(&&*name) => look(&name, &path, 0, &mut left, &mut said),
                 None => look(&name, &path, DEPTH, &mut left, &mut beside),
             }
+        }
+        if versions.is_empty() && super::scan::says_something(path) {
+            versions.insert(1, 0);
         }
         let picture = Self { said: said.finish(), beside: beside.finish(), versions };
         (!picture.versions.is_empty()).then_some(picture)

@@ -5,6 +5,7 @@
 
 use super::{
     Model, Routing, State,
+    ensemble::{DEPTH, Served},
     shadow::Aim,
     state::{Version, Versions, not_found},
     traffic::{Caller, Routes},
@@ -140,10 +141,33 @@ impl Repository {
     /// [`Error::ModelNotFound`] if there is none of that name or version.
     pub fn is_ready(&self, wanted: &ModelRef) -> Result<bool, Error> {
         match self.resolve(wanted) {
-            Ok(model) => Ok(model.scheduler.is_ready()),
+            Ok(model) => Ok(self.would_run(&model, 0)),
             Err(Error::ModelNotReady { .. }) => Ok(false),
             Err(error) => Err(error),
         }
+    }
+
+    /// Whether `model`, below `depth` ensembles, would take a call now: an ensemble would if all its models would.
+    fn would_run(&self, model: &Model, depth: usize) -> bool {
+        let Some(ensemble) = &model.ensemble else { return model.scheduler.is_ready() };
+        let would = |wanted| self.resolve(wanted).is_ok_and(|model| self.would_run(&model, depth + 1));
+        depth <= DEPTH && ensemble.models().all(would)
+    }
+
+    /// What a step of an ensemble would run, for whoever loads it.
+    pub(super) fn served(&self, wanted: &ModelRef) -> Result<Served, String> {
+        let model = self.resolve(wanted).map_err(|error| error.to_string())?;
+        let (signature, batches) = (Arc::clone(&model.signature), model.batches());
+        Ok(Served { signature, batches, decoupled: model.decoupled })
+    }
+
+    /// Whether the model `name` is part of what a step runs that names `wanted`, however deep below it.
+    pub(super) fn contains(&self, wanted: &ModelRef, name: &str, depth: usize) -> bool {
+        if *wanted.name == *name || depth > DEPTH {
+            return true;
+        }
+        let ensemble = self.resolve(wanted).ok().and_then(|model| model.ensemble.clone());
+        ensemble.is_some_and(|ensemble| ensemble.models().any(|inner| self.contains(inner, name, depth + 1)))
     }
 
     /// Each version of a model, or the one that is named, with what has become of it.
@@ -165,7 +189,7 @@ impl Repository {
         Ok(VersionsReport {
             name: Arc::clone(&wanted.name),
             since: seconds(newest.as_deref()),
-            ready: newest.is_some_and(|model| model.scheduler.is_ready()),
+            ready: newest.is_some_and(|model| self.would_run(&model, 0)),
             versions: entries
                 .into_iter()
                 .map(|version| {

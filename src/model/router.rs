@@ -7,6 +7,7 @@ use super::{
     Model, Repository,
     classify::classify,
     control::Control,
+    ensemble,
     shadow::{Copied, Shadows},
     signature,
     traffic::Caller,
@@ -14,7 +15,8 @@ use super::{
 use crate::{
     call::{
         Call, Chunk, Decoded, Expected, Head, Identity, InferRequest, InferResponse, Inputs, Inspect, Leaving, Manage,
-        NamedTensor, Operation, Reply, ReplyStream, Report, RequestedOutput, ServerReport, Timing, Work,
+        ModelKey, ModelRef, NamedTensor, Operation, Reply, ReplyStream, Report, RequestedOutput, ServerReport, Timing,
+        Work,
     },
     error::{Error, Stage},
     schedule::{Answer, Job, ReplyTo},
@@ -75,6 +77,8 @@ enum Inner {
     /// Inputs that the signature makes tensors of.
     Typing(BoxFuture<'static, Result<Vec<NamedTensor>, Error>>, Option<Box<Asked>>),
     Waiting(Waiting),
+    /// The steps of an ensemble.
+    Steps(BoxFuture<'static, Result<Answer, Error>>, Option<Box<Asked>>),
     /// Something that takes its time elsewhere: the loader's.
     Elsewhere(BoxFuture<'static, Result<Report, Error>>),
 }
@@ -89,6 +93,17 @@ struct Asked {
     priority: u32,
     /// A copy of the call, for a shadow.
     copied: Option<Box<Copied>>,
+    /// What the steps of an ensemble need.
+    within: Option<Box<Within>>,
+}
+
+/// Where the steps of an ensemble go, and in whose name.
+#[derive(Debug)]
+struct Within {
+    router: Router,
+    sender: Arc<Identity>,
+    /// Ensembles around this one.
+    depth: usize,
 }
 
 #[derive(Debug)]
@@ -116,6 +131,22 @@ impl Router {
     ) -> Self {
         Self(Arc::new(Parts { repository, control, switches, shadows }))
     }
+
+    /// The step of an ensemble: as a call of `sender`'s with this head, below `depth` ensembles.
+    pub(super) fn step(&self, head: Head, sender: &Arc<Identity>, request: InferRequest, depth: usize) -> Routed {
+        if depth > ensemble::DEPTH {
+            return Routed(Inner::Ready(Some(Err(Error::internal(
+                "ensembles within ensembles, too many or in a circle",
+            )))));
+        }
+        Routed::of(self.infer(head, sender, request, depth))
+    }
+
+    /// A version of a model, if it takes calls.
+    pub(super) fn model(&self, key: &ModelKey) -> Option<Arc<Model>> {
+        let wanted = ModelRef { name: Arc::clone(&key.name), version: Some(Arc::clone(&key.version)) };
+        self.0.repository.resolve(&wanted).ok()
+    }
 }
 
 impl Service<Decoded> for Router {
@@ -129,26 +160,25 @@ impl Service<Decoded> for Router {
 
     fn call(&mut self, call: Decoded) -> Routed {
         let Call { head, sender, input } = call;
-        let inner = match input {
-            Operation::Infer(request) => self.0.infer(head, &sender, request),
+        Routed::of(match input {
+            Operation::Infer(request) => self.infer(head, &sender, request, 0),
             Operation::Inspect(question) => self.0.inspect(&head, sender, question),
             Operation::Manage(change) => self.0.manage(change),
-        };
-        Routed(inner.unwrap_or_else(|error| Inner::Ready(Some(Err(error)))))
+        })
     }
 }
 
-// === impl Parts ===
-
-impl Parts {
-    fn infer(&self, head: Head, sender: &Identity, request: InferRequest) -> Result<Inner, Error> {
-        let (model, aim) = self.repository.route(&Caller::new(sender, &head.facts, &request))?;
+impl Router {
+    fn infer(&self, head: Head, sender: &Arc<Identity>, request: InferRequest, depth: usize) -> Result<Inner, Error> {
+        let (model, aim) = self.0.repository.route(&Caller::new(sender, &head.facts, &request))?;
         learn(&head, &model);
         signature::check_outputs(&model.signature, &request.outputs)?;
         let client_id = request.client_id.filter(|id| !id.is_empty());
-        let copied = aim.and_then(|aim| Some(Box::new(self.shadows.as_ref()?.copy(aim))));
+        let copied = aim.and_then(|aim| Some(Box::new(self.0.shadows.as_ref()?.copy(aim))));
         let (outputs, priority) = (request.outputs, request.priority);
-        let asked = Asked { head, model, client_id, outputs, priority, copied };
+        let within = || Box::new(Within { router: self.clone(), sender: Arc::clone(sender), depth });
+        let within = model.ensemble.is_some().then(within);
+        let asked = Asked { head, model, client_id, outputs, priority, copied, within };
         match request.inputs {
             Inputs::Tensors(inputs) => asked.submit(inputs),
             Inputs::Untyped(inputs) => {
@@ -159,7 +189,11 @@ impl Parts {
             }
         }
     }
+}
 
+// === impl Parts ===
+
+impl Parts {
     fn inspect(&self, head: &Head, sender: Arc<Identity>, question: Inspect) -> Result<Inner, Error> {
         let repository = &self.repository;
         Ok(Inner::report(match question {
@@ -251,6 +285,7 @@ impl Asked {
         if let Some(copied) = &mut self.copied {
             copied.inputs(&inputs);
         }
+        let within = self.within.take();
         let Self { head, model, .. } = &self;
         let checked = signature::check(&model.signature, model.batches(), inputs)?;
         head.facts.work.set(Work { rows: checked.rows as u64, ..Work::of(&checked.inputs) });
@@ -259,6 +294,20 @@ impl Asked {
         head.facts.queued.set(queued);
         if let Some(trace) = head.facts.trace.get() {
             trace.note("decode", head.received, queued);
+        }
+        if let (Some(ensemble), Some(within)) = (&model.ensemble, within) {
+            let Within { router, sender, depth } = *within;
+            let run = ensemble::Run {
+                router,
+                head: head.clone(),
+                sender,
+                model: Arc::clone(model),
+                place: ensemble.enter()?,
+                rows: checked.rows,
+                priority: self.priority,
+                depth,
+            };
+            return Ok(Inner::Steps(Box::pin(ensemble::run(run, checked.inputs)), Some(Box::new(self))));
         }
         let job = |reply| Job {
             inputs: checked.inputs,
@@ -285,6 +334,17 @@ impl Asked {
     }
 }
 
+impl Asked {
+    fn reply(&mut self, Answer { outputs, timing }: Answer) -> Result<Reply, Error> {
+        let Self { head, model, client_id, outputs: wanted, copied, .. } = self;
+        head.facts.timing.set(timing);
+        if let Some(copied) = copied.take() {
+            copied.send(model, &outputs, timing);
+        }
+        respond(model, client_id.take(), wanted, outputs, timing).map(Reply::Infer)
+    }
+}
+
 /// The outputs that were wanted, in the form that was wanted.
 fn respond(
     model: &Model,
@@ -306,6 +366,12 @@ fn respond(
 
 // === impl Routed ===
 
+impl Routed {
+    fn of(inner: Result<Inner, Error>) -> Self {
+        Self(inner.unwrap_or_else(|error| Inner::Ready(Some(Err(error)))))
+    }
+}
+
 impl Inner {
     fn reply(reply: Reply) -> Self {
         Self::Ready(Some(Ok(reply)))
@@ -322,6 +388,7 @@ impl fmt::Debug for Inner {
             Self::Ready(_) => "Ready",
             Self::Typing(..) => "Typing",
             Self::Waiting(_) => "Waiting",
+            Self::Steps(..) => "Steps",
             Self::Elsewhere(_) => "Elsewhere",
         })
     }
@@ -341,13 +408,8 @@ impl Drop for Waiting {
 impl Waiting {
     fn reply(&mut self, answer: Result<Result<Answer, Error>, oneshot::error::RecvError>) -> Result<Reply, Error> {
         self.answered = true;
-        let Answer { outputs, timing } = answer.unwrap_or_else(|_| Err(self.unanswered()))?;
-        let Asked { head, model, client_id, outputs: wanted, copied, .. } = &mut self.asked;
-        head.facts.timing.set(timing);
-        if let Some(copied) = copied.take() {
-            copied.send(model, &outputs, timing);
-        }
-        respond(model, client_id.take(), wanted, outputs, timing).map(Reply::Infer)
+        let answer = answer.unwrap_or_else(|_| Err(self.unanswered()))?;
+        self.asked.reply(answer)
     }
 
     /// A job that was dropped without an answer is late, or a bug.
@@ -384,6 +446,11 @@ impl Future for Routed {
                 Inner::Waiting(waiting) => {
                     let answer = ready!(Pin::new(&mut waiting.answer).poll(cx));
                     waiting.reply(answer)
+                }
+                Inner::Steps(steps, asked) => {
+                    let answer = ready!(steps.as_mut().poll(cx));
+                    let asked = asked.take().ok_or_else(|| Error::internal("an ensemble was answered twice"));
+                    answer.and_then(|answer| asked?.reply(answer))
                 }
                 Inner::Elsewhere(work) => ready!(work.as_mut().poll(cx)).map(Reply::Report),
             };

@@ -89,6 +89,7 @@ pub fn path_of(settings: &Settings, name: &str, version: Option<&str>) -> Result
     };
     match found.fault {
         Some(fault) => Err(fault),
+        None if found.settings.ensemble.is_some() => Err(format!("`{name}` is an ensemble, which has no file to run")),
         None => Ok((found.path, found.settings)),
     }
 }
@@ -98,7 +99,8 @@ pub(super) fn names(settings: &Settings) -> Vec<Arc<str>> {
     let folders = settings.directories.iter().flat_map(|directory| children(directory).unwrap_or_default());
     let is_model = |(name, path): &(String, PathBuf)| {
         let versions = children(path).unwrap_or_default();
-        check_name(name).is_ok() && versions.iter().any(|(name, path)| number(name).is_some() && path.is_dir())
+        let has_version = versions.iter().any(|(name, path)| number(name).is_some() && path.is_dir());
+        check_name(name).is_ok() && (has_version || says_something(path))
     };
     let mut names: Vec<Arc<str>> = folders.filter(is_model).map(|(name, _)| name.into()).collect();
     names.sort_unstable();
@@ -193,10 +195,14 @@ fn model(name: &str, place: Place<'_>, settings: &Settings, problems: &mut Vec<P
             problems.push((format!("{name}/{version}"), reason));
         }
     }
-    if numbered.is_empty() {
-        let hint = format!("has no version: expected `{name}/1/{FILE}`");
-        // Folders of scripts and data may lie among the models.
-        return if misplaced { Err(hint) } else { Ok(Vec::new()) };
+    // Folders of scripts and data may lie among the models; what has a file of its own here may be an ensemble.
+    let may_be_model = !numbered.is_empty() || says_something(path);
+    let unversioned = || match misplaced {
+        true => Err(format!("has no version: expected `{name}/1/{FILE}`")),
+        false => Ok(Vec::new()),
+    };
+    if !may_be_model {
+        return unversioned();
     }
     check_name(name)?;
     let specs = SPECS.iter().try_fold(config.is_some(), |found, spec| Ok(size(&path.join(spec))?.is_some() || found));
@@ -207,7 +213,14 @@ fn model(name: &str, place: Place<'_>, settings: &Settings, problems: &mut Vec<P
     });
     let (settings, fault) = match read {
         Ok(settings) => (settings, None),
+        Err(reason) if numbered.is_empty() => return Err(reason),
         Err(reason) => (settings.defaults.clone(), Some(reason)),
+    };
+    let numbered = match (&settings.ensemble, numbered.is_empty()) {
+        (None, true) => return unversioned(),
+        // There is no file of it, and no need of a folder for the file.
+        (Some(_), true) => vec![1],
+        (_, false) => numbered,
     };
     let chosen = match only {
         Some(version) => numbered.into_iter().filter(|found| *found == version).collect(),
@@ -231,8 +244,10 @@ fn model(name: &str, place: Place<'_>, settings: &Settings, problems: &mut Vec<P
     let found = chosen.into_iter().map(|version| {
         let file = path.join(version.to_string()).join(&*settings.file);
         // What is not there is for the opener to say.
-        let (bytes, irregular) =
-            size(&file).map_or_else(|reason| (0, Some(reason)), |bytes| (bytes.unwrap_or(0), None));
+        let (bytes, irregular) = match &settings.ensemble {
+            Some(_) => (0, None),
+            None => size(&file).map_or_else(|reason| (0, Some(reason)), |bytes| (bytes.unwrap_or(0), None)),
+        };
         Found {
             name: Arc::clone(&name),
             version: version.to_string().into(),
@@ -245,6 +260,11 @@ fn model(name: &str, place: Place<'_>, settings: &Settings, problems: &mut Vec<P
         }
     });
     Ok(found.collect())
+}
+
+/// Whether the folder of a model has something to say of it.
+pub(super) fn says_something(path: &Path) -> bool {
+    SPECS.iter().any(|spec| path.join(spec).exists())
 }
 
 /// The size of a file; `None` if it is not there. Anything else of that name must not even be opened: opening a FIFO

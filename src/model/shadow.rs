@@ -184,6 +184,9 @@ async fn try_out(target: &Arc<Model>, inputs: Vec<NamedTensor>, told: Told, sett
 /// Runs a copy as a call would be run, behind all calls that are waiting.
 async fn run(target: &Arc<Model>, inputs: Vec<NamedTensor>, settings: &Shadow) -> Result<Answer, Error> {
     let checked = signature::check(&target.signature, target.batches(), inputs)?;
+    if target.ensemble.is_some() {
+        return Err(Error::Unimplemented("an ensemble cannot be a shadow".into()));
+    }
     if target.decoupled {
         return Err(Error::Unimplemented("a version that answers with streams cannot be a shadow".into()));
     }

@@ -3,7 +3,7 @@
 //! Plain data: how it is written in a file is known to `config` alone, which also supplies the
 //! reader of `model.yaml`.
 
-use super::{Routing, budget::Budget};
+use super::{Routing, budget::Budget, ensemble};
 use crate::{
     backend::{Arena, Provider, SessionOptions, SessionSettings},
     call::Notes,
@@ -101,6 +101,8 @@ pub struct ModelSettings {
     pub warnings: Vec<String>,
     /// What it says of its versions besides which of them are served.
     pub routing: Arc<Routing>,
+    /// The graph of other models that it is; absent: it has a file.
+    pub ensemble: Option<Arc<ensemble::Settings>>,
 }
 
 /// What a model is run on before it is ready (`model_warmup`).
@@ -253,6 +255,7 @@ impl Default for ModelSettings {
             notes: Notes::default(),
             warnings: Vec::new(),
             routing: Arc::default(),
+            ensemble: None,
         }
     }
 }

@@ -48,6 +48,7 @@ fn finish(plan: crate::schedule::Plan, script: &Script) -> Arc<Model> {
         labels: Arc::new([None]),
         since: SystemTime::now(),
         files: None,
+        ensemble: None,
         scheduler: Scheduler::on_threads(plan, vec![backend]).unwrap(),
     })
 }

@@ -6,7 +6,7 @@ use super::{
     ModelSettings, Settings,
     budget::{Share, Want},
     classify::Labels,
-    declared, labels,
+    declared, ensemble, labels,
     measure::{Measured, measure},
     samples,
     scan::{self, Found, Problem},
@@ -51,6 +51,16 @@ pub(super) enum Event {
         problems: Vec<Problem>,
     },
     Prepared(Box<Found>, Result<Box<Prepared>, String>),
+    /// An ensemble whose built-in steps are open. Its models came before it, if they were found too.
+    Opened(Box<Found>, Result<Opened, String>),
+}
+
+/// The steps of an ensemble.
+#[derive(Debug)]
+pub(super) struct Opened {
+    pub(super) steps: Vec<ensemble::Does>,
+    /// From the first look to the last file.
+    pub(super) took: Duration,
 }
 
 /// A model whose instances are open and wait for their place.
@@ -136,9 +146,11 @@ impl Workshop {
         if events.blocking_send(Event::Scanned { found: found.clone(), kept, problems }).is_err() {
             return;
         }
+        let (models, ensembles): (Vec<_>, Vec<_>) =
+            found.into_iter().partition(|found| found.settings.ensemble.is_none() || found.fault.is_some());
         // What may run on a lane is measured first: only then is it known how many models share the cores.
         let mut others = Vec::new();
-        for found in found {
+        for found in models {
             let prepared = match guarded(|| self.look(&found)) {
                 Ok(Some(first)) if first.decision.turn_rows.is_some() => guarded(|| self.on_lanes(&found, first)),
                 Ok(first) => {
@@ -156,6 +168,12 @@ impl Workshop {
         for ((found, first), threads) in others.into_iter().zip(threads) {
             let prepared = guarded(|| self.on_threads(&found, first, threads)).map(Box::new);
             if events.blocking_send(Event::Prepared(Box::new(found), prepared)).is_err() {
+                return;
+            }
+        }
+        for found in innermost_first(ensembles) {
+            let opened = guarded(|| open_steps(&found));
+            if events.blocking_send(Event::Opened(Box::new(found), opened)).is_err() {
                 return;
             }
         }
@@ -391,6 +409,35 @@ pub(super) fn want(found: &Found) -> Want {
         instances: settings.instances.unwrap_or(1).max(1),
         threads: settings.threads,
     }
+}
+
+/// Opens the built-in steps of an ensemble.
+pub(super) fn open_steps(found: &Found) -> Result<Opened, String> {
+    let began = Instant::now();
+    let settings = found.settings.ensemble.as_ref().ok_or("is no ensemble")?;
+    if let Some(sample) = found.settings.samples.first() {
+        return Err(format!("warm-up sample `{}`: an ensemble is not warmed up, its models are", sample.name));
+    }
+    for warning in &found.settings.warnings {
+        tracing::warn!(model = %found.name, warning, "part of a model's configuration does not apply here");
+    }
+    let steps = settings.open(&found.folder)?;
+    Ok(Opened { steps, took: began.elapsed() })
+}
+
+/// Ensembles in an order in which each comes after those that it is made of. Those in a circle keep their place; they are
+/// refused when they are put together.
+pub(super) fn innermost_first(mut left: Vec<Found>) -> Vec<Found> {
+    let mut order = Vec::with_capacity(left.len());
+    while !left.is_empty() {
+        let waits = |found: &Found| {
+            let mut models = found.settings.ensemble.iter().flat_map(|ensemble| ensemble.models());
+            models.any(|model| model.name != found.name && left.iter().any(|other| other.name == model.name))
+        };
+        let next = left.iter().position(|found| !waits(found)).unwrap_or(0);
+        order.push(left.remove(next));
+    }
+    order
 }
 
 fn is_cpu_only(settings: &ModelSettings) -> bool {

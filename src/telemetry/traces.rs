@@ -205,9 +205,9 @@ impl Exporter {
         let own = SpanData {
             span_context: context(record.trace, record.span),
             parent_span_id: record.parent.map_or(SpanId::INVALID, |parent| SpanId::from_bytes(parent.bytes())),
-            parent_span_is_remote: record.parent.is_some(),
-            span_kind: SpanKind::Server,
-            name: record.route.name().into(),
+            parent_span_is_remote: record.parent.is_some() && !record.step,
+            span_kind: if record.step { SpanKind::Internal } else { SpanKind::Server },
+            name: if record.step { "step" } else { record.route.name() }.into(),
             start_time: self.wall(record.begun),
             end_time: self.wall(record.over),
             attributes,

@@ -15,6 +15,7 @@ mod datatypes;
 mod depth;
 mod doors;
 mod drain;
+mod ensembles;
 mod floods;
 mod grpc;
 mod hostile;

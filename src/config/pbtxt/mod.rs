@@ -4,12 +4,13 @@
 //! named in a warning that says what happens instead; what would make serving the model wrong is a problem. Knows nothing of
 //! `model.yaml`, and nothing of the model: whether the two fit is found out when it is opened.
 
+mod ensemble;
 mod tensors;
 mod warmup;
 
 use super::{
     Problems,
-    raw::{Amount, Switch, Versions, WhenLate},
+    raw::{self, Amount, Switch, Versions, WhenLate},
     units::{Delay, Number, Span},
     validate,
 };
@@ -71,6 +72,8 @@ pub(super) struct Said {
     /// The file of each version.
     pub(super) file: Option<String>,
     pub(super) declared: Option<Signature>,
+    /// The graph of other models that it is.
+    pub(super) ensemble: Option<Word<raw::ensemble::Ensemble>>,
     pub(super) samples: Vec<Sample>,
     pub(super) notes: Notes,
     pub(super) warnings: Vec<String>,
@@ -98,6 +101,7 @@ pub(super) fn read(config: &ModelConfig, name: &str, label: &str, problems: &mut
     reader.file();
     reader.notes();
     reader.tensors();
+    reader.ensemble();
     reader.samples();
     reader.said
 }
@@ -131,7 +135,10 @@ impl Reader<'_> {
         if !config.name.is_empty() && config.name != name {
             self.problem("name", format!("is `{}`, and the model is `{name}`", shown(&config.name)));
         }
-        if !matches!(&*config.platform, "" | "onnxruntime_onnx") {
+        if self.is_ensemble() && !matches!(&*config.platform, "" | "ensemble") {
+            let text = format!("is `{}`, expected `ensemble` beside `ensemble_scheduling`", shown(&config.platform));
+            self.problem("platform", text);
+        } else if !self.is_ensemble() && !matches!(&*config.platform, "" | "onnxruntime_onnx") {
             let text =
                 format!("is `{}`, expected `onnxruntime_onnx`: only ONNX models run here", shown(&config.platform));
             self.problem("platform", text);
@@ -154,13 +161,7 @@ impl Reader<'_> {
                 let text = "keeps a state between calls, and none is kept here: every call would begin a new sequence";
                 self.problem("sequence_batching", text);
             }
-            Some(SchedulingChoice::EnsembleScheduling(_)) => {
-                self.problem(
-                    "ensemble_scheduling",
-                    "is made of other models, and there is no file of it that could run",
-                );
-            }
-            Some(SchedulingChoice::DynamicBatching(_)) | None => {}
+            Some(SchedulingChoice::EnsembleScheduling(_) | SchedulingChoice::DynamicBatching(_)) | None => {}
         }
         if config.model_operations.as_ref().is_some_and(|found| !found.op_library_filename.is_empty()) {
             let text = "has libraries of operators, which are not loaded here: the model could not run";

@@ -188,7 +188,10 @@ fn what_would_be_served_wrongly_is_refused() {
     for (text, path) in [
         ("model_transaction_policy { decoupled: true }", "model_transaction_policy.decoupled"),
         ("sequence_batching { }", "sequence_batching"),
-        ("ensemble_scheduling { step [{ model_name: \"a\" }] }", "ensemble_scheduling"),
+        (
+            "platform: \"ensemble\" ensemble_scheduling { step [{ model_name: \"a\" model_namespace: \"b\" }] }",
+            "ensemble_scheduling.step[0].model_namespace",
+        ),
         ("model_operations { op_library_filename: \"a.so\" }", "model_operations"),
         ("batch_input [{ kind: BATCH_ELEMENT_COUNT }]", "batch_input"),
         ("batch_output [{ kind: BATCH_SCATTER_WITH_INPUT_SHAPE }]", "batch_output"),
@@ -268,4 +271,23 @@ fn warnings_have_an_end() {
         (warnings.len(), &*warnings[WARNINGS]),
         (WARNINGS + 1, "config.pbtxt has more that does not apply here")
     );
+}
+
+#[test]
+fn an_ensemble_of_tritons_is_the_same_graph() {
+    let text = "platform: \"ensemble\" max_batch_size: 8\n\
+        input [{ name: \"text\" data_type: TYPE_STRING dims: [] }]\n\
+        output [{ name: \"logits\" data_type: TYPE_FP32 dims: [10] }]\n\
+        ensemble_scheduling { step [\n\
+        { model_name: \"a\" model_version: -1 input_map { key: \"x\" value: \"text\" } output_map { key: \"y\" value: \"h\" } },\n\
+        { model_name: \"b\" model_version: 2 input_map { key: \"x\" value: \"h\" } output_map { key: \"y\" value: \"logits\" } }\n\
+        ] }";
+    let said = said(text);
+    let ensemble = said.ensemble.unwrap().value;
+    let steps: Vec<_> = ensemble.steps.iter().map(|step| (&*step.model, step.version.is_some())).collect();
+    assert_eq!(steps, [("a", false), ("b", true)]);
+    assert_eq!(ensemble.steps[1].inputs["x"], "h");
+    let logits = ensemble.outputs.unwrap()["logits"].clone();
+    assert_eq!((logits.datatype.as_deref(), logits.shape), (Some("FP32"), Some(vec![-1, 10])));
+    assert_eq!(ensemble.inputs.unwrap().len(), 1);
 }

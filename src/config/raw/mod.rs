@@ -5,6 +5,7 @@
 
 mod auth;
 mod choice;
+pub mod ensemble;
 mod limits;
 mod models;
 mod traffic;

@@ -2,6 +2,7 @@
 
 use super::{
     choice::{Amount, Limit, Load, Memory, Paths, Provider, Switch, Version, Versions, Warmup, Word},
+    ensemble::Ensemble,
     traffic::Traffic,
 };
 use crate::{
@@ -128,6 +129,7 @@ pub struct ModelFile {
     pub traffic: Option<Traffic>,
     pub class_labels: BTreeMap<String, PathBuf>,
     pub version_labels: BTreeMap<String, Version>,
+    pub ensemble: Option<Ensemble>,
 }
 
 /// Where a model runs.
@@ -256,6 +258,7 @@ impl Default for ModelFile {
             traffic,
             class_labels: BTreeMap::new(),
             version_labels: BTreeMap::new(),
+            ensemble: None,
         }
     }
 }

@@ -1,6 +1,7 @@
 //! From what people wrote to what the program sees; whatever is wrong is reported with its path, all of it.
 
 mod auth;
+mod ensemble;
 mod limits;
 mod models;
 mod session;

@@ -1,6 +1,6 @@
 //! `models`, `models.defaults` and `model.yaml`.
 
-use super::{at_most, session, traffic::traffic};
+use super::{at_most, ensemble::ensemble, session, traffic::traffic};
 use crate::schedule::PREFERRED;
 use crate::{
     config::{
@@ -125,6 +125,7 @@ pub(in crate::config) fn model_file(defaults: &ModelDefaults) -> raw::ModelFile 
         traffic: defaults.traffic.clone(),
         class_labels: Default::default(),
         version_labels: Default::default(),
+        ensemble: None,
     }
 }
 
@@ -160,6 +161,7 @@ pub(in crate::config) fn model(raw: &raw::ModelFile, folder: &Path, problems: &m
             traffic: raw.traffic.clone(),
         },
         class_labels: raw.class_labels.iter().map(|(name, file)| (name.as_str().into(), folder.join(file))).collect(),
+        ensemble: raw.ensemble.as_ref().map(|raw| ensemble(raw, problems)),
         version_labels: raw.version_labels.iter().map(|(name, version)| (name.as_str().into(), version.0)).collect(),
         ..ModelConfig::default()
     }

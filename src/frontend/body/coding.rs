@@ -6,10 +6,9 @@
 
 use super::{
     memory::FREE,
-    offload::offload,
     read::{Buffer, Limits, read},
 };
-use crate::{error::Error, frontend::Connection};
+use crate::{error::Error, frontend::Connection, offload::offload};
 use bytes::Bytes;
 use flate2::{Compression, Decompress, FlushDecompress, Status, bufread::MultiGzDecoder, write};
 use http::{

@@ -9,7 +9,7 @@ pub use read::{ConfigError, parse_config_json, parse_config_text};
 
 use super::{DESCRIPTOR, inference as pb};
 use crate::{
-    call::{ConfigReport, ImageFormat, ServedVersions},
+    call::{ConfigReport, ImageFormat, ServedVersions, StepReport},
     tensor::{DataType, TensorSpec},
 };
 use bytes::Bytes;
@@ -51,6 +51,7 @@ pub fn encode_config_json(report: &ConfigReport) -> Bytes {
 /// Converts a model's configuration.
 pub fn encode_config(report: &ConfigReport) -> pb::ModelConfig {
     let batches = report.max_rows.is_some();
+    let is_ensemble = !report.steps.is_empty();
     let max_rows = report.max_rows.map_or(0, |rows| i32::try_from(rows).unwrap_or(i32::MAX));
     let micros = |time: Duration| u64::try_from(time.as_micros()).unwrap_or(u64::MAX);
     // As Triton completes a configuration that prefers nothing.
@@ -83,7 +84,7 @@ pub fn encode_config(report: &ConfigReport) -> pb::ModelConfig {
     pb::ModelConfig {
         name: report.name.as_ref().into(),
         platform: report.platform.as_ref().into(),
-        backend: "onnxruntime".into(),
+        backend: (if is_ensemble { "" } else { "onnxruntime" }).into(),
         version_policy: Some(pb::ModelVersionPolicy { policy_choice: Some(versions(&report.versions)) }),
         max_batch_size: Some(max_rows),
         input: report
@@ -110,29 +111,51 @@ pub fn encode_config(report: &ConfigReport) -> pb::ModelConfig {
                 ..pb::ModelOutput::default()
             })
             .collect(),
-        instance_group: vec![pb::ModelInstanceGroup {
-            name: report.name.as_ref().into(),
-            kind: Kind::Cpu.into(),
-            count: i32::try_from(report.instances).unwrap_or(i32::MAX),
-            ..pb::ModelInstanceGroup::default()
-        }],
-        default_model_filename: report.file.as_ref().into(),
+        instance_group: instances(report),
+        default_model_filename: (if is_ensemble { "" } else { report.file.as_ref() }).into(),
         metric_tags: texts(&report.notes.tags, str::to_owned),
         parameters: texts(&report.notes.parameters, |text| pb::ModelParameter { string_value: text.into() }),
         model_transaction_policy: Some(pb::ModelTransactionPolicy { decoupled: report.decoupled }),
-        scheduling_choice: batches.then(|| {
-            SchedulingChoice::DynamicBatching(pb::ModelDynamicBatching {
-                preferred_batch_size: preferred,
-                max_queue_delay_microseconds: micros(report.max_delay),
-                preserve_ordering: report.preserve_order,
-                default_queue_policy: queue,
-                priority_levels: levels,
-                default_priority_level: default,
-                ..pb::ModelDynamicBatching::default()
+        scheduling_choice: ensemble(&report.steps).or_else(|| {
+            batches.then(|| {
+                SchedulingChoice::DynamicBatching(pb::ModelDynamicBatching {
+                    preferred_batch_size: preferred,
+                    max_queue_delay_microseconds: micros(report.max_delay),
+                    preserve_ordering: report.preserve_order,
+                    default_queue_policy: queue,
+                    priority_levels: levels,
+                    default_priority_level: default,
+                    ..pb::ModelDynamicBatching::default()
+                })
             })
         }),
         ..pb::ModelConfig::default()
     }
+}
+
+/// An ensemble has none: its models have.
+fn instances(report: &ConfigReport) -> Vec<pb::ModelInstanceGroup> {
+    let group = pb::ModelInstanceGroup {
+        name: report.name.as_ref().into(),
+        kind: Kind::Cpu.into(),
+        count: i32::try_from(report.instances).unwrap_or(i32::MAX),
+        ..pb::ModelInstanceGroup::default()
+    };
+    if report.steps.is_empty() { vec![group] } else { Vec::new() }
+}
+
+/// What an ensemble is made of. Where no version is named Triton writes -1, and so for a label, which it has not.
+fn ensemble(steps: &[StepReport]) -> Option<SchedulingChoice> {
+    let map = |list: &[(Arc<str>, Arc<str>)]| texts(list, str::to_owned);
+    let step = |step: &StepReport| pb::model_ensembling::Step {
+        model_name: step.model.as_ref().into(),
+        model_version: step.version.as_ref().and_then(|version| version.parse().ok()).unwrap_or(-1),
+        input_map: map(&step.inputs),
+        output_map: map(&step.outputs),
+        ..pb::model_ensembling::Step::default()
+    };
+    let choice = || pb::ModelEnsembling { step: steps.iter().map(step).collect(), ..pb::ModelEnsembling::default() };
+    (!steps.is_empty()).then(|| SchedulingChoice::EnsembleScheduling(choice()))
 }
 
 fn texts<T>(named: &[(Arc<str>, Arc<str>)], value: impl Fn(&str) -> T) -> HashMap<String, T> {
@@ -211,6 +234,7 @@ mod tests {
                 parameters: vec![("team".into(), "vision".into())],
                 tags: vec![("site".into(), "east".into())],
             },
+            steps: Vec::new(),
         }
     }
 

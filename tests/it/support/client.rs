@@ -5,6 +5,7 @@
 
 use super::Running;
 pub use super::ndjson::Ndjson;
+use base64::{Engine, engine::general_purpose::STANDARD};
 use futures_util::{SinkExt, StreamExt};
 use http_body_util::{BodyExt, Full};
 use hyper_util::rt::TokioIo;
@@ -41,6 +42,18 @@ pub enum Data {
     Floats(Vec<f32>),
     Ints(Vec<i64>),
     Strings(Vec<String>),
+    /// Strings of any bytes; only sent, and not as V2's JSON.
+    Blobs(Vec<Vec<u8>>),
+}
+
+/// Strings with their lengths before them.
+fn prefixed<S: AsRef<[u8]>>(values: &[S]) -> Vec<u8> {
+    let mut raw = Vec::new();
+    for value in values.iter().map(AsRef::as_ref) {
+        raw.extend_from_slice(&u32::try_from(value.len()).unwrap().to_le_bytes());
+        raw.extend_from_slice(value);
+    }
+    raw
 }
 
 /// What came back.
@@ -82,7 +95,7 @@ impl Request {
         self.dtype.unwrap_or(match self.data {
             Data::Floats(_) => "FP32",
             Data::Ints(_) => "INT64",
-            Data::Strings(_) => "BYTES",
+            Data::Strings(_) | Data::Blobs(_) => "BYTES",
         })
     }
 
@@ -91,6 +104,7 @@ impl Request {
             Data::Floats(values) => json!(values),
             Data::Ints(values) => json!(values),
             Data::Strings(values) => json!(values),
+            Data::Blobs(values) => json!({ "b64": STANDARD.encode(prefixed(values)) }),
         };
         json!([{ "name": self.input, "datatype": self.dtype(), "shape": self.shape, "data": data }])
     }
@@ -144,12 +158,8 @@ impl Request {
         match &self.data {
             Data::Floats(values) => values.iter().for_each(|value| raw.extend_from_slice(&value.to_le_bytes())),
             Data::Ints(values) => values.iter().for_each(|value| raw.extend_from_slice(&value.to_le_bytes())),
-            Data::Strings(values) => {
-                for value in values {
-                    raw.extend_from_slice(&u32::try_from(value.len()).unwrap().to_le_bytes());
-                    raw.extend_from_slice(value.as_bytes());
-                }
-            }
+            Data::Strings(values) => raw = prefixed(values),
+            Data::Blobs(values) => raw = prefixed(values),
         }
         inference::ModelInferRequest {
             model_name: self.model.clone(),

@@ -1,4 +1,5 @@
-//! Large decodes, off the lane: a few threads with a bounded queue (`runtime.decode_threads`). Large encodes too.
+//! Large decodes and encodes, and what else would hold a lane up: a few threads with a bounded queue
+//! (`runtime.decode_threads`).
 //!
 //! One pool per process, like the lanes whose time it saves. What is decoded it does not know.
 
@@ -100,14 +101,14 @@ fn next(work: &Mutex<Receiver<Work>>) -> Result<Work, std::sync::mpsc::RecvError
 /// Keeps the decoding threads of a test process from their work until it is dropped; there is one.
 #[cfg(test)]
 #[derive(Debug)]
-pub(in crate::frontend) struct Busy {
+pub(crate) struct Busy {
     _release: std::sync::mpsc::Sender<()>,
 }
 
 #[cfg(test)]
 impl Busy {
     /// Returns once the decoding thread waits.
-    pub(in crate::frontend) async fn begin() -> Self {
+    pub(crate) async fn begin() -> Self {
         let (release, released) = std::sync::mpsc::channel::<()>();
         let (running, runs) = oneshot::channel();
         tokio::spawn(offload(usize::MAX, move || {

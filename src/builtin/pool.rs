@@ -1,0 +1,114 @@
+//! What makes one vector of a text's tokens: the mean under a mask, and the length taken out of it.
+
+use super::{Builtin, Fed, floats, floats_fed, last_axis, spec, yielded};
+use crate::{
+    error::Error,
+    tensor::{DataType, Shape, Signature, Tensor, Tensors},
+};
+
+/// Least number of tokens that a sum is divided by, as sentence-transformers has it.
+const TOKENS: f64 = 1e-9;
+/// Least length that a vector is divided by, as `torch.nn.functional.normalize` has it.
+const LENGTH: f64 = 1e-12;
+
+/// `x`, FP32 `[rows, tokens, width]`, and `mask`, INT64 `[rows, tokens]`, to `y`, FP32 `[rows, width]`: the mean of the
+/// tokens, each counted as often as its mask says.
+#[derive(Debug)]
+pub struct MeanPool;
+
+/// `x`, FP32 of any shape, to `y` of the same: the last axis divided by its length (L2).
+#[derive(Debug)]
+pub struct Normalize;
+
+impl Builtin for MeanPool {
+    fn signature(&self, fed: &Fed<'_>) -> Result<Signature, String> {
+        let dims = match fed("x") {
+            Some(_) => floats_fed(fed, "x")?,
+            None => vec![None; 3],
+        };
+        let [rows, tokens, width] = dims[..] else {
+            return Err(format!("`x` has {} axes, expected rows, tokens and width", dims.len()));
+        };
+        Ok(Signature {
+            inputs: vec![spec("x", DataType::Fp32, dims), spec("mask", DataType::Int64, [rows, tokens])],
+            outputs: vec![spec("y", DataType::Fp32, [rows, width])],
+        })
+    }
+
+    fn run(&self, inputs: &[Tensor]) -> Result<Tensors, Error> {
+        let (x, mask) = (&inputs[0], &inputs[1]);
+        let [rows, tokens, width] = *x.shape().dims() else { return Err(Error::internal("a mean over no tokens")) };
+        if mask.shape().dims() != [rows, tokens] {
+            let text = format!("has shape {}, expected [{rows}, {tokens}] as `x` has", mask.shape());
+            return Err(Error::tensor("mask", text));
+        }
+        let values = floats(x);
+        let counts: Vec<i64> = mask.data().as_chunks().0.iter().map(|bytes| i64::from_le_bytes(*bytes)).collect();
+        let mut means = Vec::with_capacity(rows * width);
+        for row in 0..rows {
+            let mut sum = vec![0_f64; width];
+            let counts = &counts[row * tokens..][..tokens];
+            for (token, count) in counts.iter().enumerate().filter(|(_, count)| **count != 0) {
+                let vector = &values[(row * tokens + token) * width..][..width];
+                sum.iter_mut().zip(vector).for_each(|(sum, value)| *sum += f64::from(*value) * *count as f64);
+            }
+            let count = counts.iter().map(|count| *count as f64).sum::<f64>().max(TOKENS);
+            means.extend(sum.into_iter().map(|sum| (sum / count) as f32));
+        }
+        Ok([yielded(Tensor::of(DataType::Fp32, Shape::from([rows, width]), means))?].into())
+    }
+}
+
+impl Builtin for Normalize {
+    fn signature(&self, fed: &Fed<'_>) -> Result<Signature, String> {
+        let dims = floats_fed(fed, "x")?;
+        let of = |name| vec![spec(name, DataType::Fp32, dims.iter().copied())];
+        Ok(Signature { inputs: of("x"), outputs: of("y") })
+    }
+
+    fn run(&self, inputs: &[Tensor]) -> Result<Tensors, Error> {
+        let x = &inputs[0];
+        let mut values = floats(x);
+        for row in values.chunks_mut(last_axis(x).max(1)) {
+            let length = row.iter().map(|value| f64::from(*value).powi(2)).sum::<f64>().sqrt().max(LENGTH);
+            row.iter_mut().for_each(|value| *value = (f64::from(*value) / length) as f32);
+        }
+        Ok([yielded(Tensor::of(DataType::Fp32, x.shape().clone(), values))?].into())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::builtin::testing::{near, tensor};
+
+    fn mask(dims: [usize; 2], values: &[i64]) -> Tensor {
+        Tensor::of(DataType::Int64, dims.into(), values.to_vec()).unwrap()
+    }
+
+    #[test]
+    fn only_tokens_that_the_mask_keeps_count() {
+        let x = tensor(&[2, 2, 2], &[1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 9.0, 9.0]);
+        let y = MeanPool.run(&[x, mask([2, 2], &[1, 1, 1, 0])]).unwrap();
+        assert_eq!(y[0].shape().dims(), [2, 2]);
+        near(&y[0], &[2.0, 3.0, 5.0, 6.0]);
+    }
+
+    #[test]
+    fn a_text_without_tokens_is_nothing_and_not_nan() {
+        let y = MeanPool.run(&[tensor(&[1, 1, 2], &[7.0, 7.0]), mask([1, 1], &[0])]).unwrap();
+        near(&y[0], &[0.0, 0.0]);
+    }
+
+    #[test]
+    fn a_mask_of_another_shape_is_refused_by_name() {
+        let error = MeanPool.run(&[tensor(&[1, 2, 1], &[1.0, 1.0]), mask([1, 1], &[1])]).unwrap_err();
+        assert!(error.to_string().contains("tensor `mask` has shape [1, 1], expected [1, 2]"), "{error}");
+    }
+
+    #[test]
+    fn vectors_get_the_length_one_and_zeros_stay_zeros() {
+        let y = Normalize.run(&[tensor(&[2, 2], &[3.0, 4.0, 0.0, 0.0])]).unwrap();
+        near(&y[0], &[0.6, 0.8, 0.0, 0.0]);
+    }
+}
