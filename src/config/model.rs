@@ -139,7 +139,7 @@ fn settle(raw: &mut raw::ModelFile, own: &Value, said: &Said, problems: &mut Pro
         match &raw.ensemble {
             None => raw.ensemble = Some(value.clone()),
             Some(ours) if ours == value => {}
-            Some(_) => one.contradiction("ensemble", &"another graph", &text),
+            Some(_) => one.contradiction("ensemble", &"another graph", text),
         }
     }
     for (output, word) in &said.labels {

@@ -79,7 +79,10 @@ pub fn describe(settings: &Settings, opener: Arc<dyn Open>, lanes: usize) -> Vec
 
 /// What steps may run, as far as it has been described: by model, the highest version last.
 #[derive(Default)]
-struct Described(HashMap<Arc<str>, Vec<(Arc<str>, Vec<Arc<str>>, Served)>>);
+struct Described(HashMap<Arc<str>, Vec<Version>>);
+
+/// A version, its labels, and what it takes and yields.
+type Version = (Arc<str>, Vec<Arc<str>>, Served);
 
 impl Described {
     fn add(&mut self, found: &Found, signature: &Arc<Signature>, batches: bool, decoupled: bool) {
@@ -190,7 +193,7 @@ fn together(batches: bool, decoupled: bool) -> &'static str {
 mod tests {
     use super::*;
     use crate::model::{
-        ModelSettings, Sample,
+        ModelSettings, Reader, Sample,
         testing::{Opener, directory},
     };
 
@@ -263,5 +266,25 @@ mod tests {
         // Two bytes twice for the first, four bytes twice for the second: one is left.
         let problem = described[2].problem.as_deref().unwrap();
         assert!(problem.contains("of 1 KiB for models (`models.memory`) are left"), "{problem}");
+    }
+
+    #[test]
+    fn an_ensemble_is_described_beside_its_models_or_its_problems_are() {
+        let directory = directory(&[("b/1/model.onnx", "ok"), ("a/model.yaml", "b"), ("c/model.yaml", "none")]);
+        let reader = Reader::new(|source, defaults| {
+            let file = std::fs::read_to_string(source.folder.join("model.yaml")).unwrap();
+            let what = ensemble::What::Model(ModelRef { name: file.into(), version: None });
+            let named = |name: &str, tensor: &str| vec![(name.into(), tensor.into())];
+            let steps = vec![ensemble::Step { what, inputs: named("x", "in"), outputs: named("y", "out") }];
+            let graph = ensemble::Settings { steps, in_flight: 1, inputs: None, outputs: None };
+            Ok(ModelSettings { ensemble: Some(Arc::new(graph)), ..defaults.clone() })
+        });
+        let directories = vec![directory.path().to_owned()];
+        let settings = Settings { directories, reader: Some(reader), ..Settings::default() };
+        let descriptions = describe(&settings, Arc::new(Opener::default()), 1);
+        assert_eq!(descriptions.iter().map(|one| &*one.what).collect::<Vec<_>>(), ["a/1", "b/1", "c/1"]);
+        assert_eq!(descriptions[0].lines[0], "input `in`: FP32, of shape any x 4");
+        let problem = descriptions[2].problem.as_deref().unwrap();
+        assert!(problem.contains("step 1 (`none`): model `none` is unknown, or would not be served"), "{problem}");
     }
 }

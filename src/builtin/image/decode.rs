@@ -33,7 +33,7 @@ pub(super) fn decode(file: &[u8], max_pixels: usize) -> Result<Rgb, String> {
 }
 
 fn check(width: usize, height: usize, max_pixels: usize) -> Result<(), String> {
-    let pixels = width.checked_mul(height).unwrap_or(usize::MAX);
+    let pixels = width.saturating_mul(height);
     if pixels == 0 || pixels > max_pixels {
         return Err(format!("has {width} x {height} pixels, expected 1 to {max_pixels}"));
     }
