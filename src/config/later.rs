@@ -6,7 +6,6 @@
 pub(super) const LATER: &[&str] = &[
     "profile",
     "listen.*.trusted_proxies",
-    "limits.http2.max_age",
     "models.watch",
     "models.memory",
     "models.defaults.batching.pad",

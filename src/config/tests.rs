@@ -235,6 +235,15 @@ fn traces_go_to_a_collector_nearby() {
 }
 
 #[test]
+fn a_connection_may_become_old_but_not_at_once() {
+    let text = |age: &str| format!("limits: {{ http2: {{ max_age: {age} }} }}");
+    assert_eq!(Config::default().frontend.http2.max_age, None);
+    assert_eq!(parse(&text("10m")).unwrap().frontend.http2.max_age, Some(Duration::from_secs(600)));
+    assert_eq!(only_problem(&text("999ms")), "limits.http2.max_age: 999ms is below 1s");
+    assert!(only_problem(&text("0s")).contains("zero"));
+}
+
+#[test]
 fn an_open_listener_needs_someone_who_checks() {
     let problem = only_problem("listen: [{ address: \"0.0.0.0:8080\" }]");
     assert!(problem.starts_with("listen[0].address: 0.0.0.0:8080 can be reached from other machines"), "{problem}");

@@ -226,4 +226,6 @@ impl Places {
 }
 
 #[cfg(test)]
+mod age_tests;
+#[cfg(test)]
 mod tests;

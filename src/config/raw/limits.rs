@@ -74,6 +74,7 @@ keys! {
     Http2 {
         streams: Number, stream_window: Size, connection_window: Size, frame: Size, stream_buffer: Size,
         connection_buffer: Size, resets: Rate, control_frames: Rate, ping: Span, ping_timeout: Span,
+        max_age: Option<Span>,
     }
 }
 
@@ -296,6 +297,7 @@ impl Default for Http2 {
             control_frames: rate(http2.control_frames, 1),
             ping: Span(http2.ping),
             ping_timeout: Span(http2.ping_timeout),
+            max_age: http2.max_age.map(Span),
         }
     }
 }

@@ -28,6 +28,8 @@ const FRAME: RangeInclusive<usize> = (1 << 14)..=(1 << 24) - 1;
 const JSON_DEPTH: usize = 127;
 /// Leases that can be renewed in time, and that do not outlive whoever waits for them.
 const LEASE: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(3600);
+/// The least age at which a connection may be called old: a client that comes again needs some round trips for it.
+const YOUNGEST: Duration = Duration::from_secs(1);
 /// Bytes in the name of a policy.
 const LONGEST_NAME: usize = 64;
 /// The largest share of a full queue: more would leave others with nothing.
@@ -77,6 +79,7 @@ pub(super) fn frontend(raw: &raw::Limits, problems: &mut Problems) -> settings::
             control_frames: per("limits.http2.control_frames", http2.control_frames, 1, problems),
             ping: http2.ping.0,
             ping_timeout: http2.ping_timeout.0,
+            max_age: http2.max_age.map(|age| at_least("limits.http2.max_age", age, YOUNGEST, problems)),
         },
         websocket: settings::WebSocket {
             hello: websocket.hello.0,
@@ -293,6 +296,14 @@ fn fields(path: &str, Number(number): Number, problems: &mut Problems) -> usize 
         problems.push(path, format!("{number} is above {FIELDS}"));
     }
     number.min(FIELDS)
+}
+
+/// A time that costs somebody something each time that it is over.
+fn at_least(path: &str, span: Span, least: Duration, problems: &mut Problems) -> Duration {
+    if span.0 < least {
+        problems.push(path, format!("{span} is below {}", Span(least)));
+    }
+    span.0
 }
 
 fn small(path: &str, Number(number): Number, problems: &mut Problems) -> u32 {
