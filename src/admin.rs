@@ -125,6 +125,8 @@ impl Admin {
         let path = request.uri().path();
         if !matches!(path, "/livez" | "/readyz" | "/metrics") {
             let id = head::call_id(request.headers());
+            let client = connection.of_client(&head::Fields::of(request.headers()), request.headers());
+            let connection = client.as_ref().unwrap_or(connection);
             if let Err(error) = may_manage(connection, request, id.clone()).await {
                 return refusal(&error, &id, path);
             }

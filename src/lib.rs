@@ -24,7 +24,8 @@
 //! # The life of one request
 //!
 //! 1. [`frontend::accept`] accepts within the connection limits and deals the socket to a lane ([`lane`]).
-//! 2. [`frontend::http`] looks at the head only and chooses the surface: `grpc`, `websocket`, `h2_stream` or `rest`.
+//! 2. [`frontend::http`] looks at the head only: it finds the client, if a trusted proxy is in between, and chooses the
+//!    surface: `grpc`, `websocket`, `h2_stream` or `rest`.
 //! 3. The surface asks the address gate, then builds an inbound call: head, credentials as sent, and a body that *would* be
 //!    read.
 //! 4. [`call::Gateway`] enters the stack ([`stack`]): trace, metrics, panic guard, deadline, authenticate, rate limit,

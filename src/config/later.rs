@@ -5,7 +5,6 @@
 /// What comes later, by path; `*` is any element of a list. Naming it is answered clearly, never silently accepted.
 pub(super) const LATER: &[&str] = &[
     "profile",
-    "listen.*.trusted_proxies",
     "models.watch",
     "models.memory",
     "models.defaults.batching.pad",

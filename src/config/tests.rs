@@ -160,7 +160,6 @@ fn what_comes_later_says_so() {
     for (text, key) in [
         ("idempotency: { age: 10m }", "idempotency"),
         ("models: { defaults: { cache: { memory: 1MiB } } }", "models.defaults.cache"),
-        ("listen: [{ address: \"127.0.0.1:0\", trusted_proxies: [] }]", "listen[0].trusted_proxies"),
     ] {
         assert_eq!(only_problem(text), format!("`{key}` is not available in this version"));
     }
@@ -241,6 +240,19 @@ fn a_connection_may_become_old_but_not_at_once() {
     assert_eq!(parse(&text("10m")).unwrap().frontend.http2.max_age, Some(Duration::from_secs(600)));
     assert_eq!(only_problem(&text("999ms")), "limits.http2.max_age: 999ms is below 1s");
     assert!(only_problem(&text("0s")).contains("zero"));
+}
+
+#[test]
+fn proxies_are_networks_and_are_not_counted_themselves() {
+    let text = |list: &str| format!("listen: [{{ address: \"127.0.0.1:0\", trusted_proxies: {list} }}]");
+    let config = parse(&text("[10.0.0.0/8, \"::1\"]")).unwrap();
+    let trusted = ["10.0.0.0/8", "::1"].map(|network| network.parse().unwrap());
+    assert_eq!(config.listen[0].trusted_proxies, trusted);
+    assert_eq!(config.addresses.exempt, [&address::Settings::default().exempt[..], &trusted].concat());
+    assert!(config.warnings().is_empty());
+    assert!(only_problem(&text("[10.0.0.1/8]")).starts_with("listen[0].trusted_proxies[0]: `10.0.0.1/8`"));
+    let careless = parse(&text("[\"::/0\"]")).unwrap().warnings();
+    assert!(careless.len() == 1 && careless[0].starts_with("::/0 is among the `trusted_proxies` of 127.0.0.1:0"));
 }
 
 #[test]

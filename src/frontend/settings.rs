@@ -243,7 +243,7 @@ impl Default for Grpc {
 /// Where reflection is served (`grpc.reflection`).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Reflection {
-    /// On loopback listeners.
+    /// On loopback listeners, for calls that were not forwarded.
     #[default]
     Loopback,
     /// On all.

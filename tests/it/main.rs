@@ -15,6 +15,7 @@ mod datatypes;
 mod doors;
 mod drain;
 mod floods;
+mod forwarded;
 mod grpc;
 mod limits;
 mod listeners;

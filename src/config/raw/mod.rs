@@ -55,6 +55,7 @@ pub struct Listen {
     pub address: String,
     pub surfaces: Vec<String>,
     pub tls: Option<Tls>,
+    pub trusted_proxies: Vec<String>,
 }
 
 /// The admin listener.
@@ -334,7 +335,7 @@ impl Default for Grpc {
 impl Default for Listen {
     fn default() -> Self {
         let surfaces = crate::call::Surface::ALL.map(|surface| surface.name().to_owned()).to_vec();
-        Self { address: "127.0.0.1:8080".to_owned(), surfaces, tls: None }
+        Self { address: "127.0.0.1:8080".to_owned(), surfaces, tls: None, trusted_proxies: Vec::new() }
     }
 }
 

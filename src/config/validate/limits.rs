@@ -3,7 +3,7 @@
 use crate::{
     call::Intent,
     config::{
-        Concurrency, Deadline, Problems, raw,
+        Concurrency, Deadline, Listen, Problems, raw,
         units::{Number, Rate, Size, Span},
     },
     error::Cap,
@@ -105,14 +105,22 @@ pub(super) fn frontend(raw: &raw::Limits, problems: &mut Problems) -> settings::
     }
 }
 
-pub(super) fn addresses(raw: &raw::Limits, problems: &mut Problems) -> address::Settings {
-    let mut exempt = Vec::new();
-    for (at, text) in raw.address.exempt.iter().enumerate() {
+/// Networks, such as `10.0.0.0/8`.
+pub(super) fn networks(path: &str, raw: &[String], problems: &mut Problems) -> Vec<address::Network> {
+    let mut networks = Vec::new();
+    for (at, text) in raw.iter().enumerate() {
         match text.parse() {
-            Ok(network) => exempt.push(network),
-            Err(problem) => problems.push(format!("limits.address.exempt[{at}]"), problem),
+            Ok(network) => networks.push(network),
+            Err(problem) => problems.push(format!("{path}[{at}]"), problem),
         }
     }
+    networks
+}
+
+/// The address gate, which never counts what comes from `listeners`' own proxies (contract 10 section 5).
+pub(super) fn addresses(raw: &raw::Limits, listeners: &[Listen], problems: &mut Problems) -> address::Settings {
+    let mut exempt = networks("limits.address.exempt", &raw.address.exempt, problems);
+    exempt.extend(listeners.iter().flat_map(|listen| &listen.trusted_proxies));
     address::Settings {
         failures: raw.address.failures.count,
         per: raw.address.failures.per,

@@ -51,13 +51,15 @@ pub(super) fn config(
     runtime.onnxruntime = overrides.onnxruntime.or(runtime.onnxruntime);
     let mut log = raw.telemetry.log;
     log.format = overrides.log_format.unwrap_or(log.format);
+    let listen = listeners(&raw.listen, &overrides.listen, folder, &auth, problems);
+    let addresses = limits::addresses(&raw.limits, &listen, problems);
     let config = Config {
-        listen: listeners(&raw.listen, &overrides.listen, folder, &auth, problems),
+        listen,
         admin,
         auth,
         grants: raw.grants.iter().enumerate().map(|(at, grant)| auth::rule(at, grant, problems)).collect(),
         frontend: frontend(raw, problems),
-        addresses: limits::addresses(&raw.limits, problems),
+        addresses,
         rates: limits::rates(&raw.limits.rate, problems),
         shared: limits::shared(&raw.limits, folder, problems),
         weights: limits::weights(&raw.limits, problems),
@@ -108,12 +110,18 @@ fn listeners(
         let found = address(&format!("{path}.address"), &listen.address, problems);
         let surfaces = surfaces(&format!("{path}.surfaces"), &listen.surfaces, problems);
         let tls = listen.tls.as_ref().map(|tls| auth::tls(&path, tls, folder, problems));
+        let trusted_proxies = limits::networks(&format!("{path}.trusted_proxies"), &listen.trusted_proxies, problems);
         if let Some(address) = found {
-            listeners.push((format!("{path}.address"), Listen { address, surfaces, tls }));
+            listeners.push((format!("{path}.address"), Listen { address, surfaces, tls, trusted_proxies }));
         }
     }
     if !flags.is_empty() {
-        let listen = |address: &SocketAddr| Listen { address: *address, surfaces: Surfaces::ALL, tls: None };
+        let listen = |address: &SocketAddr| Listen {
+            address: *address,
+            surfaces: Surfaces::ALL,
+            tls: None,
+            trusted_proxies: Vec::new(),
+        };
         listeners = flags.iter().map(|address| ("--listen".to_owned(), listen(address))).collect();
     }
     for (at, (path, Listen { address, .. })) in listeners.iter().enumerate() {

@@ -57,7 +57,7 @@ pub async fn serve(accepted: Accepted, frontend: Arc<Frontend>) {
 }
 
 async fn run(accepted: Accepted, frontend: Arc<Frontend>) -> io::Result<()> {
-    let Accepted { stream, remote, local, surfaces, tls, mut place } = accepted;
+    let Accepted { stream, remote, local, surfaces, tls, proxies, mut place } = accepted;
     let stream = TcpStream::from_std(stream)?;
     stream.set_nodelay(true)?;
     let activity = Arc::new(Activity::default());
@@ -86,7 +86,7 @@ async fn run(accepted: Accepted, frontend: Arc<Frontend>) -> io::Result<()> {
 
     let kind = if http == Http::Two { Kind::Http2 } else { Kind::Http1 };
     frontend.metrics.connection_is(&mut place.gauge, kind);
-    let connection = Arc::new(Connection::new(Arc::clone(&frontend), Arc::new(peer), surfaces));
+    let connection = Arc::new(Connection::new(Arc::clone(&frontend), Arc::new(peer), surfaces).behind(proxies));
     let socket = Socket::new(stream, prefix, Arc::clone(&activity), place);
     let (timers, phase) = (frontend.settings.timers, frontend.phase.clone());
     match http {
