@@ -46,7 +46,8 @@
 //! call         -> tensor, error
 //! telemetry    -> call, error
 //! wire         -> call, tensor, error
-//! auth, limit  -> call, error
+//! trust        -> nothing of ours
+//! auth, limit  -> call, error, trust
 //! layer        -> call, auth, limit, telemetry, error
 //! backend      -> tensor, error
 //! schedule     -> backend, call, tensor, error, telemetry
@@ -137,4 +138,5 @@ pub mod shutdown;
 pub mod stack;
 pub mod telemetry;
 pub mod tensor;
+pub mod trust;
 pub mod wire;

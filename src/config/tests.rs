@@ -256,6 +256,32 @@ fn proxies_are_networks_and_are_not_counted_themselves() {
 }
 
 #[test]
+fn two_listeners_do_not_share_an_address() {
+    let text = |one: &str, two: &str, admin: &str| {
+        format!(
+            "listen: [{{ address: \"{one}\" }}, {{ address: \"{two}\" }}]\nadmin: {{ address: \"{admin}\" }}\n\
+             auth: {{ anonymous: always }}"
+        )
+    };
+    let (a, b, c) = ("127.0.0.1:1", "127.0.0.1:2", "127.0.0.1:3");
+    for fine in [[a, b, c], ["0.0.0.0:1", "[::1]:1", c], ["127.0.0.1:0"; 3], ["127.0.0.1:1", "127.0.0.2:1", "[::1]:1"]]
+    {
+        assert_eq!(problems(&text(fine[0], fine[1], fine[2])), [""; 0], "{fine:?}");
+    }
+    assert_eq!(
+        only_problem(&text(a, a, c)),
+        "listen[1].address: 127.0.0.1:1 cannot be listened on beside 127.0.0.1:1 (`listen[0].address`)"
+    );
+    assert_eq!(
+        only_problem(&text(a, b, "0.0.0.0:2")),
+        "listen[1].address: 127.0.0.1:2 cannot be listened on beside 0.0.0.0:2 (`admin.address`)"
+    );
+    for both in [["[::]:1", a], [a, "0.0.0.0:1"], ["[::ffff:127.0.0.1]:1", a], ["[::]:1", "[::1]:1"]] {
+        assert!(only_problem(&text(both[0], both[1], c)).starts_with("listen[1].address: "), "{both:?}");
+    }
+}
+
+#[test]
 fn an_open_listener_needs_someone_who_checks() {
     let problem = only_problem("listen: [{ address: \"0.0.0.0:8080\" }]");
     assert!(problem.starts_with("listen[0].address: 0.0.0.0:8080 can be reached from other machines"), "{problem}");
@@ -377,6 +403,13 @@ fn what_contradicts_is_refused() {
         "limits: { rate: [{ name: a }] }",
         "limits: { rate: [{ name: a, limit: 1/s }, { name: a, limit: 2/s }] }",
         "limits: { shared: { redis: \"redis://127.0.0.1\", lease: 500ms } }",
+        "limits: { shared: { redis: \"redis://127.0.0.1\", ca: tests.rs } }",
+        "limits: { shared: { redis: \"rediss://127.0.0.1\", ca: none.pem } }",
+        "limits: { websocket: { ping: 1ns } }",
+        "limits: { http2: { ping: 999ms } }",
+        "limits: { timers: { stream_ping: 1ms } }",
+        "cors: { origins: [\"https://*.example\"] }",
+        "auth: { websocket: { origins: [\"https://*.example\"] } }",
         "models: { load: none, required: [digits] }",
         "models: { load: [\"../x\"] }",
         "models: { defaults: { versions: { newest: 1 } } }",

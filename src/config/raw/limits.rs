@@ -108,6 +108,7 @@ pub struct Policy {
 #[expect(missing_docs, reason = "the keys are explained in docs/limits.md")]
 pub struct Shared {
     pub redis: Redis,
+    pub ca: Option<PathBuf>,
     pub when_away: WhenAway,
     pub share: f64,
     pub lease: Span,
@@ -136,6 +137,7 @@ impl Default for Shared {
     fn default() -> Self {
         Self {
             redis: Redis::File { file: PathBuf::new() },
+            ca: None,
             when_away: WhenAway::default(),
             share: 0.25,
             lease: Span(Duration::from_secs(10)),

@@ -269,7 +269,11 @@ impl Shaped for Config {
                 ..Auth::default()
             },
             grants: vec![Grant::default()],
-            limits: Limits { rate: vec![Policy::default()], shared: Some(Shared::default()), ..Limits::default() },
+            limits: Limits {
+                rate: vec![Policy::default()],
+                shared: Some(Shared { ca: path(), ..Shared::default() }),
+                ..Limits::default()
+            },
             models: Models {
                 // A map by default, but a word or a list will do.
                 defaults: ModelDefaults { versions: Versions::All, ..ModelDefaults::default() },
