@@ -8,7 +8,7 @@ use crate::{
     call::{Call, CallId, Head, Intent, Manage, Operation, Peer, Pending, Readiness, Surface},
     error::Error,
     frontend::{
-        Connection, Frontend, Surfaces, head,
+        Connection, Frontend, Surfaces, head, rest,
         tls::{self, Tls},
     },
     model::{Repository, State},
@@ -125,6 +125,8 @@ impl Admin {
         let path = request.uri().path();
         if !matches!(path, "/livez" | "/readyz" | "/metrics") {
             let id = head::call_id(request.headers());
+            let client = connection.of_client(&head::Fields::of(request.headers()), request.headers());
+            let connection = client.as_ref().unwrap_or(connection);
             if let Err(error) = may_manage(connection, request, id.clone()).await {
                 return refusal(&error, &id, path);
             }
@@ -137,9 +139,9 @@ impl Admin {
         }
         match path {
             "/livez" if self.readiness.is_live() => plain(StatusCode::OK, "live\n"),
-            "/livez" => plain(StatusCode::SERVICE_UNAVAILABLE, "broken\n"),
+            "/livez" => unavailable("broken\n"),
             "/readyz" if self.readiness.is_ready() => plain(StatusCode::OK, self.with_failures("ready")),
-            "/readyz" => plain(StatusCode::SERVICE_UNAVAILABLE, self.with_failures(self.readiness.reason())),
+            "/readyz" => unavailable(self.with_failures(self.readiness.reason())),
             _ => self.page(request.headers()),
         }
     }
@@ -197,6 +199,15 @@ fn refusal(error: &Error, id: &CallId, path: &str) -> Response<Full<Bytes>> {
     if status == StatusCode::UNAUTHORIZED {
         headers.insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
     }
+    if let Some(after) = error.retry_after() {
+        rest::retry_after(headers, after, status == StatusCode::SERVICE_UNAVAILABLE);
+    }
+    response
+}
+
+fn unavailable(text: impl Into<Bytes>) -> Response<Full<Bytes>> {
+    let mut response = plain(StatusCode::SERVICE_UNAVAILABLE, text);
+    rest::retry_after(response.headers_mut(), Duration::from_secs(1), true);
     response
 }
 
@@ -249,6 +260,24 @@ mod tests {
     async fn a_connection_is_one_request() {
         let answer = probe(admin(Metrics::new()).await).await;
         assert!(answer.starts_with("HTTP/1.1 200") && answer.ends_with("live\n"), "{answer}");
+    }
+
+    #[tokio::test]
+    async fn who_is_to_come_again_is_told_when() {
+        let address = admin(Metrics::new()).await;
+        let mut stream = TcpStream::connect(address).await.unwrap();
+        stream.write_all(b"GET /readyz HTTP/1.1\r\nhost: x\r\n\r\n").await.unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.unwrap();
+        assert!(answer.starts_with("HTTP/1.1 503") && answer.contains("\r\nretry-after: "), "{answer}");
+        for error in [
+            Error::RateLimited { retry_after: Duration::from_millis(1_500), cap: crate::error::Cap::Address },
+            Error::ShuttingDown,
+        ] {
+            let response = refusal(&error, &CallId::make(), "/");
+            let after: u64 = response.headers()["retry-after"].to_str().unwrap().parse().unwrap();
+            assert!((1..=2).contains(&after), "{error}: {after}");
+        }
     }
 
     #[tokio::test]

@@ -387,7 +387,8 @@ pub fn tls(settings: Option<&tls::Settings>, speaks: Speaks) -> Result<Option<Tl
 
 fn bind(listen: &Listen) -> Result<Listener, StartError> {
     let tls = tls(listen.tls.as_ref(), Speaks::Both)?;
-    Listener::bind(listen.address, listen.surfaces, tls).map_err(StartError::new)
+    let listener = Listener::bind(listen.address, listen.surfaces, tls).map_err(StartError::new)?;
+    Ok(listener.trusting(&listen.trusted_proxies))
 }
 
 async fn bind_admin(admin: &config::Admin) -> Result<(TcpListener, Option<Tls>), StartError> {

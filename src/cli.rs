@@ -19,7 +19,7 @@ use crate::{
     bench,
     config::{self, Config, Overrides, Problems},
     frontend::tls::Speaks,
-    model::describe::describe,
+    model::describe::{Description, describe},
 };
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use keys::Keys;
@@ -286,6 +286,10 @@ fn explain(text: &mut String, config: &Config, runtime: &Runtime, opener: Arc<dy
             writeln!(text, "  problem: {problem}")?;
         }
     }
+    if let Some(problem) = predicted(config, &descriptions) {
+        problems += 1;
+        writeln!(text, "\nrest.predict.model\n  problem: {problem}")?;
+    }
     for warning in config.warnings() {
         writeln!(text, "\nwarning: {warning}")?;
     }
@@ -300,6 +304,22 @@ fn explain(text: &mut String, config: &Config, runtime: &Runtime, opener: Arc<dy
         problems => writeln!(text, "\n{problems} problems; what has none would be served")?,
     }
     Ok(problems > 0)
+}
+
+/// What is wrong with the model behind `POST /predict`, as far as is known: a load call may still bring it.
+fn predicted(config: &Config, descriptions: &[Description]) -> Option<String> {
+    let model = &config.frontend.rest.predict.as_ref()?.model;
+    let is_it = |what: &str| match (what.rsplit_once('/'), &model.version) {
+        (Some((name, version)), Some(wanted)) => name == &*model.name && version == &**wanted,
+        (Some((name, _)), None) => name == &*model.name,
+        (None, _) => false,
+    };
+    let found = descriptions.iter().any(|found| is_it(&found.what));
+    let may_come = config.models.control == config::Control::Explicit;
+    (!found && !may_come).then(|| match &model.version {
+        Some(version) => format!("no version {version} of a model `{}` would be served", model.name),
+        None => format!("no model `{}` would be served", model.name),
+    })
 }
 
 fn wrong(problems: &Problems) -> ExitCode {

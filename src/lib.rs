@@ -24,7 +24,8 @@
 //! # The life of one request
 //!
 //! 1. [`frontend::accept`] accepts within the connection limits and deals the socket to a lane ([`lane`]).
-//! 2. [`frontend::http`] looks at the head only and chooses the surface: `grpc`, `websocket`, `h2_stream` or `rest`.
+//! 2. [`frontend::http`] looks at the head only: it finds the client, if a trusted proxy is in between, and chooses the
+//!    surface: `grpc`, `websocket`, `h2_stream` or `rest`.
 //! 3. The surface asks the address gate, then builds an inbound call: head, credentials as sent, and a body that *would* be
 //!    read.
 //! 4. [`call::Gateway`] enters the stack ([`stack`]): trace, metrics, panic guard, deadline, authenticate, rate limit,
@@ -45,7 +46,8 @@
 //! call         -> tensor, error
 //! telemetry    -> call, error
 //! wire         -> call, tensor, error
-//! auth, limit  -> call, error
+//! trust        -> nothing of ours
+//! auth, limit  -> call, error, trust
 //! layer        -> call, auth, limit, telemetry, error
 //! offload      -> error
 //! backend      -> tensor, error
@@ -150,4 +152,5 @@ pub mod shutdown;
 pub mod stack;
 pub mod telemetry;
 pub mod tensor;
+pub mod trust;
 pub mod wire;

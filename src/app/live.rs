@@ -119,7 +119,10 @@ impl Live {
         self.metrics.config_file_reloaded(reloaded.is_ok());
         match reloaded {
             Ok(Changes { live, fixed }) => {
-                tracing::info!(changed = live.join(", "), "the configuration was read again");
+                match live.is_empty() {
+                    true => tracing::info!("the configuration was read again, there is nothing to apply"),
+                    false => tracing::info!(changed = live.join(", "), "the configuration was read again"),
+                }
                 if !fixed.is_empty() {
                     tracing::warn!(keys = fixed.join(", "), "changed in the configuration, and needs a restart");
                 }

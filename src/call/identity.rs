@@ -120,13 +120,15 @@ impl Identity {
     }
 }
 
-/// The other end of a connection. Shared by all its calls.
+/// Who is at the other end. Shared by all calls of a connection, unless a proxy makes it for several clients.
 #[derive(Clone, Debug)]
 pub struct Peer {
-    /// Where the connection comes from.
+    /// Where the client is: where the connection comes from, or where a proxy that is trusted says. Port 0: it did not say.
     pub address: SocketAddr,
     /// Where it arrived.
     pub local: SocketAddr,
+    /// True if somebody in between says that the call is another's.
+    pub forwarded: bool,
     /// True if TLS ends here.
     pub tls: bool,
     /// The client certificate that it showed, verified.
@@ -136,11 +138,17 @@ pub struct Peer {
 impl Peer {
     /// Somebody at `address` who has connected to `local` in clear text.
     pub const fn new(address: SocketAddr, local: SocketAddr) -> Self {
-        Self { address, local, tls: false, certificate: None }
+        Self { address, local, forwarded: false, tls: false, certificate: None }
     }
 
-    /// True if it arrived on a loopback address; `auth.anonymous: loopback` asks this.
+    /// True if it comes from this machine; `auth.anonymous: loopback` asks this. What was forwarded to a loopback address
+    /// may come from anywhere.
     pub fn is_loopback(&self) -> bool {
+        !self.forwarded && self.arrived_on_loopback()
+    }
+
+    /// True if it arrived on a loopback address, whoever it is from.
+    pub fn arrived_on_loopback(&self) -> bool {
         self.local.ip().to_canonical().is_loopback()
     }
 }

@@ -364,7 +364,7 @@ mod tests {
 
     fn head() -> Head {
         let address = ([127, 0, 0, 1], 1).into();
-        let peer = Arc::new(Peer { address, local: address, tls: false, certificate: None });
+        let peer = Arc::new(Peer::new(address, address));
         Head::new(CallId::make(), Surface::Rest, Intent::Infer, peer)
     }
 

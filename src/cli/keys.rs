@@ -21,10 +21,10 @@ pub(super) enum Keys {
     /// Make a key: prints it once, and the entry for keys.yaml, or puts that into --file
     New {
         /// Identity that the key proves
-        #[arg(long)]
+        #[arg(long, value_parser = name)]
         identity: String,
         /// Groups of that identity; may be repeated
-        #[arg(long = "group", value_name = "GROUP")]
+        #[arg(long = "group", value_name = "GROUP", value_parser = name)]
         groups: Vec<String>,
         /// Intents that the key is for, of those granted; may be repeated; by default all
         #[arg(long = "intent", value_name = "INTENT")]
@@ -139,10 +139,19 @@ fn hash() -> ExitCode {
     }
 }
 
+/// The name of an identity or group: something that a grant can name and a line of a log can hold.
+fn name(text: &str) -> Result<String, String> {
+    let is_sane = !text.is_empty() && text.trim() == text && !text.chars().any(char::is_control);
+    is_sane.then(|| text.to_owned()).ok_or_else(|| {
+        "expected a name without spaces around it, and without line ends and other control characters".to_owned()
+    })
+}
+
 /// A time, or how long from now.
 fn expiry(text: &str) -> Result<SystemTime, String> {
     if let Some(time) = timestamp::parse(text) {
-        return Ok(time);
+        let is_ahead = time > SystemTime::now();
+        return is_ahead.then_some(time).ok_or_else(|| "this time is over: the key could never be used".to_owned());
     }
     let hours = match text.strip_suffix('d') {
         Some(days) => days.parse::<u64>().ok().and_then(|days| days.checked_mul(24)),

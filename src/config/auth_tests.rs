@@ -1,7 +1,10 @@
 //! `auth`, `grants` and TLS: what people write, and what is wrong with it.
 
 use super::*;
-use crate::auth::jwt::{Algorithm, Keys, Trust};
+use crate::{
+    auth::jwt::{Algorithm, Keys},
+    trust::Trust,
+};
 
 fn parse_in(folder: &Path, text: &str) -> Result<Config, Problems> {
     Config::parse(text, "test.yaml", folder, Overrides::default())

@@ -32,7 +32,10 @@ use crate::{
     auth::{self, grants},
     call::Notes,
     frontend::{self, Surfaces, tls},
-    limit::{self, address},
+    limit::{
+        self,
+        address::{self, Network},
+    },
     model::{Sample, ensemble, watch},
     telemetry::{metrics, traces},
     tensor::Signature,
@@ -99,6 +102,8 @@ pub struct Listen {
     pub surfaces: Surfaces,
     /// How it speaks TLS; `None`: clear text.
     pub tls: Option<tls::Settings>,
+    /// Networks of proxies that are believed when they say whose a call is.
+    pub trusted_proxies: Vec<Network>,
 }
 
 /// The admin listener.
@@ -422,6 +427,14 @@ impl Config {
         }
         if self.auth.anonymous == auth::Anonymous::Never && !self.auth.has_method() {
             warnings.push("`auth` has no method and `auth.anonymous` is never: every call will be refused".to_owned());
+        }
+        for listen in &self.listen {
+            if let Some(all) = listen.trusted_proxies.iter().find(|network| network.is_everything()) {
+                let address = listen.address;
+                warnings.push(format!(
+                    "{all} is among the `trusted_proxies` of {address}: whoever reaches it may say that he is anybody"
+                ));
+            }
         }
         warnings
     }

@@ -160,7 +160,6 @@ fn what_comes_later_says_so() {
     for (text, key) in [
         ("idempotency: { age: 10m }", "idempotency"),
         ("models: { defaults: { cache: { memory: 1MiB } } }", "models.defaults.cache"),
-        ("listen: [{ address: \"127.0.0.1:0\", trusted_proxies: [] }]", "listen[0].trusted_proxies"),
     ] {
         assert_eq!(only_problem(text), format!("`{key}` is not available in this version"));
     }
@@ -225,6 +224,54 @@ fn traces_go_to_a_collector_nearby() {
     for sample in ["-0.1", "1.5"] {
         let text = format!("telemetry: {{ otlp: {{ endpoint: \"http://c:1\", sample: {sample} }} }}");
         assert!(only_problem(&text).starts_with("telemetry.otlp.sample: "), "{sample}");
+    }
+}
+
+#[test]
+fn a_connection_may_become_old_but_not_at_once() {
+    let text = |age: &str| format!("limits: {{ http2: {{ max_age: {age} }} }}");
+    assert_eq!(Config::default().frontend.http2.max_age, None);
+    assert_eq!(parse(&text("10m")).unwrap().frontend.http2.max_age, Some(Duration::from_secs(600)));
+    assert_eq!(only_problem(&text("999ms")), "limits.http2.max_age: 999ms is below 1s");
+    assert!(only_problem(&text("0s")).contains("zero"));
+}
+
+#[test]
+fn proxies_are_networks_and_are_not_counted_themselves() {
+    let text = |list: &str| format!("listen: [{{ address: \"127.0.0.1:0\", trusted_proxies: {list} }}]");
+    let config = parse(&text("[10.0.0.0/8, \"::1\"]")).unwrap();
+    let trusted = ["10.0.0.0/8", "::1"].map(|network| network.parse().unwrap());
+    assert_eq!(config.listen[0].trusted_proxies, trusted);
+    assert_eq!(config.addresses.exempt, [&address::Settings::default().exempt[..], &trusted].concat());
+    assert!(config.warnings().is_empty());
+    assert!(only_problem(&text("[10.0.0.1/8]")).starts_with("listen[0].trusted_proxies[0]: `10.0.0.1/8`"));
+    let careless = parse(&text("[\"::/0\"]")).unwrap().warnings();
+    assert!(careless.len() == 1 && careless[0].starts_with("::/0 is among the `trusted_proxies` of 127.0.0.1:0"));
+}
+
+#[test]
+fn two_listeners_do_not_share_an_address() {
+    let text = |one: &str, two: &str, admin: &str| {
+        format!(
+            "listen: [{{ address: \"{one}\" }}, {{ address: \"{two}\" }}]\nadmin: {{ address: \"{admin}\" }}\n\
+             auth: {{ anonymous: always }}"
+        )
+    };
+    let (a, b, c) = ("127.0.0.1:1", "127.0.0.1:2", "127.0.0.1:3");
+    for fine in [[a, b, c], ["0.0.0.0:1", "[::1]:1", c], ["127.0.0.1:0"; 3], ["127.0.0.1:1", "127.0.0.2:1", "[::1]:1"]]
+    {
+        assert_eq!(problems(&text(fine[0], fine[1], fine[2])), [""; 0], "{fine:?}");
+    }
+    assert_eq!(
+        only_problem(&text(a, a, c)),
+        "listen[1].address: 127.0.0.1:1 cannot be listened on beside 127.0.0.1:1 (`listen[0].address`)"
+    );
+    assert_eq!(
+        only_problem(&text(a, b, "0.0.0.0:2")),
+        "listen[1].address: 127.0.0.1:2 cannot be listened on beside 0.0.0.0:2 (`admin.address`)"
+    );
+    for both in [["[::]:1", a], [a, "0.0.0.0:1"], ["[::ffff:127.0.0.1]:1", a], ["[::]:1", "[::1]:1"]] {
+        assert!(only_problem(&text(both[0], both[1], c)).starts_with("listen[1].address: "), "{both:?}");
     }
 }
 
@@ -350,6 +397,13 @@ fn what_contradicts_is_refused() {
         "limits: { rate: [{ name: a }] }",
         "limits: { rate: [{ name: a, limit: 1/s }, { name: a, limit: 2/s }] }",
         "limits: { shared: { redis: \"redis://127.0.0.1\", lease: 500ms } }",
+        "limits: { shared: { redis: \"redis://127.0.0.1\", ca: tests.rs } }",
+        "limits: { shared: { redis: \"rediss://127.0.0.1\", ca: none.pem } }",
+        "limits: { websocket: { ping: 1ns } }",
+        "limits: { http2: { ping: 999ms } }",
+        "limits: { timers: { stream_ping: 1ms } }",
+        "cors: { origins: [\"https://*.example\"] }",
+        "auth: { websocket: { origins: [\"https://*.example\"] } }",
         "models: { load: none, required: [digits] }",
         "models: { load: [\"../x\"] }",
         "models: { defaults: { versions: { newest: 1 } } }",

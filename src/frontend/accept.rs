@@ -19,7 +19,7 @@ pub(super) use tunnel::{Hold, Over, Tunnel};
 
 use super::{Phase, Surfaces, settings::Connections, tls::Tls};
 use crate::{
-    limit::address::{AddressGate, AddressSlot},
+    limit::address::{AddressGate, AddressSlot, Network},
     telemetry::metrics::{Gauge, Metrics},
 };
 use socket2::{Domain, Protocol, Socket, Type};
@@ -48,6 +48,7 @@ pub struct Listener {
     local: SocketAddr,
     surfaces: Surfaces,
     tls: Option<Tls>,
+    proxies: Arc<[Network]>,
 }
 
 /// Why an address cannot be listened on, in words for operators.
@@ -70,6 +71,7 @@ pub struct Accepted {
     local: SocketAddr,
     surfaces: Surfaces,
     tls: Option<(Tls, Arc<Semaphore>)>,
+    proxies: Arc<[Network]>,
     place: Place,
 }
 
@@ -92,7 +94,13 @@ impl Listener {
     pub fn bind(address: SocketAddr, surfaces: Surfaces, tls: Option<Tls>) -> Result<Self, BindError> {
         let socket = open(address).map_err(|error| BindError::new(address, &error))?;
         let local = socket.local_addr().map_err(|error| BindError::new(address, &error))?;
-        Ok(Self { socket, local, surfaces, tls })
+        Ok(Self { socket, local, surfaces, tls, proxies: Arc::default() })
+    }
+
+    /// The same, believing what these proxies say of whose a call is (`listen.*.trusted_proxies`).
+    #[must_use]
+    pub fn trusting(self, proxies: &[Network]) -> Self {
+        Self { proxies: proxies.into(), ..self }
     }
 
     /// Where it listens, with the port that was found for port 0.
@@ -142,7 +150,8 @@ impl Listener {
                     let tls = self.tls.clone().map(|tls| (tls, Arc::clone(&places.handshakes)));
                     // The address that was connected to, which is not ours if we listen on all.
                     let local = stream.local_addr().unwrap_or(self.local);
-                    deal(Accepted { stream, remote, local, surfaces: self.surfaces, tls, place });
+                    let proxies = Arc::clone(&self.proxies);
+                    deal(Accepted { stream, remote, local, surfaces: self.surfaces, tls, proxies, place });
                 }
                 Err(error) if is_peers(&error) => {}
                 Err(error) => {
@@ -225,5 +234,7 @@ impl Places {
     }
 }
 
+#[cfg(test)]
+mod age_tests;
 #[cfg(test)]
 mod tests;

@@ -42,6 +42,8 @@ pub struct Fields<'a> {
     pub json_length: Single<'a>,
     /// Whether there is an `upgrade`.
     pub upgrade: bool,
+    /// Whether somebody in between says that it passes this on for another ([`says_forwarded`]).
+    pub forwarded: bool,
     /// [`REQUEST_ID`].
     pub request_id: Option<&'a HeaderValue>,
     /// `grpc-encoding`.
@@ -82,6 +84,7 @@ impl<'a> Fields<'a> {
             origin: false,
             json_length: Single::Absent,
             upgrade: false,
+            forwarded: false,
             request_id: None,
             grpc_encoding: None,
             grpc_timeout: None,
@@ -108,7 +111,7 @@ impl<'a> Fields<'a> {
                 "traceparent" => _ = fields.traceparent.get_or_insert(value),
                 "authorization" => fields.authorization.see(value),
                 "x-api-key" => fields.api_key.see(value),
-                _ => {}
+                name => fields.forwarded |= says_forwarded(name),
             }
         }
         fields
@@ -162,6 +165,11 @@ impl<'a> Fields<'a> {
             None => Credentials::None,
         }
     }
+}
+
+/// Whether only proxies send a field of this name: `forwarded`, `via` (RFC 7239, RFC 9110 section 7.6.3), and what is common.
+fn says_forwarded(name: &str) -> bool {
+    name.starts_with("x-forwarded-") || matches!(name, "forwarded" | "via" | "x-real-ip")
 }
 
 fn is_problem(accept: &HeaderValue) -> bool {

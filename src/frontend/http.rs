@@ -73,6 +73,7 @@ pub(super) fn answer(connection: Arc<Connection>, in_flight: InFlight, request: 
     let (parts, body) = request.into_parts();
     let request = http::Request::from_parts(parts, ());
     let fields = Fields::of(request.headers());
+    let connection = connection.of_client(&fields, request.headers()).map_or(connection, Arc::new);
     let asked = Asked {
         target: Target::of(&request, &fields),
         version: request.version(),

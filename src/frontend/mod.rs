@@ -6,6 +6,7 @@
 pub mod accept;
 pub mod body;
 pub mod duplex;
+mod forwarded;
 pub mod grpc;
 pub mod h2_stream;
 pub mod head;
@@ -26,7 +27,7 @@ pub use ticket::Tickets;
 use crate::{
     call::{Credentials, Facts, Gateway, Peer, Readiness, Steered, Steering, Surface},
     error::Error,
-    limit::address::AddressGate,
+    limit::address::{AddressGate, Network},
     telemetry::metrics::Metrics,
 };
 use ::http::{HeaderMap, HeaderValue};
@@ -104,7 +105,7 @@ pub enum Phase {
     Stopping,
 }
 
-/// One connection, shared by all its requests and messages.
+/// One connection, shared by all its requests and messages; of one that a proxy makes for its clients, what is one client's.
 #[derive(Debug)]
 pub struct Connection {
     /// What all connections share.
@@ -113,14 +114,22 @@ pub struct Connection {
     pub peer: Arc<Peer>,
     /// What this listener serves.
     pub surfaces: Surfaces,
+    /// Whose `x-forwarded-for` is believed here.
+    proxies: Arc<[Network]>,
     /// Health watches that are open on it.
-    watches: AtomicUsize,
+    watches: Arc<AtomicUsize>,
 }
 
 impl Connection {
     /// A connection on which nothing was asked yet.
     pub fn new(frontend: Arc<Frontend>, peer: Arc<Peer>, surfaces: Surfaces) -> Self {
-        Self { frontend, peer, surfaces, watches: AtomicUsize::new(0) }
+        Self { frontend, peer, surfaces, proxies: Arc::default(), watches: Arc::default() }
+    }
+
+    /// The same on a listener that believes these proxies (`listen.*.trusted_proxies`).
+    #[must_use]
+    pub fn behind(self, proxies: Arc<[Network]>) -> Self {
+        Self { proxies, ..self }
     }
 
     /// Asks the address gate, and counts refusals. Called for each HTTP request and handshake, before there is a call.

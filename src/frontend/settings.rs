@@ -121,6 +121,8 @@ pub struct Http2 {
     pub ping: Duration,
     /// Time for the answer.
     pub ping_timeout: Duration,
+    /// How old a connection may become before its client is told to open another one, give or take a tenth; `None`: any age.
+    pub max_age: Option<Duration>,
 }
 
 /// WebSocket (`limits.websocket`, `auth.websocket`).
@@ -241,7 +243,7 @@ impl Default for Grpc {
 /// Where reflection is served (`grpc.reflection`).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Reflection {
-    /// On loopback listeners.
+    /// On loopback listeners, for calls that were not forwarded.
     #[default]
     Loopback,
     /// On all.
@@ -308,6 +310,7 @@ impl Default for Http2 {
             control_frames: 100,
             ping: Duration::from_secs(60),
             ping_timeout: Duration::from_secs(20),
+            max_age: None,
         }
     }
 }

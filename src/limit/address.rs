@@ -31,7 +31,7 @@ pub struct Settings {
     pub connections: usize,
     /// Addresses remembered at once.
     pub entries: usize,
-    /// Networks that are not counted.
+    /// Networks that are not counted; those of trusted proxies are always among them.
     pub exempt: Vec<Network>,
 }
 
@@ -93,6 +93,11 @@ impl Network {
             (IpAddr::V6(base), IpAddr::V6(address)) => masked_v6(base, self.prefix) == masked_v6(address, self.prefix),
             (IpAddr::V4(_), IpAddr::V6(_)) | (IpAddr::V6(_), IpAddr::V4(_)) => false,
         }
+    }
+
+    /// Whether it has every address of its kind.
+    pub fn is_everything(&self) -> bool {
+        self.prefix == 0
     }
 }
 

@@ -13,6 +13,7 @@ pub mod gcra;
 mod lease;
 mod policy;
 pub mod redis;
+mod redis_address;
 pub mod shared_slots;
 mod slot_lease;
 pub mod table;

@@ -9,9 +9,11 @@
 use super::{
     gcra::{Rate, nanos},
     lease::{Draw, Lease},
+    redis_address::{Address, Loss},
     shared_slots::SlotOrder,
 };
-use redis::{AsyncConnectionConfig, Client, RedisError, aio::MultiplexedConnection};
+use crate::trust::Trust;
+use redis::{RedisError, aio::MultiplexedConnection};
 use std::{
     sync::{
         Arc,
@@ -30,6 +32,8 @@ const ORDERS: usize = 4096;
 const TOGETHER: usize = 128;
 /// How long Redis may take to answer, or to be connected to, before it counts as away.
 const PATIENCE: Duration = Duration::from_millis(500);
+/// Reasons that are remembered as told.
+const REASONS: usize = 8;
 /// First and longest pause between two attempts to connect.
 const RETRY: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(1));
 /// How long nobody leases slots after it came back, perhaps without its data: until then the others have reconnected and
@@ -77,8 +81,10 @@ return { granted, math.ceil(tat - now), math.ceil(wait), born }
 /// Where shared limits are, and what happens without them (`limits.shared`).
 #[derive(Clone, Debug)]
 pub struct Settings {
-    /// `redis://…`; may hold a password.
+    /// `redis://…`, or `rediss://…` over TLS; may hold a password.
     pub url: Secret,
+    /// Who vouches for its certificate, over TLS.
+    pub trust: Trust,
     /// What happens while it is away.
     pub when_away: WhenAway,
     /// How long slots stay a process's own after it was last heard of.
@@ -121,12 +127,16 @@ struct Presence {
 /// The task's half.
 #[derive(Debug)]
 pub struct Link {
-    client: Client,
+    address: Address,
     orders: mpsc::Receiver<Order>,
     presence: Arc<Presence>,
     told: watch::Sender<bool>,
     /// What was last said of it; nothing before the first attempt to connect has ended.
     said: Option<bool>,
+    /// Why it was said to be away, since it was last said to be there: what it refuses for, each reason once.
+    reasons: Vec<String>,
+    /// It refused what it was asked: it is said to be there when it has obeyed, and not when it is connected to.
+    refused: bool,
     start: Instant,
 }
 
@@ -148,7 +158,7 @@ impl Settings {
     ///
     /// What is wrong with the address, without the address: it may hold a password.
     pub fn check(&self) -> Result<(), String> {
-        Client::open(&*self.url.0).map(drop).map_err(|error| error.category().to_owned())
+        Address::new(self).map(drop)
     }
 }
 
@@ -167,12 +177,21 @@ impl Shared {
     ///
     /// Why the address is none, without the address: it may hold a password.
     pub fn new(settings: &Settings, start: Instant) -> Result<(Self, Link), String> {
-        let client = Client::open(&*settings.url.0).map_err(|error| error.category().to_owned())?;
+        let address = Address::new(settings)?;
         let (orders, receiver) = mpsc::channel(ORDERS);
         // Away until it has been seen: the first calls do not wait for a connection that may never be.
         let presence = Arc::new(Presence::default());
         let told = watch::Sender::new(false);
-        let link = Link { client, orders: receiver, presence: Arc::clone(&presence), told, said: None, start };
+        let link = Link {
+            address,
+            orders: receiver,
+            presence: Arc::clone(&presence),
+            told,
+            said: None,
+            reasons: Vec::new(),
+            refused: false,
+            start,
+        };
         let Settings { when_away, lease, .. } = *settings;
         Ok((Self { when_away, lease, orders, presence, start }, link))
     }
@@ -229,14 +248,20 @@ impl Link {
         loop {
             match self.connect().await {
                 Ok(connection) => {
-                    pause = RETRY.0;
-                    self.set_present(true, None);
+                    self.arrived();
                     match self.obey(connection).await {
                         Ok(()) => return,
-                        Err(error) => self.set_present(false, Some(&error)),
+                        Err(error) => {
+                            let loss = Loss::from(error);
+                            if !self.refused {
+                                pause = RETRY.0;
+                            }
+                            self.refused |= loss.is_refusal();
+                            self.lost(&loss);
+                        }
                     }
                 }
-                Err(error) => self.set_present(false, Some(&error)),
+                Err(loss) => self.lost(&loss),
             }
             if !self.refuse_for(pause).await {
                 return;
@@ -245,11 +270,11 @@ impl Link {
         }
     }
 
-    async fn connect(&self) -> Result<MultiplexedConnection, RedisError> {
-        let patience = Some(PATIENCE);
-        let config = AsyncConnectionConfig::new().set_connection_timeout(patience).set_response_timeout(patience);
-        let mut connection = self.client.get_multiplexed_async_connection_with_config(&config).await?;
+    /// A connection to a server that answers, and lets us run scripts.
+    async fn connect(&self) -> Result<MultiplexedConnection, Loss> {
+        let mut connection = self.address.connect(PATIENCE).await?;
         let _: () = redis::cmd("PING").query_async(&mut connection).await?;
+        let _: redis::Value = redis::cmd("EVAL").arg("return 1").arg(0).query_async(&mut connection).await?;
         Ok(connection)
     }
 
@@ -278,6 +303,7 @@ impl Link {
                 Ok(answers) if answers.len() == orders.len() => {
                     let now = self.now();
                     orders.into_iter().zip(answers).for_each(|(order, answer)| order.answered(answer, now));
+                    self.obeyed();
                 }
                 Ok(_) => {
                     orders.into_iter().for_each(Order::failed);
@@ -308,22 +334,46 @@ impl Link {
         }
     }
 
-    fn set_present(&mut self, present: bool, error: Option<&RedisError>) {
-        if present && self.presence.epoch.fetch_add(1, Ordering::AcqRel) > 0 {
+    /// It is connected to: orders are sent from now on.
+    fn arrived(&mut self) {
+        if self.presence.epoch.fetch_add(1, Ordering::AcqRel) > 0 {
             self.presence.settles.store(self.now().saturating_add(nanos(SETTLE)), Ordering::Release);
         }
-        self.presence.present.store(present, Ordering::Release);
-        self.told.send_replace(present);
-        // Its text may name the address, which may hold a password; its category does not.
-        let why = error.map(RedisError::category);
-        match (self.said.replace(present), present) {
-            (None | Some(false), true) => tracing::info!("shared limits: Redis is there, limits are shared"),
-            // One that is not there from the start is news too: a wrong address or password never goes away by itself.
-            (None | Some(true), false) => {
-                tracing::warn!(why, "shared limits: Redis is away, each process decides by itself");
-            }
-            (Some(false), false) => tracing::debug!(why, "shared limits: Redis is still away"),
-            (Some(true), true) => {}
+        self.presence.present.store(true, Ordering::Release);
+        if !self.refused {
+            self.say_there();
+        }
+    }
+
+    /// It did what it was asked.
+    fn obeyed(&mut self) {
+        if std::mem::take(&mut self.refused) {
+            self.say_there();
+        }
+    }
+
+    fn say_there(&mut self) {
+        self.told.send_replace(true);
+        self.reasons.clear();
+        if self.said.replace(true) != Some(true) {
+            tracing::info!("shared limits: Redis is there, limits are shared");
+        }
+    }
+
+    fn lost(&mut self, loss: &Loss) {
+        self.presence.present.store(false, Ordering::Release);
+        self.told.send_replace(false);
+        let why = loss.why();
+        // A refusal is news beside another reason, but once: whoever is connected to and refused would be told for ever.
+        let is_new = loss.is_refusal() && self.reasons.len() < REASONS && self.reasons.iter().all(|told| *told != why);
+        // One that is not there from the start is news too: a wrong address or password never goes away by itself.
+        if self.said.replace(false) != Some(false) || is_new {
+            tracing::warn!(why = &*why, "shared limits: Redis is away, each process decides by itself");
+        } else {
+            tracing::debug!(why = &*why, "shared limits: Redis is still away");
+        }
+        if is_new {
+            self.reasons.push(why.into_owned());
         }
     }
 

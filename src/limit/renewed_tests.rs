@@ -66,6 +66,7 @@ fn a_policy_that_changed_starts_anew_and_clients_see_the_same_keys() {
 fn what_a_process_counts_by_itself_of_a_shared_limit_stays_too() {
     let settings = Settings {
         url: Secret("redis://127.0.0.1:1".into()),
+        trust: crate::trust::Trust::System,
         when_away: WhenAway::Share(0.5),
         lease: Duration::from_secs(10),
     };

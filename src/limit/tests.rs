@@ -41,12 +41,7 @@ pub(super) fn limiter(policies: Vec<Policy>) -> Arc<RateLimiter> {
 
 pub(super) fn head(intent: Intent) -> Head {
     let address = ([127, 0, 0, 1], 1).into();
-    Head::new(
-        CallId::make(),
-        Surface::Rest,
-        intent,
-        Arc::new(Peer { address, local: address, tls: false, certificate: None }),
-    )
+    Head::new(CallId::make(), Surface::Rest, intent, Arc::new(Peer::new(address, address)))
 }
 
 fn decided(outcome: Outcome) -> Result<Option<Charge>, Duration> {

@@ -3,6 +3,7 @@
 // A test binary has no interface that others could read.
 #![allow(missing_docs, unreachable_pub, missing_debug_implementations, clippy::unwrap_used)]
 
+mod age;
 mod allocations;
 mod auth;
 mod bad_input;
@@ -17,6 +18,7 @@ mod doors;
 mod drain;
 mod ensembles;
 mod floods;
+mod forwarded;
 mod grpc;
 mod hostile;
 mod limits;

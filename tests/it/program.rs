@@ -219,6 +219,28 @@ fn check_lists_every_problem_of_a_configuration_and_exits_with_2() {
 }
 
 #[test]
+fn check_notices_a_model_behind_predict_that_would_not_be_served() {
+    let folder = tempfile::tempdir().unwrap();
+    let config = folder.path().join("c.yaml");
+    let checked = |text: &str| {
+        fs::write(&config, format!("version: 1\n{text}\n")).unwrap();
+        let output = run(&["check", "--models", "models", "--config", config.to_str().unwrap()]);
+        (output.status.code(), self::text(&output.stdout))
+    };
+    let predict = |model: &str| format!("rest: {{ predict: {{ {model}, inputs: {{ x: image }} }} }}");
+    assert_eq!(checked(&predict("model: digits")).0, Some(0));
+    for (model, problem) in [
+        ("model: letters", "problem: no model `letters` would be served"),
+        ("model: digits, version: 9", "problem: no version 9 of a model `digits` would be served"),
+    ] {
+        let (status, printed) = checked(&predict(model));
+        assert!(status == Some(2) && printed.contains(problem), "{printed}");
+        // A load call may bring it.
+        assert_eq!(checked(&format!("{}\nmodels: {{ control: explicit }}", predict(model))).0, Some(0));
+    }
+}
+
+#[test]
 fn a_folder_with_bad_models_serves_the_rest_and_check_says_why() {
     let folder = tempfile::tempdir().unwrap();
     let copy = |from: &str, name: &str| {
@@ -335,6 +357,10 @@ fn keys_are_made_listed_and_revoked_in_a_file() {
         &["keys", "new", "--identity", "web", "--intent", "fly", "--file", file],
         &["keys", "new", "--identity", "web", "--expires", "0d", "--file", file],
         &["keys", "new", "--identity", "web", "--expires", "soon", "--file", file],
+        &["keys", "new", "--identity", "web", "--expires", "2020-01-31T00:00:00Z", "--file", file],
+        &["keys", "new", "--identity", "web\nadmin", "--file", file],
+        &["keys", "new", "--identity", " ", "--file", file],
+        &["keys", "new", "--identity", "web", "--group", "", "--file", file],
     ] {
         assert!(!run(wrong).status.success(), "{wrong:?}");
     }

@@ -2,6 +2,7 @@
 
 use crate::support::{
     KEY, Running, Setup,
+    authority::Authority,
     client::{Client, Data, Request},
 };
 use sluicegate::call::Surface;
@@ -30,12 +31,18 @@ const REFUSED: &str = "rate_limited|overloaded";
 struct Redis {
     port: u16,
     server: Child,
+    /// How it is started.
+    arguments: Vec<String>,
     _alone: MutexGuard<'static, ()>,
 }
 
 impl Redis {
     /// `None`, loudly, where there is none.
     async fn start() -> Option<Self> {
+        Self::start_with(|port| vec!["--port".into(), port.to_string()]).await
+    }
+
+    async fn start_with(arguments: impl FnOnce(u16) -> Vec<String>) -> Option<Self> {
         if Command::new("redis-server").arg("--version").stdout(Stdio::null()).status().is_err() {
             eprintln!("SKIPPED: shared limits are NOT tested, because `redis-server` is not installed");
             return None;
@@ -43,12 +50,14 @@ impl Redis {
         let alone = ALONE.lock().await;
         // Free now; nobody else of these tests takes a port without asking the system.
         let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-        Some(Self { port, server: Self::spawn(port), _alone: alone })
+        let arguments = arguments(port);
+        Some(Self { port, server: Self::spawn(port, &arguments), arguments, _alone: alone })
     }
 
-    fn spawn(port: u16) -> Child {
+    fn spawn(port: u16, arguments: &[String]) -> Child {
         let server = Command::new("redis-server")
-            .args(["--bind", "127.0.0.1", "--save", "", "--appendonly", "no", "--port", &port.to_string()])
+            .args(["--bind", "127.0.0.1", "--save", "", "--appendonly", "no"])
+            .args(arguments)
             .current_dir(std::env::temp_dir())
             .stdout(Stdio::null())
             .spawn()
@@ -68,7 +77,7 @@ impl Redis {
 
     /// On the same port, and with nothing in it.
     fn restart(&mut self) {
-        self.server = Self::spawn(self.port);
+        self.server = Self::spawn(self.port, &self.arguments);
     }
 
     /// A gateway that shares `rate` with the others.
@@ -390,4 +399,53 @@ async fn a_gateway_that_is_to_refuse_without_redis_gives_only_the_slots_that_it_
     passes_soon(&gateway, REFUSED).await;
     // Free and shared again, all four.
     finish(&gateway, holding(&gateway, 4).await).await;
+}
+
+#[tokio::test]
+async fn limits_are_shared_over_tls_with_whom_the_authority_vouches_for() {
+    const SECRET: &str = "open-sesame";
+    let (folder, authority) = (tempfile::tempdir().unwrap(), Authority::new());
+    let path = |name: &str| folder.path().join(name).display().to_string();
+    authority.write(&folder.path().join("ca.pem"));
+    Authority::new().write(&folder.path().join("other.pem"));
+    authority.server(&["127.0.0.1"]).write(folder.path(), "server");
+    let arguments = [
+        ["--port", "0"],
+        ["--tls-cert-file", &path("server.pem")],
+        ["--tls-key-file", &path("server.key")],
+        ["--tls-ca-cert-file", &path("ca.pem")],
+        ["--tls-auth-clients", "no"],
+        ["--requirepass", SECRET],
+    ];
+    let arguments = arguments.concat().into_iter().map(str::to_owned).collect::<Vec<_>>();
+    let listening = |port: u16| [vec!["--tls-port".to_owned(), port.to_string()], arguments].concat();
+    let Some(mut redis) = Redis::start_with(listening).await else { return };
+    let gateway = async |url: String, ca: Option<&str>| {
+        let ca = ca.map(|ca| format!(", ca: \"{}\"", path(ca))).unwrap_or_default();
+        let shared = format!("shared: {{ redis: \"{url}\", when_away: refuse{ca} }}");
+        let yaml = format!("limits: {{ {shared}, rate: [{{ name: calls, limit: 4/day }}] }}");
+        Setup::new().with_key().yaml(&yaml).start().await
+    };
+    let port = redis.port;
+    let url = |scheme: &str| format!("{scheme}://:{SECRET}@127.0.0.1:{port}");
+    let gateways = [gateway(url("rediss"), Some("ca.pem")).await, gateway(url("valkeys"), Some("ca.pem")).await];
+    for gateway in &gateways {
+        is_up(gateway, true).await;
+    }
+    assert!(passes(&gateways[0], Surface::Rest, REFUSED).await && passes(&gateways[1], Surface::Grpc, REFUSED).await);
+    redis.kill();
+    is_up(&gateways[0], false).await;
+    redis.restart();
+    is_up(&gateways[0], true).await;
+    // Nobody who is to be trusted, and no TLS at all.
+    for stranger in [
+        gateway(url("rediss"), Some("other.pem")).await,
+        gateway(url("rediss"), None).await,
+        gateway(url("redis"), None).await,
+        gateway(format!("rediss://:{SECRET}@localhost:{port}"), Some("ca.pem")).await,
+    ] {
+        tokio::time::sleep(Duration::from_millis(700)).await;
+        is_up(&stranger, false).await;
+        assert!(!passes(&stranger, Surface::Rest, "overloaded").await);
+    }
 }

@@ -3,7 +3,8 @@
 //! Follows nothing: a redirect is an answer that is not 200. A caller can make it happen a little earlier and say nothing of
 //! where from (attack I6).
 
-use super::{KeysError, LARGEST, Trust};
+use super::{KeysError, LARGEST};
+use crate::trust::Trust;
 use futures_util::future::{Either, select};
 use http::{
     Request, StatusCode, Uri,
@@ -12,12 +13,8 @@ use http::{
 use http_body_util::{BodyExt, Empty, Limited};
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
-use rustls::{
-    ClientConfig, RootCertStore,
-    crypto::ring,
-    pki_types::{CertificateDer, ServerName, pem::PemObject},
-};
-use std::{fmt, path::Path, pin::pin, sync::Arc, time::Duration};
+use rustls::pki_types::ServerName;
+use std::{fmt, pin::pin, time::Duration};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::TcpStream,
@@ -49,40 +46,8 @@ async fn fetch(url: &Uri, trust: &Trust) -> Result<Vec<u8>, KeysError> {
         return exchange(url, stream).await;
     }
     let name = ServerName::try_from(host.to_owned()).map_err(failed("cannot connect"))?;
-    let connector = TlsConnector::from(Arc::new(config(trust)?));
+    let connector = TlsConnector::from(trust.client().map_err(|error| KeysError(error.to_string()))?);
     exchange(url, connector.connect(name, stream).await.map_err(failed("cannot connect"))?).await
-}
-
-fn config(trust: &Trust) -> Result<ClientConfig, KeysError> {
-    let roots = match trust {
-        Trust::System => {
-            let (mut roots, found) = (RootCertStore::empty(), rustls_native_certs::load_native_certs());
-            if roots.add_parsable_certificates(found.certs).0 == 0 {
-                return Err(KeysError("the system trusts no authority; name one with `ca`".into()));
-            }
-            roots
-        }
-        Trust::Only(path) => roots(path)?,
-    };
-    let builder = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()));
-    let builder = builder.with_safe_default_protocol_versions().map_err(failed("cannot connect"))?;
-    Ok(builder.with_root_certificates(roots).with_no_client_auth())
-}
-
-/// The authorities in a PEM file.
-///
-/// # Errors
-///
-/// [`KeysError`] names the file.
-pub(super) fn roots(path: &Path) -> Result<RootCertStore, KeysError> {
-    let wrong = |error: &dyn fmt::Display| KeysError(format!("{}: {error}", path.display()));
-    let certificates = CertificateDer::pem_file_iter(path).map_err(|error| wrong(&error))?;
-    let mut roots = RootCertStore::empty();
-    for certificate in certificates {
-        let certificate = certificate.map_err(|error| wrong(&error))?;
-        roots.add(certificate).map_err(|error| wrong(&error))?;
-    }
-    if roots.is_empty() { Err(wrong(&"it holds no certificate, expected PEM")) } else { Ok(roots) }
 }
 
 async fn exchange<S>(url: &Uri, stream: S) -> Result<Vec<u8>, KeysError>

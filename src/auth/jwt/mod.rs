@@ -19,7 +19,7 @@ mod token;
 pub use key::Algorithm;
 
 use super::SetupError;
-use crate::call::Identity;
+use crate::{call::Identity, trust::Trust};
 use arc_swap::ArcSwap;
 use dashmap::DashMap;
 use foldhash::fast::RandomState;
@@ -86,15 +86,6 @@ pub enum Keys {
     },
 }
 
-/// Who vouches for a server that keys are fetched from.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Trust {
-    /// The authorities that the system trusts.
-    System,
-    /// Those of a PEM file.
-    Only(PathBuf),
-}
-
 /// What is wrong with the keys of an issuer, in words for operators. It quotes no key.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct KeysError(String);
@@ -141,8 +132,8 @@ impl Issuer {
     ///
     /// [`KeysError`] names the file and what is wrong with it.
     pub fn check(&self) -> Result<(), KeysError> {
-        if let Keys::Url { trust: Trust::Only(path), .. } = &self.keys {
-            fetch::roots(path)?;
+        if let Keys::Url { trust, .. } = &self.keys {
+            trust.check().map_err(|error| KeysError(error.to_string()))?;
         }
         self.begin().map(drop)
     }

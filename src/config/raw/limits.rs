@@ -74,6 +74,7 @@ keys! {
     Http2 {
         streams: Number, stream_window: Size, connection_window: Size, frame: Size, stream_buffer: Size,
         connection_buffer: Size, resets: Rate, control_frames: Rate, ping: Span, ping_timeout: Span,
+        max_age: Option<Span>,
     }
 }
 
@@ -107,6 +108,7 @@ pub struct Policy {
 #[expect(missing_docs, reason = "the keys are explained in docs/limits.md")]
 pub struct Shared {
     pub redis: Redis,
+    pub ca: Option<PathBuf>,
     pub when_away: WhenAway,
     pub share: f64,
     pub lease: Span,
@@ -135,6 +137,7 @@ impl Default for Shared {
     fn default() -> Self {
         Self {
             redis: Redis::File { file: PathBuf::new() },
+            ca: None,
             when_away: WhenAway::default(),
             share: 0.25,
             lease: Span(Duration::from_secs(10)),
@@ -296,6 +299,7 @@ impl Default for Http2 {
             control_frames: rate(http2.control_frames, 1),
             ping: Span(http2.ping),
             ping_timeout: Span(http2.ping_timeout),
+            max_age: http2.max_age.map(Span),
         }
     }
 }

@@ -61,6 +61,7 @@ pub struct Listen {
     pub address: String,
     pub surfaces: Vec<String>,
     pub tls: Option<Tls>,
+    pub trusted_proxies: Vec<String>,
 }
 
 /// The admin listener.
@@ -274,7 +275,11 @@ impl Shaped for Config {
                 ..Auth::default()
             },
             grants: vec![Grant::default()],
-            limits: Limits { rate: vec![Policy::default()], shared: Some(Shared::default()), ..Limits::default() },
+            limits: Limits {
+                rate: vec![Policy::default()],
+                shared: Some(Shared { ca: path(), ..Shared::default() }),
+                ..Limits::default()
+            },
             models: Models {
                 probe_memory: Some(Size(4 << 30)),
                 // A map by default, but a word or a list will do.
@@ -353,7 +358,7 @@ impl Default for Grpc {
 impl Default for Listen {
     fn default() -> Self {
         let surfaces = crate::call::Surface::ALL.map(|surface| surface.name().to_owned()).to_vec();
-        Self { address: "127.0.0.1:8080".to_owned(), surfaces, tls: None }
+        Self { address: "127.0.0.1:8080".to_owned(), surfaces, tls: None, trusted_proxies: Vec::new() }
     }
 }
 

@@ -7,10 +7,11 @@ use crate::{
         api_key::KeyFile,
         certificate,
         grants::{Grantee, INTENTS, Rule},
-        jwt::{Algorithm, Issuer, Keys, Trust},
+        jwt::{Algorithm, Issuer, Keys},
     },
     call::Intent,
     frontend::tls,
+    trust::Trust,
 };
 use std::{path::Path, sync::Arc, time::Duration};
 

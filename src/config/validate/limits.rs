@@ -3,12 +3,13 @@
 use crate::{
     call::Intent,
     config::{
-        Concurrency, Deadline, Problems, raw,
+        Concurrency, Deadline, Listen, Problems, raw,
         units::{Number, Rate, Size, Span},
     },
     error::Cap,
     frontend::settings,
     limit::{By, Policy, Unit, address, redis},
+    trust::Trust,
     wire,
 };
 use std::{
@@ -28,6 +29,10 @@ const FRAME: RangeInclusive<usize> = (1 << 14)..=(1 << 24) - 1;
 const JSON_DEPTH: usize = 127;
 /// Leases that can be renewed in time, and that do not outlive whoever waits for them.
 const LEASE: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(3600);
+/// The least time between two signs of life: each is a packet, and for many peers together work.
+const PING: Duration = Duration::from_secs(1);
+/// The least age at which a connection may be called old: a client that comes again needs some round trips for it.
+const YOUNGEST: Duration = Duration::from_secs(1);
 /// Bytes in the name of a policy.
 const LONGEST_NAME: usize = 64;
 /// The largest share of a full queue: more would leave others with nothing.
@@ -64,7 +69,7 @@ pub(super) fn frontend(raw: &raw::Limits, problems: &mut Problems) -> settings::
             read_stall: timers.read_stall.0,
             write_stall: timers.write_stall.0,
             keep_alive: timers.keep_alive.0,
-            stream_ping: timers.stream_ping.0,
+            stream_ping: at_least("limits.timers.stream_ping", timers.stream_ping, PING, problems),
         },
         http2: settings::Http2 {
             streams: small("limits.http2.streams", http2.streams, problems),
@@ -75,13 +80,14 @@ pub(super) fn frontend(raw: &raw::Limits, problems: &mut Problems) -> settings::
             connection_buffer: http2.connection_buffer.0,
             resets: per("limits.http2.resets", http2.resets, 10, problems),
             control_frames: per("limits.http2.control_frames", http2.control_frames, 1, problems),
-            ping: http2.ping.0,
+            ping: at_least("limits.http2.ping", http2.ping, PING, problems),
             ping_timeout: http2.ping_timeout.0,
+            max_age: http2.max_age.map(|age| at_least("limits.http2.max_age", age, YOUNGEST, problems)),
         },
         websocket: settings::WebSocket {
             hello: websocket.hello.0,
             idle: websocket.idle.0,
-            ping: websocket.ping.0,
+            ping: at_least("limits.websocket.ping", websocket.ping, PING, problems),
             renew: websocket.renew.0,
             send_buffer: websocket.send_buffer.0,
             send_messages: websocket.send_messages.0,
@@ -102,14 +108,22 @@ pub(super) fn frontend(raw: &raw::Limits, problems: &mut Problems) -> settings::
     }
 }
 
-pub(super) fn addresses(raw: &raw::Limits, problems: &mut Problems) -> address::Settings {
-    let mut exempt = Vec::new();
-    for (at, text) in raw.address.exempt.iter().enumerate() {
+/// Networks, such as `10.0.0.0/8`.
+pub(super) fn networks(path: &str, raw: &[String], problems: &mut Problems) -> Vec<address::Network> {
+    let mut networks = Vec::new();
+    for (at, text) in raw.iter().enumerate() {
         match text.parse() {
-            Ok(network) => exempt.push(network),
-            Err(problem) => problems.push(format!("limits.address.exempt[{at}]"), problem),
+            Ok(network) => networks.push(network),
+            Err(problem) => problems.push(format!("{path}[{at}]"), problem),
         }
     }
+    networks
+}
+
+/// The address gate, which never counts what comes from `listeners`' own proxies (contract 10 section 5).
+pub(super) fn addresses(raw: &raw::Limits, listeners: &[Listen], problems: &mut Problems) -> address::Settings {
+    let mut exempt = networks("limits.address.exempt", &raw.address.exempt, problems);
+    exempt.extend(listeners.iter().flat_map(|listen| &listen.trusted_proxies));
     address::Settings {
         failures: raw.address.failures.count,
         per: raw.address.failures.per,
@@ -243,10 +257,24 @@ pub(super) fn shared(raw: &raw::Limits, folder: &Path, problems: &mut Problems) 
         let text = format!("{} is not between {} and {}", shared.lease, Span(least), Span(most));
         problems.push(format!("{PATH}.lease"), text);
     }
-    let settings = redis::Settings { url: redis::Secret(url.into()), when_away, lease: shared.lease.0 };
+    let trust = match &shared.ca {
+        Some(ca) => {
+            let before = problems.found();
+            let ca = super::file(&format!("{PATH}.ca"), ca, folder, problems);
+            if problems.found() > before {
+                return None;
+            }
+            Trust::Only(ca)
+        }
+        None => Trust::System,
+    };
+    let settings = redis::Settings { url: redis::Secret(url.into()), trust, when_away, lease: shared.lease.0 };
     if let Err(problem) = settings.check() {
         // Not the address: it may hold a password.
-        problems.push(path, format!("is no address of a Redis, expected redis://HOST:PORT: {problem}"));
+        problems.push(
+            path,
+            format!("is no address of a Redis, expected redis://HOST:PORT, or rediss://HOST:PORT over TLS: {problem}"),
+        );
     }
     Some(settings)
 }
@@ -293,6 +321,14 @@ fn fields(path: &str, Number(number): Number, problems: &mut Problems) -> usize 
         problems.push(path, format!("{number} is above {FIELDS}"));
     }
     number.min(FIELDS)
+}
+
+/// A time that costs somebody something each time that it is over.
+fn at_least(path: &str, span: Span, least: Duration, problems: &mut Problems) -> Duration {
+    if span.0 < least {
+        problems.push(path, format!("{span} is below {}", Span(least)));
+    }
+    span.0
 }
 
 fn small(path: &str, Number(number): Number, problems: &mut Problems) -> u32 {

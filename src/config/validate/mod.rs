@@ -22,7 +22,7 @@ use http::{HeaderName, HeaderValue};
 use std::{
     collections::BTreeMap,
     fs,
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -55,13 +55,17 @@ pub(super) fn config(
     runtime.onnxruntime = overrides.onnxruntime.or(runtime.onnxruntime);
     let mut log = raw.telemetry.log;
     log.format = overrides.log_format.unwrap_or(log.format);
+    let admin_path = if overrides.admin_listen.is_some() { "--admin-listen" } else { "admin.address" };
+    let admin_at = admin.as_ref().map(|admin| (admin_path, admin.address));
+    let listen = listeners(&raw.listen, &overrides.listen, admin_at, folder, &auth, problems);
+    let addresses = limits::addresses(&raw.limits, &listen, problems);
     let config = Config {
-        listen: listeners(&raw.listen, &overrides.listen, folder, &auth, problems),
+        listen,
         admin,
         auth,
         grants: raw.grants.iter().enumerate().map(|(at, grant)| auth::rule(at, grant, problems)).collect(),
         frontend: frontend(raw, problems),
-        addresses: limits::addresses(&raw.limits, problems),
+        addresses,
         rates: limits::rates(&raw.limits.rate, problems),
         shared: limits::shared(&raw.limits, folder, problems),
         weights: limits::weights(&raw.limits, problems),
@@ -99,6 +103,7 @@ pub(super) fn config(
 fn listeners(
     raw: &[raw::Listen],
     flags: &[SocketAddr],
+    admin: Option<(&str, SocketAddr)>,
     folder: &Path,
     auth: &authentication::Settings,
     problems: &mut Problems,
@@ -112,17 +117,24 @@ fn listeners(
         let found = address(&format!("{path}.address"), &listen.address, problems);
         let surfaces = surfaces(&format!("{path}.surfaces"), &listen.surfaces, problems);
         let tls = listen.tls.as_ref().map(|tls| auth::tls(&path, tls, folder, problems));
+        let trusted_proxies = limits::networks(&format!("{path}.trusted_proxies"), &listen.trusted_proxies, problems);
         if let Some(address) = found {
-            listeners.push((format!("{path}.address"), Listen { address, surfaces, tls }));
+            listeners.push((format!("{path}.address"), Listen { address, surfaces, tls, trusted_proxies }));
         }
     }
     if !flags.is_empty() {
-        let listen = |address: &SocketAddr| Listen { address: *address, surfaces: Surfaces::ALL, tls: None };
+        let listen = |address: &SocketAddr| Listen {
+            address: *address,
+            surfaces: Surfaces::ALL,
+            tls: None,
+            trusted_proxies: Vec::new(),
+        };
         listeners = flags.iter().map(|address| ("--listen".to_owned(), listen(address))).collect();
     }
     for (at, (path, Listen { address, .. })) in listeners.iter().enumerate() {
-        if address.port() != 0 && listeners[..at].iter().any(|(_, earlier)| earlier.address == *address) {
-            problems.push(path, format!("{address} is there twice"));
+        let earlier = listeners[..at].iter().map(|(path, earlier)| (&**path, earlier.address));
+        if let Some((other, found)) = admin.into_iter().chain(earlier).find(|(_, found)| collide(*found, *address)) {
+            problems.push(path, format!("{address} cannot be listened on beside {found} (`{other}`)"));
         }
         let is_open = !address.ip().to_canonical().is_loopback();
         if is_open && !auth.has_method() && auth.anonymous == authentication::Anonymous::Loopback {
@@ -137,6 +149,14 @@ fn listeners(
         }
     }
     listeners.into_iter().map(|(_, listen)| listen).collect()
+}
+
+/// Whether the system gives only one of two addresses: they are the same, or one of them is every address of a port. `[::]` is
+/// every IPv4 address too.
+fn collide(one: SocketAddr, other: SocketAddr) -> bool {
+    let covers = |all: IpAddr, ip: IpAddr| all.is_unspecified() && (all.is_ipv6() || ip.is_ipv4());
+    let (ip, other_ip) = (one.ip().to_canonical(), other.ip().to_canonical());
+    one.port() == other.port() && one.port() != 0 && (ip == other_ip || covers(ip, other_ip) || covers(other_ip, ip))
 }
 
 fn address(path: &str, text: &str, problems: &mut Problems) -> Option<SocketAddr> {
@@ -209,7 +229,12 @@ fn frontend(raw: &raw::Config, problems: &mut Problems) -> Settings {
 fn origins(path: &str, origins: &[String], problems: &mut Problems) {
     for (at, origin) in origins.iter().enumerate() {
         let host = origin.split_once("://").map_or("", |(_, host)| host);
-        if host.is_empty() || host.contains('/') || HeaderValue::from_str(origin).is_err() {
+        if origin.contains('*') {
+            let text = format!(
+                "`{origin}` has a `*`, which stands for nothing here; name every origin, as https://app.example"
+            );
+            problems.push(format!("{path}[{at}]"), text);
+        } else if host.is_empty() || host.contains('/') || HeaderValue::from_str(origin).is_err() {
             let text = format!("`{origin}` is not an origin; write https://app.example or https://app.example:8443");
             problems.push(format!("{path}[{at}]"), text);
         }

@@ -24,7 +24,7 @@ use hyper::{
     service::{HttpService, service_fn},
 };
 use hyper_util::rt::{TokioIo, TokioTimer};
-use std::{error::Error as _, io, pin::Pin, sync::Arc};
+use std::{error::Error as _, io, pin::Pin, sync::Arc, time::Duration};
 use tokio::{net::TcpStream, sync::Semaphore, time::timeout};
 use tokio_rustls::server::TlsStream;
 
@@ -57,7 +57,7 @@ pub async fn serve(accepted: Accepted, frontend: Arc<Frontend>) {
 }
 
 async fn run(accepted: Accepted, frontend: Arc<Frontend>) -> io::Result<()> {
-    let Accepted { stream, remote, local, surfaces, tls, mut place } = accepted;
+    let Accepted { stream, remote, local, surfaces, tls, proxies, mut place } = accepted;
     let stream = TcpStream::from_std(stream)?;
     stream.set_nodelay(true)?;
     let activity = Arc::new(Activity::default());
@@ -86,7 +86,7 @@ async fn run(accepted: Accepted, frontend: Arc<Frontend>) -> io::Result<()> {
 
     let kind = if http == Http::Two { Kind::Http2 } else { Kind::Http1 };
     frontend.metrics.connection_is(&mut place.gauge, kind);
-    let connection = Arc::new(Connection::new(Arc::clone(&frontend), Arc::new(peer), surfaces));
+    let connection = Arc::new(Connection::new(Arc::clone(&frontend), Arc::new(peer), surfaces).behind(proxies));
     let socket = Socket::new(stream, prefix, Arc::clone(&activity), place);
     let (timers, phase) = (frontend.settings.timers, frontend.phase.clone());
     match http {
@@ -98,7 +98,8 @@ async fn run(accepted: Accepted, frontend: Arc<Frontend>) -> io::Result<()> {
                 answer(Arc::clone(&connection), requests.begin(), request, usize::MAX)
             });
             let served = http1(&frontend.settings).serve_connection(io, service).with_upgrades();
-            drive(served, &activity, timers, phase).await;
+            // A client of HTTP/1.1 opens connections as it needs them: none lives so long that it would matter.
+            drive(served, &activity, timers, None, phase).await;
         }
         Http::Two => {
             let io = TokioIo::new(socket.guarded(Guard::new(allowance(&frontend.settings))));
@@ -108,7 +109,8 @@ async fn run(accepted: Accepted, frontend: Arc<Frontend>) -> io::Result<()> {
                 answer(Arc::clone(&connection), requests.begin(), request, piece)
             });
             let served = http2(&frontend.settings, surfaces).serve_connection(io, service);
-            let error = drive(served, &activity, timers, phase).await;
+            let age = frontend.settings.http2.max_age.map(about);
+            let error = drive(served, &activity, timers, age, phase).await;
             if activity.is_flooded() || error.as_ref().is_some_and(is_flood) {
                 frontend.metrics.refused("flood");
                 tracing::debug!(%remote, "a connection was closed: its peer sent too many frames of a kind");
@@ -116,6 +118,17 @@ async fn run(accepted: Accepted, frontend: Arc<Frontend>) -> io::Result<()> {
         }
     }
     Ok(())
+}
+
+/// `age`, up to a tenth more or less: connections that were opened together do not all come again together.
+fn about(age: Duration) -> Duration {
+    let mut random = [0; 4];
+    // Without any, all are as old as was said.
+    let share = match getrandom::fill(&mut random) {
+        Ok(()) => f64::from(u32::from_ne_bytes(random)) / f64::from(u32::MAX),
+        Err(_) => 0.5,
+    };
+    age.mul_f64(0.9 + 0.2 * share)
 }
 
 /// Whether h2 itself told the peer to calm down.

@@ -58,15 +58,17 @@ pub(super) trait Served: Future<Output = hyper::Result<()>> {
     fn close(self: Pin<&mut Self>);
 }
 
-/// Drives `connection` until it is over, has waited too long, or the process stops. Returns the error it ended with.
+/// Drives `connection` until it is over, has waited too long, or the process stops. Beyond `age` it takes nothing new. Returns
+/// the error it ended with.
 pub(super) async fn drive<C: Served>(
     connection: C,
     activity: &Arc<Activity>,
     timers: Timers,
+    age: Option<Duration>,
     mut phase: watch::Receiver<Phase>,
 ) -> Option<hyper::Error> {
     let mut connection = pin!(connection);
-    let mut patience = Patience::new(timers, C::HTTP1);
+    let mut patience = Patience::new(timers, age, C::HTTP1);
     let mut sleep = pin!(sleep_until(Instant::now() + timers.keep_alive));
     // What was said before this connection was there counts too.
     phase.mark_changed();
@@ -109,6 +111,9 @@ pub(super) async fn drive<C: Served>(
                             connection.as_mut().close();
                             patience.end_after(timers.write_stall);
                         }
+                        // What runs has all the time that it may take. A peer that goes on as if nothing had been said is
+                        // not heard by h2, and idle in the end.
+                        Verdict::Old => connection.as_mut().close(),
                     }
                     let far = || Instant::now() + timers.keep_alive;
                     sleep.as_mut().reset(patience.next(activity).unwrap_or_else(far));
@@ -144,6 +149,8 @@ enum Verdict {
     Wait,
     /// Say goodbye.
     Close,
+    /// Say goodbye, and let what runs finish.
+    Old,
     /// Say 408.
     Late,
     /// Drop it.
@@ -157,14 +164,17 @@ struct Patience {
     idle: Option<Instant>,
     head: Option<Instant>,
     blocked: Option<(usize, Instant)>,
+    /// When it is old; `None` once that was said, or where nothing ages.
+    old: Option<Instant>,
     end: Option<Instant>,
 }
 
 // === impl Patience ===
 
 impl Patience {
-    fn new(timers: Timers, http1: bool) -> Self {
-        Self { timers, http1, served: 0, idle: None, head: None, blocked: None, end: None }
+    fn new(timers: Timers, age: Option<Duration>, http1: bool) -> Self {
+        let old = age.map(|age| Instant::now() + age);
+        Self { timers, http1, served: 0, idle: None, head: None, blocked: None, old, end: None }
     }
 
     fn end_after(&mut self, grace: Duration) {
@@ -173,7 +183,7 @@ impl Patience {
     }
 
     /// Takes note of what the connection does now, and says when to look again; `None` while only a request runs, whose
-    /// own deadline is enough.
+    /// own deadline is enough, on a connection that does not age.
     fn next(&mut self, activity: &Activity) -> Option<Instant> {
         if activity.is_flooded() {
             // For a last frame, which the peer may not even read.
@@ -187,6 +197,7 @@ impl Patience {
             self.blocked.map(|(_, since)| since + self.timers.write_stall),
             self.head.filter(|_| waiting).map(|since| since + self.timers.header),
             self.idle.filter(|_| waiting).map(|since| since + self.timers.keep_alive),
+            self.old.filter(|_| waiting),
         ];
         moments.into_iter().flatten().min()
     }
@@ -231,8 +242,11 @@ impl Patience {
             Verdict::Cut("the peer does not read")
         } else if over(self.head, self.timers.header) {
             Verdict::Late
-        } else {
+        } else if over(self.idle, self.timers.keep_alive) {
             Verdict::Close
+        } else {
+            self.old = None;
+            Verdict::Old
         }
     }
 }

@@ -472,7 +472,7 @@ fn futures_of_requests_stay_small() {
 
 impl Places {
     /// Until only the place that the acceptor holds for the next connection is taken.
-    async fn all_open_but_one_closed(&self) {
+    pub(super) async fn all_open_but_one_closed(&self) {
         while self.open() > 1 {
             tokio::time::sleep(Duration::from_millis(100)).await;
         }

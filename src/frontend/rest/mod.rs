@@ -13,6 +13,7 @@ mod sse;
 mod tests;
 mod v1;
 
+pub(crate) use render::retry_after;
 pub(super) use render::{error, id_value, plain};
 
 use super::{

@@ -333,7 +333,7 @@ pub(in crate::frontend) fn id_value(id: &CallId) -> HeaderValue {
 }
 
 /// Whole seconds, rounded up, at least one; `spread` over two so that refused clients do not come back as one.
-pub(super) fn retry_after(headers: &mut HeaderMap, after: Duration, spread: bool) {
+pub(crate) fn retry_after(headers: &mut HeaderMap, after: Duration, spread: bool) {
     static TURN: AtomicU8 = AtomicU8::new(0);
     let seconds = after.as_secs() + u64::from(after.subsec_nanos() > 0);
     let jitter = if spread { u64::from(TURN.fetch_add(1, Ordering::Relaxed) % 2) } else { 0 };

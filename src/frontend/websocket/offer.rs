@@ -114,6 +114,10 @@ fn is_own(origin: &str, peer: &Peer) -> bool {
     if port != Some(peer.local.port()) {
         return false;
     }
+    // The loopback of who sits behind a proxy is not ours.
+    if peer.arrived_on_loopback() && !peer.is_loopback() {
+        return false;
+    }
     let own = peer.local.ip().to_canonical();
     let host = host.trim_start_matches('[').trim_end_matches(']');
     host.parse() == Ok(own) || (peer.is_loopback() && host.eq_ignore_ascii_case("localhost"))

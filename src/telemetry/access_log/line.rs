@@ -94,7 +94,9 @@ impl Entry {
         if let Some(trace) = self.facts.trace.get() {
             write!(text, " trace_id={}", trace.id())?;
         }
-        writeln!(text, " peer={} call_id={}", self.peer.address, self.id)
+        text.extend_from_slice(b" peer=");
+        Text(text).address(self.peer.address);
+        writeln!(text, " call_id={}", self.id)
     }
 }
 
@@ -137,8 +139,14 @@ impl Text<'_> {
         self
     }
 
+    /// Without a port if it has none: a proxy rarely says it.
     fn address(&mut self, address: SocketAddr) -> &mut Self {
         match address.ip() {
+            ip if address.port() == 0 => {
+                // Writing into memory cannot fail.
+                let _ = write!(self.0, "{ip}");
+                self
+            }
             IpAddr::V4(ip) => {
                 let [a, b, c, d] = ip.octets().map(u64::from);
                 self.number(a).raw(".").number(b).raw(".").number(c).raw(".").number(d);

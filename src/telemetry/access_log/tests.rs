@@ -52,6 +52,18 @@ fn logged(format: Format, write: impl FnOnce(&AccessLog)) -> String {
 }
 
 #[test]
+fn a_client_whose_port_no_proxy_told_has_none() {
+    for address in ["203.0.113.7:0", "[2001:db8::7]:0"] {
+        let address: std::net::SocketAddr = address.parse().unwrap();
+        let head = || Head { peer: Arc::new(Peer::new(address, address)), ..head() };
+        let json = logged(Format::Json, |log| log.begin(&head()).end(End::Complete));
+        assert!(json.ends_with(&format!(",\"peer\":\"{}\"}}\n", address.ip())), "{json}");
+        let pretty = logged(Format::Pretty, |log| log.begin(&head()).end(End::Complete));
+        assert!(pretty.contains(&format!(" peer={} call_id=", address.ip())), "{pretty}");
+    }
+}
+
+#[test]
 fn a_line_says_everything_that_is_known_of_the_call() {
     let text = logged(Format::Json, |log| {
         let head = head();

@@ -205,7 +205,7 @@ fn integer(name: &str, number: i64) -> (String, inference::InferParameter) {
 /// A client of one surface, with its own connection.
 pub enum Client {
     Rest { running: Running, key: Option<String> },
-    Grpc { client: GrpcClient, key: Option<String> },
+    Grpc { client: GrpcClient, running: Running, key: Option<String> },
     WebSocket { socket: Box<Socket> },
     H2Stream { running: Running, key: Option<String> },
 }
@@ -220,7 +220,7 @@ impl Client {
         Ok(match surface {
             Surface::Rest => Self::Rest { running: running.clone(), key },
             Surface::H2Stream => Self::H2Stream { running: running.clone(), key },
-            Surface::Grpc => Self::Grpc { client: grpc(running).await, key },
+            Surface::Grpc => Self::Grpc { client: grpc(running).await, running: running.clone(), key },
             Surface::WebSocket => Self::WebSocket { socket: Box::new(websocket(running, key.as_deref()).await?) },
         })
     }
@@ -229,7 +229,11 @@ impl Client {
     pub async fn infer(&mut self, request: &Request) -> Result<Answer, Failure> {
         match self {
             Self::Rest { running, key } => rest_infer(running, key.as_deref(), request).await,
-            Self::Grpc { client, key } => grpc_infer(client, key.as_deref(), request).await,
+            Self::Grpc { client, running, key } => {
+                let sent = running.grpc(request.proto(), key.as_deref());
+                let response = client.model_infer(sent).await.map_err(|status| status_failure(&status))?;
+                Ok(proto_answer(response.get_ref()))
+            }
             Self::WebSocket { socket } => {
                 socket.send(Message::text(request.json_message().to_string())).await.expect("socket is open");
                 loop {
@@ -272,8 +276,7 @@ pub fn http_request(
         .uri(path)
         .header("host", running.address.to_string())
         .header("content-type", "application/json");
-    if let Some(key) = key {
-        let (name, value) = credential(key);
+    for (name, value) in running.headers(key) {
         request = request.header(name, value);
     }
     request.body(Full::new(body.into())).unwrap()
@@ -319,22 +322,16 @@ pub async fn grpc(running: &Running) -> GrpcClient {
         .max_encoding_message_size(usize::MAX)
 }
 
-async fn grpc_infer(client: &mut GrpcClient, key: Option<&str>, request: &Request) -> Result<Answer, Failure> {
-    let mut message = tonic::Request::new(request.proto());
-    if let Some(key) = key {
-        present(message.metadata_mut(), key);
+impl Running {
+    /// A message with the metadata of [`Running::headers`].
+    pub fn grpc<T>(&self, message: T, key: Option<&str>) -> tonic::Request<T> {
+        let mut request = tonic::Request::new(message);
+        for (name, value) in self.headers(key) {
+            let name = tonic::metadata::AsciiMetadataKey::from_bytes(name.as_str().as_bytes()).unwrap();
+            request.metadata_mut().insert(name, value.parse().unwrap());
+        }
+        request
     }
-    match client.model_infer(message).await {
-        Ok(response) => Ok(proto_answer(response.get_ref())),
-        Err(status) => Err(status_failure(&status)),
-    }
-}
-
-/// Puts the header of `key` into `metadata`.
-pub fn present(metadata: &mut tonic::metadata::MetadataMap, key: &str) {
-    let (name, value) = credential(key);
-    let name = tonic::metadata::AsciiMetadataKey::from_bytes(name.as_str().as_bytes()).unwrap();
-    metadata.insert(name, value.parse().unwrap());
 }
 
 /// What a gRPC status says, by its metadata.
@@ -391,8 +388,7 @@ pub async fn websocket_upgrade(running: &Running, key: Option<&str>) -> Result<S
     use tokio_tungstenite::tungstenite::{Error, client::IntoClientRequest};
     let mut request = format!("ws://{}/v1/ws", running.address).into_client_request().unwrap();
     request.headers_mut().insert("sec-websocket-protocol", "sluicegate.v1".parse().unwrap());
-    if let Some(key) = key {
-        let (name, value) = credential(key);
+    for (name, value) in running.headers(key) {
         request.headers_mut().insert(name, value.parse().unwrap());
     }
     let stream = TcpStream::connect(running.address).await.unwrap();

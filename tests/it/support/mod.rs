@@ -44,6 +44,8 @@ pub struct Setup {
 pub struct Running {
     pub address: SocketAddr,
     pub admin: SocketAddr,
+    /// What a proxy in front of it would say of whose its calls are.
+    pub forwarded_for: Option<&'static str>,
     inner: Arc<Inner>,
 }
 
@@ -205,6 +207,7 @@ impl Setup {
         Running {
             address: app.addresses()[0],
             admin: app.admin_address().expect("an admin listener"),
+            forwarded_for: None,
             inner: Arc::new(Inner { app, folder: self.folder, controls }),
         }
     }
@@ -291,6 +294,18 @@ impl Running {
     /// The same gateway, asked on its admin listener.
     pub fn at_admin(&self) -> Self {
         Self { address: self.admin, ..self.clone() }
+    }
+
+    /// The same gateway, whose calls say that they were forwarded, for this client.
+    pub fn forwarded_for(&self, client: &'static str) -> Self {
+        Self { forwarded_for: Some(client), ..self.clone() }
+    }
+
+    /// The headers that calls have beside their own: what a proxy adds, and the credential of who has `key`.
+    pub fn headers(&self, key: Option<&str>) -> Vec<(http::HeaderName, String)> {
+        let forwarded =
+            self.forwarded_for.map(|client| (http::HeaderName::from_static("x-forwarded-for"), client.to_owned()));
+        forwarded.into_iter().chain(key.map(client::credential)).collect()
     }
 
     /// The metrics page.

@@ -1,9 +1,6 @@
 //! A client of `POST /v2/stream` over HTTP/2 with prior knowledge, full duplex.
 
-use super::{
-    Running,
-    client::{Failure, credential},
-};
+use super::{Running, client::Failure};
 use http_body_util::{BodyExt, StreamBody};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use serde_json::Value;
@@ -34,8 +31,7 @@ impl Ndjson {
             .method("POST")
             .uri(format!("http://{}{path}", running.address))
             .header("content-type", "application/x-ndjson");
-        if let Some(key) = key {
-            let (name, value) = credential(key);
+        for (name, value) in running.headers(key) {
             request = request.header(name, value);
         }
         let body = StreamBody::new(tokio_stream::wrappers::ReceiverStream::new(frames));

@@ -2,9 +2,7 @@
 
 use super::{
     Running,
-    client::{
-        self, GrpcClient, Ndjson, Request, Socket, http_request, http1, present, status_failure, websocket_upgrade,
-    },
+    client::{self, GrpcClient, Ndjson, Request, Socket, http_request, http1, status_failure, websocket_upgrade},
 };
 use futures_util::{SinkExt, StreamExt};
 use prost::Message as _;
@@ -45,6 +43,7 @@ pub enum Caller {
     },
     Grpc {
         client: GrpcClient,
+        running: Running,
         key: Option<String>,
     },
     GrpcStream {
@@ -100,7 +99,7 @@ impl Caller {
         Ok(match way {
             Way::Rest => Self::Rest { running, key, path: "infer" },
             Way::Sse => Self::Rest { running, key, path: "infer_stream" },
-            Way::Grpc => Self::Grpc { client: client::grpc(&running).await, key },
+            Way::Grpc => Self::Grpc { client: client::grpc(&running).await, running, key },
             Way::GrpcWeb => Self::GrpcWeb { running, key },
             Way::GrpcStream => grpc_stream(&running, key.as_deref()).await?,
             Way::WebSocket => websocket(&running, key.as_deref()).await?,
@@ -121,8 +120,8 @@ impl Caller {
                 let body = request.json_v2().to_string();
                 rest(&http1(running, http_request(running, "POST", &path, key.as_deref(), body)).await)
             }
-            Self::Grpc { client, key } => {
-                let sent = with_key(request.proto(), key.as_deref());
+            Self::Grpc { client, running, key } => {
+                let sent = running.grpc(request.proto(), key.as_deref());
                 client.model_infer(sent).await.map(drop).map_err(|status| grpc_said(&status))
             }
             Self::GrpcStream { messages, answers, .. } => {
@@ -188,14 +187,6 @@ fn rest(response: &http::Response<bytes::Bytes>) -> Result<(), Said> {
     Err(said(format!("{status} `{}`", body["code"].as_str().expect("a code")), retry))
 }
 
-fn with_key<T>(message: T, key: Option<&str>) -> tonic::Request<T> {
-    let mut request = tonic::Request::new(message);
-    if let Some(key) = key {
-        present(request.metadata_mut(), key);
-    }
-    request
-}
-
 fn grpc_said(status: &tonic::Status) -> Said {
     let failure = status_failure(status);
     said(format!("{} `{}`", i32::from(status.code()), failure.code), failure.retry_after.is_some())
@@ -203,7 +194,7 @@ fn grpc_said(status: &tonic::Status) -> Said {
 
 async fn grpc_stream(running: &Running, key: Option<&str>) -> Result<Caller, Said> {
     let (messages, sent) = mpsc::channel(4);
-    let mut request = with_key(ReceiverStream::new(sent), key);
+    let mut request = running.grpc(ReceiverStream::new(sent), key);
     // Errors are statuses, which have codes; otherwise they are texts within the stream.
     request.metadata_mut().insert("triton_grpc_error", "true".parse().unwrap());
     let mut client = client::grpc(running).await;
