@@ -1,7 +1,7 @@
 //! From the configuration to the settings of the modules that must not know it.
 
 use crate::{
-    config::{self, Amount, Config, Execution, Kind, Load, LogFormat, LogLevel, Switch, Versions},
+    config::{self, Amount, Config, Execution, Kind, Load, LogFormat, LogLevel, Rows, Switch, Versions},
     lane,
     layer::deadline,
     model, schedule,
@@ -68,6 +68,7 @@ pub fn models(config: &Config) -> model::Settings {
             let settings = model_settings(&read.defaults, queue_delay);
             Ok(model::ModelSettings {
                 labels: read.class_labels.into_iter().collect(),
+                inputs: read.inputs,
                 file: read.file.unwrap_or(settings.file),
                 declared: read.declared,
                 samples: read.samples,
@@ -106,6 +107,8 @@ fn model_settings(settings: &config::ModelDefaults, queue_delay: Option<Duration
             queue_delay,
             priorities: schedule::Priorities::new(batching.priorities, Some(batching.default_priority)),
         },
+        pad: settings.pad.clone(),
+        fixed_rows: settings.rows == Rows::Fixed,
         ..model::ModelSettings::default()
     }
 }

@@ -12,7 +12,6 @@ pub(super) const LATER: &[&str] = &[
     "models.defaults.batching.preferred",
     "models.defaults.batching.preserve_order",
     "models.defaults.batching.when_late",
-    "models.defaults.batching.pad",
     "models.defaults.arena",
     "models.defaults.session",
     "models.defaults.warmup",
@@ -22,5 +21,4 @@ pub(super) const LATER: &[&str] = &[
 ];
 
 /// The same for `model.yaml`, besides what `models.defaults` has in [`LATER`].
-pub(super) const LATER_IN_MODELS: &[&str] =
-    &["version_labels", "inputs", "platform", "state", "ensemble", "generation"];
+pub(super) const LATER_IN_MODELS: &[&str] = &["version_labels", "platform", "state", "ensemble", "generation"];

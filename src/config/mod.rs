@@ -19,7 +19,7 @@ mod validate;
 pub use live::{Changes, Source, Written};
 pub use model::load_model;
 pub use problems::{Problem, Problems};
-pub use raw::{Amount, Execution, Load, Switch, Versions};
+pub use raw::{Amount, Execution, Load, Rows, Switch, Versions};
 pub use schema::schema;
 
 use later::LATER;
@@ -29,7 +29,7 @@ use crate::{
     call::Notes,
     frontend::{self, Surfaces, tls},
     limit::{self, address},
-    model::Sample,
+    model::{InputSettings, Pad, Sample},
     telemetry::{metrics, traces},
     tensor::Signature,
 };
@@ -170,6 +170,10 @@ pub struct ModelDefaults {
     pub execution: Execution,
     /// How calls are run together.
     pub batching: Batching,
+    /// Which calls of different lengths are.
+    pub pad: Pad,
+    /// How many rows a run has.
+    pub rows: Rows,
 }
 
 /// How calls are run together (`batching`).
@@ -196,6 +200,8 @@ pub struct ModelConfig {
     pub defaults: ModelDefaults,
     /// Files with the names of classes, by output.
     pub class_labels: BTreeMap<Arc<str>, PathBuf>,
+    /// What is said of inputs, by name.
+    pub inputs: Vec<(Arc<str>, InputSettings)>,
     /// The file of each version, if it is not `model.onnx`.
     pub file: Option<Arc<str>>,
     /// What its `config.pbtxt` says of inputs and outputs, rows included.

@@ -5,6 +5,7 @@
 use super::{
     Settings, declared, labels, samples,
     scan::scan,
+    shapes::shapes,
     workshop::{check_rows, may_batch},
 };
 use crate::{
@@ -42,9 +43,16 @@ pub fn describe(settings: &Settings, opener: &dyn Open) -> Vec<Description> {
                 let (signature, settings) = (backend.signature(), &found.settings);
                 let declared =
                     settings.declared.as_ref().map_or(Ok(()), |declared| declared::check(declared, signature));
+                let shapes = declared.and_then(|()| shapes(settings, signature, &backend.axis_names()));
+                let shapes = match shapes {
+                    Ok(shapes) => shapes,
+                    Err(reason) => return Description { what, lines: Vec::new(), problem: Some(reason) },
+                };
+                let signature = &shapes.signature;
                 let batches = may_batch(settings, signature);
-                let rows = declared.and_then(|()| check_rows(settings, signature));
-                let sampled = rows.and_then(|()| samples::make(settings, signature, batches));
+                let rows = check_rows(settings, signature);
+                let padding = shapes.padding.as_ref();
+                let sampled = rows.and_then(|()| samples::make(settings, signature, batches, padding));
                 let labels = match sampled.and_then(|_| labels::read(settings, &found.folder, signature)) {
                     Ok(labels) => labels,
                     Err(reason) => return Description { what, lines: Vec::new(), problem: Some(reason) },
@@ -53,6 +61,7 @@ pub fn describe(settings: &Settings, opener: &dyn Open) -> Vec<Description> {
                 let outputs = signature.outputs.iter().map(|spec| line("output", spec));
                 let mut lines: Vec<_> = inputs.chain(outputs).collect();
                 lines.push(together(batches, backend.is_decoupled()).to_owned());
+                lines.extend(shapes.lines.iter().cloned());
                 let labelled = signature.outputs.iter().zip(&labels).filter_map(|(spec, labels)| {
                     let count = labels.as_ref()?.len();
                     Some(format!("classes of `{}` have {count} labels", spec.name))

@@ -158,7 +158,7 @@ impl Loader {
     }
 
     async fn place(&self, found: &Found, prepared: Prepared) -> Result<Model, String> {
-        let Prepared { plan, place, decoupled, labels, took: _ } = prepared;
+        let Prepared { plan, place, decoupled, absent, labels, took: _ } = prepared;
         let (key, signature) = (Arc::clone(&plan.key), Arc::clone(&plan.signature));
         let instances = match &place {
             Place::Threads(instances) => instances.len(),
@@ -180,6 +180,7 @@ impl Loader {
             decoupled,
             settings: Arc::new(found.settings.clone()),
             instances,
+            absent,
             labels: labels.into(),
             since: SystemTime::now(),
             files: found.files.clone(),

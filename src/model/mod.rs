@@ -2,6 +2,7 @@
 //!
 //! Knows calls and schedulers; knows neither who calls nor over which wire.
 
+mod absent;
 pub mod classify;
 pub mod control;
 mod declared;
@@ -13,19 +14,25 @@ pub mod repository;
 pub mod router;
 mod samples;
 mod scan;
+mod shapes;
 pub mod signature;
 pub mod spec;
 mod state;
 #[cfg(test)]
 mod testing;
 mod workshop;
+mod worth;
 
+pub use absent::Absent;
 pub use loader::{Loaded, Loader};
 pub use repository::Repository;
 pub use router::Router;
 pub use samples::made as made_up;
 pub use scan::path_of;
-pub use spec::{Batching, Fill, Load, ModelSettings, Reader, Sample, SampleInput, Settings, Source, VersionPolicy};
+pub use spec::{
+    Batching, Fill, InputSettings, Load, ModelSettings, Pad, Reader, Sample, SampleInput, Settings, Source,
+    VersionPolicy,
+};
 pub use state::State;
 
 use crate::{
@@ -54,6 +61,8 @@ pub struct Model {
     pub settings: Arc<ModelSettings>,
     /// Instances that run it.
     pub instances: usize,
+    /// What stands for inputs that a call may leave out.
+    pub absent: Absent,
     /// The labels of each output's classes, in the signature's order.
     pub labels: Arc<[Option<Labels>]>,
     /// When it came into service.

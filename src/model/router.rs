@@ -228,8 +228,9 @@ fn learn(head: &Head, model: &Model) {
 
 impl Asked {
     /// Checks the inputs and hands them to the model's scheduler.
-    fn submit(self, inputs: Vec<NamedTensor>) -> Result<Inner, Error> {
+    fn submit(self, mut inputs: Vec<NamedTensor>) -> Result<Inner, Error> {
         let Self { head, model, .. } = &self;
+        model.absent.complete(&model.signature, &mut inputs)?;
         let checked = signature::check(&model.signature, model.batches(), inputs)?;
         let _ = head.facts.work.set(Work { rows: checked.rows as u64, ..Work::of(&checked.inputs) });
         head.facts.reach(Stage::Queued);
@@ -247,6 +248,7 @@ impl Asked {
             reply,
             facts: Arc::clone(&head.facts),
             turn: 0,
+            padding: None,
         };
         if model.decoupled {
             let (sender, receiver) = mpsc::channel::<Result<Chunk, Error>>(AHEAD);

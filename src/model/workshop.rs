@@ -3,12 +3,14 @@
 //! Blocks, and knows no repository: what has become of each model is told as an [`Event`].
 
 use super::{
-    ModelSettings, Settings,
+    Absent, ModelSettings, Settings,
     classify::Labels,
     declared, labels,
     measure::{Measured, measure},
     samples,
     scan::{self, Found, Problem},
+    shapes::{self, Shapes},
+    worth,
 };
 use crate::{
     backend::{Backend, Open, SessionSettings},
@@ -44,6 +46,7 @@ pub(super) struct Prepared {
     pub(super) plan: Plan,
     pub(super) place: Place,
     pub(super) decoupled: bool,
+    pub(super) absent: Absent,
     pub(super) labels: Vec<Option<Labels>>,
     /// From the first look at the file to the last warm-up run.
     pub(super) took: Duration,
@@ -116,24 +119,32 @@ impl Workshop {
         if let Some(declared) = &settings.declared {
             declared::check(declared, first.signature())?;
         }
+        let Shapes { signature, mut padding, absent, .. } =
+            shapes::shapes(settings, first.signature(), &first.axis_names())?;
         for warning in &settings.warnings {
             tracing::warn!(model = %found.name, warning, "part of a model's configuration does not apply here");
         }
         let labels = labels::read(settings, &found.folder, first.signature())?;
         let decoupled = first.is_decoupled();
-        let measured = if settings.warmup && !decoupled {
-            let rows = if may_batch(settings, first.signature()) { settings.batching.max_rows } else { 1 };
+        let mut measured = if settings.warmup && !decoupled {
+            let free = padding.as_ref().is_none_or(|padding| padding.rows.is_none());
+            let rows = if free && may_batch(settings, &signature) { settings.batching.max_rows } else { 1 };
             measure(&mut *first, rows, &self.settings.turn)
         } else {
             Measured { max_rows: 1, ..Measured::default() }
         };
-        let decision = self.decide(settings, &*first, large, &measured)?;
-        let samples = samples::make(settings, first.signature(), decision.batches)?;
+        if let Some(rows) = padding.as_ref().and_then(|padding| padding.rows) {
+            measured.max_rows = rows;
+        }
+        let decision = self.decide(settings, &*first, &signature, large, &measured)?;
+        if !decision.batches {
+            padding = None;
+        }
+        let samples = samples::make(settings, &signature, decision.batches, padding.as_ref())?;
         let more = |count: usize, session: &SessionSettings| {
             (0..count).map(|_| self.open(found, session)).collect::<Result<Vec<_>, _>>()
         };
-        let signature = Arc::clone(first.signature());
-        let place = match decision.turn_rows {
+        let mut place = match decision.turn_rows {
             Some(max_rows) => {
                 let mut instances = more(self.lanes, &session)?;
                 if settings.warmup {
@@ -163,8 +174,21 @@ impl Workshop {
                 Place::Threads(instances)
             }
         };
-        let plan = self.plan(found, signature, session, &decision);
-        Ok(Prepared { plan, place, decoupled, labels, took: began.elapsed() })
+        if let (Some(padding), true) = (&mut padding, settings.warmup) {
+            let instance = match &mut place {
+                Place::Threads(instances) => instances.last_mut(),
+                Place::Lanes { spare, .. } => Some(spare),
+            };
+            if let Some(instance) = instance {
+                worth::measure(&mut **instance, &signature, padding)?;
+            }
+        }
+        let mut plan = self.plan(found, signature, session, &decision);
+        if let Some(rows) = padding.as_ref().and_then(|padding| padding.rows) {
+            plan.policy.max_rows = rows;
+        }
+        plan.padding = padding.map(Arc::new);
+        Ok(Prepared { plan, place, decoupled, absent, labels, took: began.elapsed() })
     }
 
     fn plan(&self, found: &Found, signature: Arc<Signature>, session: SessionSettings, decision: &Decision) -> Plan {
@@ -175,6 +199,7 @@ impl Workshop {
             key,
             signature,
             policy: found.settings.batching.policy(decision.batches),
+            padding: None,
             reopen: Arc::new(move || {
                 // Held for as long as this may be called.
                 let _files = &files;
@@ -194,10 +219,10 @@ impl Workshop {
         &self,
         settings: &ModelSettings,
         backend: &dyn Backend,
+        signature: &Signature,
         large: bool,
         measured: &Measured,
     ) -> Result<Decision, String> {
-        let signature = backend.signature();
         let turn = &self.settings.turn;
         if settings.batching.enabled == Some(true) {
             check_rows(settings, signature)?;
@@ -255,7 +280,8 @@ pub(super) fn check_rows(settings: &ModelSettings, signature: &Signature) -> Res
 /// Whether rows of several calls may run together, before the model was run.
 pub(super) fn may_batch(settings: &ModelSettings, signature: &Signature) -> bool {
     // Whoever asks for batches of one row wants the first dimension to count rows, as Triton's clients then expect.
-    settings.batching.enabled.unwrap_or(settings.batching.max_rows > 1) && signature.is_batchable()
+    settings.batching.enabled.unwrap_or(settings.fixed_rows || settings.batching.max_rows > 1)
+        && signature.is_batchable()
 }
 
 /// A few runs, of which nothing is learnt: the first calls should not pay for them.

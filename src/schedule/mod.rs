@@ -10,6 +10,7 @@ mod fair;
 mod instance;
 mod job;
 mod lanes;
+pub mod padding;
 mod queue;
 mod run;
 #[cfg(test)]
@@ -17,6 +18,7 @@ pub(crate) mod testing;
 pub mod turn;
 
 pub use job::{Answer, Frame, Job, ReplyTo};
+pub use padding::Padding;
 pub use queue::{BatchQueue, Verdict};
 
 use crate::{
@@ -151,6 +153,8 @@ pub struct Plan {
     pub policy: BatchPolicy,
     /// Its metric handles.
     pub metrics: ModelMetrics,
+    /// How jobs of different shapes are laid together; `None`: only those of one shape are.
+    pub padding: Option<Arc<Padding>>,
     /// Makes one more instance.
     pub reopen: Reopen,
 }
@@ -211,8 +215,13 @@ impl Scheduler {
     /// # Errors
     ///
     /// [`Error::Overloaded`] if the queue is full, [`Error::ModelNotReady`] if no instance is left
-    /// or the model is being unloaded.
-    pub fn submit(&self, job: Job) -> Result<(), Error> {
+    /// or the model is being unloaded; [`Error::InvalidTensor`] for inputs that cannot be filled up because they
+    /// contradict each other.
+    pub fn submit(&self, mut job: Job) -> Result<(), Error> {
+        if let Some(padding) = &self.plan.padding {
+            padding.check(&job)?;
+            job.padding = Some(Arc::clone(padding));
+        }
         match &self.turn {
             Some(turn) => turn.submit(job),
             None => self.pool.submit(job),

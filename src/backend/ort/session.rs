@@ -10,7 +10,7 @@ use super::{
 use crate::{
     backend::{Backend, OpenError},
     error::Error,
-    tensor::{DataType, Signature, Tensor, TensorSpec, Tensors},
+    tensor::{AxisNames, DataType, Signature, Tensor, TensorSpec, Tensors},
 };
 use ort::{
     session::Session,
@@ -80,6 +80,13 @@ impl OrtBackend {
 impl Backend for OrtBackend {
     fn signature(&self) -> &Arc<Signature> {
         &self.signature
+    }
+
+    fn axis_names(&self) -> AxisNames {
+        AxisNames {
+            inputs: self.session.inputs().iter().map(axis_names).collect(),
+            outputs: self.session.outputs().iter().map(axis_names).collect(),
+        }
     }
 
     fn interruptible(&mut self) -> Option<Arc<dyn Fn() + Send + Sync>> {
@@ -174,6 +181,16 @@ fn spec(outlet: &Outlet) -> TensorSpec {
         ValueType::Sequence(_) | ValueType::Map { .. } | ValueType::Optional(_) => (None, Vec::new()),
     };
     TensorSpec { name: outlet.name().into(), dtype, dims }
+}
+
+/// ONNX's `dim_param`, where there is one.
+fn axis_names(outlet: &Outlet) -> Vec<Option<Arc<str>>> {
+    match outlet.dtype() {
+        ValueType::Tensor { dimension_symbols, .. } => {
+            dimension_symbols.iter().map(|name| (!name.is_empty()).then(|| name.as_str().into())).collect()
+        }
+        ValueType::Sequence(_) | ValueType::Map { .. } | ValueType::Optional(_) => Vec::new(),
+    }
 }
 
 fn data_type(kind: TensorElementType) -> Option<DataType> {

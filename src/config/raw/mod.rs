@@ -11,12 +11,12 @@ mod models;
 pub use auth::{
     Anonymous, ApiKeys, Auth, AuthWebSocket, Certificate, CertificateName, Clients, Demand, Jwt, Mtls, Tls,
 };
-pub use choice::{Amount, Load, Names, Paths, Provider, Switch, Versions};
+pub use choice::{Amount, Load, Names, Pad, Paths, Provider, Rows, Switch, Versions};
 pub use limits::{
     Address, Concurrency, Connections, Deadline, Http2, Limits, Policy, PolicyBy, PolicyUnit, Redis, Shared, Sizes,
     Timers, WebSocket, WhenAway,
 };
-pub use models::{Batching, Control, Execution, ModelDefaults, ModelFile, Models};
+pub use models::{Batching, Control, Execution, Input, ModelDefaults, ModelFile, Models};
 
 use super::{
     source::Shaped,

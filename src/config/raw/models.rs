@@ -1,8 +1,9 @@
 //! `models`, and `NAME/model.yaml`, as people write them.
 
-use super::choice::{Amount, Load, Paths, Provider, Switch, Versions};
+use super::choice::{Amount, Load, Pad, Paths, Provider, Rows, Switch, Versions};
 use crate::config::units::{Delay, Number};
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 use std::{collections::BTreeMap, path::PathBuf, time::Duration};
 
 /// Which models, and how.
@@ -52,6 +53,8 @@ pub struct Batching {
     pub max_queue: Number,
     pub priorities: Number,
     pub default_priority: Amount,
+    pub rows: Rows,
+    pub pad: Pad,
 }
 
 /// `NAME/model.yaml`: the keys of `models.defaults` and its own. serde's `flatten` would lose the refusal of unknown
@@ -67,6 +70,18 @@ pub struct ModelFile {
     pub batching: Batching,
     pub providers: Vec<Provider>,
     pub class_labels: BTreeMap<String, PathBuf>,
+    pub inputs: BTreeMap<String, Input>,
+}
+
+/// What is said of one input of a model.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+#[expect(missing_docs, reason = "the keys are explained in docs/models.md")]
+pub struct Input {
+    /// A number, a flag or a text.
+    pub pad: Option<Value>,
+    pub mask: Option<String>,
+    pub optional: bool,
 }
 
 /// Where a model runs.
@@ -106,6 +121,8 @@ impl Default for Batching {
             max_queue: Number(1024),
             priorities: Number(1),
             default_priority: Amount::Auto,
+            rows: Rows::Auto,
+            pad: Pad::Auto,
         }
     }
 }

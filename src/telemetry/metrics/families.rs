@@ -30,6 +30,7 @@ pub(super) struct Families {
     pub(super) run_failures: IntCounterVec,
     pub(super) queue_depth: IntGaugeVec,
     pub(super) batch_size: HistogramVec,
+    pub(super) batch_elements: IntCounterVec,
     pub(super) request_bytes: HistogramVec,
     pub(super) response_bytes: HistogramVec,
     pub(super) connections: IntGaugeVec,
@@ -98,6 +99,11 @@ impl Families {
             run_failures: counter("sluicegate_run_failures_total", "Runs that failed or panicked.", &["model"]),
             queue_depth: gauge("sluicegate_queue_depth", "Jobs that wait for an instance.", &["model"]),
             batch_size: histogram("sluicegate_batch_size", "Rows of a batch.", &["model"], &ROWS),
+            batch_elements: counter(
+                "sluicegate_batch_elements_total",
+                "Elements of inputs that are filled up: those of callers, and those that fill up.",
+                &["model", "kind"],
+            ),
             request_bytes: histogram("sluicegate_request_bytes", "Body bytes of a call.", &["surface"], &BYTES),
             response_bytes: histogram("sluicegate_response_bytes", "Body bytes of a reply.", &["surface"], &BYTES),
             connections: gauge(

@@ -13,6 +13,8 @@ pub struct ModelMetrics {
     run: Histogram,
     run_failures: IntCounter,
     batch_size: Histogram,
+    elements: IntCounter,
+    padding: IntCounter,
     statistics: Arc<Statistics>,
 }
 
@@ -25,6 +27,8 @@ impl ModelMetrics {
             run: families.run.with_label_values(&labels),
             run_failures: families.run_failures.with_label_values(&labels),
             batch_size: families.batch_size.with_label_values(&labels),
+            elements: families.batch_elements.with_label_values(&[name, "input"]),
+            padding: families.batch_elements.with_label_values(&[name, "padding"]),
             statistics,
         }
     }
@@ -34,6 +38,12 @@ impl ModelMetrics {
         self.batch_size.observe(rows as f64);
         self.run.observe((spent.input + spent.infer).as_secs_f64());
         self.statistics.ran(jobs, rows, queued, spent);
+    }
+
+    /// A batch of a model whose inputs are filled up had so many elements of callers, and so many that filled up.
+    pub fn laid(&self, elements: usize, padding: usize) {
+        self.elements.inc_by(elements as u64);
+        self.padding.inc_by(padding as u64);
     }
 
     /// What this version has done so far.
