@@ -181,6 +181,8 @@ impl Workshop {
             };
             if let Some(instance) = instance {
                 worth::measure(&mut **instance, &signature, padding)?;
+                let (reach, elements) = (&padding.reach, padding.worth());
+                tracing::info!(model = %found.name, ?reach, elements, "how far calls are filled up");
             }
         }
         let mut plan = self.plan(found, signature, session, &decision);

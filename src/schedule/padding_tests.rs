@@ -99,7 +99,7 @@ fn inputs(rows: usize, length: usize, seed: usize) -> Tensors {
     let tensor = |values| Tensor::of(DataType::Int64, [rows, length].into(), values).unwrap();
     let count = rows * length;
     let ids = (0..count).map(|at| (seed * 1000 + at) as i64).collect();
-    let mask = (0..count).map(|at| i64::from((seed + at) % 5 != 0)).collect();
+    let mask = (0..count).map(|at| i64::from(!(seed + at).is_multiple_of(5))).collect();
     [tensor(ids), tensor(mask)].into_iter().collect()
 }
 
@@ -162,7 +162,7 @@ fn several_axes_are_worth_what_they_make_together() {
         [Tensor::of(DataType::Fp32, [1, channels, height, width].into(), zeros).unwrap()].into()
     };
     // Both become 3 × 4: two more than the one, four more than the other.
-    assert!(images.joins(&image(3, 3, 3), &image(3, 2, 4)) == false, "3 + 4 are more than 6");
+    assert!(!images.joins(&image(3, 3, 3), &image(3, 2, 4)), "3 + 4 are more than 6");
     assert!(images.joins(&image(3, 3, 4), &image(3, 2, 3)));
     assert!(!images.joins(&image(3, 3, 4), &image(1, 3, 4)), "channels are not filled up");
 }
