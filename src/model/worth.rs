@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 /// Pairs of lengths that are compared; the first that the model takes.
 const LENGTHS: [[usize; 2]; 3] = [[16, 64], [4, 16], [2, 4]];
 
-/// Runs of which the median is taken, after one that warms up.
+/// Runs of which the shortest is taken, after one that warms up: what disturbs a run only makes it longer.
 const SAMPLES: usize = 5;
 
 /// No more samples after this.
@@ -31,28 +31,41 @@ const PATIENCE: Duration = Duration::from_millis(100);
 ///
 /// For operators, in plain words: an output that follows the lengths and cannot be cut back.
 pub(super) fn measure(backend: &mut dyn Backend, signature: &Signature, padding: &mut Padding) -> Result<(), String> {
+    measure_by(&mut time, backend, signature, padding)
+}
+
+/// Seconds of a run.
+type Clock<'a> = &'a mut dyn FnMut(&mut dyn Backend, &Tensors) -> Result<f64, Error>;
+
+fn measure_by(
+    clock: Clock<'_>,
+    backend: &mut dyn Backend,
+    signature: &Signature,
+    padding: &mut Padding,
+) -> Result<(), String> {
     if padding.axes.is_empty() {
         return Ok(());
     }
     let inputs = |rows: usize, length: usize| zeros(signature, padding, padding.rows.unwrap_or(rows), length);
     for [short, long] in LENGTHS {
-        let (Ok(one), Ok(other)) = (inputs(1, short), inputs(1, long)) else { continue };
+        let (Ok(one), Ok(two), Ok(other)) = (inputs(1, short), inputs(2, short), inputs(1, long)) else { continue };
         let (Ok(small), Ok(large)) = (backend.run(&one), backend.run(&other)) else { continue };
         follows(signature, padding, [(short, &small), (long, &large)])?;
         if padding.reach != Reach::Worth {
             return Ok(());
         }
-        let mut time = |inputs: Result<Tensors, Error>| time(backend, &inputs?);
-        let both = || inputs(2, short);
-        let (Ok(one), Ok(two), Ok(longer)) = (time(Ok(one)), time(both()), time(Ok(other))) else { continue };
-        let volume = |length: usize| length.pow(padding.axes.len().min(4) as u32) as f64;
+        let mut time = |inputs| clock(backend, inputs);
+        let (Ok(one), Ok(two), Ok(longer)) = (time(&one), time(&two), time(&other)) else { continue };
+        let volume = |length: usize| (0..padding.axes.len()).fold(1.0, |volume, _| volume * length as f64);
         // A run that has its rows whatever comes is saved whole.
         let saved = if padding.rows.is_some() { one } else { 2.0 * one - two };
         let element = (longer - one) / (volume(long) - volume(short));
         padding.set_worth(worth(saved, element));
         return Ok(());
     }
-    padding.reach = if padding.reach == Reach::Worth { UNMEASURED } else { padding.reach.clone() };
+    if padding.reach == Reach::Worth {
+        padding.reach = UNMEASURED;
+    }
     Ok(())
 }
 
@@ -78,18 +91,20 @@ fn zeros(signature: &Signature, padding: &Padding, rows: usize, length: usize) -
     padding.inputs.iter().zip(&signature.inputs).map(zero).collect()
 }
 
-/// Seconds of a run, the median.
+/// Seconds of the shortest run.
 fn time(backend: &mut dyn Backend, inputs: &Tensors) -> Result<f64, Error> {
     backend.run(inputs)?;
     let begun = Instant::now();
-    let mut samples = Vec::with_capacity(SAMPLES);
-    while samples.is_empty() || (samples.len() < SAMPLES && begun.elapsed() < PATIENCE) {
+    let mut shortest = f64::INFINITY;
+    for sample in 0..SAMPLES {
+        if sample > 0 && begun.elapsed() >= PATIENCE {
+            break;
+        }
         let started = Instant::now();
         backend.run(inputs)?;
-        samples.push(started.elapsed().as_secs_f64());
+        shortest = shortest.min(started.elapsed().as_secs_f64());
     }
-    samples.sort_unstable_by(f64::total_cmp);
-    samples.get(samples.len() / 2).copied().ok_or_else(|| Error::internal("nothing was measured"))
+    Ok(shortest)
 }
 
 /// Whether every output is as long as the inputs where it is cut back, and does not depend on them anywhere else.
@@ -130,35 +145,24 @@ mod tests {
     };
     use std::sync::Arc;
 
-    /// Yields its input and takes so many microseconds for a run and for each element; refuses what is longer than `most`.
+    /// Yields its input, and refuses what is longer than `most`.
     #[derive(Debug)]
-    struct Timed {
+    struct Limited {
         fake: Fake,
-        run: u64,
-        element: u64,
         most: usize,
     }
 
-    impl Backend for Timed {
+    impl Backend for Limited {
         fn signature(&self) -> &Arc<Signature> {
             self.fake.signature()
         }
 
         fn run(&mut self, inputs: &[Tensor]) -> Result<Tensors, Error> {
-            let dims = inputs[0].shape().dims();
-            if dims[1] > self.most {
-                return Err(Error::backend("too long"));
+            match inputs[0].shape().dims()[1] {
+                length if length > self.most => Err(Error::backend("too long")),
+                _ => self.fake.run(inputs),
             }
-            let until = Instant::now() + Duration::from_micros(self.run + self.element * (dims[0] * dims[1]) as u64);
-            while Instant::now() < until {}
-            self.fake.run(inputs)
         }
-    }
-
-    fn timed(run: u64, element: u64, most: usize) -> Timed {
-        let spec = |name: &str| TensorSpec { name: name.into(), dtype: Some(DataType::Int64), dims: vec![None, None] };
-        let fake = Fake::with_signature(Signature { inputs: vec![spec("x")], outputs: vec![spec("y")] });
-        Timed { fake, run, element, most }
     }
 
     fn padding(cut: Vec<(usize, usize)>) -> Padding {
@@ -169,35 +173,60 @@ mod tests {
         padding
     }
 
-    fn measured(mut backend: Timed, cut: Vec<(usize, usize)>) -> Result<Padding, String> {
-        let mut padding = padding(cut);
-        let signature = Arc::clone(backend.signature());
-        measure(&mut backend, &signature, &mut padding).map(|()| padding)
+    /// Measured by a clock of its own: so many seconds for a run and for each element.
+    fn measured(most: usize, [run, element]: [f64; 2], mut padding: Padding) -> Result<Padding, String> {
+        let spec = |name: &str| TensorSpec { name: name.into(), dtype: Some(DataType::Int64), dims: vec![None, None] };
+        let fake = Fake::with_signature(Signature { inputs: vec![spec("x")], outputs: vec![spec("y")] });
+        let signature = Arc::clone(fake.signature());
+        let mut clock = |_: &mut dyn Backend, inputs: &Tensors| {
+            Ok(run + element * inputs[0].shape().elements().unwrap_or_default() as f64)
+        };
+        let mut backend = Limited { fake, most };
+        measure_by(&mut clock, &mut backend, &signature, &mut padding).map(|()| padding)
+    }
+
+    fn worth_of(most: usize, cost: [f64; 2]) -> usize {
+        measured(most, cost, padding(vec![(1, 0)])).unwrap().worth()
     }
 
     #[test]
-    fn a_run_is_worth_what_it_costs_by_itself() {
-        // 2 ms a run and 20 µs an element: a hundred, and half of them are given. Wide bounds, for busy machines.
-        let worth = measured(timed(2000, 20, 1000), vec![(1, 0)]).unwrap().worth();
-        assert!((10..=250).contains(&worth), "{worth}");
-        assert_eq!([worth_of(1.0, 0.1), worth_of(-1.0, 0.1)], [5, 0]);
-        assert!(worth_of(1.0, 0.0) > 1 << 30, "elements that cost nothing");
-    }
-
-    fn worth_of(saved: f64, element: f64) -> usize {
-        super::worth(saved, element)
+    fn a_run_is_worth_half_of_what_it_costs_by_itself() {
+        assert_eq!(worth_of(1000, [1.0, 0.125]), 4);
+        assert_eq!(worth_of(1000, [0.0, 0.125]), 0, "nothing is saved");
+        assert!(worth_of(1000, [1.0, 0.0]) > 1 << 30, "elements that cost nothing");
+        let mut fixed = padding(vec![(1, 0)]);
+        fixed.rows = Some(2);
+        // 1 + 2 × 16 × 0.125 seconds are saved, and each column costs 0.25.
+        assert_eq!(measured(1000, [1.0, 0.125], fixed).unwrap().worth(), 10);
     }
 
     #[test]
     fn shorter_ones_are_tried_where_a_model_takes_no_others() {
-        assert!(measured(timed(2000, 1, 16), vec![(1, 0)]).unwrap().worth() > 0);
-        let refused = measured(timed(0, 0, 1), vec![(1, 0)]).unwrap();
+        assert_eq!(worth_of(16, [1.0, 0.125]), 4);
+        let refused = measured(1, [1.0, 0.125], padding(vec![(1, 0)])).unwrap();
         assert_eq!((refused.reach.clone(), refused.worth()), (UNMEASURED, 0));
     }
 
     #[test]
+    fn what_is_configured_is_not_measured() {
+        let mut configured = padding(vec![(1, 0)]);
+        configured.reach = Reach::Ratio(200);
+        let measured = measured(1000, [1.0, 0.125], configured).unwrap();
+        assert_eq!((measured.reach.clone(), measured.worth()), (Reach::Ratio(200), 0));
+    }
+
+    #[test]
+    fn a_run_takes_time() {
+        assert!(
+            time(&mut Fake::new(), &[Tensor::of(DataType::Fp32, [1, 4].into(), vec![0_f32; 4]).unwrap()].into())
+                .unwrap()
+                > 0.0
+        );
+    }
+
+    #[test]
     fn an_output_that_follows_the_length_by_another_name_is_found_out() {
-        let error = measured(timed(0, 0, 1000), Vec::new()).unwrap_err();
+        let error = measured(1000, [0.0, 0.0], padding(Vec::new())).unwrap_err();
         assert!(error.starts_with("output `y` follows the length of the inputs along axis 1"), "{error}");
     }
 }

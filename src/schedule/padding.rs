@@ -139,17 +139,21 @@ impl Padding {
         }
         let (one, other) = (self.lengths(a), self.lengths(b));
         // What has no length has no element to be told from those that fill up.
-        one == other || (!one.contains(&0) && !other.contains(&0) && self.reaches(&one, &other))
+        one == other
+            || (!one.contains(&0) && !other.contains(&0) && self.reaches(&one, &other, [a, b].map(|job| job[0].rows())))
     }
 
-    fn reaches(&self, one: &Lengths, other: &Lengths) -> bool {
+    fn reaches(&self, one: &Lengths, other: &Lengths, rows: [usize; 2]) -> bool {
         let mut pairs = one.iter().zip(other);
         match &self.reach {
             Reach::Worth => {
                 let volume = |lengths: &mut dyn Iterator<Item = usize>| lengths.fold(1_usize, usize::saturating_mul);
                 let both = volume(&mut pairs.map(|(a, b)| *a.max(b)));
                 let each = [one, other].map(|lengths| volume(&mut lengths.iter().copied()));
-                (both - each[0]).saturating_add(both - each[1]) <= self.worth()
+                // Where a run has its rows whatever comes, a row more or less costs nothing.
+                let rows = if self.rows.is_some() { [1, 1] } else { rows };
+                let added = [0, 1].map(|job| (both - each[job]).saturating_mul(rows[job]));
+                added[0].saturating_add(added[1]) <= self.worth()
             }
             Reach::Ratio(hundredths) => pairs.all(|(a, b)| {
                 let (longer, shorter) = (*a.max(b) as u128, *a.min(b) as u128);

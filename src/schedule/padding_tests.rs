@@ -121,7 +121,7 @@ fn job(padding: &Arc<Padding>, inputs: Tensors) -> (Job, testing::Receiver) {
 }
 
 fn joins(padding: &Arc<Padding>, one: usize, other: usize) -> bool {
-    let (one, other) = (inputs(1, one, 1), inputs(2, other, 2));
+    let (one, other) = (inputs(1, one, 1), inputs(1, other, 2));
     assert_eq!(padding.joins(&one, &other), padding.joins(&other, &one));
     padding.joins(&one, &other)
 }
@@ -132,6 +132,8 @@ fn what_an_element_is_worth_says_who_runs_together() {
     assert!(joins(&padding, 5, 5) && !joins(&padding, 5, 6), "nothing was measured yet");
     padding.set_worth(10);
     assert!(joins(&padding, 5, 15) && !joins(&padding, 5, 16));
+    let rows = |short, long| padding.joins(&inputs(short, 5, 1), &inputs(long, 10, 2));
+    assert!(rows(2, 9) && !rows(3, 1), "every row that is filled up counts");
     padding.set_worth(usize::MAX);
     assert!(joins(&padding, 1, 4000) && !joins(&padding, 0, 1), "nobody knows where nothing ends");
 }
