@@ -3,7 +3,7 @@
 use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
 use sluicegate::{
     call::Facts,
-    schedule::{BatchPolicy, BatchQueue, Job, ReplyTo, Verdict},
+    schedule::{BatchPolicy, BatchQueue, Cost, Job, ReplyTo, Verdict},
     tensor::{DataType, Shape, Tensor},
 };
 use std::{
@@ -43,9 +43,12 @@ fn queue(criterion: &mut Criterion) {
     let now = Instant::now();
     let mut group = criterion.benchmark_group("queue");
     group.throughput(Throughput::Elements(JOBS as u64));
+    // As warm-up seeds it for a small model: microseconds by rows.
+    let cost = Arc::new(Cost::default());
+    (0..7_u32).for_each(|size| cost.seed(1 << size, Duration::from_micros(5 + u64::from(size))));
     for (name, max_rows) in [("one batch of 64", 64), ("eight batches of 8", 8)] {
         let policy = BatchPolicy { enabled: true, max_rows, ..BatchPolicy::default() };
-        let mut queue = BatchQueue::new(policy);
+        let mut queue = BatchQueue::with_cost(policy, Arc::clone(&cost));
         group.bench_function(name, |bencher| {
             bencher.iter_batched(
                 || jobs(now),
@@ -55,6 +58,7 @@ fn queue(criterion: &mut Criterion) {
                     }
                     let mut batches = Vec::with_capacity(JOBS);
                     while let Verdict::Run(batch) = queue.next(black_box(now), 1) {
+                        cost.observe(batch.len(), Duration::from_micros(10));
                         batches.push(batch);
                     }
                     // Dropped outside the measurement.

@@ -178,6 +178,7 @@ class Place:
         models = self.mixed if mixed else None
         server = self.server(source["server"], source.get("own"), source.get("lanes", 1), models)
         command = [server.url, "--model", source["model"], "--surface", source["surface"], "--concurrency", source["callers"]]
+        command += ["--spin"] if self.arguments.spin else []
         for place in range(source["callers"] if mixed else 1):
             command += ["--data", self.asked / (f"mixed-{place}.json" if mixed else f"{source['model']}.json")]
         if "connections" in source:
@@ -416,6 +417,7 @@ def main():
     parser.add_argument("--rounds", type=int, default=3, help="turns of each source of a row (3)")
     parser.add_argument("--seconds", type=float, default=5, help="how long each turn lasts (5)")
     parser.add_argument("--awake", action="store_true", help="keep the cores from halting (for virtual machines)")
+    parser.add_argument("--spin", action="store_true", help="let the generator never sleep: nobody is woken by an answer")
     parser.add_argument("--strict", action="store_true", help="exit 1 if a bar is missed")
     parser.add_argument("--json", type=pathlib.Path, metavar="FILE", help="write every single run there")
     parser.add_argument("--server-core", type=int, default=0)
@@ -461,6 +463,7 @@ def main():
 
 def show(lines, arguments, two_cores):
     awake = ", cores kept awake" if arguments.awake else ""
+    awake += ", a generator that never sleeps" if arguments.spin else ""
     print(f"{processor()}{awake}; medians of {arguments.rounds} rounds of {arguments.seconds:g} s\n")
     print("| work | sluicegate | held against | wanted | reached | met |\n|---|---|---|---|---|---|")
     for what, first, second, wanted, reached, met in lines:

@@ -4,16 +4,18 @@
 
 mod banner;
 mod live;
+mod memory;
+mod models;
 mod reload;
 mod settings;
 
-pub use settings::models as model_settings;
+pub use settings::{lane_count, models as model_settings};
 
 use crate::{
     admin::Admin,
     auth::{Authenticator, grants::Grants, jwt::Tokens},
     backend::Open,
-    call::{ModelRef, Readiness},
+    call::Readiness,
     config::{self, Config, Listen},
     frontend::{
         Frontend, Phase, Surfaces, Tickets,
@@ -28,7 +30,7 @@ use crate::{
         address::AddressGate,
         shared_slots::{SharedSlots, TEND_EVERY},
     },
-    model::{Loaded, Loader, Repository, Router, control::Control},
+    model::{self, Loaded, Loader, Repository, Router, Shadows, control::Control},
     shutdown, stack,
     telemetry::{
         self,
@@ -190,7 +192,7 @@ async fn start_with(config: Config, opener: Arc<dyn Open>, switches: Switches) -
             let (control, orders) = Control::new();
             (Some(control), Some(orders))
         }
-        config::Control::Fixed => (None, None),
+        config::Control::Fixed | config::Control::Watch(_) => (None, None),
     };
     let gateway = stack::build(stack::Parts {
         access_log: access_log.clone(),
@@ -202,7 +204,12 @@ async fn start_with(config: Config, opener: Arc<dyn Open>, switches: Switches) -
         slots: Arc::new(slots),
         sessions: calls.sessions,
         grants: Arc::clone(&grants),
-        router: Router::managed(Arc::clone(&repository), control, Arc::clone(&switches)),
+        router: Router::managed(
+            Arc::clone(&repository),
+            control,
+            Arc::clone(&switches),
+            Some(Shadows::new(Arc::clone(&metrics))),
+        ),
     });
     let frontend = Frontend {
         gateway,
@@ -213,9 +220,10 @@ async fn start_with(config: Config, opener: Arc<dyn Open>, switches: Switches) -
         memory: body::Memory::new(config.frontend.concurrency.memory),
         tickets: Tickets::new(config.frontend.websocket.tickets),
         proofs: authenticator.changes(),
+        steering: repository.steering().clone(),
         settings: config.frontend.clone(),
     };
-    let (required, drain) = (config.models.required.clone(), config.drain);
+    let (required, control, drain) = (config.models.required.clone(), config.models.control, config.drain);
     let listen = config.listen.clone();
     let live = Live::new(config, frontend, (grants, Arc::clone(&limiter)), deadlines, switches);
     let live = Arc::new(live);
@@ -294,22 +302,13 @@ async fn start_with(config: Config, opener: Arc<dyn Open>, switches: Switches) -
         let obeying = orders.obey(Arc::clone(&loader), Arc::clone(&repository));
         tasks.spawn(obeying.map(|()| Some("the loader")));
     }
+    tasks.spawn(model::tend(Arc::clone(&repository)).map(|never| match never {}));
     let (tell, loaded) = watch::channel(None);
-    let (ready, models) = (readiness.clone(), Arc::clone(&repository));
-    tasks.spawn(async move {
-        let loaded = loader.load().await;
-        // A model that cannot be loaded is reported and not waited for, unless it is required (contract 01 section 1).
-        let missing = required.iter().find(|name| {
-            let wanted = ModelRef { name: Arc::clone(name), version: None };
-            !models.is_ready(&wanted).unwrap_or(false)
-        });
-        match missing {
-            None => ready.set_loaded(true),
-            Some(name) => tracing::error!(model = %name, "not ready: a required model is not loaded"),
-        }
-        tell.send_replace(Some(Arc::new(loaded)));
-        None
-    });
+    let watch = match control {
+        config::Control::Watch(settings) => Some(settings),
+        config::Control::Fixed | config::Control::Explicit => None,
+    };
+    tasks.spawn(models::serve(loader, Arc::clone(&repository), watch, required, readiness.clone(), tell));
     Ok(App {
         bound,
         admin: admin_address,

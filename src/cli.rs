@@ -208,6 +208,7 @@ fn explain(text: &mut String, config: &Config, runtime: &Runtime) -> Result<bool
     let here = std::env::current_dir().ok();
     let shown = here.as_deref().and_then(|here| library.strip_prefix(here).ok()).unwrap_or(library);
     writeln!(text, "ONNX Runtime {} from {}", runtime.version(), shown.display())?;
+    writeln!(text, "providers: {}", runtime.providers().join(", "))?;
     let mut problems = 0;
     for listen in &config.listen {
         let tls = if listen.tls.is_some() { "TLS" } else { "clear text" };
@@ -240,9 +241,16 @@ fn explain(text: &mut String, config: &Config, runtime: &Runtime) -> Result<bool
         0 => writeln!(text, "rates: none")?,
         rates => writeln!(text, "rates: {rates}")?,
     }
+    let settings = app::model_settings(config);
+    let memory = settings.budget.memory().map(|bytes| format!(", {} MiB of memory for them", bytes >> 20));
+    let cores = match settings.budget.cores() {
+        1 => "1 core".to_owned(),
+        cores => format!("{cores} cores"),
+    };
+    writeln!(text, "models on threads share {cores}{}", memory.unwrap_or_default())?;
     let folders: Vec<_> = config.models.directories.iter().map(|folder| folder.display().to_string()).collect();
     writeln!(text, "models from {}", folders.join(", "))?;
-    let descriptions = describe(&app::model_settings(config), runtime);
+    let descriptions = describe(&settings, Arc::new(runtime.clone()), app::lane_count(config));
     for description in &descriptions {
         writeln!(text, "\n{}", description.what)?;
         for line in &description.lines {

@@ -18,7 +18,7 @@
 //!   errors as values; only front-ends render them.
 //! - A tensor is a type, a shape and shared bytes, checked once on construction. Outputs of ONNX Runtime travel to the
 //!   socket as bytes that own the ORT value.
-//! - One thread owns one ORT session. Small models run on the event loop's own thread, as one batch per turn of the loop;
+//! - One thread owns one instance of a model. Small models run on the event loop's own thread, as one batch per turn of the loop;
 //!   large ones on threads of their own. The batching policy is a pure state machine with no clock and no channel in it.
 //!
 //! # The life of one request
@@ -88,7 +88,14 @@
 //! - A call is on its way when it is made, not when it is first polled; and it goes through its thread's clone of the
 //!   stack, not through one of its own.
 //! - Deadlines ring from one timer per lane (`layer/alarm.rs`), not from one in each call.
+//! - Instances of one model on threads share one session of ONNX Runtime, and with it the weights, where the CPU alone runs
+//!   the model (`backend/ort/session.rs` says why that is sound). `Backend::run` still takes `&mut self`: an instance is one
+//!   thread's. On lanes each has a session of its own, because all of them would take one allocator's lock in each run.
+//! - A run on a thread has a limit beyond all deadlines, and an instance that does not keep it is replaced
+//!   (`schedule/watch.rs`).
 //! - A model that runs on lanes has a spare instance on a thread, for what a lane must not run.
+//! - A queue knows what batches cost, from those that ran (`schedule/cost.rs`), and does not always take all that waits: who is
+//!   urgent is not made late, who cannot be served makes room, and a model that gains nothing from batches runs in small ones.
 //! - A client certificate belongs to the peer and not to the call: who sends nothing is its holder.
 //! - A session looks at its own credentials again when they end or may have been revoked (`duplex/session/proof.rs`): what
 //!   is refused with the next message would never be noticed on a socket that sends none.
@@ -102,8 +109,11 @@
 //!   (`app/live.rs`).
 //! - Some wire forms do not say the type or shape of an input (V1, `generate`, `/predict`). They become
 //!   `call::Inputs::Untyped`: a parser that the router calls with the signature. The router still knows no wire.
-//! - Loading and unloading are calls (`call::Manage`) that the router hands to `model::control`; nothing else changes the
-//!   repository while the server runs.
+//! - Loading and unloading are calls (`call::Manage`) that the router hands to `model::control`; besides, models follow
+//!   their folders (`model::watch`). Which of the two may change the repository is one setting, never both.
+//! - Which version a call means is decided where the repository is asked, once per call and of one value (`model::state`), so
+//!   that labels, splits and swaps are the same on every surface. Front-ends keep the few headers that models' rules look at
+//!   ([`call::Steering`]).
 //! - REST's routes are data (`frontend::rest::route`), so that tests and `/openapi.json` can be held against them.
 //! - Errors of REST have a voice (V2's object, V1's string, problem details), chosen by route and `Accept`; the code is one.
 //! - gRPC's message compression is ours (`frontend::grpc::encoding`): tonic's would inflate before anybody is known.

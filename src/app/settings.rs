@@ -1,13 +1,23 @@
 //! From the configuration to the settings of the modules that must not know it.
 
+use super::memory;
 use crate::{
-    config::{self, Amount, Config, Execution, Kind, Load, LogFormat, LogLevel, Rows, Switch, Versions},
+    backend,
+    config::{
+        self, Amount, Arena, Config, Execution, Kind, Limit, Load, LogFormat, LogLevel, Memory, Mode, Optimization,
+        Rows, Switch, Versions, Warmup, WhenLate, raw,
+    },
     lane,
     layer::deadline,
     model, schedule,
     telemetry::{Format, LogSettings},
+    wire::{
+        self,
+        json::{self, Dialect},
+    },
 };
-use std::{num::NonZeroUsize, thread, time::Duration};
+use bytes::Bytes;
+use std::{fmt, fs, num::NonZeroUsize, path::Path, sync::Arc, thread, time::Duration};
 
 /// The cores that this process may use.
 fn cores() -> NonZeroUsize {
@@ -45,9 +55,23 @@ pub(super) fn lanes(settings: &config::Runtime) -> lane::Settings {
     }
 }
 
+/// How many lanes run models: none where connections are spread otherwise.
+pub fn lane_count(config: &Config) -> usize {
+    match lanes(&config.runtime) {
+        lane::Settings::Lanes(count) => count.get(),
+        lane::Settings::WorkStealing(_) => 0,
+    }
+}
+
 /// `models`, `runtime.turn`, `runtime.inference_cores`.
 pub fn models(config: &Config) -> model::Settings {
     let (defaults, queue_delay) = (config.models.defaults.clone(), config.concurrency.queue_delay);
+    // Twice the longest deadline: nobody waits any more, however long the call stood in the queue.
+    let patience = config.deadline.max * 2;
+    let memory = match config.models.memory {
+        Memory::Auto => memory::share(),
+        Memory::Exactly(bytes) => Some(bytes as u64),
+    };
     model::Settings {
         directories: config.models.directories.clone(),
         load: match &config.models.load {
@@ -55,23 +79,24 @@ pub fn models(config: &Config) -> model::Settings {
             Load::None => model::Load::None,
             Load::Named(names) => model::Load::Names(names.iter().cloned().collect()),
         },
-        defaults: model_settings(&defaults, queue_delay),
+        defaults: model_settings(&defaults, queue_delay, patience),
         turn: schedule::TurnSettings {
             run: config.runtime.turn.run,
             budget: config.runtime.turn.budget,
             weights: config.runtime.turn.weights as u64,
         },
-        inference_cores: amount(config.runtime.inference_cores).unwrap_or(cores().get()),
+        budget: model::budget::Budget::new(amount(config.runtime.inference_cores).unwrap_or(cores().get()), memory),
         reader: Some(model::Reader::new(move |source, _| {
             let read = config::load_model(source.name, source.folder, source.config, &defaults);
             let read = read.map_err(|problems| problems.in_one_line())?;
-            let settings = model_settings(&read.defaults, queue_delay);
+            let settings = model_settings(&read.defaults, queue_delay, patience);
             Ok(model::ModelSettings {
+                routing: Arc::new(config::routing(&read)),
+                samples: samples(&read, source.folder)?,
                 labels: read.class_labels.into_iter().collect(),
                 inputs: read.inputs,
                 file: read.file.unwrap_or(settings.file),
                 declared: read.declared,
-                samples: read.samples,
                 notes: read.notes,
                 warnings: read.warnings,
                 ..settings
@@ -80,8 +105,12 @@ pub fn models(config: &Config) -> model::Settings {
     }
 }
 
-fn model_settings(settings: &config::ModelDefaults, queue_delay: Option<Duration>) -> model::ModelSettings {
-    let batching = settings.batching;
+fn model_settings(
+    settings: &config::ModelDefaults,
+    queue_delay: Option<Duration>,
+    patience: Duration,
+) -> model::ModelSettings {
+    let batching = &settings.batching;
     model::ModelSettings {
         versions: match &settings.versions {
             Versions::Latest(count) => model::VersionPolicy::Latest(*count),
@@ -95,6 +124,20 @@ fn model_settings(settings: &config::ModelDefaults, queue_delay: Option<Duration
             Execution::Turn => schedule::Execution::Turn,
             Execution::Thread => schedule::Execution::Thread,
         },
+        share_weights: settings.share_weights,
+        arena: match settings.arena {
+            Arena::Auto => backend::Arena::Auto,
+            Arena::Keep => backend::Arena::Keep,
+            Arena::Shrink => backend::Arena::Shrink,
+            Arena::None => backend::Arena::None,
+        },
+        providers: settings.providers.iter().map(provider).collect(),
+        session: session(&settings.session),
+        run_limit: match settings.run_limit {
+            Limit::Auto => Some(patience),
+            Limit::Never => None,
+            Limit::After(limit) => Some(limit),
+        },
         batching: model::Batching {
             enabled: match batching.enabled {
                 Switch::Auto => None,
@@ -106,11 +149,76 @@ fn model_settings(settings: &config::ModelDefaults, queue_delay: Option<Duration
             max_queue: batching.max_queue,
             queue_delay,
             priorities: schedule::Priorities::new(batching.priorities, Some(batching.default_priority)),
+            preferred: schedule::Preferred::new(batching.preferred.iter().copied()),
+            timeout: batching.timeout,
+            when_late: match batching.when_late {
+                WhenLate::Reject => schedule::WhenLate::Reject,
+                WhenLate::Delay => schedule::WhenLate::Delay,
+            },
+            preserve_order: batching.preserve_order,
         },
         pad: settings.pad.clone(),
         fixed_rows: settings.rows == Rows::Fixed,
+        warmup: settings.warmup != Warmup::Off,
         ..model::ModelSettings::default()
     }
+}
+
+fn provider(provider: &raw::Provider) -> backend::Provider {
+    let options = provider.options.iter().map(|(key, value)| (key.clone(), value.0.clone()));
+    backend::Provider { kind: provider.kind, options: options.collect() }
+}
+
+fn session(settings: &raw::Session) -> backend::SessionOptions {
+    backend::SessionOptions {
+        optimization: match settings.graph_optimization_level {
+            Optimization::Disabled => backend::Optimization::Disabled,
+            Optimization::Basic => backend::Optimization::Basic,
+            Optimization::Extended => backend::Optimization::Extended,
+            Optimization::Layout => backend::Optimization::Layout,
+            Optimization::All => backend::Optimization::All,
+        },
+        parallel: (settings.execution_mode == Mode::Parallel).then_some(settings.inter_op_threads.0),
+        entries: settings.entries.iter().map(|(key, value)| (key.clone(), value.0.clone())).collect(),
+    }
+}
+
+/// Largest file of a sample, bytes: what a body may have by default.
+const LARGEST_SAMPLE: u64 = 64 << 20;
+
+/// What a model is run on before it is ready, besides what is made up: what its `config.pbtxt` describes, and then the V2
+/// requests in the files of its `warmup`. Nothing with `warmup: off`.
+///
+/// # Errors
+///
+/// In plain words: a file that cannot be read, or that is no request.
+fn samples(model: &config::ModelConfig, folder: &Path) -> Result<Vec<model::Sample>, String> {
+    let files = match &model.defaults.warmup {
+        Warmup::Off => return Ok(Vec::new()),
+        Warmup::Auto => &[][..],
+        Warmup::Files(files) => files,
+    };
+    let mut samples = model.samples.clone();
+    for file in files {
+        let wrong = |reason: &dyn fmt::Display| format!("warmup: `{}`: {reason}", file.display());
+        let path = folder.join(file);
+        // Before it is opened: opening what is no file may wait for ever.
+        let found = fs::metadata(&path).map_err(|error| wrong(&error))?;
+        if !found.is_file() || found.len() > LARGEST_SAMPLE {
+            return Err(wrong(&format!("expected a file of at most {} MiB", LARGEST_SAMPLE >> 20)));
+        }
+        let body = Bytes::from(fs::read(&path).map_err(|error| wrong(&error))?);
+        let request = json::decode_request(&body, Dialect::V2, None, &wire::Settings::default());
+        let inputs = request.map_err(|error| wrong(&error))?.inputs.into_iter().map(|input| model::SampleInput {
+            name: input.name,
+            dtype: input.tensor.dtype(),
+            dims: input.tensor.shape().dims().to_vec(),
+            fill: model::Fill::Zeros,
+            given: Some(input.tensor),
+        });
+        samples.push(model::Sample { name: file.display().to_string().into(), inputs: inputs.collect(), runs: 1 });
+    }
+    Ok(samples)
 }
 
 fn amount(amount: Amount) -> Option<usize> {

@@ -30,7 +30,7 @@ use std::{
 use tokio::sync::watch;
 
 /// The identity of callers without credentials, where they are allowed. No key may prove it.
-pub const ANONYMOUS: &str = "anonymous";
+pub use crate::call::ANONYMOUS;
 /// The longest name of an identity that somebody else has chosen, in bytes.
 const NAME: usize = 256;
 

@@ -4,6 +4,9 @@
 
 pub mod fake;
 pub mod ort;
+mod settings;
+
+pub use settings::{Arena, Optimization, Provider, ProviderKind, SessionOptions, SessionSettings};
 
 use crate::{
     error::Error,
@@ -11,8 +14,8 @@ use crate::{
 };
 use std::{fmt, ops::ControlFlow, path::Path, sync::Arc};
 
-/// A model instance. Blocking and exclusive by design: ONNX Runtime's `Run` is not to be shared
-/// between threads, and a long run has no place on a lane.
+/// A model instance. Blocking and exclusive by design: it is one thread's at a time, whatever it shares with
+/// others, and a long run has no place on a lane.
 pub trait Backend: Send + 'static {
     /// Inputs and outputs of the model.
     fn signature(&self) -> &Arc<Signature>;
@@ -57,6 +60,22 @@ pub trait Backend: Send + 'static {
     fn weight_bytes(&self) -> u64 {
         0
     }
+
+    /// Bytes of memory that it holds now, with what it shares; `None` if it cannot tell.
+    fn memory_bytes(&self) -> Option<u64> {
+        None
+    }
+
+    /// Another instance that shares this one's weights, as [`SessionSettings::sharers`] has announced; `None` where instances
+    /// share nothing and each has to be opened.
+    fn another(&self) -> Option<Result<Box<dyn Backend>, OpenError>> {
+        None
+    }
+
+    /// What the runtime made of the settings, a sentence each, for operators.
+    fn notes(&self) -> Vec<String> {
+        Vec::new()
+    }
 }
 
 impl fmt::Debug for dyn Backend {
@@ -73,18 +92,11 @@ pub trait Open: Send + Sync + fmt::Debug {
     ///
     /// [`OpenError`] says in plain words, for operators, what is wrong with the file.
     fn open(&self, path: &Path, settings: &SessionSettings) -> Result<Box<dyn Backend>, OpenError>;
-}
 
-/// How an instance is made (`models.defaults`).
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct SessionSettings {
-    /// Threads within one operator (`threads`), at least 1.
-    pub threads: usize,
-}
-
-impl Default for SessionSettings {
-    fn default() -> Self {
-        Self { threads: 1 }
+    /// Bytes of weights that an instance of the model file at `path` will hold, without opening it; `None` if it is not known.
+    fn weight_bytes(&self, path: &Path) -> Option<u64> {
+        let _ = path;
+        None
     }
 }
 

@@ -44,6 +44,9 @@ pub struct Arguments {
     /// Requests per second to send, answered or not (open loop); by default as fast as answers come (closed loop)
     #[arg(long, value_name = "N")]
     pub(super) rate: Option<Rate>,
+    /// Never sleep between answers: takes a core of its own, and spares a server on this machine the waking of it
+    #[arg(long, conflicts_with = "engine")]
+    pub(super) spin: bool,
     /// Time before measuring begins
     #[arg(long, value_name = "TIME", default_value = "1s")]
     pub(super) warmup: Delay,

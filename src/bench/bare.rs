@@ -11,7 +11,7 @@ use super::{
 };
 use crate::{
     app,
-    backend::{Backend, Open, SessionSettings},
+    backend::{Backend, Open},
     model,
     tensor::Tensors,
 };
@@ -31,7 +31,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<Report, BenchError> {
     let settings = app::model_settings(&config);
     let (path, own) = model::path_of(&settings, &arguments.model, arguments.model_version.as_deref())
         .map_err(|reason| BenchError(format!("{}: {reason}", arguments.model)))?;
-    let session = SessionSettings { threads: own.threads.unwrap_or(settings.inference_cores).max(1) };
+    let session = own.session(own.threads.unwrap_or(settings.budget.cores()), 1);
     let mut backend = runtime.open(&path, &session).map_err(BenchError::new)?;
     let payloads = Payload::all(arguments, async || Ok((**backend.signature()).clone())).now_or_never();
     let payloads = payloads.ok_or_else(|| BenchError::new("requests that are not at hand"))??;

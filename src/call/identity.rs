@@ -3,6 +3,9 @@
 use super::Intent;
 use std::{net::SocketAddr, sync::Arc, time::SystemTime};
 
+/// The identity of everyone who proves nothing and is let in all the same.
+pub const ANONYMOUS: &str = "anonymous";
+
 /// Claims, as sent. Nothing here is proven.
 #[derive(Clone, Default)]
 pub enum Credentials {
@@ -89,6 +92,11 @@ impl Identity {
     /// The name, as grants and logs write it.
     pub fn id(&self) -> &Arc<str> {
         &self.id
+    }
+
+    /// Whether nothing tells it from others.
+    pub fn is_anonymous(&self) -> bool {
+        &*self.id == ANONYMOUS
     }
 
     /// Names of the groups it belongs to.

@@ -16,12 +16,14 @@ mod readiness;
 mod reply;
 mod report;
 mod route;
+mod said;
+mod steering;
 mod stream;
 pub mod trace;
 mod watch;
 
 pub use gateway::Gateway;
-pub use identity::{Certificate, Credentials, Identity, Peer, Scope};
+pub use identity::{ANONYMOUS, Certificate, Credentials, Identity, Peer, Scope};
 pub use inputs::{Expected, Inputs, Labels, Untyped};
 pub use interrupt::{Armed, Interrupt, Leaving, Stop};
 pub use manage::{LoadRequest, LoggingChange, Manage, NewValues, TraceChange};
@@ -36,6 +38,8 @@ pub use report::{
     ServedVersions, ServerReport, StatisticsReport, Tally, VersionState, VersionsReport,
 };
 pub use route::Route;
+pub use said::Said;
+pub use steering::{MOST_HEADERS, Steered, Steering};
 pub use stream::ReplyStream;
 pub use watch::{End, Observer, Watch};
 
@@ -168,6 +172,16 @@ impl Head {
         self
     }
 
+    /// The same head, of a call that came with these headers.
+    #[must_use]
+    pub fn steered(self, headers: Option<Steered>) -> Self {
+        if let Some(headers) = headers {
+            // Nobody else has seen this head.
+            let _ = self.facts.steered.set(headers);
+        }
+        self
+    }
+
     /// The same head with the client's wish for a deadline.
     #[must_use]
     pub fn with_timeout(mut self, timeout: Option<Duration>) -> Self {
@@ -265,9 +279,9 @@ pub struct Facts {
     /// Set once the repository knows the model, so that labels stay few (invariant 9).
     pub model: OnceLock<Arc<ModelKey>>,
     /// Set by the router when a run is over, in reply or in error.
-    pub timing: OnceLock<Timing>,
+    pub timing: Said<Timing, 2>,
     /// Set by the router with the inputs as the model takes them.
-    pub work: OnceLock<Work>,
+    pub work: Said<Work, 3>,
     /// Set by `RateLimit`: what is left of what a call is charged before its body is read.
     pub quotas: OnceLock<Quotas>,
     /// Set by `Reserve`: the same of what it is charged once its body is known.
@@ -281,14 +295,16 @@ pub struct Facts {
     share: AtomicU32,
     /// Ends the run of a caller that has gone.
     pub interrupt: Interrupt,
-    running: OnceLock<Instant>,
+    running: Said<Instant, 1>,
     /// Set by the router when the decoded call is handed to its model's scheduler.
-    pub queued: OnceLock<Instant>,
+    pub queued: Said<Instant, 1>,
     /// Set by the front-end, if the client said whose work the call is part of.
     pub context: OnceLock<TraceContext>,
+    /// Set by the front-end: headers that may decide to which version of a model the call goes.
+    steered: OnceLock<Steered>,
     /// Set by `Trace`, if the call is traced.
     pub trace: OnceLock<Box<trace::Trace>>,
-    over: OnceLock<Instant>,
+    over: Said<Instant, 1>,
     stage: AtomicU8,
 }
 
@@ -300,7 +316,10 @@ impl Facts {
 
     /// Says that the call has come to `stage`. It never goes back.
     pub fn reach(&self, stage: Stage) {
-        self.stage.fetch_max(stage as u8, Ordering::AcqRel);
+        // Asked first: a locked operation takes as long as twenty others.
+        if self.stage.load(Ordering::Acquire) < stage as u8 {
+            self.stage.fetch_max(stage as u8, Ordering::AcqRel);
+        }
     }
 
     /// How many times as much as others its sender gets of a full queue, 1 or more.
@@ -311,6 +330,16 @@ impl Facts {
     /// Gives its sender that share.
     pub fn set_share(&self, share: u32) {
         self.share.store(share, Ordering::Relaxed);
+    }
+
+    /// The headers of the call that were kept.
+    pub fn steered(&self) -> Option<Steered> {
+        self.steered.get().cloned()
+    }
+
+    /// The value of a header of the call that was kept, by its name in lower case.
+    pub fn steering(&self, name: &str) -> Option<&str> {
+        self.steered.get()?.iter().find(|(known, _)| **known == *name).map(|(_, value)| &**value)
     }
 
     /// Says that what the call was charged was given back.
@@ -325,7 +354,7 @@ impl Facts {
 
     /// Says that the call runs since `started`.
     pub fn run_since(&self, started: Instant) {
-        let _ = self.running.set(started);
+        self.running.set(started);
         self.reach(Stage::Running);
     }
 
@@ -341,7 +370,11 @@ impl Facts {
     /// When the exchange was over, which is when this is first asked: all who report it say the same, and the clock is
     /// read once.
     pub fn over(&self) -> Instant {
-        *self.over.get_or_init(Instant::now)
+        self.over.get().unwrap_or_else(|| {
+            let now = Instant::now();
+            self.over.set(now);
+            now
+        })
     }
 }
 

@@ -39,10 +39,12 @@ pub struct ModelRef {
 impl ModelRef {
     /// The version of `name` that carries `label` (contract 03 section 8).
     ///
-    /// Written as the path of a label is, which is the name of no folder and so of no version. Which version it is, is
-    /// the repository's to say when it looks the model up; until labels can be configured, it is none.
+    /// A label stands where a version stands: which version it is, is the repository's to say when it looks the model up.
+    /// What has the form of a version is no label; it is written so that it is the name of no version either.
     pub fn labelled(name: impl Into<Arc<str>>, label: &str) -> Self {
-        Self { name: name.into(), version: Some(format!("labels/{label}").into()) }
+        let is_version = label.bytes().all(|byte| byte.is_ascii_digit());
+        let version = if is_version { format!("labels/{label}").into() } else { label.into() };
+        Self { name: name.into(), version: Some(version) }
     }
 }
 

@@ -148,6 +148,12 @@ pub struct ConfigReport {
     pub instances: usize,
     /// How long the oldest call may wait for others.
     pub max_delay: Duration,
+    /// Rows that a batch should rather have than others; empty: none.
+    pub preferred: Vec<usize>,
+    /// Whether answers are given in the order in which calls began to run.
+    pub preserve_order: bool,
+    /// How long a call may wait, and whether it then goes behind the others and is not refused.
+    pub timeout: (Option<Duration>, bool),
     /// Levels of priority among calls that wait, and the level of one that asks for none; one level is none.
     pub priorities: (u32, u32),
     /// Which versions are served.

@@ -3,22 +3,8 @@
 //! A file that names one is answered clearly: it is neither a typing error nor silently without effect.
 
 /// What comes later, by path; `*` is any element of a list. Naming it is answered clearly, never silently accepted.
-pub(super) const LATER: &[&str] = &[
-    "profile",
-    "listen.*.trusted_proxies",
-    "limits.http2.max_age",
-    "models.watch",
-    "models.memory",
-    "models.defaults.batching.preferred",
-    "models.defaults.batching.preserve_order",
-    "models.defaults.batching.when_late",
-    "models.defaults.arena",
-    "models.defaults.session",
-    "models.defaults.warmup",
-    "models.defaults.cache",
-    "models.defaults.traffic",
-    "idempotency",
-];
+pub(super) const LATER: &[&str] =
+    &["profile", "listen.*.trusted_proxies", "limits.http2.max_age", "models.defaults.cache", "idempotency"];
 
 /// The same for `model.yaml`, besides what `models.defaults` has in [`LATER`].
-pub(super) const LATER_IN_MODELS: &[&str] = &["version_labels", "platform", "state", "ensemble", "generation"];
+pub(super) const LATER_IN_MODELS: &[&str] = &["platform", "state", "ensemble", "generation"];

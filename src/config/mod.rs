@@ -19,8 +19,12 @@ mod validate;
 pub use live::{Changes, Source, Written};
 pub use model::load_model;
 pub use problems::{Problem, Problems};
-pub use raw::{Amount, Execution, Load, Rows, Switch, Versions};
+pub use raw::{
+    Amount, Arena, Execution, Limit, Load, Memory, Mode, Optimization, Rows, Switch, Versions, Warmup, WhenLate,
+};
 pub use schema::schema;
+
+pub(crate) use validate::routing;
 
 use later::LATER;
 
@@ -29,7 +33,7 @@ use crate::{
     call::Notes,
     frontend::{self, Surfaces, tls},
     limit::{self, address},
-    model::{InputSettings, Pad, Sample},
+    model::{InputSettings, Pad, Sample, watch},
     telemetry::{metrics, traces},
     tensor::Signature,
 };
@@ -133,7 +137,7 @@ pub struct Deadline {
 }
 
 /// Which models, and how (`models`).
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Models {
     /// Folders of models.
     pub directories: Vec<PathBuf>,
@@ -143,22 +147,25 @@ pub struct Models {
     pub load: Load,
     /// What readiness waits for.
     pub required: Vec<Arc<str>>,
+    /// Memory for all of them.
+    pub memory: Memory,
     /// What each model may say for itself.
     pub defaults: ModelDefaults,
 }
 
 /// When models may change (`models.control`).
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Control {
     /// Never, while the server runs.
-    #[default]
     Fixed,
+    /// When their folders do: looked at so often, and loaded once they have been still for so long.
+    Watch(watch::Settings),
     /// When a call says so.
     Explicit,
 }
 
 /// How a model is served (`models.defaults`, `model.yaml`).
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct ModelDefaults {
     /// Which versions.
     pub versions: Versions,
@@ -168,16 +175,30 @@ pub struct ModelDefaults {
     pub threads: Amount,
     /// Where it runs.
     pub execution: Execution,
+    /// Whether its instances on threads share their weights.
+    pub share_weights: bool,
     /// How calls are run together.
     pub batching: Batching,
     /// Which calls of different lengths are.
     pub pad: Pad,
     /// How many rows a run has.
     pub rows: Rows,
+    /// What becomes of memory after a run.
+    pub arena: Arena,
+    /// What runs its nodes, best first.
+    pub providers: Vec<raw::Provider>,
+    /// Options of ONNX Runtime.
+    pub session: raw::Session,
+    /// How long a run on a thread may take.
+    pub run_limit: Limit,
+    /// What it is run on before it is ready.
+    pub warmup: Warmup,
+    /// To which versions calls go that name none; checked.
+    pub traffic: Option<raw::Traffic>,
 }
 
 /// How calls are run together (`batching`).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Batching {
     /// Whether; `Auto`: for models whose first axis is free.
     pub enabled: Switch,
@@ -191,10 +212,18 @@ pub struct Batching {
     pub priorities: u32,
     /// The level of a call that asks for none.
     pub default_priority: u32,
+    /// Rows that a batch should rather have than others, ascending; empty: none.
+    pub preferred: Vec<usize>,
+    /// How long a call may wait; `None`: as long as its deadline lets it.
+    pub timeout: Option<Duration>,
+    /// What becomes of a call that has waited for longer.
+    pub when_late: WhenLate,
+    /// Whether answers are given in the order in which calls began to run.
+    pub preserve_order: bool,
 }
 
 /// One model's own configuration.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct ModelConfig {
     /// The defaults, with what its file says instead.
     pub defaults: ModelDefaults,
@@ -202,6 +231,8 @@ pub struct ModelConfig {
     pub class_labels: BTreeMap<Arc<str>, PathBuf>,
     /// What is said of inputs, by name.
     pub inputs: Vec<(Arc<str>, InputSettings)>,
+    /// Names of versions: label and version.
+    pub version_labels: BTreeMap<Arc<str>, u64>,
     /// The file of each version, if it is not `model.onnx`.
     pub file: Option<Arc<str>>,
     /// What its `config.pbtxt` says of inputs and outputs, rows included.

@@ -131,6 +131,10 @@ fn settle(raw: &mut raw::ModelFile, own: &Value, said: &Said, problems: &mut Pro
     one.settle("batching.max_queue", &mut raw.batching.max_queue, said.max_queue.as_ref());
     one.settle("batching.priorities", &mut raw.batching.priorities, said.priorities.as_ref());
     one.settle("batching.default_priority", &mut raw.batching.default_priority, said.default_priority.as_ref());
+    one.settle("batching.preferred", &mut raw.batching.preferred, said.preferred.as_ref());
+    one.settle("batching.timeout", &mut raw.batching.timeout, said.timeout.as_ref());
+    one.settle("batching.when_late", &mut raw.batching.when_late, said.when_late.as_ref());
+    one.settle("batching.preserve_order", &mut raw.batching.preserve_order, said.preserve_order.as_ref());
     for (output, word) in &said.labels {
         let ours = raw.class_labels.entry(output.clone()).or_insert_with(|| word.value.clone());
         if *ours != word.value {

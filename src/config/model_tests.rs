@@ -41,7 +41,7 @@ fn a_model_wins_over_the_defaults_key_by_key() {
 
 #[test]
 fn problems_of_a_model_are_all_named() {
-    let text = "versions: []\nbatching: { max_row: 1, pad: some }\nwarmup: off\nensemble: {}\n\
+    let text = "versions: []\nbatching: { max_row: 1, pad: some }\ncache: {}\nensemble: {}\n\
                 class_labels: { a: ../x, b: /etc/passwd }\n";
     let problems = yaml(text, &ModelDefaults::default()).unwrap_err();
     assert_eq!(problems.list.len(), 7, "{problems}");
@@ -105,11 +105,13 @@ fn ours_decides_what_theirs_is_silent_about() {
 #[test]
 fn what_both_say_must_be_the_same() {
     let theirs = "max_batch_size: 8\ninstance_group [{ count: 2 kind: KIND_CPU }]\nversion_policy: { all { } }\n\
-        dynamic_batching { max_queue_delay_microseconds: 100 default_queue_policy { max_queue_size: 7 }\n\
-        priority_levels: 2 default_priority_level: 1 }\n\
+        dynamic_batching { max_queue_delay_microseconds: 100 priority_levels: 2 default_priority_level: 1\n\
+        preferred_batch_size: [ 4, 2 ] preserve_ordering: true default_queue_policy { max_queue_size: 7\n\
+        timeout_action: DELAY default_timeout_microseconds: 5000 } }\n\
         output [{ name: \"y\" label_filename: \"a.txt\" }]\n";
     let same = "instances: 2\nversions: all\nclass_labels: { y: a.txt }\n\
-        batching: { enabled: true, max_rows: 8, max_delay: 0.1ms, max_queue: 7, priorities: 2, default_priority: 1 }\n";
+        batching: { enabled: true, max_rows: 8, max_delay: 0.1ms, max_queue: 7, priorities: 2, default_priority: 1,\n\
+        preferred: [2, 4], timeout: 5ms, when_late: delay, preserve_order: true }\n";
     let model = load(&[(THEIRS, theirs), (OURS, same)], None).unwrap();
     assert_eq!(model.defaults.batching.max_delay, Duration::from_micros(100));
     for (ours, complaint) in [
@@ -125,6 +127,13 @@ fn what_both_say_must_be_the_same() {
             "batching: { default_priority: 2 }",
             "batching.default_priority: is 2 and contradicts `default_priority_level: 1`",
         ),
+        ("batching: { preferred: [2] }", "batching.preferred: is [2] and contradicts `preferred_batch_size: [2, 4]`"),
+        ("batching: { timeout: 1s }", "batching.timeout: is 1s and contradicts `default_timeout_microseconds: 5000`"),
+        ("batching: { when_late: reject }", "batching.when_late: is reject and contradicts `timeout_action: DELAY`"),
+        (
+            "batching: { preserve_order: false }",
+            "batching.preserve_order: is false and contradicts `preserve_ordering: true`",
+        ),
         ("instances: auto", "instances: is auto and contradicts `instance_group[0].count: 2`"),
         ("versions: [1, 3]", "versions: is [1,3] and contradicts `version_policy: { all }`"),
         ("class_labels: { y: b.txt }", "class_labels.y: is b.txt and contradicts `label_filename: a.txt`"),
@@ -132,6 +141,27 @@ fn what_both_say_must_be_the_same() {
         let error = load(&[(THEIRS, theirs), (OURS, ours)], None).unwrap_err();
         assert!(error.starts_with(&format!("model.yaml {complaint}")), "{error}");
     }
+}
+
+#[test]
+fn sizes_that_no_batch_can_have_are_not_preferred_and_lanes_keep_no_order() {
+    let many = format!("batching: {{ preferred: {:?} }}", (1..18).collect::<Vec<_>>());
+    for (text, complaint) in [
+        ("batching: { max_rows: 8, preferred: [8, 16] }", "batching.preferred[1]: 16 is above 8 (`max_rows`)"),
+        ("batching: { preferred: [0] }", "batching.preferred[0]: 0"),
+        (&*many, "batching.preferred: has 17 sizes, expected 16 at most"),
+        ("batching: { timeout: 0s }", "batching.timeout: 0s is zero"),
+        ("batching: { when_late: wait }", "batching.when_late: "),
+        (
+            "execution: turn\nbatching: { preserve_order: true }",
+            "batching.preserve_order: is not for `execution: turn`",
+        ),
+    ] {
+        let error = yaml(text, &ModelDefaults::default()).unwrap_err().to_string();
+        assert!(error.contains(complaint), "{error}");
+    }
+    let batching = yaml("batching: { preferred: [16, 8] }", &ModelDefaults::default()).unwrap().defaults.batching;
+    assert_eq!((batching.preferred, batching.timeout), (vec![8, 16], None));
 }
 
 #[test]

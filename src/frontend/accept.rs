@@ -15,7 +15,7 @@ mod tunnel;
 pub use connection::serve;
 pub(super) use patience::InFlight;
 pub(super) use stall::{Outgoing, opened};
-pub(super) use tunnel::{Hold, Tunnel};
+pub(super) use tunnel::{Hold, Over, Tunnel};
 
 use super::{Phase, Surfaces, settings::Connections, tls::Tls};
 use crate::{

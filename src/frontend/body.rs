@@ -6,11 +6,15 @@ mod coding;
 mod memory;
 mod offload;
 mod read;
+mod trailed;
 
 pub use coding::{ACCEPTED, Coding, compress, inflate, read_coded};
 pub use memory::{Memory, Reservation};
-pub use offload::{is_small, offload, start_decoders};
+#[cfg(test)]
+pub(super) use offload::Busy;
+pub use offload::{TEXT, is_small, offload, start_decoders};
 pub use read::read;
+pub use trailed::Trailed;
 
 use bytes::Bytes;
 use http_body::{Frame, SizeHint};
@@ -31,6 +35,8 @@ pub enum Body {
     Full(Bytes),
     /// A header and tensors, each a frame of its own.
     Frames(VecDeque<Bytes>),
+    /// Frames that are there, then trailers.
+    Trailed(Trailed),
     /// What tonic made.
     Grpc(tonic::body::Body),
     /// Pieces as they come; data frames, then at most one trailers frame.
@@ -57,6 +63,7 @@ impl http_body::Body for Body {
                 }
                 Poll::Ready(None)
             }
+            Self::Trailed(frames) => Poll::Ready(frames.next().map(Ok)),
             Self::Grpc(body) => Pin::new(body).poll_frame(cx),
             Self::Channel(frames) => frames.poll_recv(cx).map(|frame| frame.map(Ok)),
         }
@@ -67,6 +74,7 @@ impl http_body::Body for Body {
             Self::Empty => true,
             Self::Full(bytes) => bytes.is_empty(),
             Self::Frames(frames) => frames.iter().all(Bytes::is_empty),
+            Self::Trailed(frames) => frames.is_over(),
             Self::Grpc(body) => body.is_end_stream(),
             // Only its end says that there are no trailers.
             Self::Channel(_) => false,
@@ -79,7 +87,7 @@ impl http_body::Body for Body {
             Self::Full(bytes) => SizeHint::with_exact(bytes.len() as u64),
             Self::Frames(frames) => SizeHint::with_exact(frames.iter().map(|bytes| bytes.len() as u64).sum()),
             Self::Grpc(body) => body.size_hint(),
-            Self::Channel(_) => SizeHint::default(),
+            Self::Trailed(_) | Self::Channel(_) => SizeHint::default(),
         }
     }
 }
@@ -109,6 +117,24 @@ mod tests {
         assert_eq!(body.collect().await.unwrap().to_bytes(), "abc");
         assert!(Body::Frames([Bytes::new()].into()).is_end_stream());
         assert_eq!(Body::from(Bytes::from_static(b"x")).collect().await.unwrap().to_bytes(), "x");
+    }
+
+    #[tokio::test]
+    async fn frames_with_trailers_hold_their_memory_until_the_trailers_are_asked_for() {
+        let memory = Memory::new(100);
+        let trailers =
+            || [(http::HeaderName::from_static("a"), http::HeaderValue::from_static("b"))].into_iter().collect();
+        let frames = vec![Bytes::new(), Bytes::from_static(b"cd")];
+        let trailed = Trailed::new(Bytes::from_static(b"ab"), frames, memory.reserve(4).ok(), trailers);
+        let mut body = Body::Trailed(trailed);
+        for data in ["ab", "cd"] {
+            assert!(!body.is_end_stream() && body.size_hint().exact().is_none());
+            assert_eq!(memory.used(), 4);
+            assert_eq!(body.frame().await.unwrap().unwrap().into_data().unwrap(), data);
+        }
+        assert!(body.frame().await.unwrap().unwrap().into_trailers().unwrap().contains_key("a"));
+        assert!(body.is_end_stream() && body.frame().await.is_none());
+        assert_eq!(memory.used(), 0);
     }
 
     #[tokio::test]

@@ -44,6 +44,10 @@ pub struct Fields<'a> {
     pub upgrade: bool,
     /// [`REQUEST_ID`].
     pub request_id: Option<&'a HeaderValue>,
+    /// `grpc-encoding`.
+    pub grpc_encoding: Option<&'a HeaderValue>,
+    /// `grpc-timeout`.
+    pub grpc_timeout: Option<&'a HeaderValue>,
     traceparent: Option<&'a HeaderValue>,
     authorization: Single<'a>,
     api_key: Single<'a>,
@@ -79,6 +83,8 @@ impl<'a> Fields<'a> {
             json_length: Single::Absent,
             upgrade: false,
             request_id: None,
+            grpc_encoding: None,
+            grpc_timeout: None,
             traceparent: None,
             authorization: Single::Absent,
             api_key: Single::Absent,
@@ -97,6 +103,8 @@ impl<'a> Fields<'a> {
                 "inference-header-content-length" => fields.json_length.see(value),
                 "upgrade" => fields.upgrade = true,
                 "x-request-id" => _ = fields.request_id.get_or_insert(value),
+                "grpc-encoding" => _ = fields.grpc_encoding.get_or_insert(value),
+                "grpc-timeout" => _ = fields.grpc_timeout.get_or_insert(value),
                 "traceparent" => _ = fields.traceparent.get_or_insert(value),
                 "authorization" => fields.authorization.see(value),
                 "x-api-key" => fields.api_key.see(value),
@@ -114,6 +122,11 @@ impl<'a> Fields<'a> {
     /// Whose work the request is part of, if it says so as W3C has it.
     pub fn context(&self) -> Option<TraceContext> {
         TraceContext::parse(self.traceparent?.as_bytes())
+    }
+
+    /// The fields themselves.
+    pub fn headers(&self) -> &'a HeaderMap {
+        self.headers
     }
 
     /// The coding of the body, as [`Coding::of_request`] finds it.

@@ -5,10 +5,12 @@
 
 mod compression;
 mod cors;
+mod exchange;
 
 use super::{
     Body, Connection,
-    accept::{Hold, InFlight, Outgoing, opened},
+    accept::{Hold, InFlight},
+    body::Coding,
     grpc, h2_stream,
     head::{self, Fields, Single},
     rest, websocket,
@@ -17,23 +19,15 @@ use crate::{
     call::{CallId, Surface},
     error::Error,
 };
-use futures_util::{
-    FutureExt,
-    future::{BoxFuture, Either},
-};
+use exchange::{Answering, Exchange};
+use futures_util::{FutureExt, future::BoxFuture};
 use http::{
     HeaderMap, HeaderValue, Method, StatusCode, Version,
     header::{CONNECTION, CONTENT_LENGTH, UPGRADE},
 };
 use http_body::Body as _;
 use hyper::{body::Incoming, ext::Protocol};
-use std::{
-    convert::Infallible,
-    future::poll_fn,
-    pin::pin,
-    sync::Arc,
-    task::{Poll, ready},
-};
+use std::sync::Arc;
 
 /// A request as hyper gives it.
 pub type Request = http::Request<Incoming>;
@@ -73,13 +67,9 @@ enum Target {
 
 /// Answers one request; always with a response. When the process stops, what is not answered yet is `not_ready`.
 ///
-/// No `async fn` down to the call itself: each would keep the request twice, and hyper moves the whole future.
-pub(super) fn answer(
-    connection: Arc<Connection>,
-    in_flight: InFlight,
-    request: Request,
-    piece: usize,
-) -> impl Future<Output = Result<http::Response<Outgoing>, Infallible>> + Send {
+/// No `async fn` down to the call itself: each would keep the request twice. What is returned is boxed once, because hyper
+/// and the connection's task move it several times before its first poll.
+pub(super) fn answer(connection: Arc<Connection>, in_flight: InFlight, request: Request, piece: usize) -> Answering {
     let (parts, body) = request.into_parts();
     let request = http::Request::from_parts(parts, ());
     let fields = Fields::of(request.headers());
@@ -96,55 +86,27 @@ pub(super) fn answer(
         }
         _ => (None, None),
     };
-    let mut response = match refusal(&connection, asked.target, &request, &fields, &body) {
-        Some(refused) => Either::Left(std::future::ready(refused)),
-        // Boxed: hyper and the connection's task move a future several times before its first poll.
-        None if fields.origin && cors::concerns(&connection, asked.target) => {
-            Either::Right(cors::serve(connection, asked.target, request.map(|()| body)).boxed())
-        }
-        None => Either::Right(match asked.target {
-            Target::Rest => serve_rest(connection, &request, &fields, body),
-            Target::Grpc => grpc::serve(connection, request.map(|()| body)).boxed(),
-            Target::GrpcWeb => grpc::serve_web(connection, request.map(|()| body)).boxed(),
-            Target::WebSocket => websocket::serve(connection, request.map(|()| body), hold).boxed(),
-            Target::Stream => h2_stream::serve(connection, request.map(|()| body)).boxed(),
-        }),
-    };
-    if asked.version < Version::HTTP_2 {
-        // Polled by the connection's own task, which is woken when the process stops: looking is enough.
-        let mut in_flight = Some(in_flight);
-        return Either::Left(poll_fn(move |cx| {
-            let stopping = in_flight.as_ref().is_some_and(|request| request.activity().is_stopping());
-            let response = if stopping { asked.stopping() } else { ready!(response.poll_unpin(cx)) };
-            let in_flight = in_flight.take().expect("a future is not polled after its end");
-            Poll::Ready(Ok(asked.of_method(response).map(|body| Outgoing::new(body, piece, in_flight))))
-        }));
+    let target = asked.target;
+    let exchange = Exchange { asked, in_flight, piece, over };
+    if let Some(refused) = refusal(&connection, target, &request, &fields, &body) {
+        return exchange.answered_by(std::future::ready(refused));
     }
-    let took_back = in_flight.activity().took_back();
-    Either::Right(async move {
-        if took_back {
-            // Perhaps this very request. hyper looks for resets only while there is no answer, and a body that had
-            // come whole would be answered: nothing is begun before hyper has looked (attack A13).
-            tokio::task::yield_now().await;
+    if fields.origin && cors::concerns(&connection, target) {
+        return exchange.answered_by(cors::serve(connection, target, request.map(|()| body)));
+    }
+    match target {
+        Target::Rest => match coding_of_answer(&connection, &request, &fields) {
+            None => exchange.answered_by(rest::serve(connection, &request, &fields, body)),
+            Some(_) => exchange.answered_by(serve_rest(connection, &request, &fields, body)),
+        },
+        Target::Grpc if grpc::is_infer(&request, &fields) => {
+            exchange.answered_by(grpc::infer(connection, &fields, body))
         }
-        let activity = Arc::clone(in_flight.activity());
-        let mut stopped = pin!(activity.stopped());
-        let response = if activity.is_stopping() {
-            asked.stopping()
-        } else {
-            tokio::select! {
-                biased;
-                response = response => response,
-                () = stopped.as_mut() => asked.stopping(),
-            }
-        };
-        if let Some(over) = over
-            && response.status().is_success()
-        {
-            opened(over);
-        }
-        Ok(asked.of_method(response).map(|body| Outgoing::new(body, piece, in_flight)))
-    })
+        Target::Grpc => exchange.answered_by(grpc::serve(connection, request.map(|()| body))),
+        Target::GrpcWeb => exchange.answered_by(grpc::serve_web(connection, request.map(|()| body))),
+        Target::WebSocket => exchange.answered_by(websocket::serve(connection, request.map(|()| body), hold)),
+        Target::Stream => exchange.answered_by(h2_stream::serve(connection, request.map(|()| body))),
+    }
 }
 
 /// What the answer to a stopped request needs to know of it.
@@ -205,13 +167,23 @@ fn serve_rest(
     fields: &Fields<'_>,
     body: Incoming,
 ) -> BoxFuture<'static, Response> {
-    match (connection.frontend.settings.rest.compress_above, fields.accepted()) {
-        (Some(above), Some(coding)) if compression::may(request.uri().path()) => {
-            let response = rest::serve(connection, request, fields, body);
-            async move { compression::compressed(response.await, coding, above).await }.boxed()
-        }
-        _ => rest::serve(connection, request, fields, body).boxed(),
+    let coding = coding_of_answer(&connection, request, fields);
+    let response = rest::serve(connection, request, fields, body);
+    match coding {
+        Some((above, coding)) => async move { compression::compressed(response.await, coding, above).await }.boxed(),
+        None => response.boxed(),
     }
+}
+
+/// The coding that an answer of REST may have, and above how many bytes it is worth it.
+fn coding_of_answer(
+    connection: &Connection,
+    request: &http::Request<()>,
+    fields: &Fields<'_>,
+) -> Option<(usize, Coding)> {
+    let above = connection.frontend.settings.rest.compress_above?;
+    let coding = fields.accepted()?;
+    compression::may(request.uri().path()).then_some((above, coding))
 }
 
 /// What is wrong with a head, whatever it asks for.

@@ -24,11 +24,12 @@ pub use settings::Settings;
 pub use ticket::Tickets;
 
 use crate::{
-    call::{Credentials, Facts, Gateway, Peer, Readiness, Surface},
+    call::{Credentials, Facts, Gateway, Peer, Readiness, Steered, Steering, Surface},
     error::Error,
     limit::address::AddressGate,
     telemetry::metrics::Metrics,
 };
+use ::http::{HeaderMap, HeaderValue};
 use std::{
     sync::{Arc, atomic::AtomicUsize},
     time::Instant,
@@ -56,6 +57,8 @@ pub struct Frontend {
     pub tickets: Tickets,
     /// Changes when somebody who is known may not be any more: a key was revoked, an issuer has other keys.
     pub proofs: watch::Receiver<()>,
+    /// Which headers decide to which version of a model a call goes.
+    pub steering: Steering,
 }
 
 impl Frontend {
@@ -72,6 +75,7 @@ impl Frontend {
             memory: self.memory.clone(),
             tickets: self.tickets.clone(),
             proofs: self.proofs.clone(),
+            steering: self.steering.clone(),
         }
     }
 
@@ -127,6 +131,11 @@ impl Connection {
     pub fn gate(&self) -> Result<(), Error> {
         let checked = self.frontend.addresses.check(self.peer.address.ip());
         checked.inspect_err(|_| self.frontend.metrics.refused("address"))
+    }
+
+    /// Headers of a request that decide to which version of a model its calls go.
+    fn steered(&self, headers: &HeaderMap) -> Option<Steered> {
+        self.frontend.steering.of(|name| headers.get(name).map(HeaderValue::as_bytes))
     }
 
     /// `sent`, as it has to be written down to prove the same on another connection.

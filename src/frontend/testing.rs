@@ -7,7 +7,9 @@ use super::{
     tls::Tls,
 };
 use crate::{
-    call::{Gateway, Inbound, InferResponse, Inspect, ModelKey, Operation, Peer, Readiness, Reply, Report, Timing},
+    call::{
+        Gateway, Inbound, InferResponse, Inspect, ModelKey, Operation, Peer, Readiness, Reply, Report, Steering, Timing,
+    },
     error::Error,
     limit::address::{self, AddressGate},
 };
@@ -71,6 +73,7 @@ impl Plan {
             memory: Memory::new(self.settings.concurrency.memory),
             tickets: Tickets::new(self.settings.websocket.tickets),
             proofs: watch::channel(()).1,
+            steering: Steering::default(),
             settings: self.settings,
             readiness: readiness.clone(),
             phase: watched.clone(),
@@ -176,6 +179,7 @@ pub(crate) fn connection() -> Connection {
         memory: Memory::new(settings.concurrency.memory),
         tickets: Tickets::new(settings.websocket.tickets),
         proofs: watch::channel(()).1,
+        steering: Steering::default(),
         settings,
         readiness: Readiness::default(),
         phase: watch::channel(Phase::Serving).1,

@@ -67,7 +67,7 @@ impl Charge {
     /// What the call came to in this unit.
     fn used(&self, unit: Unit) -> u64 {
         // As the model took it, where it came that far.
-        let brought = self.facts.work.get().copied().unwrap_or(self.brought);
+        let brought = self.facts.work.get().unwrap_or(self.brought);
         match unit {
             Unit::Calls => 1,
             Unit::Rows => brought.rows,

@@ -84,8 +84,8 @@ enum Attempt {
     Charged(Units),
     /// With what is left of the policy that refuses, if one does.
     Refused(Error, Option<Quota>),
-    /// These leases have to be asked for.
-    Ask(SmallVec<[Arc<Lease>; 2]>),
+    /// These leases have to be asked for, for these claims.
+    Ask(Units, SmallVec<[Arc<Lease>; 2]>),
 }
 
 /// How long a call waits for a shared limit before the fall-back decides.
@@ -166,10 +166,10 @@ impl RateLimiter {
             return Outcome::Free;
         }
         let told = Told { limiter: Arc::clone(self), facts: Arc::clone(&head.facts), needs_body, brought };
-        match self.attempt(claims.clone(), now, false) {
+        match self.attempt(claims, now, false) {
             Attempt::Charged(held) => Outcome::Charged(told.charge(held, now)),
             Attempt::Refused(error, quota) => Outcome::Refused(told.refused(error, quota)),
-            Attempt::Ask(leases) => Outcome::Later(Box::pin(told.later(claims, leases))),
+            Attempt::Ask(claims, leases) => Outcome::Later(Box::pin(told.later(claims, leases))),
         }
     }
 
@@ -251,7 +251,7 @@ impl RateLimiter {
         match refused {
             Some((wait, at)) => self.refusal(&claims[at], wait, now),
             None if away => Attempt::Refused(Error::Overloaded { what: "shared limits" }, None),
-            None => Attempt::Ask(ask),
+            None => Attempt::Ask(claims, ask),
         }
     }
 

@@ -286,7 +286,7 @@ fn compute_time_is_settled_in_microseconds() {
         let charge = reserve(&limiter, &web, &head, &infer("m", 1)).unwrap().unwrap();
         head.facts.run_since(Instant::now());
         let timing = Timing { queue: Duration::ZERO, compute: Duration::from_micros(micros) };
-        head.facts.timing.set(timing).unwrap();
+        head.facts.timing.set(timing);
         Watch::new(charge).end(End::Complete);
     }
     // 9 of 10 ms are used: one more may be reserved, and not two.

@@ -44,7 +44,7 @@ impl Told {
     /// Waits until what was asked for is there, and decides by itself if that takes too long.
     pub(super) async fn later(
         self,
-        claims: Units,
+        mut claims: Units,
         mut asked: SmallVec<[Arc<Lease>; 2]>,
     ) -> Result<Option<Charge>, Error> {
         let until = tokio::time::Instant::now() + PATIENCE;
@@ -63,10 +63,10 @@ impl Told {
                 }
             };
             let now = self.limiter.now();
-            match self.limiter.attempt(claims.clone(), now, late) {
+            match self.limiter.attempt(claims, now, late) {
                 Attempt::Charged(held) => return Ok(Some(self.charge(held, now))),
                 Attempt::Refused(error, quota) => return Err(self.refused(error, quota)),
-                Attempt::Ask(leases) => asked = leases,
+                Attempt::Ask(same, leases) => (claims, asked) = (same, leases),
             }
         }
         Err(Error::Overloaded { what: "shared limits" })

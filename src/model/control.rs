@@ -182,16 +182,21 @@ async fn load(
     if version.is_none() {
         // A load by name says what is served from now on.
         let gone = repository.serving(&name).into_iter().filter(|version| !loaded.versions.contains(version));
-        gone.for_each(|version| retire(loader, repository, &name, &version));
+        gone.for_each(|version| retire(loader, repository, &name, &version, false));
     }
     Ok(())
 }
 
 fn unload(loader: &Arc<Loader>, repository: &Arc<Repository>, busy: &Arc<Busy>, model: &ModelRef) -> Result<(), Error> {
     let _turn = busy.take(&model.name)?;
-    for (version, state, _) in repository.versions(model)?.versions {
+    let versions = repository.versions(model)?.versions;
+    // What a label means may change under an order that names it: only versions are unloaded.
+    if model.version.as_ref().is_some_and(|wanted| versions.iter().all(|(version, ..)| version != wanted)) {
+        return Err(Error::ModelNotFound { model: Arc::clone(&model.name), version: model.version.clone() });
+    }
+    for (version, state, _) in versions {
         match state {
-            VersionState::Ready => retire(loader, repository, &model.name, &version),
+            VersionState::Ready => retire(loader, repository, &model.name, &version, false),
             // It is out of service already; from now on because that is wanted.
             VersionState::Failed => repository.set(&model.name, &version, &State::Unloaded),
             VersionState::Loading | VersionState::Unloading | VersionState::Unloaded => {}
@@ -200,8 +205,15 @@ fn unload(loader: &Arc<Loader>, repository: &Arc<Repository>, busy: &Arc<Busy>, 
     Ok(())
 }
 
-/// Takes a version out of service now; its instances go when its last call is answered.
-fn retire(loader: &Arc<Loader>, repository: &Arc<Repository>, name: &Arc<str>, version: &Arc<str>) {
+/// Takes a version out of service now; its instances go when its last call is answered. `gone` if it is not even on disk:
+/// then it is forgotten.
+pub(super) fn retire(
+    loader: &Arc<Loader>,
+    repository: &Arc<Repository>,
+    name: &Arc<str>,
+    version: &Arc<str>,
+    gone: bool,
+) {
     let Some(model) = repository.retire(name, version) else { return };
     loader.says(name, version, "unloading");
     let (loader, repository) = (Arc::clone(loader), Arc::clone(repository));
@@ -213,8 +225,11 @@ fn retire(loader: &Arc<Loader>, repository: &Arc<Repository>, name: &Arc<str>, v
         }
         drop(model);
         if repository.retired(&name, &version) {
-            loader.says(&name, &version, "unloaded");
             tracing::info!(model = %name, %version, "model unloaded");
+            match gone {
+                true => loader.forget(&name, &version),
+                false => loader.says(&name, &version, "unloaded"),
+            }
         }
     });
 }

@@ -1,18 +1,16 @@
 //! What `sluicegate check` says of each model: inputs, outputs and problems, in plain words.
 //!
-//! Opens every model once and runs none.
+//! Opens and measures every model once, as the loader does, and serves none.
 
 use super::{
-    Settings, declared, labels, samples,
-    scan::scan,
-    shapes::shapes,
-    workshop::{check_rows, may_batch},
+    Settings,
+    budget::{Share, mib},
+    samples,
+    scan::{Found, scan},
+    workshop::{First, Workshop, guarded, held, key, want},
 };
-use crate::{
-    backend::{Open, SessionSettings},
-    tensor::TensorSpec,
-};
-use std::panic::{AssertUnwindSafe, catch_unwind};
+use crate::{backend::Open, telemetry::metrics::Metrics, tensor::TensorSpec};
+use std::sync::Arc;
 
 /// What is known of one version of a model, or of something that should have been one.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -25,58 +23,85 @@ pub struct Description {
     pub problem: Option<String>,
 }
 
-/// Describes every model that `settings` would load. Blocks while models are opened.
-pub fn describe(settings: &Settings, opener: &dyn Open) -> Vec<Description> {
+/// Describes every model that `settings` would load, with `lanes` lanes. Blocks while models are opened and measured.
+pub fn describe(settings: &Settings, opener: Arc<dyn Open>, lanes: usize) -> Vec<Description> {
     let (found, problems) = scan(settings);
-    let mut descriptions: Vec<_> = problems
-        .into_iter()
-        .map(|(what, reason)| Description { what, lines: Vec::new(), problem: Some(reason) })
-        .collect();
-    descriptions.extend(found.into_iter().map(|found| {
+    let problem = |what, reason| Description { what, lines: Vec::new(), problem: Some(reason) };
+    let mut descriptions: Vec<_> = problems.into_iter().map(|(what, reason)| problem(what, reason)).collect();
+    let metrics = Arc::new(Metrics::new());
+    let workshop = Workshop { settings: Arc::new(settings.clone()), opener, metrics, lanes, explain: true };
+    // As the loader does: who runs on lanes is known before the cores are divided among the others.
+    let (mut others, mut shares) = (Vec::new(), Vec::new());
+    let mut tell = |found: &Found, first: Result<First, String>, threads: usize| {
+        let told = first.and_then(|first| Ok((lines(&workshop, found, &first, threads)?, first.share)));
         let what = format!("{}/{}", found.name, found.version);
-        if let Some(fault) = found.fault {
-            return Description { what, lines: Vec::new(), problem: Some(fault) };
-        }
-        let open = AssertUnwindSafe(|| opener.open(&found.path, &SessionSettings::default()));
-        let problem = match catch_unwind(open) {
-            Ok(Ok(backend)) => {
-                let (signature, settings) = (backend.signature(), &found.settings);
-                let declared =
-                    settings.declared.as_ref().map_or(Ok(()), |declared| declared::check(declared, signature));
-                let shapes = declared.and_then(|()| shapes(settings, signature, &backend.axis_names()));
-                let shapes = match shapes {
-                    Ok(shapes) => shapes,
-                    Err(reason) => return Description { what, lines: Vec::new(), problem: Some(reason) },
-                };
-                let signature = &shapes.signature;
-                let batches = may_batch(settings, signature);
-                let rows = check_rows(settings, signature);
-                let padding = shapes.padding.as_ref();
-                let sampled = rows.and_then(|()| samples::make(settings, signature, batches, padding));
-                let labels = match sampled.and_then(|_| labels::read(settings, &found.folder, signature)) {
-                    Ok(labels) => labels,
-                    Err(reason) => return Description { what, lines: Vec::new(), problem: Some(reason) },
-                };
-                let inputs = signature.inputs.iter().map(|spec| line("input", spec));
-                let outputs = signature.outputs.iter().map(|spec| line("output", spec));
-                let mut lines: Vec<_> = inputs.chain(outputs).collect();
-                lines.push(together(batches, backend.is_decoupled()).to_owned());
-                lines.extend(shapes.lines.iter().cloned());
-                let labelled = signature.outputs.iter().zip(&labels).filter_map(|(spec, labels)| {
-                    let count = labels.as_ref()?.len();
-                    Some(format!("classes of `{}` have {count} labels", spec.name))
-                });
-                lines.extend(labelled);
-                lines.extend(settings.warnings.iter().map(|warning| format!("warning: {warning}")));
-                return Description { what, lines, problem: None };
+        match told {
+            Ok(((lines, more), share)) => {
+                // Held to the end: whether all models fit is asked of all together.
+                shares.extend([share, more]);
+                Description { what, lines, problem: None }
             }
-            Ok(Err(error)) => error.to_string(),
-            Err(_) => "opening it panicked".to_owned(),
+            Err(reason) => problem(what, reason),
+        }
+    };
+    for found in found {
+        match guarded(|| workshop.look(&found)) {
+            Ok(Some(first)) if first.decision.turn_rows.is_some() => descriptions.push(tell(&found, Ok(first), 0)),
+            Ok(first) => others.push((found, first)),
+            Err(reason) => descriptions.push(tell(&found, Err(reason), 0)),
+        }
+    }
+    let wants: Vec<_> = others.iter().map(|(found, _)| want(found)).collect();
+    for ((found, looked), threads) in others.into_iter().zip(settings.budget.divide(&wants, &[])) {
+        let first = match looked {
+            Some(first) => Ok(first),
+            None => guarded(|| workshop.first(&found, workshop.wide(&found.settings, threads))),
         };
-        Description { what, lines: Vec::new(), problem: Some(problem) }
-    }));
+        descriptions.push(tell(&found, first, threads));
+    }
     descriptions.sort_by(|a, b| a.what.cmp(&b.what));
     descriptions
+}
+
+/// What is said of a model that can be served, and its part of the memory besides that of the first instance; `threads` is 0 for
+/// one on lanes.
+fn lines(workshop: &Workshop, found: &Found, first: &First, threads: usize) -> Result<(Vec<String>, Share), String> {
+    let (settings, signature) = (&found.settings, &first.shapes.signature);
+    samples::make(settings, signature, first.decision.batches, first.shapes.padding.as_ref())?;
+    let inputs = signature.inputs.iter().map(|spec| line("input", spec));
+    let outputs = signature.outputs.iter().map(|spec| line("output", spec));
+    let mut lines: Vec<_> = inputs.chain(outputs).collect();
+    lines.push(together(first.decision.batches, first.backend.is_decoupled()).to_owned());
+    lines.extend(first.shapes.lines.iter().cloned());
+    let labelled = signature.outputs.iter().zip(&first.labels).filter_map(|(spec, labels)| {
+        Some(format!("classes of `{}` have {} labels", spec.name, labels.as_ref()?.len()))
+    });
+    lines.extend(labelled);
+    let instances = settings.instances.unwrap_or(1);
+    let sessions = match first.decision.turn_rows {
+        Some(_) => {
+            lines.push(format!("runs on the event loop: {}", first.decision.why));
+            workshop.lanes + 1
+        }
+        None => {
+            let count = |n: usize, what: &str| if n == 1 { format!("1 {what}") } else { format!("{n} {what}s") };
+            let (instances, threads) = (count(instances, "instance"), count(threads, "thread"));
+            lines.push(format!("runs on {instances} of {threads}: {}", first.decision.why));
+            let shares = settings.shares_weights() && first.backend.another().is_some();
+            if shares { 1 } else { settings.instances.unwrap_or(1) }
+        }
+    };
+    let each = held(&*first.backend, found);
+    first.share.set(0, each);
+    let memory = each * sessions as u64;
+    let more = workshop.settings.budget.take(&key(found), 0, memory - each)?;
+    let one = if sessions == 1 { String::new() } else { format!(", in {sessions} sessions") };
+    lines.push(format!("holds {} of memory{one}", mib(memory)));
+    lines.extend(first.backend.notes());
+    let called = settings.routing.labels.iter().filter(|(_, version)| **version == found.version);
+    lines.extend(called.map(|(label, _)| format!("callers may name it by the label `{label}`")));
+    lines.extend(settings.warnings.iter().map(|warning| format!("warning: {warning}")));
+    Ok((lines, more))
 }
 
 fn line(kind: &str, spec: &TensorSpec) -> String {
@@ -110,7 +135,7 @@ mod tests {
     fn each_model_is_described_or_its_problem_is() {
         let directory = directory(&[("a/1/model.onnx", "ok"), ("b/1/model.onnx", "corrupt"), ("c/model.onnx", "ok")]);
         let settings = Settings { directories: vec![directory.path().to_owned()], ..Settings::default() };
-        let descriptions = describe(&settings, &Opener::default());
+        let descriptions = describe(&settings, Arc::new(Opener::default()), 0);
         assert_eq!(descriptions[0].what, "a/1");
         assert_eq!(
             descriptions[0].lines,
@@ -118,6 +143,8 @@ mod tests {
                 "input `x`: FP32, of shape any x 4",
                 "output `y`: FP32, of shape any x 4",
                 "calls that wait at the same time run as one batch",
+                "runs on 1 instance of 1 thread: there are no lanes",
+                "holds 1 KiB of memory",
             ]
         );
         assert_eq!(descriptions[1].problem.as_deref(), Some("not a model: corrupt"));
@@ -130,12 +157,48 @@ mod tests {
         let described = |change: &dyn Fn(&mut ModelSettings)| {
             let mut settings = Settings { directories: vec![directory.path().to_owned()], ..Settings::default() };
             change(&mut settings.defaults);
-            describe(&settings, &Opener::default()).remove(0)
+            describe(&settings, Arc::new(Opener::default()), 0).remove(0)
         };
         let warned = described(&|settings| settings.warnings = vec!["optimization: has no effect".to_owned()]);
-        assert_eq!(warned.lines[3], "warning: optimization: has no effect");
+        assert_eq!(warned.lines.last().unwrap(), "warning: optimization: has no effect");
         let sample = Sample { name: "s".into(), inputs: Vec::new(), runs: 1 };
         let sampled = described(&|settings| settings.samples = vec![sample.clone()]);
         assert_eq!(sampled.problem.as_deref(), Some("warm-up sample `s`: input `x` is missing"));
+    }
+
+    #[test]
+    fn where_models_run_and_why_is_said_of_all_together() {
+        let files = [("a/1/model.onnx", "ok"), ("b/1/model.onnx", "slow"), ("c/1/model.onnx", "ok")];
+        let directory = directory(&files);
+        let turn = crate::schedule::TurnSettings {
+            run: std::time::Duration::from_millis(1),
+            ..crate::schedule::TurnSettings::default()
+        };
+        let reader = crate::model::Reader::new(|source, defaults| {
+            let execution =
+                if source.name == "c" { crate::schedule::Execution::Thread } else { crate::schedule::Execution::Auto };
+            Ok(ModelSettings { execution, instances: Some(2), ..defaults.clone() })
+        });
+        for name in ["a", "b", "c"] {
+            std::fs::write(directory.path().join(name).join("model.yaml"), "").unwrap();
+        }
+        let settings = Settings {
+            directories: vec![directory.path().to_owned()],
+            budget: crate::model::budget::Budget::new(8, Some(13)),
+            reader: Some(reader),
+            turn,
+            ..Settings::default()
+        };
+        let described = describe(&settings, Arc::new(Opener::default()), 1);
+        let line = |at: usize| described[at].lines.iter().find(|line| line.starts_with("runs on")).cloned();
+        assert_eq!(line(0).unwrap(), "runs on the event loop: a run takes no longer than `runtime.turn.run`");
+        assert_eq!(
+            line(1).unwrap(),
+            "runs on 2 instances of 2 threads: a run takes longer than `runtime.turn.run`",
+            "of 8 cores, half"
+        );
+        // Two bytes twice for the first, four bytes twice for the second: one is left.
+        let problem = described[2].problem.as_deref().unwrap();
+        assert!(problem.contains("of 1 KiB for models (`models.memory`) are left"), "{problem}");
     }
 }

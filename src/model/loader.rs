@@ -4,7 +4,8 @@
 //! business, which calls it gets the repository's.
 
 use super::{
-    Model, Repository, Settings, State,
+    Model, ModelSettings, Repository, Settings, State,
+    picture::{self, Pictures},
     scan::{self, Found},
     workshop::{Event, Place, Prepared, Wanted, Workshop, key, reason},
 };
@@ -14,7 +15,11 @@ use crate::{
     schedule::{Scheduler, turn::Lanes},
     telemetry::metrics::Metrics,
 };
-use std::{sync::Arc, time::SystemTime};
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::Arc,
+    time::SystemTime,
+};
 use tokio::sync::{mpsc, oneshot};
 
 /// Loads the models of a directory into a repository.
@@ -36,6 +41,16 @@ pub struct Loaded {
     pub versions: Vec<Arc<str>>,
     /// What was not loaded, as `NAME/VERSION` or a path, and why, in plain words.
     pub failed: Vec<(String, String)>,
+}
+
+// === impl Loaded ===
+
+impl Loaded {
+    /// Whether nothing of the model `name` has failed.
+    pub(super) fn is_whole(&self, name: &str) -> bool {
+        let is_of = |what: &str| what.strip_prefix(name).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'));
+        !self.failed.iter().any(|(what, _)| is_of(what))
+    }
 }
 
 // === impl Loader ===
@@ -72,9 +87,10 @@ impl Loader {
             opener: Arc::clone(&self.opener),
             metrics: Arc::clone(&self.metrics),
             lanes: self.lanes.as_ref().map_or(0, Lanes::count),
+            explain: false,
         };
         let (sender, mut events) = mpsc::channel(1);
-        let mut loaded = Loaded::default();
+        let (mut loaded, mut routings) = (Loaded::default(), BTreeMap::new());
         let work = move || workshop.work(&wanted, &sender);
         let thread = std::thread::Builder::new().name("loader".to_owned()).spawn(work);
         if let Err(error) = thread {
@@ -83,22 +99,61 @@ impl Loader {
         // Ends with the thread, which ends with its models: opening a large one has no deadline.
         while let Some(event) = events.recv().await {
             match event {
-                Event::Scanned(found, problems) => {
+                Event::Scanned { found, kept, problems } => {
                     for (what, reason) in &problems {
                         tracing::error!(what, reason, "not loaded");
                     }
                     loaded.failed.extend(problems);
+                    loaded.versions.extend(kept.iter().map(|found| Arc::clone(&found.version)));
+                    for found in found.iter().chain(&kept).filter(|found| found.fault.is_none()) {
+                        routings.insert(Arc::clone(&found.name), Arc::clone(&found.settings.routing));
+                    }
                     for found in found {
                         if !self.repository.is_serving(&found.name, &found.version) {
                             self.says(&found.name, &found.version, "loading");
                         }
                         self.repository.begin(&found.name, &found.version);
                     }
+                    for (name, routing) in &routings {
+                        // While a model is loaded for the first time its rules hold for what is there of it.
+                        if self.repository.routing(name).is_none() {
+                            self.repository.set_routing(name, routing);
+                        }
+                    }
                 }
                 Event::Prepared(found, prepared) => self.finish(&found, prepared, &mut loaded).await,
             }
         }
+        // All of it at once, and only when all of it is there: a label must not move to a version that failed.
+        for (name, routing) in routings.iter().filter(|(name, _)| loaded.is_whole(name)) {
+            self.repository.set_routing(name, routing);
+        }
         loaded
+    }
+
+    /// Loads what is new of a model, as [`Loader::load`] does; `kept` are its versions whose files have not changed, with
+    /// how they run.
+    pub(super) async fn renew(&self, name: &Arc<str>, kept: HashMap<Arc<str>, Arc<ModelSettings>>) -> Loaded {
+        self.carry_out(Wanted::Renewed { name: Arc::clone(name), kept }).await
+    }
+
+    /// Forgets a version that is nowhere any more.
+    pub(super) fn forget(&self, name: &Arc<str>, version: &Arc<str>) {
+        self.repository.remove(name, version);
+        self.metrics.model_gone(&ModelKey { name: Arc::clone(name), version: Arc::clone(version) });
+    }
+
+    /// What the models folders look like now.
+    ///
+    /// # Errors
+    ///
+    /// In plain words: a folder that cannot be read, or there is no thread to read it.
+    pub(super) async fn pictures(&self) -> Result<Pictures, String> {
+        let (settings, (done, pictures)) = (Arc::clone(&self.settings), oneshot::channel());
+        let work = move || drop(done.send(picture::take(&settings)));
+        let thread = std::thread::Builder::new().name("watcher".to_owned()).spawn(work);
+        thread.map_err(|error| format!("no thread to look for models: {error}"))?;
+        pictures.await.unwrap_or_else(|_| Err("looking for models panicked".to_owned()))
     }
 
     /// Names of the models that could be loaded, sorted.
@@ -121,13 +176,14 @@ impl Loader {
     async fn finish(&self, found: &Found, prepared: Result<Box<Prepared>, String>, loaded: &mut Loaded) {
         let placed = match prepared {
             Ok(prepared) => {
-                self.metrics.model_loaded(&key(found), prepared.took, Some(found.bytes));
+                self.metrics.model_loaded(&key(found), prepared.took, Some(prepared.memory));
                 self.place(found, *prepared).await
             }
             Err(reason) => Err(reason),
         };
         match placed {
             Ok(model) => {
+                self.metrics.model_load_ended(&found.name, true);
                 tracing::info!(model = %model.key, execution = model.scheduler.execution().name(), "model ready");
                 self.repository.set(&found.name, &found.version, &State::Ready(Arc::new(model)));
                 self.says(&found.name, &found.version, "ready");
@@ -135,6 +191,7 @@ impl Loader {
                 loaded.versions.push(Arc::clone(&found.version));
             }
             Err(reason) => {
+                self.metrics.model_load_ended(&found.name, false);
                 let reason = self.without_folders(found, &reason);
                 tracing::error!(model = %found.name, version = %found.version, reason, "model not loaded");
                 self.repository.failed(&found.name, &found.version, &reason);
@@ -158,7 +215,7 @@ impl Loader {
     }
 
     async fn place(&self, found: &Found, prepared: Prepared) -> Result<Model, String> {
-        let Prepared { plan, place, decoupled, absent, labels, took: _ } = prepared;
+        let Prepared { plan, place, decoupled, absent, labels, took: _, memory: _ } = prepared;
         let (key, signature) = (Arc::clone(&plan.key), Arc::clone(&plan.signature));
         let instances = match &place {
             Place::Threads(instances) => instances.len(),

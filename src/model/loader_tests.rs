@@ -106,7 +106,7 @@ async fn instances_are_as_many_as_configured() {
 
 /// A sample of `rows` rows.
 fn sample(rows: usize, runs: usize, fill: Fill) -> Vec<Sample> {
-    let input = SampleInput { name: "x".into(), dtype: DataType::Fp32, dims: vec![rows, 4], fill };
+    let input = SampleInput { name: "x".into(), dtype: DataType::Fp32, dims: vec![rows, 4], fill, given: None };
     vec![Sample { name: "seven".into(), inputs: vec![input], runs }]
 }
 
@@ -169,6 +169,34 @@ async fn turns_without_lanes_are_refused() {
     assert_eq!(loaded.failed[0].1, "`execution: turn` needs `runtime.kind: lanes`");
 }
 
+#[test]
+fn the_number_of_rows_says_what_a_batch_costs_only_if_rows_are_alike() {
+    let is_even = |dtype: DataType, dims: &[Option<usize>]| {
+        let spec = crate::tensor::TensorSpec { name: "x".into(), dtype: Some(dtype), dims: dims.to_vec() };
+        crate::model::decision::is_even(&crate::tensor::Signature { inputs: vec![spec], outputs: Vec::new() })
+    };
+    assert!(is_even(DataType::Fp32, &[None, Some(4)]) && is_even(DataType::Fp32, &[None]));
+    assert!(!is_even(DataType::Fp32, &[None, None]), "free in length");
+    assert!(!is_even(DataType::Bytes, &[None, Some(1)]), "strings are of any length");
+}
+
+#[tokio::test]
+async fn answers_in_order_are_not_for_lanes() {
+    let (lanes, mut seats) = Lanes::new(1);
+    let (_guard, task) = seats.remove(0).enter();
+    tokio::spawn(task);
+    let files = [("a/1/model.onnx", "ok")];
+    let ordered = world(&files, Some(lanes.clone()), |settings| settings.defaults.batching.preserve_order = true);
+    ordered.loader.load().await;
+    assert_eq!(ordered.resolve("a").unwrap().scheduler.execution(), Execution::Thread);
+    let forced = world(&files, Some(lanes), |settings| {
+        settings.defaults.batching.preserve_order = true;
+        settings.defaults.execution = Execution::Turn;
+    });
+    let loaded = forced.loader.load().await;
+    assert!(loaded.failed[0].1.starts_with("`batching.preserve_order` is not for `execution: turn`"), "{loaded:?}");
+}
+
 #[tokio::test]
 async fn closing_the_repository_ends_all_threads() {
     let world = world(&[("a/1/model.onnx", "ok"), ("b/1/model.onnx", "ok")], None, |_| {});
@@ -176,4 +204,25 @@ async fn closing_the_repository_ends_all_threads() {
     let model = world.resolve("a").unwrap();
     assert!(world.loader.repository.close(std::time::Instant::now() + Duration::from_secs(10)));
     assert!(!model.scheduler.is_ready());
+}
+
+#[tokio::test]
+async fn a_model_that_does_not_fit_into_the_memory_is_refused_and_says_so() {
+    let files = [("a/1/model.onnx", "ok"), ("b/1/model.onnx", "ok")];
+    let budget = crate::model::budget::Budget::new(1, Some(3));
+    let world = world(&files, None, |settings| settings.budget = Arc::clone(&budget));
+    let loaded = world.loader.load().await;
+    assert_eq!((loaded.ok, loaded.failed.len()), (1, 1));
+    let (what, reason) = &loaded.failed[0];
+    assert!(what == "b/1" && reason.contains("(`models.memory`) are left"), "{what}: {reason}");
+    assert_eq!(world.opener.opened.load(Ordering::Relaxed), 1, "it is not even opened");
+    // What goes makes room, once its thread has ended.
+    world.loader.repository.remove(&"a".into(), "1");
+    let all = ModelKey { name: "all".into(), version: "1".into() };
+    while budget.take(&all, 0, 3).is_err() {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    let b = crate::call::ModelRef { name: "b".into(), version: None };
+    let request = LoadRequest { model: b, config: None, files: Vec::new() };
+    assert_eq!(world.loader.load_one(request).await.ok, 1);
 }

@@ -22,7 +22,7 @@ const SAMPLES: usize = 9;
 const PATIENCE: Duration = Duration::from_millis(50);
 
 /// What running a model has shown.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Measured {
     /// The median of single runs; absent if zeros are not good enough for the model.
     pub(super) run: Option<Duration>,
@@ -30,6 +30,8 @@ pub(super) struct Measured {
     pub(super) max_rows: usize,
     /// An output whose rows are not those of the inputs: such a model must not be batched.
     pub(super) stray: Option<usize>,
+    /// The medians of runs by their rows: what is known of the cost of batches before there are calls.
+    pub(super) costs: Vec<(usize, Duration)>,
 }
 
 /// Runs the model a few times. `max_rows` above 1 says that batches are wanted.
@@ -40,6 +42,7 @@ pub(super) fn measure(backend: &mut dyn Backend, max_rows: usize, turn: &TurnSet
     let mut measured = Measured { max_rows: 1, ..Measured::default() };
     let Ok(run) = median(backend, 1) else { return measured };
     measured.run = Some(run);
+    measured.costs.push((1, run));
     if max_rows < 2 {
         return measured;
     }
@@ -50,10 +53,12 @@ pub(super) fn measure(backend: &mut dyn Backend, max_rows: usize, turn: &TurnSet
     let mut rows = 2;
     while measured.max_rows < max_rows {
         rows = rows.min(max_rows);
-        match median(backend, rows) {
-            Ok(took) if took <= turn.budget => measured.max_rows = rows,
-            _ => break,
+        let Ok(took) = median(backend, rows) else { break };
+        measured.costs.push((rows, took));
+        if took > turn.budget {
+            break;
         }
+        measured.max_rows = rows;
         rows *= 2;
     }
     measured
@@ -121,6 +126,8 @@ mod tests {
         let measured = measure(&mut *testing::backend(&Script::default()), 24, &LAX);
         assert!(measured.run.is_some());
         assert_eq!((measured.max_rows, measured.stray), (24, None));
+        let sizes: Vec<_> = measured.costs.iter().map(|cost| cost.0).collect();
+        assert_eq!(sizes, [1, 2, 4, 8, 16, 24]);
     }
 
     #[test]

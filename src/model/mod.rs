@@ -3,23 +3,31 @@
 //! Knows calls and schedulers; knows neither who calls nor over which wire.
 
 mod absent;
+pub mod budget;
 pub mod classify;
+mod compare;
 pub mod control;
+mod decision;
 mod declared;
 pub mod describe;
 mod labels;
 pub mod loader;
 mod measure;
+mod picture;
 pub mod repository;
 pub mod router;
 mod samples;
 mod scan;
+mod shadow;
 mod shapes;
 pub mod signature;
 pub mod spec;
 mod state;
+mod tend;
 #[cfg(test)]
 mod testing;
+mod traffic;
+pub mod watch;
 mod workshop;
 mod worth;
 
@@ -29,15 +37,18 @@ pub use repository::Repository;
 pub use router::Router;
 pub use samples::made as made_up;
 pub use scan::path_of;
+pub use shadow::Shadows;
 pub use spec::{
     Batching, Fill, InputSettings, Load, ModelSettings, Pad, Reader, Sample, SampleInput, Settings, Source,
     VersionPolicy,
 };
 pub use state::State;
+pub use tend::tend;
+pub use traffic::{Routing, Shadow, Sticky, Traffic};
 
 use crate::{
     call::{ConfigReport, ModelKey, ServedVersions, StatisticsReport},
-    schedule::Scheduler,
+    schedule::{Scheduler, WhenLate},
     tensor::Signature,
 };
 use classify::Labels;
@@ -100,6 +111,9 @@ impl Model {
             decoupled: self.decoupled,
             instances: self.instances,
             max_delay: policy.max_delay,
+            preferred: policy.preferred.iter().collect(),
+            preserve_order: policy.preserve_order,
+            timeout: (policy.timeout, policy.when_late == WhenLate::Delay),
             priorities: (policy.priorities.levels(), policy.priorities.level(0)),
             versions: match &self.settings.versions {
                 VersionPolicy::Latest(count) => ServedVersions::Latest(*count),

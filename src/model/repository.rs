@@ -4,17 +4,22 @@
 //! of how a model is made.
 
 use super::{
-    Model, State,
+    Model, Routing, State,
+    shadow::Aim,
     state::{Version, Versions, not_found},
+    traffic::{Caller, Routes},
 };
 use crate::{
-    call::{CatalogEntry, IndexEntry, ModelRef, ModelReport, Readiness, Report, VersionsReport},
+    call::{
+        CatalogEntry, IndexEntry, MOST_HEADERS, ModelRef, ModelReport, Readiness, Report, Steering, VersionsReport,
+    },
     error::Error,
 };
 use arc_swap::ArcSwap;
 use foldhash::HashMap;
 use std::{
-    sync::Arc,
+    collections::BTreeSet,
+    sync::{Arc, Mutex, PoisonError},
     time::{Instant, SystemTime},
 };
 
@@ -25,6 +30,10 @@ pub struct Repository {
     models: ArcSwap<HashMap<Arc<str>, Arc<Versions>>>,
     /// Told of every change.
     readiness: Readiness,
+    /// Told which headers decide where calls go.
+    steering: Steering,
+    /// Held while that is worked out, so that the last to say so has seen all.
+    steers: Mutex<()>,
 }
 
 // === impl Repository ===
@@ -32,11 +41,16 @@ pub struct Repository {
 impl Repository {
     /// An empty one. Whoever waits for changes of `readiness` hears of its own.
     pub fn new(readiness: Readiness) -> Self {
-        Self { models: ArcSwap::default(), readiness }
+        Self { readiness, ..Self::default() }
     }
 
-    /// The model that a call means (contract 01 section 5): the version it names, else the highest
-    /// that is ready.
+    /// Which headers decide where calls go: front-ends keep them.
+    pub fn steering(&self) -> &Steering {
+        &self.steering
+    }
+
+    /// The model that a question means (contract 01 section 5): the version or label it names, else the version where most
+    /// calls go, which is the highest that is ready unless the model says otherwise.
     ///
     /// # Errors
     ///
@@ -46,12 +60,56 @@ impl Repository {
         let models = self.models.load();
         let versions = find(&models, wanted)?;
         match &wanted.version {
-            Some(name) => versions.ready(versions.get(name), wanted),
-            None => {
-                let best = versions.0.iter().find(|version| matches!(version.state, State::Ready(_)));
-                versions.ready(best.or_else(|| versions.most_hopeful()), wanted)
-            }
+            Some(name) => versions.named(name, wanted),
+            None => unnamed(versions, versions.usual(), wanted),
         }
+    }
+
+    /// The model that runs a call, as [`Repository::resolve`] finds it; of a call that names no version, the one that the
+    /// model's rules of traffic choose, and where a copy of the call is to go.
+    ///
+    /// # Errors
+    ///
+    /// As [`Repository::resolve`].
+    pub(super) fn route(&self, caller: &Caller<'_>) -> Result<(Arc<Model>, Option<Aim>), Error> {
+        let (models, wanted) = (self.models.load(), caller.wanted());
+        let versions = find(&models, wanted)?;
+        if let Some(name) = &wanted.version {
+            return Ok((versions.named(name, wanted)?, None));
+        }
+        if let Some(name) = versions.routes.as_ref().and_then(|routes| routes.asked(caller)) {
+            return Ok((versions.named(&name.into(), wanted)?, None));
+        }
+        let model = unnamed(versions, versions.chosen(caller), wanted)?;
+        let mirror = versions.routes.as_ref().and_then(|routes| routes.mirror.as_ref());
+        let aim = mirror.filter(|mirror| !model.decoupled && mirror.wants_next()).map(|mirror| {
+            let target = versions.get(mirror.target()).and_then(|version| version.state.model());
+            Aim { mirror: Arc::clone(mirror), target }
+        });
+        Ok((model, aim))
+    }
+
+    /// What a model says of its versions, if it has said something.
+    pub(super) fn routing(&self, name: &str) -> Option<Arc<Routing>> {
+        Some(Arc::clone(&self.models.load().get(name)?.routes.as_ref()?.routing))
+    }
+
+    /// Puts what a model says of its versions in force, all of it at once. What is the same as before goes on counting
+    /// where it was. Without any version there is nothing to say it of.
+    pub(super) fn set_routing(&self, name: &Arc<str>, routing: &Arc<Routing>) {
+        if self.routing(name).is_some_and(|known| known == *routing) {
+            return;
+        }
+        let routes = Arc::new(Routes::new(routing));
+        self.change(name, |versions| versions.routes = Some(Arc::clone(&routes)));
+        let _steers = self.steers.lock().unwrap_or_else(PoisonError::into_inner);
+        let models = self.models.load();
+        let routes = models.values().filter_map(|versions| versions.routes.as_ref());
+        let names: BTreeSet<_> = routes.flat_map(|routes| routes.routing.headers()).cloned().collect();
+        if names.len() > MOST_HEADERS {
+            tracing::warn!(most = MOST_HEADERS, "models look at too many headers; of the last ones nothing is seen");
+        }
+        self.steering.set(names.into_iter().collect());
     }
 
     /// What metadata says of a model (contract 01 section 2.2).
@@ -96,8 +154,10 @@ impl Repository {
     pub fn versions(&self, wanted: &ModelRef) -> Result<VersionsReport, Error> {
         let models = self.models.load();
         let versions = find(&models, wanted)?;
-        let named = |version: &&Version| wanted.version.as_ref().is_none_or(|name| version.name == *name);
-        let entries: Vec<_> = versions.0.iter().filter(named).collect();
+        let label = wanted.version.as_ref().and_then(|name| versions.labelled(name));
+        let wanted_version = label.or(wanted.version.as_ref());
+        let named = |version: &&Version| wanted_version.is_none_or(|name| version.name == *name);
+        let entries: Vec<_> = versions.list.iter().filter(named).collect();
         if entries.is_empty() {
             return Err(not_found(wanted));
         }
@@ -109,7 +169,7 @@ impl Repository {
             versions: entries
                 .into_iter()
                 .map(|version| {
-                    let (state, reason) = version.state.told();
+                    let (state, reason) = version.told();
                     (Arc::clone(&version.name), state, reason)
                 })
                 .collect(),
@@ -131,20 +191,21 @@ impl Repository {
         }
         let models = self.models.load();
         let versions = find(&models, wanted)?;
-        Ok(versions.0.iter().filter_map(|version| version.state.model()).collect())
+        Ok(versions.list.iter().filter_map(|version| version.state.model()).collect())
     }
 
     /// Every version of every model with its state, and the models of `others` that were never loaded. With `ready`,
     /// only what takes calls.
     pub fn index(&self, others: Vec<Arc<str>>, ready: bool) -> Report {
-        let states = self.states();
-        let unknown = others.into_iter().filter(|name| !ready && !states.iter().any(|(known, ..)| known == name));
+        let models = self.models.load();
+        let unknown = others.into_iter().filter(|name| !ready && !models.contains_key(name));
         let unknown: Vec<_> = unknown.map(|name| IndexEntry { name, version: None, reason: "".into() }).collect();
-        let known = states.into_iter().filter(|(.., state)| !ready || matches!(state, State::Ready(_)));
+        let known = models.iter().flat_map(|(name, versions)| versions.list.iter().map(move |version| (name, version)));
         let mut entries: Vec<_> = known
-            .map(|(name, version, state)| {
-                let (state, reason) = state.told();
-                IndexEntry { name, version: Some((version, state)), reason }
+            .filter(|(_, version)| !ready || matches!(version.state, State::Ready(_)))
+            .map(|(name, version)| {
+                let (state, reason) = version.told();
+                IndexEntry { name: Arc::clone(name), version: Some((Arc::clone(&version.name), state)), reason }
             })
             .chain(unknown)
             .collect();
@@ -164,7 +225,7 @@ impl Repository {
     pub fn catalog(&self) -> Vec<CatalogEntry> {
         let models = self.models.load();
         let since =
-            |versions: &Versions| seconds(versions.0.iter().find_map(|version| version.state.model()).as_deref());
+            |versions: &Versions| seconds(versions.list.iter().find_map(|version| version.state.model()).as_deref());
         let mut entries: Vec<_> = models
             .iter()
             .map(|(name, versions)| CatalogEntry { name: Arc::clone(name), since: since(versions) })
@@ -180,7 +241,7 @@ impl Repository {
             .iter()
             .flat_map(|(name, versions)| {
                 versions
-                    .0
+                    .list
                     .iter()
                     .map(move |version| (Arc::clone(name), Arc::clone(&version.name), version.state.clone()))
             })
@@ -202,10 +263,14 @@ impl Repository {
         }
     }
 
-    /// Says that a version could not be loaded, for `reason`. One that takes calls goes on taking them.
+    /// Says that a version could not be loaded, for `reason`. One that takes calls goes on taking them, and the index has
+    /// the reason beside it.
     pub fn failed(&self, name: &Arc<str>, version: &Arc<str>, reason: &str) {
-        if !self.is_serving(name, version) {
-            self.set(name, version, &State::Failed(reason.into()));
+        let reason: Arc<str> = reason.into();
+        if self.is_serving(name, version) {
+            self.change(name, |versions| versions.trouble(version, &reason));
+        } else {
+            self.set(name, version, &State::Failed(reason));
         }
     }
 
@@ -241,7 +306,7 @@ impl Repository {
 
     /// Forgets a version.
     pub fn remove(&self, name: &Arc<str>, version: &str) {
-        self.change(name, |versions| versions.0.retain(|known| *known.name != *version));
+        self.change(name, |versions| versions.list.retain(|known| *known.name != *version));
     }
 
     /// Lets no model take calls any more, and waits until their threads have ended, until
@@ -256,7 +321,7 @@ impl Repository {
     fn ready_versions(&self, name: &str) -> Vec<Arc<str>> {
         let models = self.models.load();
         let Some(versions) = models.get(name) else { return Vec::new() };
-        let ready = versions.0.iter().rev().filter(|version| matches!(version.state, State::Ready(_)));
+        let ready = versions.list.iter().rev().filter(|version| matches!(version.state, State::Ready(_)));
         ready.map(|version| Arc::clone(&version.name)).collect()
     }
 
@@ -265,7 +330,7 @@ impl Repository {
             let mut models = HashMap::clone(models);
             let mut versions = models.get(name).map(|versions| Versions::clone(versions)).unwrap_or_default();
             change(&mut versions);
-            if versions.0.is_empty() {
+            if versions.list.is_empty() {
                 models.remove(name);
             } else {
                 models.insert(Arc::clone(name), Arc::new(versions));
@@ -274,6 +339,15 @@ impl Repository {
         });
         self.readiness.changed();
     }
+}
+
+/// The model of a version that was chosen because none was named.
+fn unnamed(versions: &Versions, chosen: Option<&Version>, wanted: &ModelRef) -> Result<Arc<Model>, Error> {
+    if chosen.is_none() && versions.list.iter().any(|version| matches!(version.state, State::Ready(_))) {
+        let state = "not ready: none of the versions that its traffic goes to is served";
+        return Err(Error::ModelNotReady { model: Arc::clone(&wanted.name), state });
+    }
+    versions.ready(chosen.or_else(|| versions.most_hopeful()), wanted)
 }
 
 fn find<'a>(models: &'a HashMap<Arc<str>, Arc<Versions>>, wanted: &ModelRef) -> Result<&'a Versions, Error> {

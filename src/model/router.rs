@@ -3,7 +3,14 @@
 //! Everything up to the submission happens in `call`; the future only waits for the answer. Dropping
 //! it closes the job's channel, which is all that cancelling takes.
 
-use super::{Model, Repository, classify::classify, control::Control, signature};
+use super::{
+    Model, Repository,
+    classify::classify,
+    control::Control,
+    shadow::{Copied, Shadows},
+    signature,
+    traffic::Caller,
+};
 use crate::{
     call::{
         Call, Chunk, Decoded, Expected, Head, Identity, InferRequest, InferResponse, Inputs, Inspect, Leaving, Manage,
@@ -55,6 +62,8 @@ struct Parts {
     /// Absent where models cannot be changed by calls.
     control: Option<Control>,
     switches: Arc<Switches>,
+    /// Absent where no calls are copied.
+    shadows: Option<Shadows>,
 }
 
 /// The answer of a model, or one that was there at once.
@@ -78,6 +87,8 @@ struct Asked {
     client_id: Option<Arc<str>>,
     outputs: Vec<RequestedOutput>,
     priority: u32,
+    /// A copy of the call, for a shadow.
+    copied: Option<Box<Copied>>,
 }
 
 #[derive(Debug)]
@@ -92,12 +103,18 @@ struct Waiting {
 impl Router {
     /// A router over the models of `repository`.
     pub fn new(repository: Arc<Repository>) -> Self {
-        Self(Arc::new(Parts { repository, control: None, switches: Arc::default() }))
+        Self(Arc::new(Parts { repository, control: None, switches: Arc::default(), shadows: None }))
     }
 
-    /// A router that also lets operators change models, through `control`, and the process's `switches`.
-    pub fn managed(repository: Arc<Repository>, control: Option<Control>, switches: Arc<Switches>) -> Self {
-        Self(Arc::new(Parts { repository, control, switches }))
+    /// A router that also lets operators change models, through `control`, and the process's `switches`, and sends copies
+    /// of calls to `shadows`.
+    pub fn managed(
+        repository: Arc<Repository>,
+        control: Option<Control>,
+        switches: Arc<Switches>,
+        shadows: Option<Shadows>,
+    ) -> Self {
+        Self(Arc::new(Parts { repository, control, switches, shadows }))
     }
 }
 
@@ -113,7 +130,7 @@ impl Service<Decoded> for Router {
     fn call(&mut self, call: Decoded) -> Routed {
         let Call { head, sender, input } = call;
         let inner = match input {
-            Operation::Infer(request) => self.0.infer(head, request),
+            Operation::Infer(request) => self.0.infer(head, &sender, request),
             Operation::Inspect(question) => self.0.inspect(&head, sender, question),
             Operation::Manage(change) => self.0.manage(change),
         };
@@ -124,12 +141,14 @@ impl Service<Decoded> for Router {
 // === impl Parts ===
 
 impl Parts {
-    fn infer(&self, head: Head, request: InferRequest) -> Result<Inner, Error> {
-        let model = self.repository.resolve(&request.model)?;
+    fn infer(&self, head: Head, sender: &Identity, request: InferRequest) -> Result<Inner, Error> {
+        let (model, aim) = self.repository.route(&Caller::new(sender, &head.facts, &request))?;
         learn(&head, &model);
         signature::check_outputs(&model.signature, &request.outputs)?;
         let client_id = request.client_id.filter(|id| !id.is_empty());
-        let asked = Asked { head, model, client_id, outputs: request.outputs, priority: request.priority };
+        let copied = aim.and_then(|aim| Some(Box::new(self.shadows.as_ref()?.copy(aim))));
+        let (outputs, priority) = (request.outputs, request.priority);
+        let asked = Asked { head, model, client_id, outputs, priority, copied };
         match request.inputs {
             Inputs::Tensors(inputs) => asked.submit(inputs),
             Inputs::Untyped(inputs) => {
@@ -228,14 +247,17 @@ fn learn(head: &Head, model: &Model) {
 
 impl Asked {
     /// Checks the inputs and hands them to the model's scheduler.
-    fn submit(self, mut inputs: Vec<NamedTensor>) -> Result<Inner, Error> {
+    fn submit(mut self, mut inputs: Vec<NamedTensor>) -> Result<Inner, Error> {
+        if let Some(copied) = &mut self.copied {
+            copied.inputs(&inputs);
+        }
         let Self { head, model, .. } = &self;
         model.absent.complete(&model.signature, &mut inputs)?;
         let checked = signature::check(&model.signature, model.batches(), inputs)?;
-        let _ = head.facts.work.set(Work { rows: checked.rows as u64, ..Work::of(&checked.inputs) });
+        head.facts.work.set(Work { rows: checked.rows as u64, ..Work::of(&checked.inputs) });
         head.facts.reach(Stage::Queued);
         let queued = Instant::now();
-        let _ = head.facts.queued.set(queued);
+        head.facts.queued.set(queued);
         if let Some(trace) = head.facts.trace.get() {
             trace.note("decode", head.received, queued);
         }
@@ -322,8 +344,11 @@ impl Waiting {
     fn reply(&mut self, answer: Result<Result<Answer, Error>, oneshot::error::RecvError>) -> Result<Reply, Error> {
         self.answered = true;
         let Answer { outputs, timing } = answer.unwrap_or_else(|_| Err(self.unanswered()))?;
-        let Asked { head, model, client_id, outputs: wanted, .. } = &mut self.asked;
-        let _ = head.facts.timing.set(timing);
+        let Asked { head, model, client_id, outputs: wanted, copied, .. } = &mut self.asked;
+        head.facts.timing.set(timing);
+        if let Some(copied) = copied.take() {
+            copied.send(model, &outputs, timing);
+        }
         respond(model, client_id.take(), wanted, outputs, timing).map(Reply::Infer)
     }
 

@@ -42,7 +42,7 @@ async fn a_call_runs_its_model_and_says_which() {
     assert_eq!(jobs::mark(&response.outputs[0].tensor), 3.0);
     assert_eq!(facts.stage(), Stage::Running);
     assert_eq!(facts.model.get(), Some(&response.model));
-    assert_eq!(facts.timing.get(), Some(&response.timing));
+    assert_eq!(facts.timing.get(), Some(response.timing));
 }
 
 #[tokio::test]

@@ -39,7 +39,10 @@ pub(super) fn make(
         let wrong = |reason: &dyn std::fmt::Display| format!("warm-up sample `{}`: {reason}", sample.name);
         let mut inputs = Vec::with_capacity(sample.inputs.len());
         for (seed, input) in (1..).zip(&sample.inputs) {
-            let tensor = made(input.dtype, Shape::new(input.dims.iter().copied()), input.fill, seed);
+            let tensor = match &input.given {
+                Some(tensor) => Ok(tensor.clone()),
+                None => made(input.dtype, Shape::new(input.dims.iter().copied()), input.fill, seed),
+            };
             let tensor = tensor.map_err(|reason| wrong(&format!("input `{}`: {reason}", input.name)))?;
             inputs.push(NamedTensor { name: Arc::clone(&input.name), tensor });
         }
@@ -137,7 +140,13 @@ mod tests {
     };
 
     fn settings(dims: &[usize], runs: usize) -> ModelSettings {
-        let input = SampleInput { name: "x".into(), dtype: DataType::Fp32, dims: dims.to_vec(), fill: Fill::Random };
+        let input = SampleInput {
+            name: "x".into(),
+            dtype: DataType::Fp32,
+            dims: dims.to_vec(),
+            fill: Fill::Random,
+            given: None,
+        };
         let samples = vec![Sample { name: "warm".into(), inputs: vec![input], runs }];
         ModelSettings { samples, ..ModelSettings::default() }
     }

@@ -17,7 +17,7 @@ use tempfile::TempDir;
 const FILE: &str = "model.onnx";
 
 /// What a model says of itself: ours, and Triton's.
-const SPECS: [&str; 2] = ["model.yaml", "config.pbtxt"];
+pub(super) const SPECS: [&str; 2] = ["model.yaml", "config.pbtxt"];
 
 /// Most files that a load call may bring, and the longest name of one.
 const FILES: usize = 256;
@@ -219,7 +219,12 @@ fn model(name: &str, place: Place<'_>, settings: &Settings, problems: &mut Vec<P
                     problems.push((format!("{name}/{version}"), "is configured and not there".to_owned()));
                 }
             }
-            settings.versions.choose(numbered)
+            let chosen = settings.versions.choose(numbered);
+            for (what, version) in settings.routing.strays(&chosen) {
+                let hint = "it is not there, or not among `versions`";
+                problems.push((name.to_owned(), format!("{what} is version {version}, which is not served: {hint}")));
+            }
+            chosen
         }
     };
     let name: Arc<str> = name.into();
@@ -253,7 +258,7 @@ fn size(path: &Path) -> Result<Option<u64>, String> {
 }
 
 /// Children of a folder that are not hidden and whose names are UTF-8, sorted.
-fn children(path: &Path) -> io::Result<Vec<(String, PathBuf)>> {
+pub(super) fn children(path: &Path) -> io::Result<Vec<(String, PathBuf)>> {
     let mut children = Vec::new();
     for entry in fs::read_dir(path)? {
         let entry = entry?;
@@ -268,13 +273,13 @@ fn children(path: &Path) -> io::Result<Vec<(String, PathBuf)>> {
 }
 
 /// Triton's rule: decimal, and nothing that begins with a zero.
-fn number(version: &str) -> Option<u64> {
+pub(super) fn number(version: &str) -> Option<u64> {
     let decimal = version.bytes().all(|byte| byte.is_ascii_digit()) && !version.starts_with('0');
     version.parse().ok().filter(|_| decimal)
 }
 
 /// What may stand in a path, a label and a log line. `stats` is a route of its own (contract 02 section 6).
-fn check_name(name: &str) -> Result<(), String> {
+pub(super) fn check_name(name: &str) -> Result<(), String> {
     if name == "stats" {
         return Err("the name `stats` is taken by a route".to_owned());
     }
@@ -393,5 +398,19 @@ mod tests {
         let (found, problems) = scan(&settings);
         assert_eq!(names(&found), ["m/1"]);
         assert_eq!(problems[0].0, "m/7");
+    }
+
+    #[test]
+    fn what_names_a_version_that_is_not_served_is_told() {
+        let directory = directory(&[("m/3/model.onnx", "ok"), ("m/4/model.onnx", "ok"), ("m/model.yaml", "")]);
+        let labels = [("stable".into(), "3".into()), ("canary".into(), "4".into())].into();
+        let routing = Arc::new(crate::model::Routing { labels, ..Default::default() });
+        let reader = Reader::new(move |_, defaults| {
+            Ok(ModelSettings { routing: Arc::clone(&routing), versions: VersionPolicy::Latest(1), ..defaults.clone() })
+        });
+        let (found, problems) = scan(&Settings { reader: Some(reader), ..settings(&directory) });
+        assert_eq!(names(&found), ["m/4"]);
+        let reason = "label `stable` is version 3, which is not served: it is not there, or not among `versions`";
+        assert_eq!(problems, [("m".to_owned(), reason.to_owned())]);
     }
 }

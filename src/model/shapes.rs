@@ -6,9 +6,9 @@
 use super::{
     ModelSettings,
     absent::{Absent, Made},
+    decision::may_batch,
     declared,
     spec::{InputSettings, Pad},
-    workshop::may_batch,
 };
 use crate::{
     schedule::padding::{PaddedInput, Padding, Reach},

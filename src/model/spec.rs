@@ -3,10 +3,12 @@
 //! Plain data: how it is written in a file is known to `config` alone, which also supplies the
 //! reader of `model.yaml`.
 
+use super::{Routing, budget::Budget};
 use crate::{
+    backend::{Arena, Provider, SessionOptions, SessionSettings},
     call::Notes,
-    schedule::{BatchPolicy, Execution, Priorities, TurnSettings},
-    tensor::{DataType, Signature},
+    schedule::{BatchPolicy, Execution, Preferred, Priorities, TurnSettings, WhenLate},
+    tensor::{DataType, Signature, Tensor},
 };
 use std::{collections::HashSet, fmt, path::Path, path::PathBuf, sync::Arc, time::Duration};
 
@@ -21,8 +23,8 @@ pub struct Settings {
     pub defaults: ModelSettings,
     /// What a lane may spend on a model.
     pub turn: TurnSettings,
-    /// Cores for inference threads: the sum of instances × threads stays within it where both are `auto`.
-    pub inference_cores: usize,
+    /// Cores for inference threads, and memory for models.
+    pub budget: Arc<Budget>,
     /// Reads what a model says of itself; a model that says something fails to load without a reader, because serving
     /// it with other settings than its own would be wrong.
     pub reader: Option<Reader>,
@@ -68,6 +70,16 @@ pub struct ModelSettings {
     pub threads: Option<usize>,
     /// Where it runs.
     pub execution: Execution,
+    /// Whether its instances on threads share their weights, where the CPU alone runs it.
+    pub share_weights: bool,
+    /// What becomes of memory after a run.
+    pub arena: Arena,
+    /// Where its nodes run, best first.
+    pub providers: Vec<Provider>,
+    /// Options of ONNX Runtime.
+    pub session: SessionOptions,
+    /// How long a run on a thread may take before it is ended, and its instance replaced if it does not end; `None`: for ever.
+    pub run_limit: Option<Duration>,
     /// How calls become batches.
     pub batching: Batching,
     /// Which calls of different lengths run together.
@@ -93,6 +105,8 @@ pub struct ModelSettings {
     pub notes: Notes,
     /// What was said and does not apply here, a sentence each.
     pub warnings: Vec<String>,
+    /// What it says of its versions besides which of them are served.
+    pub routing: Arc<Routing>,
 }
 
 /// What a model is run on before it is ready (`model_warmup`).
@@ -115,8 +129,10 @@ pub struct SampleInput {
     pub dtype: DataType,
     /// Its dimensions, rows included.
     pub dims: Vec<usize>,
-    /// What is in it.
+    /// What is made up in it.
     pub fill: Fill,
+    /// What is in it instead, as a file has it.
+    pub given: Option<Tensor>,
 }
 
 /// What is in an input that is made up. Strings are empty either way.
@@ -168,6 +184,14 @@ pub struct Batching {
     pub queue_delay: Option<std::time::Duration>,
     /// Who goes first among them.
     pub priorities: Priorities,
+    /// Rows that a batch should rather have than others.
+    pub preferred: Preferred,
+    /// How long a job may wait before `when_late` says what becomes of it.
+    pub timeout: Option<Duration>,
+    /// What becomes of it.
+    pub when_late: WhenLate,
+    /// Whether answers are given in the order in which jobs were taken.
+    pub preserve_order: bool,
 }
 
 /// Which versions of a model are served (`versions`).
@@ -190,7 +214,7 @@ impl Default for Settings {
             load: Load::All,
             defaults: ModelSettings::default(),
             turn: TurnSettings::default(),
-            inference_cores: 1,
+            budget: Budget::new(1, None),
             reader: None,
         }
     }
@@ -244,6 +268,11 @@ impl Default for ModelSettings {
             instances: None,
             threads: None,
             execution: Execution::Auto,
+            share_weights: true,
+            arena: Arena::Auto,
+            providers: vec![Provider::CPU],
+            session: SessionOptions::default(),
+            run_limit: None,
             batching: Batching::default(),
             pad: Pad::Auto,
             fixed_rows: false,
@@ -257,7 +286,33 @@ impl Default for ModelSettings {
             samples: Vec::new(),
             notes: Notes::default(),
             warnings: Vec::new(),
+            routing: Arc::default(),
         }
+    }
+}
+
+impl ModelSettings {
+    /// How an instance is made that runs with `threads` and shares what is opened with so many, itself included.
+    pub fn session(&self, threads: usize, sharers: usize) -> SessionSettings {
+        SessionSettings {
+            threads: threads.max(1),
+            sharers: sharers.max(1),
+            arena: self.arena,
+            providers: self.providers.clone(),
+            options: self.session.clone(),
+            explain: false,
+        }
+    }
+
+    /// Whether instances are meant to share their weights, and can.
+    pub fn shares_weights(&self) -> bool {
+        self.share_weights && self.session(1, 1).is_cpu_only()
+    }
+
+    /// Whether a version runs the same with these settings: they differ at most in which versions are served and called.
+    pub(super) fn runs_like(&self, other: &Self) -> bool {
+        let (versions, routing) = (other.versions.clone(), Arc::clone(&other.routing));
+        Self { versions, routing, ..self.clone() } == *other
     }
 }
 
@@ -265,16 +320,38 @@ impl Default for ModelSettings {
 
 impl Default for Batching {
     fn default() -> Self {
-        let BatchPolicy { max_rows, max_delay, max_queue, queue_delay, priorities, .. } = BatchPolicy::default();
-        Self { enabled: None, max_rows, max_delay, max_queue, queue_delay, priorities }
+        let policy = BatchPolicy::default();
+        Self {
+            enabled: None,
+            max_rows: policy.max_rows,
+            max_delay: policy.max_delay,
+            max_queue: policy.max_queue,
+            queue_delay: policy.queue_delay,
+            priorities: policy.priorities,
+            preferred: policy.preferred,
+            timeout: policy.timeout,
+            when_late: policy.when_late,
+            preserve_order: policy.preserve_order,
+        }
     }
 }
 
 impl Batching {
-    /// The policy for a model that batches or does not.
-    pub fn policy(&self, enabled: bool) -> BatchPolicy {
-        let Self { max_rows, max_delay, max_queue, queue_delay, priorities, .. } = *self;
-        BatchPolicy { enabled, max_rows, max_delay, max_queue, queue_delay, priorities }
+    /// The policy for a model that batches or does not, and whose rows all have one shape (`even`) or do not.
+    pub fn policy(&self, enabled: bool, even: bool) -> BatchPolicy {
+        BatchPolicy {
+            enabled,
+            even,
+            max_rows: self.max_rows,
+            max_delay: self.max_delay,
+            max_queue: self.max_queue,
+            queue_delay: self.queue_delay,
+            priorities: self.priorities,
+            preferred: self.preferred,
+            timeout: self.timeout,
+            when_late: self.when_late,
+            preserve_order: self.preserve_order,
+        }
     }
 }
 
@@ -306,5 +383,20 @@ mod tests {
         assert_eq!(VersionPolicy::Latest(9).choose(found()), [2, 9, 10]);
         assert_eq!(VersionPolicy::All.choose(found()), [2, 9, 10]);
         assert_eq!(VersionPolicy::Only(vec![9, 3]).choose(found()), [9]);
+    }
+
+    #[test]
+    fn a_version_runs_otherwise_where_its_session_its_memory_or_its_limit_is_another() {
+        let before = ModelSettings::default();
+        assert!(before.runs_like(&ModelSettings { versions: VersionPolicy::All, ..before.clone() }));
+        let session = SessionOptions { parallel: Some(2), ..SessionOptions::default() };
+        let others = [
+            ModelSettings { arena: Arena::Shrink, ..before.clone() },
+            ModelSettings { providers: Vec::new(), ..before.clone() },
+            ModelSettings { session, ..before.clone() },
+            ModelSettings { run_limit: Some(Duration::from_millis(7)), ..before.clone() },
+            ModelSettings { share_weights: !before.share_weights, ..before.clone() },
+        ];
+        assert!(others.iter().all(|other| !before.runs_like(other)));
     }
 }

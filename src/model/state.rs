@@ -2,7 +2,10 @@
 //!
 //! Plain values: which names there are, and who may change them when, is the repository's.
 
-use super::Model;
+use super::{
+    Model,
+    traffic::{Caller, Routes},
+};
 use crate::{
     call::{ModelRef, VersionState},
     error::Error,
@@ -27,14 +30,22 @@ pub enum State {
 /// What clients read of a model that could not be loaded.
 const FAILED: &str = "not served: loading it failed";
 
-/// Versions of one model, the highest first.
+/// Versions of one model, and which of them a call means. One value, so that whoever looks sees both as they belong
+/// together.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Versions(pub(super) Vec<Version>);
+pub(super) struct Versions {
+    /// The highest first.
+    pub(super) list: Vec<Version>,
+    /// Absent until the model has said something of it.
+    pub(super) routes: Option<Arc<Routes>>,
+}
 
 #[derive(Clone, Debug)]
 pub(super) struct Version {
     pub(super) name: Arc<str>,
     pub(super) state: State,
+    /// Why what would have replaced it could not be loaded, if that was tried since it came into service.
+    pub(super) trouble: Option<Arc<str>>,
 }
 
 // === impl State ===
@@ -56,8 +67,8 @@ impl State {
         match self {
             Self::Loading => (VersionState::Loading, "loading".into()),
             Self::Ready(_) => (VersionState::Ready, "".into()),
-            // Why it failed may name files: that is for the log, the banner and `check`.
-            Self::Failed(_) => (VersionState::Failed, FAILED.into()),
+            // Its paths begin at the models' folder, so whoever may look at the model may read it.
+            Self::Failed(reason) => (VersionState::Failed, format!("{FAILED}: {reason}").into()),
             Self::Unloading => (VersionState::Unloading, "unloading".into()),
             Self::Unloaded => (VersionState::Unloaded, "unloaded".into()),
         }
@@ -72,26 +83,97 @@ impl State {
     }
 }
 
+// === impl Version ===
+
+impl Version {
+    /// What has become of it, and what there is to say of that, for operators and for callers who may look.
+    pub(super) fn told(&self) -> (VersionState, Arc<str>) {
+        match (&self.state, &self.trouble) {
+            (State::Ready(_), Some(reason)) => {
+                (VersionState::Ready, format!("goes on as it was loaded before: {reason}").into())
+            }
+            (state, _) => state.told(),
+        }
+    }
+}
+
 // === impl Versions ===
 
 impl Versions {
     pub(super) fn get(&self, name: &str) -> Option<&Version> {
-        self.0.iter().find(|version| *version.name == *name)
+        self.list.iter().find(|version| *version.name == *name)
+    }
+
+    /// The version that carries the label `name`, by its name.
+    pub(super) fn labelled(&self, name: &str) -> Option<&Arc<str>> {
+        self.routes.as_ref()?.routing.labels.get(name)
     }
 
     /// Puts a version into its place, or another state into a version that is there.
     pub(super) fn set(&mut self, name: &Arc<str>, state: &State) {
-        let version = Version { name: Arc::clone(name), state: state.clone() };
-        match self.0.iter_mut().find(|known| known.name == *name) {
+        let version = Version { name: Arc::clone(name), state: state.clone(), trouble: None };
+        match self.list.iter_mut().find(|known| known.name == *name) {
             Some(known) => *known = version,
-            None => self.0.push(version),
+            None => self.list.push(version),
         }
-        self.0.sort_by_cached_key(|version| Reverse(order(&version.name)));
+        self.list.sort_by_cached_key(|version| Reverse(order(&version.name)));
+    }
+
+    /// Says what came of replacing a version that goes on.
+    pub(super) fn trouble(&mut self, name: &str, reason: &Arc<str>) {
+        if let Some(version) = self.list.iter_mut().find(|version| *version.name == *name) {
+            version.trouble = Some(Arc::clone(reason));
+        }
+    }
+
+    /// The version that a question means that names none: where most calls go. A shadow is nobody's answer.
+    pub(super) fn usual(&self) -> Option<&Version> {
+        let Some(routes) = &self.routes else { return self.highest(|_| true) };
+        let traffic = &routes.routing.traffic;
+        if !traffic.split.is_empty() {
+            return self.get(routes.split(None, |name| self.is_ready(name))?);
+        }
+        self.highest(|name| traffic.shadow.as_ref().is_none_or(|shadow| *shadow.to != *name))
+    }
+
+    /// The version to which a call goes that names none.
+    pub(super) fn chosen(&self, caller: &Caller<'_>) -> Option<&Version> {
+        match &self.routes {
+            Some(routes) if !routes.routing.traffic.split.is_empty() => {
+                self.get(routes.split(Some(caller), |name| self.is_ready(name))?)
+            }
+            _ => self.usual(),
+        }
+    }
+
+    fn highest(&self, may: impl Fn(&str) -> bool) -> Option<&Version> {
+        self.list.iter().find(|version| matches!(version.state, State::Ready(_)) && may(&version.name))
+    }
+
+    fn is_ready(&self, name: &str) -> bool {
+        self.get(name).is_some_and(|version| matches!(version.state, State::Ready(_)))
+    }
+
+    /// The model that the text `name`, a version or a label, means.
+    pub(super) fn named(&self, name: &Arc<str>, wanted: &ModelRef) -> Result<Arc<Model>, Error> {
+        if let Some(version) = self.get(name) {
+            return self.ready(Some(version), wanted);
+        }
+        let unknown =
+            |version: Arc<str>| Error::ModelNotFound { model: Arc::clone(&wanted.name), version: Some(version) };
+        let Some(version) = self.labelled(name) else { return Err(unknown(Arc::clone(name))) };
+        self.ready(self.get(version), wanted).map_err(|error| match error {
+            // Whoever named the label cannot know which version it is.
+            Error::ModelNotFound { .. } => unknown(format!("{version}`, labelled `{name}").into()),
+            error => error,
+        })
     }
 
     /// The version whose state explains best why there is none that is ready.
     pub(super) fn most_hopeful(&self) -> Option<&Version> {
-        self.0.iter().min_by_key(|version| match version.state {
+        self.list.iter().filter(|version| !matches!(version.state, State::Ready(_))).min_by_key(|version| match version
+            .state
+        {
             State::Ready(_) => 0,
             State::Loading => 1,
             State::Unloading => 2,

@@ -30,6 +30,13 @@ pub(super) fn scripted(script: &Script) -> Arc<Model> {
     finish(testing::plan_of(script), script)
 }
 
+/// A version under a script.
+pub(super) fn scripted_as(name: &str, version: &str, script: &Script) -> Arc<Model> {
+    let mut plan = testing::plan_of(script);
+    plan.key = Arc::new(crate::call::ModelKey { name: name.into(), version: version.into() });
+    finish(plan, script)
+}
+
 fn finish(plan: crate::schedule::Plan, script: &Script) -> Arc<Model> {
     let backend = testing::backend(script);
     Arc::new(Model {

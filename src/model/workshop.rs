@@ -4,7 +4,9 @@
 
 use super::{
     Absent, ModelSettings, Settings,
+    budget::{Share, Want},
     classify::Labels,
+    decision::{Decision, is_cpu_only, is_even, may_batch},
     declared, labels,
     measure::{Measured, measure},
     samples,
@@ -14,12 +16,12 @@ use super::{
 };
 use crate::{
     backend::{Backend, Open, SessionSettings},
-    call::{LoadRequest, ModelKey},
-    schedule::{Execution, Plan},
+    call::{LoadRequest, ModelKey, ModelRef},
+    schedule::{Cost, Execution, Plan},
     telemetry::metrics::Metrics,
-    tensor::Signature,
 };
 use std::{
+    collections::HashMap,
     panic::{AssertUnwindSafe, catch_unwind},
     sync::Arc,
     time::{Duration, Instant},
@@ -33,11 +35,23 @@ pub(super) enum Wanted {
     Configured,
     /// What a load call asks for.
     One(LoadRequest),
+    /// What has changed of a model: versions that are `kept` are not loaded again if they would run the same.
+    Renewed {
+        name: Arc<str>,
+        /// How the versions that are served and whose files are the same were to run.
+        kept: HashMap<Arc<str>, Arc<ModelSettings>>,
+    },
 }
 
 /// What the loader's thread tells.
 pub(super) enum Event {
-    Scanned(Vec<Found>, Vec<Problem>),
+    Scanned {
+        /// What is going to be loaded.
+        found: Vec<Found>,
+        /// What goes on as it is.
+        kept: Vec<Found>,
+        problems: Vec<Problem>,
+    },
     Prepared(Box<Found>, Result<Box<Prepared>, String>),
 }
 
@@ -50,6 +64,8 @@ pub(super) struct Prepared {
     pub(super) labels: Vec<Option<Labels>>,
     /// From the first look at the file to the last warm-up run.
     pub(super) took: Duration,
+    /// Bytes that its instances hold together.
+    pub(super) memory: u64,
 }
 
 pub(super) enum Place {
@@ -64,14 +80,36 @@ pub(super) struct Workshop {
     pub(super) metrics: Arc<Metrics>,
     /// 0: there are no lanes.
     pub(super) lanes: usize,
+    /// Whether to find out where nodes run.
+    pub(super) explain: bool,
 }
 
-/// How a model is going to run, once it has been measured.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Decision {
-    batches: bool,
-    /// Most rows of a batch on a lane; `None`: threads.
-    turn_rows: Option<usize>,
+/// The first instance of a model, which was looked at and measured.
+pub(super) struct First {
+    pub(super) backend: Box<dyn Backend>,
+    session: SessionSettings,
+    /// As its callers see it.
+    pub(super) shapes: Shapes,
+    pub(super) labels: Vec<Option<Labels>>,
+    pub(super) decision: Decision,
+    pub(super) share: Share,
+    /// Begins with what was measured.
+    cost: Cost,
+    took: Duration,
+}
+
+// === impl Wanted ===
+
+impl Wanted {
+    fn keeps(&self, found: &Found) -> bool {
+        match self {
+            Self::Configured | Self::One(_) => false,
+            Self::Renewed { kept, .. } => {
+                let before = kept.get(&found.version).filter(|_| found.fault.is_none());
+                before.is_some_and(|before| before.runs_like(&found.settings))
+            }
+        }
+    }
 }
 
 // === impl Workshop ===
@@ -81,130 +119,229 @@ impl Workshop {
         let (found, problems) = match wanted {
             Wanted::Configured => scan::scan(&self.settings),
             Wanted::One(request) => scan::one(&self.settings, request),
+            Wanted::Renewed { name, .. } => {
+                let model = ModelRef { name: Arc::clone(name), version: None };
+                scan::one(&self.settings, &LoadRequest { model, config: None, files: Vec::new() })
+            }
         };
-        let threads = self.threads(&found);
+        // What stays has its cores, and is not divided among the others.
+        let (kept, found): (Vec<_>, Vec<_>) = found.into_iter().partition(|found| wanted.keeps(found));
+        let stays: Vec<_> = kept.iter().map(key).collect();
         // A send fails only if nobody wants the models any more.
-        if events.blocking_send(Event::Scanned(found.clone(), problems)).is_err() {
+        if events.blocking_send(Event::Scanned { found: found.clone(), kept, problems }).is_err() {
             return;
         }
+        // What may run on a lane is measured first: only then is it known how many models share the cores.
+        let mut others = Vec::new();
         for found in found {
-            let prepare = AssertUnwindSafe(|| self.prepare(&found, threads).map(Box::new));
-            let prepared = catch_unwind(prepare).unwrap_or_else(|_| Err("panicked while it was loaded".to_owned()));
+            let prepared = match guarded(|| self.look(&found)) {
+                Ok(Some(first)) if first.decision.turn_rows.is_some() => guarded(|| self.on_lanes(&found, first)),
+                Ok(first) => {
+                    others.push((found, first));
+                    continue;
+                }
+                Err(reason) => Err(reason),
+            };
+            if events.blocking_send(Event::Prepared(Box::new(found), prepared.map(Box::new))).is_err() {
+                return;
+            }
+        }
+        let wants: Vec<_> = others.iter().map(|(found, _)| want(found)).collect();
+        let threads = self.settings.budget.divide(&wants, &stays);
+        for ((found, first), threads) in others.into_iter().zip(threads) {
+            let prepared = guarded(|| self.on_threads(&found, first, threads)).map(Box::new);
             if events.blocking_send(Event::Prepared(Box::new(found), prepared)).is_err() {
                 return;
             }
         }
     }
 
-    /// Threads within one operator for a model that does not say: the inference cores, shared by the
-    /// models that are sure to run on threads.
-    fn threads(&self, found: &[Found]) -> usize {
-        let large = found.iter().filter(|found| found.bytes > self.settings.turn.weights).count();
-        (self.settings.inference_cores / large.max(1)).max(1)
-    }
-
-    fn prepare(&self, found: &Found, threads: usize) -> Result<Prepared, String> {
-        let began = Instant::now();
+    /// Opens and measures a model that may run on lanes; `None` for one that is sure to run on threads.
+    pub(super) fn look(&self, found: &Found) -> Result<Option<First>, String> {
         if let Some(fault) = &found.fault {
             return Err(fault.clone());
         }
         let settings = &found.settings;
-        let large = found.bytes > self.settings.turn.weights;
-        let wide = SessionSettings { threads: settings.threads.unwrap_or(threads).max(1) };
-        // What may run on lanes is opened as it would run there: with one thread.
-        let narrow = SessionSettings { threads: settings.threads.unwrap_or(1).max(1) };
-        let try_lanes = self.lanes > 0 && !large && settings.execution != Execution::Thread;
-        let mut session = if try_lanes { narrow } else { wide.clone() };
-        let mut first = self.open(found, &session)?;
-        if let Some(declared) = &settings.declared {
-            declared::check(declared, first.signature())?;
+        let may = match settings.execution {
+            Execution::Auto => {
+                let light = found.bytes <= self.settings.turn.weights;
+                light && is_cpu_only(settings) && !settings.batching.preserve_order
+            }
+            Execution::Turn => true,
+            Execution::Thread => false,
+        };
+        if self.lanes == 0 || !may {
+            return Ok(None);
         }
-        let Shapes { signature, mut padding, absent, .. } =
-            shapes::shapes(settings, first.signature(), &first.axis_names())?;
+        // As it would run there: with one thread.
+        self.first(found, self.session(settings, settings.threads.unwrap_or(1), 1)).map(Some)
+    }
+
+    /// Opens a model, checks what is said of it, and measures it.
+    pub(super) fn first(&self, found: &Found, session: SessionSettings) -> Result<First, String> {
+        let began = Instant::now();
+        let settings = &found.settings;
+        let share = self.share(found, session.threads * session.sharers, 1)?;
+        let mut backend = self.open(found, &session)?;
+        if let Some(declared) = &settings.declared {
+            declared::check(declared, backend.signature())?;
+        }
+        let mut shapes = shapes::shapes(settings, backend.signature(), &backend.axis_names())?;
         for warning in &settings.warnings {
             tracing::warn!(model = %found.name, warning, "part of a model's configuration does not apply here");
         }
-        let labels = labels::read(settings, &found.folder, first.signature())?;
-        let decoupled = first.is_decoupled();
-        let mut measured = if settings.warmup && !decoupled {
-            let free = padding.as_ref().is_none_or(|padding| padding.rows.is_none());
-            let rows = if free && may_batch(settings, &signature) { settings.batching.max_rows } else { 1 };
-            measure(&mut *first, rows, &self.settings.turn)
+        let labels = labels::read(settings, &found.folder, backend.signature())?;
+        let fixed = shapes.padding.as_ref().and_then(|padding| padding.rows);
+        let mut measured = if settings.warmup && !backend.is_decoupled() {
+            let free = fixed.is_none() && may_batch(settings, &shapes.signature);
+            measure(&mut *backend, if free { settings.batching.max_rows } else { 1 }, &self.settings.turn)
         } else {
             Measured { max_rows: 1, ..Measured::default() }
         };
-        if let Some(rows) = padding.as_ref().and_then(|padding| padding.rows) {
+        if let Some(rows) = fixed {
             measured.max_rows = rows;
+            // A run has its rows whatever comes.
+            measured.costs.extend(measured.run.map(|run| (rows, run)));
         }
-        let decision = self.decide(settings, &*first, &signature, large, &measured)?;
+        let decision = self.decide(found, &*backend, &shapes.signature, &measured)?;
         if !decision.batches {
-            padding = None;
+            shapes.padding = None;
         }
-        let samples = samples::make(settings, &signature, decision.batches, padding.as_ref())?;
-        let more = |count: usize, session: &SessionSettings| {
-            (0..count).map(|_| self.open(found, session)).collect::<Result<Vec<_>, _>>()
-        };
-        let mut place = match decision.turn_rows {
-            Some(max_rows) => {
-                let mut instances = more(self.lanes, &session)?;
-                if settings.warmup {
-                    instances.iter_mut().for_each(|instance| warm(&mut **instance));
-                }
-                for instance in instances.iter_mut().chain([&mut first]) {
-                    samples::run(&samples, &mut **instance)?;
-                }
-                Place::Lanes { max_rows, instances, spare: first }
-            }
-            None => {
-                if session != wide {
-                    // It turned out too slow for a lane: open it again with its share of the cores.
-                    // The first is dropped before, not after: there may not be memory for both.
-                    session = wide;
-                    drop(first);
-                    first = self.open(found, &session)?;
-                }
-                let mut instances = more(settings.instances.unwrap_or(1).saturating_sub(1), &session)?;
-                instances.push(first);
-                if settings.warmup && !decoupled {
-                    instances.iter_mut().for_each(|instance| warm(&mut **instance));
-                }
-                for instance in &mut instances {
-                    samples::run(&samples, &mut **instance)?;
-                }
-                Place::Threads(instances)
-            }
-        };
-        if let (Some(padding), true) = (&mut padding, settings.warmup) {
-            let instance = match &mut place {
-                Place::Threads(instances) => instances.last_mut(),
-                Place::Lanes { spare, .. } => Some(spare),
-            };
-            if let Some(instance) = instance {
-                worth::measure(&mut **instance, &signature, padding)?;
-                let (reach, elements) = (&padding.reach, padding.worth());
-                tracing::info!(model = %found.name, ?reach, elements, "how far calls are filled up");
-            }
-        }
-        let mut plan = self.plan(found, signature, session, &decision);
-        if let Some(rows) = padding.as_ref().and_then(|padding| padding.rows) {
-            plan.policy.max_rows = rows;
-        }
-        plan.padding = padding.map(Arc::new);
-        Ok(Prepared { plan, place, decoupled, absent, labels, took: began.elapsed() })
+        let cost = Cost::default();
+        measured.costs.iter().for_each(|(rows, took)| cost.seed(*rows, *took));
+        Ok(First { backend, session, shapes, labels, decision, share, cost, took: began.elapsed() })
     }
 
-    fn plan(&self, found: &Found, signature: Arc<Signature>, session: SessionSettings, decision: &Decision) -> Plan {
+    /// One instance for each lane, and a spare one for a thread.
+    fn on_lanes(&self, found: &Found, first: First) -> Result<Prepared, String> {
+        let began = Instant::now();
+        let First { backend: mut spare, session, mut shapes, labels, decision, share, cost, took } = first;
+        let settings = &found.settings;
+        drop(share);
+        let share = self.share(found, 0, self.lanes + 1)?;
+        let samples = samples::make(settings, &shapes.signature, decision.batches, shapes.padding.as_ref())?;
+        let mut instances = (0..self.lanes).map(|_| self.open(found, &session)).collect::<Result<Vec<_>, _>>()?;
+        if settings.warmup {
+            instances.iter_mut().for_each(|instance| warm(&mut **instance));
+        }
+        for instance in instances.iter_mut().chain([&mut spare]) {
+            samples::run(&samples, &mut **instance)?;
+        }
+        fill_up(found, &mut *spare, &mut shapes)?;
+        let memory = held(&*spare, found) * (instances.len() as u64 + 1);
+        share.set(0, memory);
+        let absent = std::mem::take(&mut shapes.absent);
+        let plan = self.plan(found, shapes, session, &decision, share, cost);
+        let max_rows = decision.turn_rows.unwrap_or(1);
+        let place = Place::Lanes { max_rows, instances, spare };
+        Ok(Prepared { plan, place, decoupled: false, absent, labels, took: took + began.elapsed(), memory })
+    }
+
+    /// As many instances as are configured, each with so many threads.
+    fn on_threads(&self, found: &Found, looked: Option<First>, threads: usize) -> Result<Prepared, String> {
+        let began = Instant::now();
+        let settings = &found.settings;
+        let count = settings.instances.unwrap_or(1).max(1);
+        let session = self.wide(settings, threads);
+        let mut first = match looked {
+            None => self.first(found, session.clone())?,
+            Some(first) if first.session == session => first,
+            Some(mut first) => {
+                // It turned out too slow for a lane: open it again with its part of the cores. What it is is dropped before,
+                // not after: there may not be memory for both.
+                drop(first.backend);
+                first.backend = self.open(found, &session)?;
+                // What was measured with other threads says nothing about this one.
+                first.cost = Cost::default();
+                first
+            }
+        };
+        let shared = if count > 1 && settings.shares_weights() { first.backend.another() } else { None };
+        let mut instances = Vec::with_capacity(count);
+        let mut sessions = 1;
+        match shared {
+            Some(second) => {
+                let more = std::iter::once(second).chain(std::iter::from_fn(|| first.backend.another()));
+                for instance in more.take(count - 1) {
+                    instances.push(instance.map_err(|error| error.to_string())?);
+                }
+            }
+            None => {
+                drop(first.share);
+                first.share = self.share(found, 0, count)?;
+                for _ in 1..count {
+                    instances.push(self.open(found, &session)?);
+                }
+                sessions = count;
+            }
+        }
+        let decoupled = first.backend.is_decoupled();
+        let mut shapes = first.shapes;
+        let samples = samples::make(settings, &shapes.signature, first.decision.batches, shapes.padding.as_ref())?;
+        instances.push(first.backend);
+        if settings.warmup && !decoupled {
+            instances.iter_mut().for_each(|instance| warm(&mut **instance));
+        }
+        for instance in &mut instances {
+            samples::run(&samples, &mut **instance)?;
+        }
+        if let Some(instance) = instances.last_mut() {
+            fill_up(found, &mut **instance, &mut shapes)?;
+        }
+        let memory = instances.last().map_or(0, |instance| held(&**instance, found)) * sessions as u64;
+        first.share.set(threads * count, memory);
+        let absent = std::mem::take(&mut shapes.absent);
+        let plan = self.plan(found, shapes, session, &first.decision, first.share, first.cost);
+        let took = first.took + began.elapsed();
+        let place = Place::Threads(instances);
+        Ok(Prepared { plan, place, decoupled, absent, labels: first.labels, took, memory })
+    }
+
+    /// How an instance on a thread is made.
+    pub(super) fn wide(&self, settings: &ModelSettings, threads: usize) -> SessionSettings {
+        let sharers = if settings.shares_weights() { settings.instances.unwrap_or(1) } else { 1 };
+        self.session(settings, threads, sharers)
+    }
+
+    fn session(&self, settings: &ModelSettings, threads: usize, sharers: usize) -> SessionSettings {
+        SessionSettings { explain: self.explain, ..settings.session(threads, sharers) }
+    }
+
+    /// The model's part of the budget, with as many sessions.
+    fn share(&self, found: &Found, threads: usize, sessions: usize) -> Result<Share, String> {
+        let bytes = self.opener.weight_bytes(&found.path).unwrap_or(found.bytes);
+        self.settings.budget.take(&key(found), threads, bytes.saturating_mul(sessions as u64))
+    }
+
+    fn plan(
+        &self,
+        found: &Found,
+        shapes: Shapes,
+        session: SessionSettings,
+        decision: &Decision,
+        share: Share,
+        cost: Cost,
+    ) -> Plan {
         let key = Arc::new(key(found));
+        let Shapes { signature, padding, .. } = shapes;
+        let mut policy = found.settings.batching.policy(decision.batches, is_even(&signature));
+        if let Some(rows) = padding.as_ref().and_then(|padding| padding.rows) {
+            policy.max_rows = rows;
+        }
         let (opener, path, files) = (Arc::clone(&self.opener), found.path.clone(), found.files.clone());
+        // What takes the place of an instance that broke shares nothing with it.
+        let session = SessionSettings { sharers: 1, ..session };
         Plan {
             metrics: self.metrics.model(&key),
             key,
+            policy,
             signature,
-            policy: found.settings.batching.policy(decision.batches),
-            padding: None,
+            padding: padding.map(Arc::new),
+            run_limit: found.settings.run_limit,
+            cost: Arc::new(cost),
             reopen: Arc::new(move || {
                 // Held for as long as this may be called.
-                let _files = &files;
+                let _held = (&files, &share);
                 opener.open(&path, &session)
             }),
         }
@@ -216,39 +353,26 @@ impl Workshop {
         }
         self.opener.open(&found.path, session).map_err(|error| error.to_string())
     }
+}
 
-    fn decide(
-        &self,
-        settings: &ModelSettings,
-        backend: &dyn Backend,
-        signature: &Signature,
-        large: bool,
-        measured: &Measured,
-    ) -> Result<Decision, String> {
-        let turn = &self.settings.turn;
-        if settings.batching.enabled == Some(true) {
-            check_rows(settings, signature)?;
-            if !signature.is_batchable() || backend.is_decoupled() {
-                return Err(format!("{BATCHING}, and the model has no inputs or answers with streams"));
-            }
-            if let Some(output) = measured.stray.and_then(|index| signature.outputs.get(index)) {
-                return Err(format!("{BATCHING}: output `{}` does not follow the rows of the inputs", output.name));
-            }
-        }
-        let batches = may_batch(settings, signature) && measured.stray.is_none() && !backend.is_decoupled();
-        let light = !large && backend.weight_bytes() <= turn.weights;
-        let fast = measured.run.is_some_and(|run| run <= turn.run);
-        let on_lanes = match settings.execution {
-            Execution::Thread => false,
-            Execution::Auto => self.lanes > 0 && light && fast && !backend.is_decoupled(),
-            Execution::Turn if self.lanes == 0 => {
-                return Err("`execution: turn` needs `runtime.kind: lanes`".to_owned());
-            }
-            Execution::Turn if backend.is_decoupled() => return Err("`execution: turn` is not for streams".to_owned()),
-            Execution::Turn => true,
-        };
-        Ok(Decision { batches, turn_rows: on_lanes.then_some(measured.max_rows) })
+/// What `work` comes to; a panic is an error like any other.
+pub(super) fn guarded<T>(work: impl FnOnce() -> Result<T, String>) -> Result<T, String> {
+    catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|_| Err("panicked while it was loaded".to_owned()))
+}
+
+/// What a model that runs on threads asks of the cores.
+pub(super) fn want(found: &Found) -> Want {
+    let settings = &found.settings;
+    Want {
+        model: Arc::clone(&found.name),
+        instances: settings.instances.unwrap_or(1).max(1),
+        threads: settings.threads,
     }
+}
+
+/// Bytes that an instance holds, with what it shares.
+pub(super) fn held(instance: &dyn Backend, found: &Found) -> u64 {
+    instance.memory_bytes().unwrap_or(found.bytes).max(instance.weight_bytes())
 }
 
 pub(super) fn key(found: &Found) -> ModelKey {
@@ -260,30 +384,13 @@ pub(super) fn reason(error: &crate::error::Error) -> String {
     std::error::Error::source(error).map_or_else(|| error.to_string(), ToString::to_string)
 }
 
-/// How batching is asked for, in messages.
-const BATCHING: &str = "batching is asked for (`batching.enabled`, or `max_batch_size` in a model configuration)";
-
-/// Where batching is asked for, every first dimension must be free to count rows.
-///
-/// # Errors
-///
-/// For operators, in plain words: the tensor whose first dimension is not.
-pub(super) fn check_rows(settings: &ModelSettings, signature: &Signature) -> Result<(), String> {
-    let mut specs = signature.inputs.iter().chain(&signature.outputs);
-    match specs.find(|spec| settings.batching.enabled == Some(true) && !spec.has_free_rows()) {
-        Some(spec) => {
-            let found = declared::shape(spec);
-            Err(format!("{BATCHING}: `{}` has shape {found}, expected a free first dimension", spec.name))
-        }
-        None => Ok(()),
-    }
-}
-
-/// Whether rows of several calls may run together, before the model was run.
-pub(super) fn may_batch(settings: &ModelSettings, signature: &Signature) -> bool {
-    // Whoever asks for batches of one row wants the first dimension to count rows, as Triton's clients then expect.
-    settings.batching.enabled.unwrap_or(settings.fixed_rows || settings.batching.max_rows > 1)
-        && signature.is_batchable()
+/// Measures how far calls of a model are filled up, if any are, and sees whether its outputs can be cut back.
+fn fill_up(found: &Found, instance: &mut dyn Backend, shapes: &mut Shapes) -> Result<(), String> {
+    let Some(padding) = shapes.padding.as_mut().filter(|_| found.settings.warmup) else { return Ok(()) };
+    worth::measure(instance, &shapes.signature, padding)?;
+    let (reach, elements) = (&padding.reach, padding.worth());
+    tracing::info!(model = %found.name, ?reach, elements, "how far calls are filled up");
+    Ok(())
 }
 
 /// A few runs, of which nothing is learnt: the first calls should not pay for them.

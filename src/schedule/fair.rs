@@ -13,6 +13,10 @@ use std::{collections::VecDeque, sync::Arc};
 /// What a row of an identity with a share of 1 takes. Large, so that shares divide it well.
 const ROW: u64 = 1 << 20;
 
+/// Set in the turn of a job that goes behind all others of its level, because it has waited for too long
+/// (`batching.when_late: delay`).
+const DELAYED: u64 = 1 << 63;
+
 /// The virtual time of a queue: that of the job that was taken last.
 #[derive(Debug, Default)]
 pub(super) struct FairOrder {
@@ -23,16 +27,29 @@ impl FairOrder {
     /// The virtual time at which `job` will have been served, behind those that wait.
     pub(super) fn turn(&self, waiting: &VecDeque<Job>, job: &Job) -> u64 {
         // Its own last one waits near the end, if it has one.
-        let before = waiting.iter().rev().find(|other| are_of_one(other, job)).map_or(0, |other| other.turn);
+        let own = |other: &&Job| !is_delayed(other) && are_of_one(other, job);
+        let before = waiting.iter().rev().find(own).map_or(0, |other| other.turn);
         let rows = u64::try_from(job.rows).unwrap_or(u64::MAX).max(1);
         let takes = rows.saturating_mul(ROW) / u64::from(job.facts.share());
-        before.max(self.now).saturating_add(takes)
+        before.max(self.now).saturating_add(takes).min(DELAYED - 1)
     }
 
     /// The queue goes on with a job of this turn.
     pub(super) fn took(&mut self, turn: u64) {
-        self.now = self.now.max(turn);
+        if turn < DELAYED {
+            self.now = self.now.max(turn);
+        }
     }
+}
+
+/// Sends a job behind all others of its level; those that were sent there keep their order.
+pub(super) fn delay(job: &mut Job) {
+    job.turn |= DELAYED;
+}
+
+/// Whether a job was sent behind all others of its level.
+pub(super) fn is_delayed(job: &Job) -> bool {
+    job.turn >= DELAYED
 }
 
 /// What jobs wait by: their level of priority, then their turn.

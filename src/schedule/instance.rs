@@ -2,9 +2,16 @@
 //!
 //! All lanes push into the same queue, so batches form across lanes. A lock guards it, held for the
 //! time of a decision and never during a run; the threads know no runtime and await nothing.
-//! A panic costs the instance, not the thread: the thread makes itself another one.
+//! A panic costs the instance, not the thread: the thread makes itself another one. A run that does not end costs both, and
+//! another thread makes another instance.
 
-use super::{BatchQueue, Job, Plan, QUEUE_FULL, QUEUE_SLOW, Verdict, run, run::Ran};
+use super::{
+    BatchQueue, Job, Plan, QUEUE_FULL, QUEUE_SLOW, Verdict,
+    order::Order,
+    run,
+    run::Ran,
+    watch::{Finding, Watch, Watched},
+};
 use crate::{backend::Backend, error::Error};
 use std::{
     panic::{AssertUnwindSafe, catch_unwind},
@@ -27,6 +34,7 @@ pub(super) struct Pool {
 #[derive(Debug)]
 struct Shared {
     plan: Arc<Plan>,
+    order: Arc<Order>,
     state: Mutex<State>,
     /// Told when there is a job, and when the pool closes. Only threads that can take a job wait
     /// for it: another one could swallow the wake-up that was meant for them.
@@ -48,6 +56,8 @@ struct State {
     /// it is done only where somebody sleeps who has not been woken yet.
     asleep: usize,
     woken: usize,
+    /// Those of the instances whose runs have a limit.
+    watches: Vec<Arc<Watch>>,
 }
 
 /// Why a job was given back; small, because it travels with the job.
@@ -56,6 +66,18 @@ enum Refusal {
     Full,
     Slow,
     NotReady(&'static str),
+}
+
+/// An instance, and what watches it where runs have a limit.
+type Kept = (Box<dyn Backend>, Option<Arc<Watch>>);
+
+/// How a thread has ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Served {
+    /// The pool closed, or no instance could be made before it did.
+    ToTheEnd,
+    /// Its run took so long that another thread has its place.
+    GivenUp,
 }
 
 /// A thread that is counted, until it ends in whatever way.
@@ -81,10 +103,11 @@ impl Drop for Sound<'_> {
 
 impl Pool {
     pub(super) fn new(plan: Arc<Plan>) -> Self {
-        let queue = BatchQueue::new(plan.policy);
-        let state = State { queue, closed: false, threads: 0, started: 0, asleep: 0, woken: 0 };
+        let queue = BatchQueue::with_cost(plan.policy, Arc::clone(&plan.cost));
+        let state = State { queue, closed: false, threads: 0, started: 0, asleep: 0, woken: 0, watches: Vec::new() };
         let shared = Shared {
             plan,
+            order: Arc::default(),
             state: Mutex::new(state),
             work: Condvar::new(),
             ended: Condvar::new(),
@@ -95,24 +118,66 @@ impl Pool {
 
     /// Gives `instance` a thread of its own.
     pub(super) fn adopt(&self, instance: Box<dyn Backend>) -> Result<(), Error> {
+        self.shared.alive.fetch_add(1, Ordering::AcqRel);
+        self.spawn(Some(instance)).inspect_err(|_| _ = self.shared.alive.fetch_sub(1, Ordering::AcqRel))
+    }
+
+    /// Starts a thread that serves with `instance`, which is counted, or with one that it makes itself.
+    fn spawn(&self, instance: Option<Box<dyn Backend>>) -> Result<(), Error> {
         let number = {
             let mut state = self.shared.lock();
             state.threads += 1;
             state.started += 1;
+            let threads = state.threads;
+            state.queue.served_by(threads);
             state.started - 1
         };
         let shared = Arc::clone(&self.shared);
-        shared.alive.fetch_add(1, Ordering::AcqRel);
         let name = format!("infer-{}-{number}", shared.plan.key.name);
         let spawned = std::thread::Builder::new().name(name).spawn(move || {
-            let _present = Present(&shared);
-            shared.serve(instance);
+            let present = Present(&shared);
+            let Some(instance) = instance.or_else(|| shared.reopen()) else { return };
+            if shared.serve(instance) == Served::GivenUp {
+                // Whoever gave it up has counted it off, and another in.
+                std::mem::forget(present);
+            }
         });
         spawned.map(drop).map_err(|error| {
             self.shared.lock().threads -= 1;
-            self.shared.alive.fetch_sub(1, Ordering::AcqRel);
             Error::internal(format!("no thread for an instance: {error}"))
         })
+    }
+
+    /// Ends runs that take longer than the model's limit, and replaces instances whose runs do not end. To be called every
+    /// now and then.
+    pub(super) fn tend(&self, now: Instant) {
+        let Some(limit) = self.shared.plan.run_limit else { return };
+        let (mut ended, mut given_up) = (0, Vec::new());
+        self.shared.lock().watches.retain(|watch| match watch.look(now, limit) {
+            Finding::Fine => true,
+            Finding::Ended => {
+                ended += 1;
+                true
+            }
+            Finding::GivenUp => {
+                given_up.push(watch.places());
+                false
+            }
+        });
+        let model = &self.shared.plan.key;
+        if ended > 0 {
+            tracing::warn!(%model, ?limit, "a run took longer than `run_limit` and was told to end");
+        }
+        for places in given_up {
+            tracing::error!(%model, ?limit, "a run does not end: its instance is given up and replaced");
+            self.shared.plan.metrics.replaced("hang");
+            self.shared.order.pass_over(places);
+            drop(Present(&self.shared));
+            self.shared.lose();
+            if let Err(error) = self.spawn(None) {
+                tracing::error!(%model, %error, "instance not replaced");
+            }
+        }
     }
 
     pub(super) fn submit(&self, job: Job) -> Result<(), Error> {
@@ -198,20 +263,51 @@ impl Shared {
     }
 
     /// The life of one thread.
-    fn serve(&self, instance: Box<dyn Backend>) {
-        let mut instance = Some(instance);
+    fn serve(&self, instance: Box<dyn Backend>) -> Served {
+        let mut instance = Some(self.watched(instance));
         let mut sound = Some(Sound(self));
-        while let Some(backend) = &mut instance {
+        while let Some((backend, watch)) = &mut instance {
             let Some(jobs) = self.next_batch() else { break };
-            if self.run(&mut **backend, jobs) == Ran::Panicked {
+            if let (Some(watch), Some(first)) = (watch.as_ref(), jobs.first().and_then(Job::place)) {
+                // All were taken under one lock.
+                watch.hold(first..first + jobs.len() as u64);
+            }
+            let ran = self.run(&mut **backend, jobs);
+            if watch.as_ref().is_some_and(|watch| watch.is_given_up()) {
+                std::mem::forget(sound.take());
+                dispose(instance.map(|(backend, _)| backend));
+                return Served::GivenUp;
+            }
+            if ran == Ran::Panicked {
                 drop(sound.take());
-                dispose(instance.take());
-                instance = self.reopen();
+                self.plan.metrics.replaced("panic");
+                self.forget(instance.take());
+                instance = self.reopen().map(|instance| self.watched(instance));
                 sound = instance.is_some().then(|| Sound(self));
             }
         }
         drop(sound);
-        dispose(instance);
+        self.forget(instance);
+        Served::ToTheEnd
+    }
+
+    /// Watches an instance, if runs of the model have a limit.
+    fn watched(&self, instance: Box<dyn Backend>) -> Kept {
+        if self.plan.run_limit.is_none() {
+            return (instance, None);
+        }
+        let watch = Arc::new(Watch::default());
+        self.lock().watches.push(Arc::clone(&watch));
+        (Box::new(Watched::new(instance, Arc::clone(&watch))), Some(watch))
+    }
+
+    /// Drops an instance that is not running.
+    fn forget(&self, instance: Option<Kept>) {
+        let Some((backend, watch)) = instance else { return };
+        if let Some(watch) = watch {
+            self.lock().watches.retain(|other| !Arc::ptr_eq(other, &watch));
+        }
+        dispose(Some(backend));
     }
 
     fn run(&self, backend: &mut dyn Backend, mut jobs: Vec<Job>) -> Ran {
@@ -246,6 +342,10 @@ impl Shared {
             }
             self.plan.metrics.queue_changed(delta(before, state.queue.len()));
             let due = match verdict {
+                Verdict::Run(jobs) if self.plan.policy.preserve_order => {
+                    // Under the lock, in which they were taken.
+                    return Some(jobs.into_iter().map(|job| job.in_order(|| self.order.place())).collect());
+                }
                 Verdict::Run(jobs) => return Some(jobs),
                 Verdict::Wait(due) => due,
             };
@@ -277,7 +377,7 @@ impl Shared {
         lost.into_iter().for_each(|job| job.fail(self.plan.not_ready("failed")));
     }
 
-    /// Makes another instance after a panic, trying until it succeeds or the pool closes.
+    /// Makes another instance, trying until it succeeds or the pool closes. It is counted then.
     fn reopen(&self) -> Option<Box<dyn Backend>> {
         let mut pause = RETRY.0;
         loop {

@@ -168,3 +168,169 @@ fn a_thread_that_dies_of_a_panic_of_ours_is_counted_out() {
     assert!(pool.wait_closed(Instant::now() + Duration::from_secs(10)));
     assert!(!pool.is_ready());
 }
+
+/// A pool whose runs may take a minute.
+fn limited(script: &Script) -> Pool {
+    let plan = Plan { run_limit: Some(Duration::from_secs(60)), ..testing::plan_of(script) };
+    let pool = Pool::new(Arc::new(plan));
+    pool.adopt(testing::backend(script)).unwrap();
+    pool
+}
+
+/// Lets the time pass in which a run should have ended.
+fn give_up(pool: &Pool) {
+    for seconds in [100, 200] {
+        pool.tend(Instant::now() + Duration::from_secs(seconds));
+    }
+}
+
+#[test]
+fn an_instance_whose_run_does_not_end_is_replaced_and_keeps_what_it_has_until_it_returns() {
+    let script = Script::default();
+    let pool = limited(&script);
+    let gate = script.close_gate();
+    let (hangs, mut hanging) = testing::job(1, 1.0);
+    pool.submit(hangs).unwrap();
+    script.wait_for_runs(1);
+    let (waits, waiting) = testing::job(1, 2.0);
+    pool.submit(waits).unwrap();
+    let later = |seconds| Instant::now() + Duration::from_secs(seconds);
+    pool.tend(later(59));
+    pool.tend(later(61));
+    assert!(pool.is_ready(), "it has been told to end, and may");
+    pool.tend(later(72));
+    // Who waited for the only instance there was hears so.
+    assert!(matches!(waiting.blocking_recv().unwrap(), Err(Error::ModelNotReady { .. })));
+    while !pool.is_ready() {
+        std::thread::yield_now();
+    }
+    assert_eq!(script.opened(), 2);
+    assert!(hanging.try_recv().is_err(), "its run still has its job");
+    // It returns after all: its job is answered, and the thread serves no more.
+    drop(gate);
+    assert!(hanging.blocking_recv().unwrap().is_ok());
+    let (next, receiver) = testing::job(1, 3.0);
+    pool.submit(next).unwrap();
+    assert_eq!(testing::mark(&receiver.blocking_recv().unwrap().unwrap().outputs[0].tensor), 6.0);
+    pool.close();
+    assert!(pool.wait_closed(Instant::now() + Duration::from_secs(10)));
+    assert!(!pool.is_ready());
+}
+
+#[test]
+fn another_instance_serves_while_one_hangs() {
+    let script = Script::default();
+    let pool = limited(&script);
+    pool.adopt(testing::backend(&script)).unwrap();
+    let gate = script.close_gate();
+    let (hangs, _hanging) = testing::job(1, 1.0);
+    pool.submit(hangs).unwrap();
+    script.wait_for_runs(1);
+    give_up(&pool);
+    assert!(pool.is_ready());
+    while script.opened() < 3 {
+        std::thread::yield_now();
+    }
+    drop(gate);
+    let (next, receiver) = testing::job(1, 3.0);
+    pool.submit(next).unwrap();
+    assert!(receiver.blocking_recv().unwrap().is_ok());
+}
+
+#[test]
+fn a_closed_pool_does_not_wait_for_a_run_that_was_given_up() {
+    let script = Script::default();
+    let pool = limited(&script);
+    let _gate = script.close_gate();
+    let (hangs, _hanging) = testing::job(1, 1.0);
+    pool.submit(hangs).unwrap();
+    script.wait_for_runs(1);
+    pool.close();
+    assert!(!pool.wait_closed(Instant::now() + Duration::from_millis(20)));
+    give_up(&pool);
+    assert!(pool.wait_closed(Instant::now() + Duration::from_secs(10)));
+}
+
+#[test]
+fn answers_are_in_order_however_fast_another_instance_is() {
+    let (slow, fast) = (Script::default(), Script::default());
+    let mut plan = testing::plan();
+    plan.policy = crate::schedule::BatchPolicy { enabled: false, preserve_order: true, ..plan.policy };
+    let pool = Pool::new(Arc::new(plan));
+    let call = |mark: f32| {
+        let (job, receiver) = testing::job(1, mark);
+        pool.submit(job).unwrap();
+        receiver
+    };
+    pool.adopt(testing::backend(&slow)).unwrap();
+    let gate = slow.close_gate();
+    let first = call(1.0);
+    slow.wait_for_runs(1);
+    pool.adopt(testing::backend(&fast)).unwrap();
+    let mut second = call(2.0);
+    fast.wait_for_runs(1);
+    let third = call(3.0);
+    // The second is over: its instance has gone on.
+    fast.wait_for_runs(2);
+    assert!(second.try_recv().is_err());
+    drop(gate);
+    for (receiver, mark) in [(first, 2.0), (second, 4.0), (third, 6.0)] {
+        let answer = receiver.blocking_recv().unwrap().unwrap();
+        assert_eq!(testing::mark(&answer.outputs[0].tensor), mark);
+    }
+}
+
+#[test]
+fn a_run_that_is_given_up_does_not_hold_back_the_answers_behind_it() {
+    let script = Script::default();
+    let mut plan = Plan { run_limit: Some(Duration::from_secs(60)), ..testing::plan_of(&script) };
+    plan.policy = crate::schedule::BatchPolicy { enabled: false, preserve_order: true, ..plan.policy };
+    let pool = Pool::new(Arc::new(plan));
+    pool.adopt(testing::backend(&script)).unwrap();
+    let gate = script.close_gate();
+    let (hangs, mut hanging) = testing::job(1, 1.0);
+    pool.submit(hangs).unwrap();
+    script.wait_for_runs(1);
+    let other = Script::default();
+    pool.adopt(testing::backend(&other)).unwrap();
+    let (next, mut receiver) = testing::job(1, 2.0);
+    pool.submit(next).unwrap();
+    other.wait_for_runs(1);
+    let (third, _third) = testing::job(1, 3.0);
+    pool.submit(third).unwrap();
+    // The second is over: its instance has gone on.
+    other.wait_for_runs(2);
+    assert!(receiver.try_recv().is_err());
+    give_up(&pool);
+    assert_eq!(testing::mark(&receiver.blocking_recv().unwrap().unwrap().outputs[0].tensor), 4.0);
+    assert!(hanging.try_recv().is_err());
+    // It returns after all, and is answered.
+    drop(gate);
+    assert!(hanging.blocking_recv().unwrap().is_ok());
+}
+
+#[test]
+fn what_batches_cost_is_learnt_from_running_them_and_told() {
+    let (script, metrics) = (Script::default(), crate::telemetry::metrics::Metrics::new());
+    script.take(Duration::from_millis(2));
+    let mut plan = testing::plan_of(&script);
+    plan.metrics = metrics.model(&plan.key);
+    let cost = Arc::clone(&plan.cost);
+    let pool = Pool::new(Arc::new(plan));
+    pool.adopt(testing::backend(&script)).unwrap();
+    for _ in 0..3 {
+        let (job, receiver) = testing::job(3, 1.0);
+        pool.submit(job).unwrap();
+        receiver.blocking_recv().unwrap().unwrap();
+    }
+    assert!(cost.estimate(3).unwrap() >= Duration::from_millis(2));
+    // A run that fails says nothing about what one costs that does not.
+    script.fail_on(9.0);
+    let (job, receiver) = testing::job(32, 9.0);
+    pool.submit(job).unwrap();
+    assert!(receiver.blocking_recv().unwrap().is_err());
+    let page = metrics.render();
+    let series: Vec<_> = page.lines().filter(|line| line.starts_with("sluicegate_batch_cost_seconds{")).collect();
+    assert_eq!(series.len(), 1, "{page}");
+    assert!(series[0].starts_with("sluicegate_batch_cost_seconds{model=\"double\",rows=\"2\",version=\"1\"} 0.00"));
+}

@@ -3,7 +3,7 @@
 //! Dropping is cancelling: a caller that has gone is noticed by its closed channel and nobody needs
 //! to tell the scheduler. A job knows no model and no wire; its outputs are named by the signature.
 
-use super::Padding;
+use super::{Padding, order::Place};
 use crate::{
     call::{Chunk, Facts, InferResponse, NamedTensor, Timing},
     error::Error,
@@ -53,6 +53,8 @@ pub type Frame = Box<dyn Fn(Vec<NamedTensor>, Timing) -> Result<InferResponse, E
 pub enum ReplyTo {
     /// One answer.
     Once(oneshot::Sender<Result<Answer, Error>>),
+    /// One answer, not before those of the places before its own (`batching.preserve_order`).
+    InOrder(oneshot::Sender<Result<Answer, Error>>, Place),
     /// Any number of answers; the end is told by dropping the sender.
     Stream {
         /// The caller's stream; empty when the job is submitted, with room for at least two
@@ -71,7 +73,7 @@ impl Job {
     /// True once the caller has dropped its end. Nobody needs to tell us.
     pub fn is_abandoned(&self) -> bool {
         match &self.reply {
-            ReplyTo::Once(sender) => sender.is_closed(),
+            ReplyTo::Once(sender) | ReplyTo::InOrder(sender, _) => sender.is_closed(),
             ReplyTo::Stream { sender, .. } => sender.is_closed(),
         }
     }
@@ -95,8 +97,9 @@ impl Job {
         match self.reply {
             // A caller that has gone does not want to know; both sends then fail, and that is fine.
             ReplyTo::Once(sender) => drop(sender.send(Ok(Answer { outputs, timing }))),
+            ReplyTo::InOrder(sender, place) => place.answer(sender, Ok(Answer { outputs, timing })),
             ReplyTo::Stream { sender, frame, .. } => {
-                let _ = self.facts.timing.set(timing);
+                self.facts.timing.set(timing);
                 drop(sender.try_send(frame(outputs, timing).map(Chunk::Tensors)));
             }
         }
@@ -105,19 +108,43 @@ impl Job {
     /// Answers with an error. A stream whose channel is full ends without it: its reader is
     /// stalled, and its deadline or its front-end says so.
     pub fn fail(self, error: Error) {
-        match self.reply {
-            ReplyTo::Once(sender) => drop(sender.send(Err(error))),
-            ReplyTo::Stream { sender, .. } => drop(sender.try_send(Err(error))),
+        self.reply.fail(error);
+    }
+
+    /// The number of its place, if its answer has one.
+    pub(super) fn place(&self) -> Option<u64> {
+        match &self.reply {
+            ReplyTo::InOrder(_, place) => Some(place.number()),
+            ReplyTo::Once(_) | ReplyTo::Stream { .. } => None,
         }
+    }
+
+    /// Has its answer wait for its turn at `place`; a stream has none.
+    pub(super) fn in_order(mut self, place: impl FnOnce() -> Place) -> Self {
+        if let ReplyTo::Once(sender) = self.reply {
+            self.reply = ReplyTo::InOrder(sender, place());
+        }
+        self
     }
 }
 
 // === impl ReplyTo ===
 
+impl ReplyTo {
+    pub(super) fn fail(self, error: Error) {
+        match self {
+            Self::Once(sender) => drop(sender.send(Err(error))),
+            Self::InOrder(sender, place) => place.answer(sender, Err(error)),
+            Self::Stream { sender, .. } => drop(sender.try_send(Err(error))),
+        }
+    }
+}
+
 impl fmt::Debug for ReplyTo {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Once(_) => "Once",
+            Self::InOrder(..) => "InOrder",
             Self::Stream { .. } => "Stream",
         })
     }

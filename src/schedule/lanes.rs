@@ -101,6 +101,7 @@ pub(super) fn rebuild(turn: Arc<Turn>, lane: usize, broken: Box<dyn Backend>) {
     let name = format!("rebuild-{}", turn.plan().key.name);
     let spawned = std::thread::Builder::new().name(name).spawn(move || {
         dispose(Some(broken));
+        turn.plan().metrics.replaced("panic");
         let mut pause = RETRY.0;
         while turn.is_wanted() {
             match reopen(turn.plan()) {

@@ -5,21 +5,31 @@
 //! (`queue`) and run it the same way. It knows jobs and back ends, and nothing of names on the
 //! wire, of identities or of files: whoever loads models hands over a [`Plan`] and the instances.
 
+#[cfg(test)]
+mod copies_tests;
+mod cost;
 mod delay;
 mod fair;
 mod instance;
 mod job;
 mod lanes;
+mod late;
+mod order;
 pub mod padding;
 mod queue;
 mod run;
+mod size;
 #[cfg(test)]
 pub(crate) mod testing;
 pub mod turn;
+mod watch;
 
+pub use cost::Cost;
 pub use job::{Answer, Frame, Job, ReplyTo};
+pub use order::Place;
 pub use padding::Padding;
 pub use queue::{BatchQueue, Verdict};
+pub use size::{PREFERRED, Preferred};
 
 use crate::{
     backend::{Backend, OpenError},
@@ -51,6 +61,29 @@ pub struct BatchPolicy {
     pub queue_delay: Option<Duration>,
     /// Who goes first among those that wait.
     pub priorities: Priorities,
+    /// Rows that a batch should rather have than others: it leaves as soon as it has so many, and with no more than the
+    /// largest of these that fits.
+    pub preferred: Preferred,
+    /// How long a job may wait before [`BatchPolicy::when_late`] says what becomes of it; absent: as long as its deadline
+    /// lets it.
+    pub timeout: Option<Duration>,
+    /// What becomes of a job that has waited for longer.
+    pub when_late: WhenLate,
+    /// Whether answers are given in the order in which jobs were taken. Not for lanes, of which each takes for itself.
+    pub preserve_order: bool,
+    /// Whether all rows of all calls have one shape, so that what a batch costs depends on its rows alone. Where it does
+    /// not, batches are never made smaller to save time.
+    pub even: bool,
+}
+
+/// What becomes of a job that waited for longer than [`BatchPolicy::timeout`] (Triton's `timeout_action`).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum WhenLate {
+    /// It is refused.
+    #[default]
+    Reject,
+    /// It goes behind all others of its level of priority, within its deadline.
+    Delay,
 }
 
 impl Default for BatchPolicy {
@@ -62,6 +95,11 @@ impl Default for BatchPolicy {
             max_queue: 1024,
             queue_delay: None,
             priorities: Priorities::default(),
+            preferred: Preferred::default(),
+            timeout: None,
+            when_late: WhenLate::default(),
+            preserve_order: false,
+            even: true,
         }
     }
 }
@@ -155,6 +193,11 @@ pub struct Plan {
     pub metrics: ModelMetrics,
     /// How jobs of different shapes are laid together; `None`: only those of one shape are.
     pub padding: Option<Arc<Padding>>,
+    /// How long a run on a thread may take before it is ended, and as long again, ten seconds at most, before its instance is
+    /// replaced; `None`: for ever.
+    pub run_limit: Option<Duration>,
+    /// What its batches cost, on whatever instance.
+    pub cost: Arc<Cost>,
     /// Makes one more instance.
     pub reopen: Reopen,
 }
@@ -228,6 +271,12 @@ impl Scheduler {
         }
     }
 
+    /// Ends runs that take longer than the model's limit, and replaces instances whose runs do not end. To be called every
+    /// now and then; never waits for a run.
+    pub fn tend(&self, now: Instant) {
+        self.pool.tend(now);
+    }
+
     /// True if there is an instance that would run a job now or later.
     pub fn is_ready(&self) -> bool {
         self.pool.is_ready() || self.turn.as_ref().is_some_and(|turn| turn.is_ready())
@@ -285,6 +334,14 @@ impl Plan {
     pub(crate) fn not_ready(&self, state: &'static str) -> Error {
         Error::ModelNotReady { model: Arc::clone(&self.key.name), state }
     }
+
+    /// A batch of `rows` rows ran for `took`.
+    fn learn(&self, rows: usize, took: Duration) {
+        let size = self.cost.observe(rows, took);
+        if let Some(cost) = self.cost.estimate(size) {
+            self.metrics.batch_cost(size, cost);
+        }
+    }
 }
 
 impl fmt::Debug for Plan {
@@ -297,3 +354,9 @@ impl fmt::Debug for Plan {
 const QUEUE_FULL: Error = Error::Overloaded { what: "queue of the model" };
 /// What is refused for when a queue stays too long.
 const QUEUE_SLOW: Error = Error::Overloaded { what: "queue delay" };
+/// What is refused for when it waited for too long ([`BatchPolicy::timeout`]).
+const QUEUE_TIMEOUT: Error = Error::Overloaded { what: "queue timeout" };
+
+#[cfg(test)]
+#[path = "history_tests.rs"]
+mod history;

@@ -9,14 +9,25 @@
 //! rows, unless its only job is larger by itself.
 //! Late and abandoned jobs are dropped here and never run. With `max_delay` zero an idle instance
 //! runs at once what is there; batches then form by themselves under load.
+//!
+//! What a batch will take is known by its rows (see [`Cost`]). So it is made smaller where that serves callers sooner and
+//! costs nothing ([`size`](super::size)), and where it would make somebody late who need not be ([`late`](super::late)).
+//! As long as nothing is known, or nobody is in danger, all that waits runs together.
 
 use super::{
-    BatchPolicy, Job, QUEUE_FULL,
+    BatchPolicy, Cost, Job, QUEUE_FULL, QUEUE_TIMEOUT, WhenLate,
     delay::QueueDelay,
     fair::{self, FairOrder},
+    late::{Course, FOREVER, Outlook},
+    size::{BatchSize, WORTH},
 };
 use crate::error::{Error, Stage};
-use std::{collections::VecDeque, time::Instant};
+use smallvec::SmallVec;
+use std::{
+    collections::VecDeque,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 /// Jobs that wait, the next first; bounded by [`BatchPolicy::max_queue`].
 #[derive(Debug)]
@@ -25,6 +36,10 @@ pub struct BatchQueue {
     policy: BatchPolicy,
     order: FairOrder,
     delay: QueueDelay,
+    cost: Arc<Cost>,
+    size: BatchSize,
+    /// How many instances take from it.
+    instances: u32,
     /// A buffer that came back through [`BatchQueue::recycle`], so that steady load allocates none.
     spare: Vec<Job>,
 }
@@ -38,11 +53,56 @@ pub enum Verdict {
     Wait(Option<Instant>),
 }
 
+/// Jobs that may run together: so many that are compatible with the first, all of them among the first `seen`.
+#[derive(Clone, Copy, Debug)]
+struct Batch {
+    jobs: usize,
+    seen: usize,
+    rows: usize,
+    /// Most rows of this batch and of those like it.
+    room: usize,
+    /// The first of their deadlines.
+    urgent: Instant,
+    /// Until when it may wait for more; absent: it is complete.
+    due: Option<Instant>,
+}
+
+impl Batch {
+    /// None yet, with `first` to come first.
+    fn before(first: &Job, room: usize) -> Self {
+        Self { jobs: 0, seen: 0, rows: 0, room, urgent: first.deadline, due: None }
+    }
+
+    fn add(&mut self, job: &Job) {
+        self.jobs += 1;
+        self.rows = self.rows.saturating_add(job.rows);
+        self.urgent = self.urgent.min(job.deadline);
+    }
+}
+
 impl BatchQueue {
-    /// An empty queue.
+    /// An empty queue that knows nothing of what batches cost, and is told nothing.
     pub fn new(policy: BatchPolicy) -> Self {
-        let delay = QueueDelay::new(policy.queue_delay);
-        Self { waiting: VecDeque::new(), policy, order: FairOrder::default(), delay, spare: Vec::new() }
+        Self::with_cost(policy, Arc::default())
+    }
+
+    /// An empty queue. Whoever runs its batches tells `cost` what they took.
+    pub fn with_cost(policy: BatchPolicy, cost: Arc<Cost>) -> Self {
+        Self {
+            waiting: VecDeque::new(),
+            policy,
+            order: FairOrder::default(),
+            delay: QueueDelay::new(policy.queue_delay),
+            cost,
+            size: BatchSize::default(),
+            instances: 1,
+            spare: Vec::new(),
+        }
+    }
+
+    /// So many instances take from this queue; one, if nothing is said.
+    pub fn served_by(&mut self, instances: usize) {
+        self.instances = u32::try_from(instances).unwrap_or(u32::MAX);
     }
 
     /// How many jobs wait.
@@ -86,40 +146,30 @@ impl BatchQueue {
     /// What to do at `now` with `idle` instances.
     pub fn next(&mut self, now: Instant, idle: usize) -> Verdict {
         self.drop_hopeless(now);
-        let Some(first) = self.waiting.front() else { return Verdict::Wait(None) };
-        if idle == 0 {
-            return Verdict::Wait(None);
-        }
-        if !self.policy.enabled {
-            return Verdict::Run(self.take(1, 1, now));
-        }
-        let mut rows = 0_usize;
-        let mut jobs = 0;
-        let mut seen = 0;
-        let mut due = None;
-        let mut full = false;
-        for job in &self.waiting {
-            if jobs == 0 || job.is_compatible(first) {
-                let with = rows.saturating_add(job.rows);
-                // A later, smaller job might still fit; it must not overtake this one.
-                if jobs > 0 && with > self.policy.max_rows {
-                    full = true;
-                    break;
+        let mut may_drop = true;
+        loop {
+            let Some(batch) = self.waiting().filter(|_| idle > 0) else { return Verdict::Wait(None) };
+            if let Some(due) = batch.due.filter(|due| now < *due) {
+                return Verdict::Wait(Some(due));
+            }
+            let (batch, cost) = match self.cost.at_most(batch.rows) {
+                Some(cost) if cost >= WORTH => {
+                    let batch = self.enough(batch);
+                    (batch, self.cost.at_most(batch.rows))
                 }
-                rows = with;
-                jobs += 1;
-                let patience = self.patience(job);
-                due = Some(due.map_or(patience, |due: Instant| due.min(patience)));
+                cost => (batch, cost),
+            };
+            match self.course(&batch, cost, now) {
+                Course::Ride => return Verdict::Run(self.take(batch.jobs, batch.seen, now)),
+                Course::Cut { jobs, .. } => {
+                    let batch = self.first(batch.seen, |next| next.jobs <= jobs);
+                    return Verdict::Run(self.take(batch.jobs, batch.seen, now));
+                }
+                // Somebody else is left: dropping is chosen only where it serves more of them.
+                Course::Drop if may_drop => self.drop_late(batch.room, now),
+                Course::Drop => return Verdict::Run(self.take(batch.jobs, batch.seen, now)),
             }
-            seen += 1;
-            if rows >= self.policy.max_rows {
-                full = true;
-                break;
-            }
-        }
-        match due {
-            Some(due) if !full && now < due => Verdict::Wait(Some(due)),
-            _ => Verdict::Run(self.take(jobs, seen, now)),
+            may_drop = false;
         }
     }
 
@@ -136,29 +186,147 @@ impl BatchQueue {
         self.waiting.drain(..)
     }
 
+    /// The batch that the first job and those that may join it make now; `None` if nobody waits.
+    fn waiting(&self) -> Option<Batch> {
+        let first = self.waiting.front()?;
+        if !self.policy.enabled {
+            return Some(Batch { jobs: 1, seen: 1, rows: first.rows, ..Batch::before(first, 0) });
+        }
+        let mut preferred = None;
+        let mut batch = Batch::before(first, self.policy.max_rows);
+        for job in &self.waiting {
+            if batch.jobs == 0 || job.is_compatible(first) {
+                // A later, smaller job might still fit; it must not overtake this one.
+                if batch.jobs > 0 && batch.rows.saturating_add(job.rows) > self.policy.max_rows {
+                    batch.due = None;
+                    return Some(preferred.unwrap_or(batch));
+                }
+                batch.add(job);
+                let patience = self.patience(job);
+                batch.due = Some(batch.due.map_or(patience, |due: Instant| due.min(patience)));
+            }
+            batch.seen += 1;
+            if self.policy.preferred.contains(batch.rows) {
+                preferred = Some(Batch { due: None, room: batch.rows, ..batch });
+            }
+            if batch.rows >= self.policy.max_rows {
+                batch.due = None;
+                break;
+            }
+        }
+        // Nor may waiting make anybody late who would be in time now.
+        if let (Some(due), false) = (&mut batch.due, self.policy.max_delay.is_zero())
+            && let Some(cost) = self.cost.at_most(batch.rows)
+        {
+            *due = batch.urgent.checked_sub(cost).map_or(*due, |latest| latest.min(*due));
+        }
+        Some(preferred.unwrap_or(batch))
+    }
+
+    /// As much of a batch as serves its callers soonest, where rows gain nothing by being many.
+    fn enough(&mut self, batch: Batch) -> Batch {
+        if batch.jobs < 2 || !self.policy.even || !self.policy.preferred.is_empty() {
+            return batch;
+        }
+        let overload = self.waiting.len() > batch.jobs;
+        let Some(limit) = self.size.limit(&self.cost, self.policy.max_rows, overload) else { return batch };
+        let part = Batch { room: limit, ..self.first(batch.seen, |next| next.rows <= limit) };
+        let [Some(whole), Some(now), Some(then)] =
+            [batch.rows, part.rows, batch.rows - part.rows].map(|rows| self.cost.estimate(rows))
+        else {
+            return batch;
+        };
+        // The sum of the times at which its callers are served, if the rest is the next batch.
+        let jobs = |jobs: usize| u32::try_from(jobs).unwrap_or(u32::MAX);
+        let apart = now.saturating_mul(jobs(batch.jobs)) + then.saturating_mul(jobs(batch.jobs - part.jobs));
+        if apart < whole.saturating_mul(jobs(batch.jobs)) { part } else { batch }
+    }
+
+    /// The first jobs of the batch that is among the first `seen`, as long as it `fits`; one at least.
+    fn first(&self, seen: usize, fits: impl Fn(&Batch) -> bool) -> Batch {
+        let mut batch = Batch::before(&self.waiting[0], self.policy.max_rows);
+        for (seen, job) in self.waiting.iter().take(seen).enumerate() {
+            if !job.is_compatible(&self.waiting[0]) {
+                continue;
+            }
+            let mut with = batch;
+            with.add(job);
+            if batch.jobs > 0 && !fits(&with) {
+                break;
+            }
+            batch = Batch { seen: seen + 1, ..with };
+        }
+        batch
+    }
+
+    /// What to do about those whom `batch`, which takes `cost` at most, would make late.
+    fn course(&self, batch: &Batch, cost: Option<Duration>, now: Instant) -> Course {
+        match cost {
+            Some(cost) if now + cost.min(FOREVER) > batch.urgent && self.waiting.len() > 1 => {
+                self.outlook(batch.room, now).course(batch.jobs)
+            }
+            _ => Course::Ride,
+        }
+    }
+
+    fn outlook(&self, room: usize, now: Instant) -> Outlook<'_> {
+        Outlook { waiting: &self.waiting, cost: &self.cost, room, instances: self.instances, now }
+    }
+
+    /// Refuses those who would be late in the next batch, until it is full of others.
+    fn drop_late(&mut self, room: usize, now: Instant) {
+        let end = self.outlook(room, now).end_of_full();
+        let mut rows = 0_usize;
+        for job in std::mem::take(&mut self.waiting) {
+            // One that runs alone takes its own time.
+            let alone = |job: &Job| self.cost.at_most(job.rows).map_or(now, |cost| now + cost.min(FOREVER));
+            let end = if self.policy.enabled { end } else { alone(&job) };
+            if rows < room.max(1) && job.deadline < end {
+                job.fail(Error::DeadlineExceeded { stage: Stage::Queued });
+            } else {
+                rows = rows.saturating_add(job.rows.max(1));
+                self.waiting.push_back(job);
+            }
+        }
+    }
+
     /// Until when this job may be kept waiting for others: `max_delay`, and never more than half of
     /// the time it has, so that waiting for a batch cannot make it late.
     fn patience(&self, job: &Job) -> Instant {
         if self.policy.max_delay.is_zero() {
             return job.queued;
         }
-        let half = job.deadline.saturating_duration_since(job.queued) / 2;
-        job.queued + self.policy.max_delay.min(half)
+        let time = job.deadline.saturating_duration_since(job.queued);
+        let time = self.policy.timeout.map_or(time, |timeout| timeout.min(time));
+        job.queued + self.policy.max_delay.min(time / 2)
     }
 
-    /// Drops late and abandoned jobs. The late ones are told: a stream that merely ended would look complete.
+    /// Drops late and abandoned jobs. The late ones are told: a stream that merely ended would look complete. So are those
+    /// whose time in the queue is over, if they are not to wait behind the others.
     fn drop_hopeless(&mut self, now: Instant) {
+        let policy = &self.policy;
         let hopeless = |job: &Job| now >= job.deadline || job.is_abandoned();
-        if !self.waiting.iter().any(hopeless) {
+        let expired = |job: &Job| {
+            policy.timeout.is_some_and(|timeout| now.saturating_duration_since(job.queued) >= timeout)
+                && !fair::is_delayed(job)
+        };
+        if !self.waiting.iter().any(|job| hopeless(job) || expired(job)) {
             return;
         }
-        for job in std::mem::take(&mut self.waiting) {
+        let mut delayed = SmallVec::<[Job; 4]>::new();
+        for mut job in std::mem::take(&mut self.waiting) {
             if hopeless(&job) {
                 job.fail(Error::DeadlineExceeded { stage: Stage::Queued });
-            } else {
+            } else if !expired(&job) {
                 self.waiting.push_back(job);
+            } else if policy.when_late == WhenLate::Reject {
+                job.fail(QUEUE_TIMEOUT);
+            } else {
+                fair::delay(&mut job);
+                delayed.push(job);
             }
         }
+        delayed.into_iter().for_each(|job| fair::insert(&mut self.waiting, job));
     }
 
     /// Takes the first `jobs` jobs that are compatible with the very first, all within the first `seen`.
@@ -189,3 +357,7 @@ impl BatchQueue {
 #[cfg(test)]
 #[path = "queue_tests.rs"]
 mod tests;
+
+#[cfg(test)]
+#[path = "adaptive_tests.rs"]
+mod adaptive;

@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::schedule::{
-    Priorities,
+    Preferred, Priorities,
     testing::{self, Receiver},
 };
 use proptest::prelude::*;
@@ -183,6 +183,94 @@ fn a_full_queue_gives_the_job_back() {
     assert_eq!(queue.push(job).unwrap_err().rows, 3);
 }
 
+#[test]
+fn a_batch_leaves_with_the_largest_preferred_size_that_it_reaches() {
+    let now = Instant::now();
+    // (preferred, rows that wait, whether the delay is over, batches that come out)
+    type Row<'a> = (&'a [usize], &'a [usize], bool, &'a [&'a [usize]]);
+    let table: [Row<'_>; 8] = [
+        (&[2, 4], &[1], false, &[]),
+        (&[2, 4], &[1], true, &[&[1]]),
+        (&[2, 4], &[1, 1], false, &[&[1, 1]]),
+        (&[2, 4], &[1, 1, 1], false, &[&[1, 1]]),
+        (&[2, 4], &[1, 1, 1, 1, 1, 1, 1], true, &[&[1, 1, 1, 1], &[1, 1], &[1]]),
+        // Sizes that nobody makes up are no reason to leave jobs behind.
+        (&[4], &[3, 3], true, &[&[3, 3]]),
+        (&[4], &[3, 3, 3], false, &[&[3, 3]]),
+        (&[4], &[1, 3, 5], true, &[&[1, 3], &[5]]),
+    ];
+    for (preferred, waiting, is_over, batches) in table {
+        let preferred = Preferred::new(preferred.iter().copied());
+        let mut queue = BatchQueue::new(BatchPolicy { preferred, max_delay: 5 * MS, ..policy() });
+        let _receivers = fill(&mut queue, now, waiting);
+        let now = if is_over { now + 5 * MS } else { now };
+        for batch in batches {
+            assert_eq!(rows(queue.next(now, 1)).as_deref(), Some(*batch), "{preferred:?} {waiting:?}");
+        }
+        if is_over || batches.is_empty() {
+            assert!(matches!(queue.next(now, 1), Verdict::Wait(_)));
+        }
+    }
+}
+
+#[test]
+fn who_waited_for_too_long_is_refused_or_goes_behind_the_others() {
+    let now = Instant::now();
+    let one_by_one = BatchPolicy { enabled: false, timeout: Some(10 * MS), ..policy() };
+    let marks = |queue: &mut BatchQueue, now: Instant| -> Vec<usize> {
+        std::iter::from_fn(|| match queue.next(now, 1) {
+            Verdict::Run(jobs) => Some(testing::mark(&jobs[0].inputs[0]) as usize),
+            Verdict::Wait(_) => None,
+        })
+        .collect()
+    };
+    let filled = |when_late: WhenLate, levels: u32| {
+        let priorities = Priorities::new(levels, None);
+        let mut queue = BatchQueue::new(BatchPolicy { when_late, priorities, ..one_by_one });
+        // (when it came, its level)
+        let jobs = [(0, 2), (1, 2), (5, 2), (6, 1)];
+        let receivers: Vec<_> = (0..)
+            .zip(jobs)
+            .map(|(mark, (came, priority))| {
+                let (job, receiver) = testing::job_at(1, mark as f32, now + came * MS, Duration::from_millis(100));
+                queue.push(Job { priority, ..job }).unwrap();
+                receiver
+            })
+            .collect();
+        (queue, receivers)
+    };
+    let (mut queue, mut receivers) = filled(WhenLate::Reject, 1);
+    assert_eq!(marks(&mut queue, now + 11 * MS), [2, 3]);
+    for refused in [0, 1] {
+        let error = receivers[refused].try_recv().unwrap().unwrap_err();
+        assert!(matches!(error, Error::Overloaded { what: "queue timeout" }), "{error:?}");
+    }
+    let (mut queue, _receivers) = filled(WhenLate::Delay, 1);
+    assert_eq!(marks(&mut queue, now + 11 * MS), [2, 3, 0, 1]);
+    let (mut queue, _receivers) = filled(WhenLate::Delay, 2);
+    assert_eq!(marks(&mut queue, now + 11 * MS), [3, 2, 0, 1], "behind those of its level, before those of lower ones");
+    // Its deadline holds all the same, and those who come later do not wait behind it.
+    let (mut queue, mut receivers) = filled(WhenLate::Delay, 1);
+    assert!(matches!(queue.next(now + 11 * MS, 0), Verdict::Wait(None)));
+    let (late, _receiver) = testing::job_at(1, 4., now + 12 * MS, Duration::from_secs(1));
+    queue.push(late).unwrap();
+    assert_eq!(marks(&mut queue, now + 12 * MS), [2, 3, 4, 0, 1]);
+    let (mut queue, mut more) = filled(WhenLate::Delay, 1);
+    receivers.append(&mut more);
+    assert!(marks(&mut queue, now + 200 * MS).is_empty());
+    assert!(matches!(receivers[4].try_recv(), Ok(Err(Error::DeadlineExceeded { stage: Stage::Queued }))));
+}
+
+#[test]
+fn waiting_for_a_batch_does_not_wait_for_the_timeout() {
+    let now = Instant::now();
+    let policy = BatchPolicy { max_delay: 50 * MS, timeout: Some(10 * MS), ..policy() };
+    let mut queue = BatchQueue::new(policy);
+    let _receiver = fill(&mut queue, now, &[1]);
+    assert!(matches!(queue.next(now, 1), Verdict::Wait(Some(due)) if due == now + 5 * MS));
+    assert_eq!(rows(queue.next(now + 5 * MS, 1)), Some(vec![1]));
+}
+
 /// One thing that happens to a queue.
 #[derive(Clone, Copy, Debug)]
 enum Event {
@@ -209,11 +297,29 @@ proptest! {
         max_delay in 0..6_u64,
         enabled: bool,
         levels in 1..3_u32,
+        preferred in prop::collection::vec(1..9_usize, 0..3),
+        timeout in prop::option::of(1..20_u64),
+        delays: bool,
+        // Milliseconds of a batch, and of each row in it.
+        cost in prop::option::of((0..10_u32, 0..4_u32)),
     ) {
         let start = Instant::now();
         let at = |ms: u64| start + Duration::from_millis(ms);
-        let policy = BatchPolicy { enabled, max_delay: Duration::from_millis(max_delay), priorities: Priorities::new(levels, None), ..policy() };
-        let mut queue = BatchQueue::new(policy);
+        let when_late = if delays { WhenLate::Delay } else { WhenLate::Reject };
+        let policy = BatchPolicy {
+            enabled,
+            max_delay: Duration::from_millis(max_delay),
+            priorities: Priorities::new(levels, None),
+            preferred: Preferred::new(preferred),
+            timeout: timeout.map(Duration::from_millis),
+            when_late,
+            ..policy()
+        };
+        let learnt = Arc::new(Cost::default());
+        for rows in [1, 2, 4, 8] {
+            cost.iter().for_each(|(fixed, each)| learnt.seed(rows, MS * (fixed + each * rows as u32)));
+        }
+        let mut queue = BatchQueue::with_cost(policy, learnt);
         let mut now = 0;
         let mut receivers: Vec<Option<Receiver>> = Vec::new();
         let mut fate: Vec<Option<&str>> = Vec::new();
@@ -242,7 +348,10 @@ proptest! {
                         prop_assert!(jobs.len() == 1 || (enabled && rows <= policy.max_rows));
                         let marks: Vec<_> = jobs.iter().map(|job| testing::mark(&job.inputs[0]) as usize).collect();
                         let order: Vec<_> = jobs.iter().zip(&marks).map(|(job, mark)| (job.priority, *mark)).collect();
-                        prop_assert!(order.is_sorted());
+                        // Who was sent behind the others keeps its level.
+                        prop_assert!(order.is_sorted() || (delays && order.is_sorted_by_key(|(level, _)| level)));
+                        let expired = |job: &Job| timeout.is_some_and(|timeout| at(now) >= job.queued + Duration::from_millis(timeout));
+                        prop_assert!(delays || !jobs.iter().any(expired));
                         for (job, mark) in jobs.iter().zip(marks) {
                             prop_assert!(job.is_compatible(&jobs[0]));
                             prop_assert!(at(now) < job.deadline);

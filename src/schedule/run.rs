@@ -120,6 +120,7 @@ pub(super) fn batch(backend: &mut dyn Backend, jobs: &mut Vec<Job>, plan: &Plan)
             let spent = Spent { input, infer: took - input, output: started.elapsed() - took };
             // Counted before anyone hears of it: who was answered finds itself in the statistics.
             plan.metrics.ran(jobs.len(), rows, queued, spent);
+            plan.learn(rows, took);
             note(jobs, Run { begun: started, over: started + took, rows, jobs: jobs.len() });
             answer(jobs, parts, started, took);
         }
@@ -152,8 +153,8 @@ pub(super) fn stream(backend: &mut dyn Backend, job: Job, plan: &Plan) -> Ran {
     let Job { inputs, rows, queued, reply, facts, .. } = job;
     let (sender, frame, until) = match reply {
         ReplyTo::Stream { sender, frame, until } => (sender, frame, until),
-        ReplyTo::Once(sender) => {
-            drop(sender.send(Err(Error::internal("a decoupled model was asked for one answer"))));
+        once => {
+            once.fail(Error::internal("a decoupled model was asked for one answer"));
             return Ran::Sound(Duration::ZERO);
         }
     };
@@ -195,7 +196,7 @@ pub(super) fn stream(backend: &mut dyn Backend, job: Job, plan: &Plan) -> Ran {
     let result = catch_unwind(AssertUnwindSafe(|| backend.stream(&inputs, &mut emit)));
     drop(armed);
     let took = started.elapsed();
-    let _ = facts.timing.set(Timing { queue, compute: took });
+    facts.timing.set(Timing { queue, compute: took });
     if let Some(trace) = facts.trace.get() {
         trace::ran(&[(&**trace, queued)], Run { begun: started, over: started + took, rows, jobs: 1 });
     }

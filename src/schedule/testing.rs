@@ -188,6 +188,8 @@ pub(crate) fn plan_of(script: &Script) -> Plan {
         signature: signature(),
         policy: BatchPolicy { enabled: !decoupled, max_queue: MAX_QUEUE, ..BatchPolicy::default() },
         padding: None,
+        run_limit: None,
+        cost: Arc::default(),
         reopen: Arc::new(move || Ok(backend(&script))),
     }
 }

@@ -246,7 +246,7 @@ impl Lane {
                 }
             }
             Err(index) => {
-                let queue = BatchQueue::new(turn.policy);
+                let queue = BatchQueue::with_cost(turn.policy, Arc::clone(&turn.plan.cost));
                 self.entries.insert(index, Entry { turn, queue, instance: Some(instance), overruns: 0 });
             }
         }

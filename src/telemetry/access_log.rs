@@ -23,11 +23,11 @@ use std::{
 
 /// Text that a buffer may hold until it is collected: some 3,000 lines.
 const FULL: usize = 1024 * 1024;
-/// Text at which the writer is woken before its rest is over: some 100 lines. A busy lane that let it grow would write
+/// Text at which the writer is woken before its rest is over: some 400 lines. A busy lane that let it grow would write
 /// through more memory than its cache holds, which cost it more than making the text.
-const WAKE: usize = 32 * 1024;
+const WAKE: usize = 128 * 1024;
 /// Text that a buffer has room for from its first line on, so that lines do not make it grow one by one.
-const ROOM: usize = 64 * 1024;
+const ROOM: usize = 192 * 1024;
 /// How long the writer rests between turns while calls come in, so that a busy lane never pays for waking it.
 const BUSY_REST: Duration = Duration::from_millis(10);
 /// How long it rests when a turn found nothing; the first call after that wakes it.

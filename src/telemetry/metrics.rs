@@ -12,9 +12,11 @@ mod model;
 mod nv;
 pub mod page;
 mod process;
+mod shadow;
 
 pub use gauge::{Gauge, Kind};
 pub use model::ModelMetrics;
+pub use shadow::{ShadowDifference, ShadowEnd};
 
 use super::statistics::{Outcome, Statistics};
 use crate::{
@@ -43,6 +45,9 @@ const ROUTES: usize = Route::ALL.len();
 const DOORS: usize = ROUTES + SURFACES;
 /// `ok`, and every code.
 const ENDS: usize = 1 + Code::ALL.len();
+
+/// States that a model version may be in.
+const STATES: [&str; 5] = ["loading", "ready", "failed", "unloading", "unloaded"];
 
 /// `telemetry.metrics`, as far as it is about what is counted.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -173,7 +178,7 @@ impl Metrics {
             .observe(took.as_secs_f64());
         if let Some(queued) = facts.queued.get() {
             // From the head on, which for a body that was there at once is when it began to be read.
-            let decode = queued.saturating_duration_since(facts.over().checked_sub(took).unwrap_or(*queued));
+            let decode = queued.saturating_duration_since(facts.over().checked_sub(took).unwrap_or(queued));
             handles
                 .decode
                 .get_or_init(|| self.families.decode.with_label_values(&labels[..1]))
@@ -236,7 +241,7 @@ impl Metrics {
     /// statistics of its own, which begin at zero here. `model` is the key that its calls will bring.
     pub fn model(&self, model: &Arc<ModelKey>) -> ModelMetrics {
         let about = self.enrol(model);
-        ModelMetrics::new(&self.families, &model.name, Arc::clone(&about.statistics))
+        ModelMetrics::new(&self.families, model, Arc::clone(&about.statistics))
     }
 
     /// A connection was accepted; the guard closes it when dropped. [`Metrics::connection_is`] says what it speaks.
@@ -314,7 +319,7 @@ impl Metrics {
     /// A model version is in `state` now and no longer in the one before: `loading`, `ready`, `failed`,
     /// `unloading`, `unloaded`.
     pub fn model_state(&self, model: &ModelKey, state: &'static str) {
-        for other in ["loading", "ready", "failed", "unloading", "unloaded"] {
+        for other in STATES {
             let labels = [&*model.name, &*model.version, other];
             if other == state {
                 self.families.model_state.with_label_values(&labels).set(1);
@@ -412,6 +417,7 @@ fn limit(what: &str) -> &'static str {
         "memory" => "memory",
         "queue of the model" => "queue",
         "queue delay" => "queue_delay",
+        "queue timeout" => "queue_timeout",
         "shared limits" => "shared_limits",
         _ => "other",
     }

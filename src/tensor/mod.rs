@@ -26,7 +26,7 @@ pub type Tensors = SmallVec<[Tensor; 1]>;
 ///
 /// Invariant: `data.len() == shape.elements() * dtype.size()`; for [`DataType::Bytes`], `data` is
 /// exactly `shape.elements()` strings, each with its 4-byte little-endian length before it.
-#[derive(Clone, PartialEq)]
+#[derive(Clone, PartialEq, Eq)]
 pub struct Tensor {
     dtype: DataType,
     shape: Shape,

@@ -247,3 +247,20 @@ async fn a_deadline_ends_the_run_on_every_surface() {
         a_deadline_ends_the_run(surface).await;
     }
 }
+
+/// Nobody leaves and no deadline passes: the server itself ends a run that takes too long, and the instance serves on.
+#[tokio::test]
+async fn a_run_beyond_its_limit_is_ended_on_every_surface() {
+    for surface in Surface::ALL {
+        let limit = "models: { defaults: { run_limit: 100ms, execution: thread } }";
+        let running = Setup::new().yaml(limit).start().await;
+        let before = running.interrupted("held");
+        running.block("held");
+        let mut client = Client::connect(surface, &running, None).await.unwrap();
+        let failure = client.infer(&held()).await.unwrap_err();
+        assert_eq!(failure.code, "internal", "{surface:?}");
+        assert_eq!(running.interrupted("held"), before + 1, "{surface:?}");
+        running.release("held");
+        client.infer(&held()).await.unwrap();
+    }
+}

@@ -257,3 +257,28 @@ async fn a_queue_that_stays_too_long_sheds_and_says_which_limit_it_was() {
     waiting.await.unwrap().unwrap();
     Client::connect(Surface::Rest, &running, None).await.unwrap().infer(&request).await.unwrap();
 }
+
+#[tokio::test]
+async fn a_call_that_waited_for_too_long_is_refused_and_says_so() {
+    let yaml = "models: { defaults: { batching: { timeout: 400ms } } }";
+    let running = Setup::new().yaml(yaml).start().await;
+    let holder = running.hold("held").await;
+    let request = Request { model: "held".into(), ..rows(1) };
+    let waiting: Vec<_> = Surface::ALL
+        .into_iter()
+        .map(|surface| {
+            let (running, request) = (running.clone(), request.clone());
+            tokio::spawn(async move { Client::connect(surface, &running, None).await.unwrap().infer(&request).await })
+        })
+        .collect();
+    running.until("all wait", |page| page.contains("sluicegate_queue_depth{model=\"held\"} 4")).await;
+    tokio::time::sleep(Duration::from_millis(450)).await;
+    holder.release().await;
+    for call in waiting {
+        let failure = call.await.unwrap().unwrap_err();
+        assert_eq!((&*failure.code, &*failure.message), ("overloaded", "no room: queue timeout"));
+    }
+    running.until("it is counted", |page| page.contains("overloaded_total{limit=\"queue_timeout\"} 4")).await;
+    // Nobody waits now, and so nobody waits for too long.
+    Client::connect(Surface::Rest, &running, None).await.unwrap().infer(&request).await.unwrap();
+}

@@ -74,12 +74,13 @@ async fn the_index_has_what_is_served_what_failed_and_what_was_never_loaded() {
     ];
     let world = World::explicit("[a, c]", &files).await;
     let all = index(&world, "").await;
+    let reason = "not served: loading it failed: load model from c/1/model.onnx failed: x";
     assert_eq!(
         all,
         json!([
             { "name": "a", "version": "2", "state": "READY" },
             { "name": "b" },
-            { "name": "c", "version": "1", "state": "UNAVAILABLE", "reason": "not served: loading it failed" },
+            { "name": "c", "version": "1", "state": "UNAVAILABLE", "reason": reason },
         ])
     );
     assert_eq!(index(&world, r#"{"ready":false}"#).await, all);

@@ -179,7 +179,8 @@ const PBTXT: &str = "
     input [ { name: \"x\" data_type: TYPE_FP32 dims: [ 4 ] } ]
     output [ { name: \"y\" data_type: TYPE_FP32 dims: [ 4 ] label_filename: \"names.txt\" } ]
     instance_group [ { count: 2 kind: KIND_CPU } ]
-    dynamic_batching { max_queue_delay_microseconds: 500 }
+    dynamic_batching { max_queue_delay_microseconds: 500 preferred_batch_size: [ 2, 4 ] preserve_ordering: true
+      default_queue_policy { timeout_action: DELAY default_timeout_microseconds: 70 } }
     version_policy: { specific { versions: [ 1 ] } }
     parameters { key: \"team\" value { string_value: \"vision\" } }
     metric_tags { key: \"site\" value: \"east\" }
@@ -214,6 +215,10 @@ async fn a_configuration_comes_back_as_clients_read_it() {
     assert_eq!(config["output"][0]["label_filename"], "names.txt");
     assert_eq!(config["instance_group"][0]["count"], 2);
     assert_eq!(config["dynamic_batching"]["max_queue_delay_microseconds"], 500, "64 bits, and yet a number");
+    assert_eq!(config["dynamic_batching"]["preferred_batch_size"], json!([2, 4]));
+    assert_eq!(config["dynamic_batching"]["preserve_ordering"], true);
+    let queue = &config["dynamic_batching"]["default_queue_policy"];
+    assert_eq!((&queue["timeout_action"], &queue["default_timeout_microseconds"]), (&json!("DELAY"), &json!(70)));
     assert_eq!(config["version_policy"]["specific"]["versions"], json!([1]));
     assert_eq!(config["model_transaction_policy"]["decoupled"], false, "there, and a boolean");
     assert_eq!(config["parameters"]["team"]["string_value"], "vision");

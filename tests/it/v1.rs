@@ -75,7 +75,7 @@ async fn a_verb_follows_a_colon_however_it_is_written() {
     let version = refusal(&running, "POST", "/v1/models/double/versions/9:predict", ROW, 404).await;
     assert_eq!(version, "version `9` of model `double` is unknown");
     let label = refusal(&running, "POST", "/v1/models/double/labels/stable:predict", ROW, 404).await;
-    assert_eq!(label, "version `labels/stable` of model `double` is unknown");
+    assert_eq!(label, "version `stable` of model `double` is unknown");
     let model = refusal(&running, "POST", "/v1/models/no.such:predict", ROW, 404).await;
     assert_eq!(model, "model `no.such` is unknown");
     let explain = refusal(&running, "POST", "/v1/models/double:explain", ROW, 501).await;

@@ -20,6 +20,7 @@
     passthrough    its output is its input, by the same name
     sequence       an output that is no tensor
     countdown      [1] -> [1], which takes as many steps as the number that goes in: as long as one likes
+    outer          [-1,-1] -> [-1,-1], by way of rows x columns x columns: as much memory as one likes
     external_data  its weights lie in a file beside it
 
 `bad/` is a repository of models that must be refused:
@@ -138,6 +139,17 @@ def main():
     zero = numpy_helper.from_array(np.array([0], dtype=np.int64), "zero")
     nodes = [helper.make_node("Loop", ["n", "", "zero"], ["sum"], body=step)]
     good("countdown", nodes, [value("n", int64, [1])], [value("sum", int64, [1])], [zero])
+
+    last, middle = (numpy_helper.from_array(np.array([n], dtype=np.int64), name) for name, n in (("last", 2), ("middle", 1)))
+    nodes = [
+        helper.make_node("Unsqueeze", ["x", "last"], ["tall"]),
+        helper.make_node("Unsqueeze", ["x", "middle"], ["wide"]),
+        helper.make_node("Mul", ["tall", "wide"], ["outer"]),
+        helper.make_node("Tanh", ["outer"], ["bent"]),
+        helper.make_node("ReduceSum", ["bent", "last"], ["y"], keepdims=0),
+    ]
+    ends = [value("x", fp32, ["rows", "columns"])], [value("y", fp32, ["rows", "columns"])]
+    good("outer", nodes, *ends, [last, middle])
 
     nodes = [helper.make_node("Cast", ["x"], ["y"], to=fp32)]
     good("float8", nodes, [value("x", TensorProto.FLOAT8E4M3FN, ["rows"])], [value("y", fp32, ["rows"])])

@@ -30,10 +30,12 @@ struct Header {
     crit: Option<Value>,
 }
 
+/// How tokens begin: every header begins with `{"`.
+pub(super) const BEGINNING: &str = "ey";
+
 /// Whether `credential` has the form of a token: cheap, and says nothing else.
 pub(super) fn is_one(credential: &str) -> bool {
-    // Every header begins with `{"`.
-    credential.starts_with("ey")
+    credential.starts_with(BEGINNING)
         && credential.len() <= LONGEST
         && credential.bytes().filter(|b| *b == b'.').count() == 2
 }

@@ -3,6 +3,7 @@
 //! The only module that names the `ort` crate. It knows files and tensors, and nothing of model names, versions or
 //! queues.
 
+mod builder;
 mod files;
 mod library;
 mod protobuf;
@@ -14,12 +15,12 @@ mod values;
 pub use library::LoadError;
 pub use values::disable_telemetry;
 
-use super::{Backend, Open, OpenError, SessionSettings};
+use super::{Backend, Open, OpenError, ProviderKind, SessionSettings};
 use ort::{
     environment::Environment,
     logging::LogLevel,
     memory::{AllocationDevice, AllocatorType, MemoryInfo, MemoryType},
-    session::{Session, builder::GraphOptimizationLevel},
+    session::{Session, builder::SessionBuilder},
 };
 use session::OrtBackend;
 use std::{
@@ -43,6 +44,10 @@ struct Inner {
     library: library::Library,
     /// The CPU's memory, where all inputs lie.
     memory: MemoryInfo<'static>,
+    /// The CPU's arena, of which each session has its own.
+    arena: MemoryInfo<'static>,
+    /// By ONNX Runtime's names.
+    providers: Vec<String>,
 }
 
 impl fmt::Debug for Runtime {
@@ -99,6 +104,7 @@ impl Runtime {
                 "onnx runtime starts without the variable that disables telemetry"
             );
         }
+        values::return_large_blocks();
         let environment = ort::init_from(&library.path)
             .map_err(|error| error.to_string())?
             .with_name("sluicegate")
@@ -110,30 +116,31 @@ impl Runtime {
         environment.set_log_level(LogLevel::Warning);
         let memory = MemoryInfo::new(AllocationDevice::CPU, 0, AllocatorType::Device, MemoryType::Default)
             .map_err(|error| error.to_string())?;
-        Ok(Self(Arc::new(Inner { environment, library, memory })))
+        let arena = MemoryInfo::new(AllocationDevice::CPU, 0, AllocatorType::Arena, MemoryType::Default)
+            .map_err(|error| error.to_string())?;
+        let providers = values::available_providers().map_err(|error| error.to_string())?;
+        Ok(Self(Arc::new(Inner { environment, library, memory, arena, providers })))
     }
 
     fn memory(&self) -> &MemoryInfo<'static> {
         &self.0.memory
     }
 
-    fn session(&self, path: &Path, settings: &SessionSettings) -> Result<Session, String> {
-        let mut builder = Session::builder(&self.0.environment)
-            .map_err(|error| error.to_string())?
-            .with_intra_threads(settings.threads.max(1))
-            .map_err(|error| error.to_string())?
-            .with_inter_threads(1)
-            .map_err(|error| error.to_string())?
-            // Spinning threads take the cores that sockets need (architecture section 10).
-            .with_intra_op_spinning(false)
-            .map_err(|error| error.to_string())?
-            // A plan of memory is kept for every shape that ever came in: clients choose shapes, so it would grow without
-            // bound. It gains nothing either: looking it up costs a small model 5 % of its run.
-            .with_memory_pattern(false)
-            .map_err(|error| error.to_string())?
-            .with_optimization_level(GraphOptimizationLevel::All)
-            .map_err(|error| error.to_string())?;
-        builder.commit_from_file(path).map_err(|error| error.to_string())
+    fn builder(&self) -> Result<SessionBuilder, ort::Error> {
+        Session::builder(&self.0.environment)
+    }
+
+    /// The execution providers that the library has, by the words of configurations, and by its own where there are none.
+    pub fn providers(&self) -> Vec<String> {
+        let known = |name: &String| {
+            ProviderKind::ALL.into_iter().find(|kind| values::name(*kind).to_bytes() == name.as_bytes())
+        };
+        let all = self.0.providers.iter();
+        all.map(|name| known(name).map_or_else(|| name.clone(), |kind| kind.name().to_owned())).collect()
+    }
+
+    fn has(&self, kind: ProviderKind) -> bool {
+        self.0.providers.iter().any(|name| name.as_bytes() == values::name(kind).to_bytes())
     }
 }
 
@@ -142,10 +149,16 @@ impl Open for Runtime {
         // Before ONNX Runtime opens anything. A file that is swapped between this and the next line is in the hands of
         // someone who may write the models.
         let weight_bytes = files::check(path)?;
-        let session = self
-            .session(path, settings)
+        let built = builder::build(self, path, settings)
             .map_err(|reason| OpenError(format!("`{}` cannot be loaded: {reason}", path.display())))?;
-        Ok(Box::new(OrtBackend::new(session, self.clone(), weight_bytes)?))
+        for reason in &built.passed_over {
+            tracing::warn!(model = %path.display(), reason, uses = %built.providers[0], "another provider is used");
+        }
+        Ok(Box::new(OrtBackend::new(built, self.clone(), weight_bytes, settings)?))
+    }
+
+    fn weight_bytes(&self, path: &Path) -> Option<u64> {
+        files::check(path).ok()
     }
 }
 

@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::{
+    backend::{Arena, Optimization, Provider, SessionOptions},
     error::Error,
     tensor::{DataType, Shape, Tensor, view},
 };
@@ -296,4 +297,161 @@ fn a_run_is_ended_from_another_thread_and_the_next_one_is_not() {
         let sum = model.run(from_ref(&steps(10))).unwrap();
         assert_eq!(view::elements::<i64>(sum[0].data()), Some(&[45][..]), "{armed}");
     }
+}
+
+#[test]
+fn instances_that_share_a_session_run_at_the_same_time_and_answer_as_one_alone() {
+    for threads in [1, 2] {
+        let settings = SessionSettings { threads, sharers: 4, ..SessionSettings::default() };
+        let path = path("tests/models/good/mlp_4_16_3");
+        let first = runtime().open(&path, &settings).unwrap();
+        let mut instances: Vec<_> = (1..4).map(|_| first.another().unwrap().unwrap()).collect();
+        instances.push(first);
+        let input = |seed: usize| {
+            let rows = 1 + seed % 7;
+            let values: Vec<f32> = (0..rows * 4).map(|n| ((n * 31 + seed * 17) % 64) as f32 / 8.0 - 4.0).collect();
+            floats(&[rows, 4], &values)
+        };
+        let alone: Vec<_> = (0..50).map(|seed| open("mlp_4_16_3").run(&[input(seed)]).unwrap()).collect();
+        std::thread::scope(|scope| {
+            for instance in &mut instances {
+                scope.spawn(|| {
+                    for round in 0..1000 {
+                        let seed = round % alone.len();
+                        assert_eq!(instance.run(&[input(seed)]).unwrap(), alone[seed], "{threads} threads");
+                    }
+                });
+            }
+        });
+    }
+}
+
+#[test]
+fn ending_the_run_of_one_instance_does_not_end_that_of_another() {
+    let mut one = open("countdown");
+    let mut other = one.another().unwrap().unwrap();
+    let steps = |count: i64| Tensor::of(DataType::Int64, Shape::new([1]), vec![count]).unwrap();
+    let (ended, stays) = (one.interruptible().unwrap(), other.interruptible().unwrap());
+    std::thread::scope(|scope| {
+        let endless = scope.spawn(|| one.run(from_ref(&steps(1 << 40))));
+        assert!(other.run(from_ref(&steps(10_000))).is_ok());
+        while !endless.is_finished() {
+            ended();
+            std::thread::yield_now();
+        }
+        assert!(endless.join().unwrap().is_err());
+    });
+    drop(stays);
+}
+
+#[test]
+fn memory_is_kept_given_back_or_never_pooled_as_the_arena_says() {
+    let held = |arena: Arena| {
+        let settings = SessionSettings { arena, ..SessionSettings::default() };
+        let mut model = runtime().open(&path("tests/models/good/outer"), &settings).unwrap();
+        // [1, 2048] becomes 2048 x 2048 on the way: 16 MiB.
+        for columns in [16, 2048, 16] {
+            model.run(&[floats(&[1, columns], &vec![1.0; columns])]).unwrap();
+        }
+        model.memory_bytes().unwrap()
+    };
+    assert!(held(Arena::Keep) > 16 << 20);
+    assert!(held(Arena::Shrink) < 4 << 20);
+    assert!(held(Arena::None) < 4 << 20);
+    let notes = |model: &str| open(model).notes().join("; ");
+    assert!(notes("outer").contains("callers choose dimensions besides the rows"), "{}", notes("outer"));
+    assert!(notes("mlp_4_16_3").contains("kept for the next ones"), "{}", notes("mlp_4_16_3"));
+}
+
+#[test]
+fn a_provider_that_is_not_there_is_passed_over_or_said_to_be_missing() {
+    let path = path("tests/models/good/mlp_4_16_3");
+    let cuda = Provider { kind: ProviderKind::Cuda, options: vec![("device_id".to_owned(), "0".to_owned())] };
+    assert!(!runtime().has(ProviderKind::Cuda), "this test is for a library without it");
+    let alone = SessionSettings { providers: vec![cuda.clone()], ..SessionSettings::default() };
+    let error = runtime().open(&path, &alone).unwrap_err().0;
+    assert!(
+        error.contains("provider `cuda` is not in this ONNX Runtime; this library has ") && error.contains("cpu"),
+        "{error}"
+    );
+    let first = SessionSettings { providers: vec![cuda, Provider::CPU], explain: true, ..SessionSettings::default() };
+    let mut model = runtime().open(&path, &first).unwrap();
+    assert!(model.run(&[floats(&[1, 4], &[0.0; 4])]).is_ok());
+    let notes = model.notes();
+    assert_eq!(notes[0], "provider `cuda` is not in this ONNX Runtime");
+    assert!(notes.iter().any(|note| note.starts_with("CPUExecutionProvider runs ")), "{notes:?}");
+}
+
+#[test]
+fn options_reach_onnx_runtime() {
+    let open = |model: &str, options: SessionOptions| {
+        let path = path(&format!("tests/models/good/{model}"));
+        runtime().open(&path, &SessionSettings { threads: 2, options, explain: true, ..SessionSettings::default() })
+    };
+    let nodes = |optimization| {
+        let notes = open("constant", SessionOptions { optimization, ..SessionOptions::default() }).unwrap().notes();
+        notes.into_iter().find(|note| note.starts_with("CPUExecutionProvider runs "))
+    };
+    // Told to, it folds the node that only copies a weight.
+    assert_eq!(nodes(Optimization::Disabled).as_deref(), Some("CPUExecutionProvider runs 1 node: Identity"));
+    assert_eq!(nodes(Optimization::All), None);
+    let parallel = SessionOptions { parallel: Some(2), ..SessionOptions::default() };
+    assert!(open("mlp_4_16_3", parallel).unwrap().run(&[floats(&[1, 4], &[0.0; 4])]).is_ok());
+    let entry = |value: &str| SessionOptions {
+        entries: vec![("session.intra_op_thread_affinities".to_owned(), value.to_owned())],
+        ..SessionOptions::default()
+    };
+    let error = open("mlp_4_16_3", entry("nonsense")).unwrap_err().0;
+    assert!(error.contains("cannot be loaded"), "{error}");
+}
+
+/// Random shapes, in a process of its own, whose memory nobody else's test changes: it reaches a plateau, and what the largest
+/// shape needed is not kept. The long form is `benches/plateau.py`.
+#[test]
+#[cfg(target_os = "linux")]
+fn memory_stops_growing_under_random_shapes() {
+    let child = Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "backend::ort::tests::plateau_child", "--nocapture", "--test-threads=1"])
+        .env(TELEMETRY_VARIABLE, "1")
+        .env("SLUICEGATE_TEST_PLATEAU", "1")
+        .output()
+        .unwrap();
+    let text = String::from_utf8_lossy(&child.stdout).into_owned() + &String::from_utf8_lossy(&child.stderr);
+    assert!(child.status.success() && text.contains("plateau: "), "{text}");
+}
+
+/// The child of the test above; does nothing when run among the others.
+#[test]
+#[cfg(target_os = "linux")]
+fn plateau_child() {
+    if std::env::var_os("SLUICEGATE_TEST_PLATEAU").is_none() {
+        return;
+    }
+    let resident = || {
+        let status = std::fs::read_to_string("/proc/self/statm").unwrap();
+        status.split_whitespace().nth(1).unwrap().parse::<usize>().unwrap() * 4 / 1024
+    };
+    let settings = SessionSettings { arena: Arena::Shrink, ..SessionSettings::default() };
+    let mut model = runtime().open(&path("tests/models/good/outer"), &settings).unwrap();
+    let mut seed = 7_u64;
+    let mut random = move |below: u64| {
+        // Knuth's constants: the low bits are poor and are not used.
+        seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        ((seed >> 33) % below) as usize
+    };
+    let mut most = [0; 3];
+    // By the number of runs and not by the clock, so that a busy machine does not change what is compared.
+    for third in &mut most {
+        for _ in 0..200 {
+            let (rows, power) = (1 + random(4), 1 + random(10));
+            let columns = 1 + random(1 << power);
+            model.run(&[floats(&[rows, columns], &vec![0.5; rows * columns])]).unwrap();
+            *third = resident().max(*third);
+        }
+    }
+    model.run(&[floats(&[1, 1], &[0.5])]).unwrap();
+    let (after, held) = (resident(), model.memory_bytes().unwrap() >> 20);
+    println!("plateau: {most:?} MiB, {after} MiB afterwards, {held} MiB of them in the arena");
+    assert!(most[2] <= most[1] + most[1] / 10 + 8, "it still grows: {most:?} MiB");
+    assert!(held < 4, "the arena still has {held} MiB");
 }

@@ -6,6 +6,12 @@
 //! what a client sent is not known here; the checks are those that memory safety needs.
 #![allow(unsafe_code)]
 
+mod options;
+
+pub(super) use options::{
+    RunOptions, append, arena_bytes, assignments, available_providers, name, return_large_blocks,
+};
+
 use crate::tensor::{DataType, Shape, push_string, view};
 use bytes::Bytes;
 use ort::{AsPointer, Error, memory::Allocator, memory::MemoryInfo, session::Session, sys};
@@ -283,9 +289,9 @@ impl Value<'_> {
 
 /// Runs a session once: inputs in the order of their names, outputs in that of theirs.
 ///
-/// `&mut Session` because ONNX Runtime's `Run` is not to be shared between threads.
+/// Several threads may run one session at a time where it uses the CPU alone: see [`super::session`].
 pub(super) fn run(
-    session: &mut Session,
+    session: &Session,
     options: Option<&RunOptions>,
     input_names: &[CString],
     inputs: &[Value<'_>],
@@ -303,8 +309,8 @@ pub(super) fn run(
     // outputs are null, so that ONNX Runtime allocates them.
     let status = unsafe {
         (ort::api().Run)(
-            session.ptr_mut(),
-            options.map_or(ptr::null(), |options| options.0.as_ptr().cast_const()),
+            session.ptr().cast_mut(),
+            options.map_or(ptr::null(), RunOptions::pointer),
             input_pointers.as_ptr(),
             values.as_ptr(),
             values.len(),
@@ -317,41 +323,6 @@ pub(super) fn run(
     let outputs: SmallVec<[Result<Value<'static>, Error>; INLINE]> = outputs.into_iter().map(Value::own).collect();
     check(status)?;
     outputs.into_iter().collect()
-}
-
-/// What one run at a time goes by, so that it can be ended.
-pub(super) struct RunOptions(NonNull<sys::OrtRunOptions>);
-
-// SAFETY: ONNX Runtime's run options hold a flag that any thread may set while a run reads it; that is what it is for.
-unsafe impl Send for RunOptions {}
-// SAFETY: as above; nothing else of them is ever changed.
-unsafe impl Sync for RunOptions {}
-
-impl RunOptions {
-    pub(super) fn new() -> Result<Self, Error> {
-        let mut options = ptr::null_mut();
-        // SAFETY: an out-parameter.
-        check(unsafe { (ort::api().CreateRunOptions)(&mut options) })?;
-        NonNull::new(options).map(Self).ok_or_else(|| Error::new("expected run options, found null"))
-    }
-
-    /// Ends the run that goes by these, and every later one until [`RunOptions::reset`].
-    pub(super) fn terminate(&self) {
-        // SAFETY: the options are ours and live. It fails for null only.
-        let _ = check(unsafe { (ort::api().RunOptionsSetTerminate)(self.0.as_ptr()) });
-    }
-
-    pub(super) fn reset(&self) {
-        // SAFETY: as above.
-        let _ = check(unsafe { (ort::api().RunOptionsUnsetTerminate)(self.0.as_ptr()) });
-    }
-}
-
-impl Drop for RunOptions {
-    fn drop(&mut self) {
-        // SAFETY: we own them, and they are released once.
-        unsafe { (ort::api().ReleaseRunOptions)(self.0.as_ptr()) }
-    }
 }
 
 /// The memory of an output, kept alive for as long as any slice of it.

@@ -9,8 +9,8 @@ mod warmup;
 
 use super::{
     Problems,
-    raw::{Amount, Switch, Versions},
-    units::{Delay, Number},
+    raw::{Amount, Switch, Versions, WhenLate},
+    units::{Delay, Number, Span},
     validate,
 };
 use crate::{
@@ -18,7 +18,7 @@ use crate::{
     model::Sample,
     tensor::Signature,
     wire::proto::inference::{
-        ModelConfig, ModelDynamicBatching, ModelInstanceGroup, model_config::SchedulingChoice,
+        ModelConfig, ModelDynamicBatching, ModelInstanceGroup, ModelQueuePolicy, model_config::SchedulingChoice,
         model_instance_group::Kind, model_queue_policy::TimeoutAction, model_version_policy::PolicyChoice,
     },
 };
@@ -62,6 +62,10 @@ pub(super) struct Said {
     pub(super) max_queue: Option<Word<Number>>,
     pub(super) priorities: Option<Word<Number>>,
     pub(super) default_priority: Option<Word<Amount>>,
+    pub(super) preferred: Option<Word<Vec<Number>>>,
+    pub(super) timeout: Option<Word<Option<Span>>>,
+    pub(super) when_late: Option<Word<WhenLate>>,
+    pub(super) preserve_order: Option<Word<bool>>,
     /// Files in the model's folder, by output.
     pub(super) labels: BTreeMap<String, Word<PathBuf>>,
     /// The file of each version.
@@ -221,13 +225,15 @@ impl Reader<'_> {
 
     fn dynamic_batching(&mut self, dynamic: &ModelDynamicBatching) {
         let micros = dynamic.max_queue_delay_microseconds;
-        let delay = Duration::from_micros(micros);
-        if delay > DELAY {
-            self.problem("dynamic_batching.max_queue_delay_microseconds", format!("is {micros}, which is above 365d"));
-        } else if micros > 0 {
+        if let Some(delay) = self.micros("dynamic_batching.max_queue_delay_microseconds", micros) {
             self.said.max_delay = Some(Word::new(Delay(delay), format!("max_queue_delay_microseconds: {micros}")));
         }
         let policy = dynamic.default_queue_policy.unwrap_or_default();
+        self.queue_policy(&policy);
+        self.preferred(&dynamic.preferred_batch_size);
+        if dynamic.preserve_ordering {
+            self.said.preserve_order = Some(Word::new(true, "preserve_ordering: true"));
+        }
         if let Ok(size @ 1..) = usize::try_from(policy.max_queue_size) {
             self.said.max_queue = Some(Word::new(Number(size), format!("max_queue_size: {size}")));
         }
@@ -238,23 +244,11 @@ impl Reader<'_> {
             let text = format!("default_priority_level: {level}");
             self.said.default_priority = Some(Word::new(Amount::Exactly(level), text));
         }
-        let preferred = &dynamic.preferred_batch_size;
-        // Whole batches alone are what is done anyway.
-        let prefers = !preferred.is_empty() && preferred.iter().any(|size| Some(*size) != self.config.max_batch_size);
-        let late = policy.timeout_action != i32::from(TimeoutAction::Reject);
         for (said, path, text) in [
-            (prefers, "preferred_batch_size", "has no effect: a batch takes what waits, up to `max_batch_size`"),
-            (dynamic.preserve_ordering, "preserve_ordering", "has no effect: answers leave as they are ready"),
             (
                 !dynamic.priority_queue_policy.is_empty(),
                 "priority_queue_policy",
-                "has no effect: all levels share one queue",
-            ),
-            (late, "default_queue_policy.timeout_action", "has no effect: a call that is late is refused"),
-            (
-                policy.default_timeout_microseconds > 0,
-                "default_queue_policy.default_timeout_microseconds",
-                "has no effect: the deadline of a call is `limits.deadline.default`",
+                "has no effect: all levels share one queue and its policy",
             ),
             (
                 policy.allow_timeout_override,
@@ -266,6 +260,53 @@ impl Reader<'_> {
                 self.warn(&format!("dynamic_batching.{path}"), text);
             }
         }
+    }
+
+    fn queue_policy(&mut self, policy: &ModelQueuePolicy) {
+        let micros = policy.default_timeout_microseconds;
+        if let Some(timeout) = self.micros("dynamic_batching.default_queue_policy.default_timeout_microseconds", micros)
+        {
+            let text = format!("default_timeout_microseconds: {micros}");
+            self.said.timeout = Some(Word::new(Some(Span(timeout)), text));
+        }
+        match TimeoutAction::try_from(policy.timeout_action) {
+            // What is done anyway: protobuf does not tell whether it was said.
+            Ok(TimeoutAction::Reject) => {}
+            Ok(TimeoutAction::Delay) => {
+                self.said.when_late = Some(Word::new(WhenLate::Delay, "timeout_action: DELAY"));
+            }
+            Err(_) => {
+                let text = format!("is {}, which is no action", policy.timeout_action);
+                self.problem("dynamic_batching.default_queue_policy.timeout_action", text);
+            }
+        }
+    }
+
+    fn preferred(&mut self, sizes: &[i32]) {
+        // Whole batches alone are what is done anyway.
+        if sizes.iter().all(|size| Some(*size) == self.config.max_batch_size) {
+            return;
+        }
+        let counts: Option<Vec<_>> = sizes.iter().map(|size| usize::try_from(*size).ok().filter(|n| *n > 0)).collect();
+        match counts {
+            Some(mut counts) => {
+                counts.sort_unstable();
+                let text = format!("preferred_batch_size: {counts:?}");
+                self.said.preferred = Some(Word::new(counts.into_iter().map(Number).collect(), text));
+            }
+            None => {
+                self.problem("dynamic_batching.preferred_batch_size", format!("is {sizes:?}, expected 1 or above"));
+            }
+        }
+    }
+
+    /// A time that is not zero, which says nothing.
+    fn micros(&mut self, path: &str, micros: u64) -> Option<Duration> {
+        let time = Duration::from_micros(micros);
+        if time > DELAY {
+            self.problem(path, format!("is {micros}, which is above 365d"));
+        }
+        (micros > 0 && time <= DELAY).then_some(time)
     }
 
     fn instances(&mut self) {

@@ -123,13 +123,18 @@ fn dynamic_batching_is_a_delay_and_a_queue() {
     assert_eq!(found.priorities.unwrap().value, Number(3));
     assert_eq!(found.default_priority.unwrap().value, Amount::Exactly(2));
     let silent = plain("max_batch_size: 4 dynamic_batching { preferred_batch_size: [ 4 ] }");
-    assert!(silent.max_delay.is_none() && silent.max_queue.is_none());
+    assert!(silent.max_delay.is_none() && silent.max_queue.is_none() && silent.preferred.is_none());
+    assert!(silent.timeout.is_none() && silent.when_late.is_none() && silent.preserve_order.is_none());
+    let found = plain("max_batch_size: 4 dynamic_batching { preferred_batch_size: [ 4, 2 ] preserve_ordering: true }");
+    assert_eq!(found.preferred.unwrap().value, [Number(2), Number(4)]);
+    assert!(found.preserve_order.unwrap().value);
+    let queue = "default_queue_policy { timeout_action: DELAY default_timeout_microseconds: 5 }";
+    let found = plain(&format!("dynamic_batching {{ {queue} }}"));
+    assert_eq!(found.timeout.unwrap().value, Some(Span(Duration::from_micros(5))));
+    assert_eq!(found.when_late.unwrap().value, WhenLate::Delay);
+    assert!(only_problem("dynamic_batching { preferred_batch_size: [ 2, -1 ] }").contains("expected 1 or above"));
     for field in [
-        "preferred_batch_size: [ 2, 4 ]",
-        "preserve_ordering: true",
         "priority_queue_policy { key: 1 value { max_queue_size: 1 } }",
-        "default_queue_policy { timeout_action: DELAY }",
-        "default_queue_policy { default_timeout_microseconds: 5 }",
         "default_queue_policy { allow_timeout_override: true }",
     ] {
         let warning = only_warning(&format!("dynamic_batching {{ {field} }}"));
@@ -227,8 +232,13 @@ fn samples_have_whole_shapes() {
     };
     let found =
         plain(&format!("max_batch_size: 8 {}", sample("name: \"a\" batch_size: 2 count: 3", "zero_data: true")));
-    let input =
-        |dims: &[usize], fill| SampleInput { name: "x".into(), dtype: DataType::Int64, dims: dims.to_vec(), fill };
+    let input = |dims: &[usize], fill| SampleInput {
+        name: "x".into(),
+        dtype: DataType::Int64,
+        dims: dims.to_vec(),
+        fill,
+        given: None,
+    };
     assert_eq!(found.samples, [Sample { name: "a".into(), inputs: vec![input(&[2, 4], Fill::Zeros)], runs: 3 }]);
     let found = plain(&sample("", "random_data: true"));
     assert_eq!(found.samples, [Sample { name: "0".into(), inputs: vec![input(&[4], Fill::Random)], runs: 1 }]);

@@ -82,6 +82,6 @@ impl Reader<'_> {
             self.problem(path, "has no data, expected zero_data, random_data or input_data_file");
         }
         let dims = rows.into_iter().chain(dims?).collect();
-        Some(SampleInput { name: name.into(), dtype: dtype?, dims, fill: fill? })
+        Some(SampleInput { name: name.into(), dtype: dtype?, dims, fill: fill?, given: None })
     }
 }

@@ -1,11 +1,14 @@
 //! Values that are a word or something else: `auto` or a number, `all` or a list.
 
-use crate::config::units::Number;
+use crate::{
+    backend::ProviderKind,
+    config::units::{Number, Size, Span},
+};
 use serde::{
     Deserialize, Deserializer, Serialize, Serializer,
     de::{self, MapAccess, SeqAccess, Visitor, value},
 };
-use std::{collections::BTreeMap, fmt, marker::PhantomData, path::PathBuf};
+use std::{collections::BTreeMap, fmt, marker::PhantomData, path::PathBuf, time::Duration};
 
 /// `auto`, or a number from 1 up.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -60,33 +63,56 @@ pub struct Paths(pub Vec<PathBuf>);
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Names(pub Vec<String>);
 
-/// Which calls of different lengths run together.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub enum Pad {
-    /// Those that cost less together than apart.
-    #[default]
-    Auto,
-    /// None.
-    Off,
-    /// Those whose lengths differ by this factor at most.
-    Ratio(f64),
-    /// Those that are filled up to the same of these lengths.
-    Lengths(Vec<usize>),
+/// Where ONNX Runtime runs a model: a name, or a name with options.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Provider {
+    /// Which.
+    pub kind: ProviderKind,
+    /// Its options, by ONNX Runtime's names.
+    pub options: BTreeMap<String, Word>,
 }
 
-/// How many rows a run has.
+/// A text, a number or a flag, as a text: `true` is `1`, as ONNX Runtime has it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Word(pub String);
+
+/// `auto`, or so many bytes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Rows {
-    /// As many as there are, where the model's first dimension is free.
+pub enum Memory {
+    /// A share of what there is.
     #[default]
     Auto,
-    /// As many as the model's first dimension says, filled up.
-    Fixed,
+    /// So many.
+    Exactly(usize),
 }
 
-/// Where ONNX Runtime runs a model; others than the CPU come later.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Provider;
+/// `auto`, `never`, or after so long.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Limit {
+    /// When nobody can be waiting any more.
+    #[default]
+    Auto,
+    /// Not at all.
+    Never,
+    /// After so long.
+    After(Duration),
+}
+
+/// What a model is run on before it is ready.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Warmup {
+    /// What is made up.
+    #[default]
+    Auto,
+    /// Nothing.
+    Off,
+    /// What is made up, and then these files of V2 requests.
+    Files(Vec<PathBuf>),
+}
+
+/// A version of a model, as text or as a number.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Version(pub u64);
 
 impl Default for Versions {
     fn default() -> Self {
@@ -101,7 +127,7 @@ impl Default for Paths {
 }
 
 /// What such a value may be; each type says which of these it takes.
-trait Choice: Sized {
+pub(super) trait Choice: Sized {
     const EXPECTED: &str;
 
     fn word(_: &str) -> Option<Self> {
@@ -113,6 +139,10 @@ trait Choice: Sized {
     fn number(_: Number) -> Option<Self> {
         None
     }
+    /// A number that counts nothing: zero and below are as good.
+    fn digits(_: i128) -> Option<Self> {
+        None
+    }
     fn list<'de, A: SeqAccess<'de>>(_: A) -> Result<Option<Self>, A::Error> {
         Ok(None)
     }
@@ -121,7 +151,8 @@ trait Choice: Sized {
     }
 }
 
-struct Chooser<T>(PhantomData<T>);
+/// Reads one.
+pub(super) struct Chooser<T>(pub(super) PhantomData<T>);
 
 impl<'de, T: Choice> Visitor<'de> for Chooser<T> {
     type Value = T;
@@ -139,11 +170,17 @@ impl<'de, T: Choice> Visitor<'de> for Chooser<T> {
     }
 
     fn visit_u64<E: de::Error>(self, number: u64) -> Result<T, E> {
+        if let Some(value) = T::digits(i128::from(number)) {
+            return Ok(value);
+        }
         let counted = Number::deserialize(value::U64Deserializer::<E>::new(number))?;
         T::number(counted).ok_or_else(|| E::invalid_type(de::Unexpected::Unsigned(number), &self))
     }
 
     fn visit_i64<E: de::Error>(self, number: i64) -> Result<T, E> {
+        if let Some(value) = T::digits(i128::from(number)) {
+            return Ok(value);
+        }
         Number::deserialize(value::I64Deserializer::<E>::new(number)).and_then(|counted| {
             T::number(counted).ok_or_else(|| E::invalid_type(de::Unexpected::Signed(number), &self))
         })
@@ -168,7 +205,9 @@ macro_rules! deserialize_choice {
     )*};
 }
 
-deserialize_choice!(Amount, Switch, Versions, Load, Paths, Names, Pad, Rows, Provider);
+pub(super) use deserialize_choice;
+
+deserialize_choice!(Amount, Switch, Versions, Load, Paths, Names, Warmup, Version, Provider, Word, Memory, Limit);
 
 impl Choice for Amount {
     const EXPECTED: &str = "auto or a number from 1 up";
@@ -257,8 +296,8 @@ impl Choice for Names {
     }
 }
 
-impl Choice for Pad {
-    const EXPECTED: &str = "auto, off, { ratio: 2 } or { lengths: [16, 32] }";
+impl Choice for Warmup {
+    const EXPECTED: &str = "auto, off or a list of files";
 
     fn word(word: &str) -> Option<Self> {
         match word {
@@ -268,40 +307,82 @@ impl Choice for Pad {
         }
     }
 
-    fn map<'de, A: MapAccess<'de>>(map: A) -> Result<Option<Self>, A::Error> {
-        #[derive(Deserialize)]
-        #[serde(deny_unknown_fields)]
-        struct Bounds {
-            ratio: Option<f64>,
-            lengths: Option<Vec<Number>>,
-        }
-        Ok(match Bounds::deserialize(value::MapAccessDeserializer::new(map))? {
-            Bounds { ratio: Some(ratio), lengths: None } => Some(Self::Ratio(ratio)),
-            Bounds { ratio: None, lengths: Some(lengths) } => {
-                Some(Self::Lengths(lengths.into_iter().map(|length| length.0).collect()))
-            }
-            _ => None,
-        })
+    fn list<'de, A: SeqAccess<'de>>(list: A) -> Result<Option<Self>, A::Error> {
+        Vec::deserialize(value::SeqAccessDeserializer::new(list)).map(|files| Some(Self::Files(files)))
     }
 }
 
-impl Choice for Rows {
-    const EXPECTED: &str = "auto or fixed";
+impl Choice for Version {
+    const EXPECTED: &str = "a version: a positive integer without leading zeros";
 
     fn word(word: &str) -> Option<Self> {
-        match word {
-            "auto" => Some(Self::Auto),
-            "fixed" => Some(Self::Fixed),
-            _ => None,
-        }
+        let decimal = word.bytes().all(|byte| byte.is_ascii_digit()) && !word.starts_with('0');
+        word.parse().ok().filter(|_| decimal).map(Self)
+    }
+
+    fn number(number: Number) -> Option<Self> {
+        u64::try_from(number.0).ok().map(Self)
     }
 }
 
 impl Choice for Provider {
-    const EXPECTED: &str = "cpu; other providers are not available in this version";
+    const EXPECTED: &str = "cpu, cuda, tensorrt, tensorrt_rtx, openvino, coreml, directml, migraphx, qnn, xnnpack, webgpu or \
+                            vitisai; or one with options, as in { cuda: { device_id: 0 } }";
 
     fn word(word: &str) -> Option<Self> {
-        (word == "cpu").then_some(Self)
+        ProviderKind::named(word).map(|kind| Self { kind, options: BTreeMap::new() })
+    }
+
+    fn map<'de, A: MapAccess<'de>>(mut map: A) -> Result<Option<Self>, A::Error> {
+        let Some((name, options)) = map.next_entry::<String, BTreeMap<String, Word>>()? else { return Ok(None) };
+        let named = Self::word(&name);
+        let other = map.next_key::<String>()?;
+        match (named, other) {
+            (Some(provider), None) => Ok(Some(Self { options, ..provider })),
+            (Some(_), Some(other)) => Err(de::Error::custom(format!(
+                "`{name}` and `{other}` are two providers, expected one in each element"
+            ))),
+            (None, _) => Err(de::Error::custom(format!("`{name}` is not valid, expected {}", Self::EXPECTED))),
+        }
+    }
+}
+
+impl Choice for Word {
+    const EXPECTED: &str = "a text, a number, true or false";
+
+    fn word(word: &str) -> Option<Self> {
+        Some(Self(word.to_owned()))
+    }
+
+    fn flag(flag: bool) -> Option<Self> {
+        Some(Self(u8::from(flag).to_string()))
+    }
+
+    fn digits(number: i128) -> Option<Self> {
+        Some(Self(number.to_string()))
+    }
+}
+
+impl Choice for Memory {
+    const EXPECTED: &str = "auto or a size with a unit, as in 4GiB";
+
+    fn word(word: &str) -> Option<Self> {
+        match word {
+            "auto" => Some(Self::Auto),
+            size => size.parse().ok().map(|Size(bytes)| Self::Exactly(bytes)),
+        }
+    }
+}
+
+impl Choice for Limit {
+    const EXPECTED: &str = "auto, never or a duration with a unit, as in 30s";
+
+    fn word(word: &str) -> Option<Self> {
+        match word {
+            "auto" => Some(Self::Auto),
+            "never" => Some(Self::Never),
+            span => span.parse().ok().map(|Span(span)| Self::After(span)),
+        }
     }
 }
 
@@ -362,28 +443,52 @@ impl Serialize for Names {
     }
 }
 
-impl Serialize for Pad {
+impl Serialize for Warmup {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         match self {
             Self::Auto => serializer.serialize_str("auto"),
             Self::Off => serializer.serialize_str("off"),
-            Self::Ratio(ratio) => BTreeMap::from([("ratio", ratio)]).serialize(serializer),
-            Self::Lengths(lengths) => BTreeMap::from([("lengths", lengths)]).serialize(serializer),
+            Self::Files(files) => files.serialize(serializer),
         }
     }
 }
 
-impl Serialize for Rows {
+impl Serialize for Version {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.serialize_str(match self {
-            Self::Auto => "auto",
-            Self::Fixed => "fixed",
-        })
+        serializer.collect_str(&self.0)
     }
 }
 
 impl Serialize for Provider {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.serialize_str("cpu")
+        match self.options.is_empty() {
+            true => serializer.serialize_str(self.kind.name()),
+            false => BTreeMap::from([(self.kind.name(), &self.options)]).serialize(serializer),
+        }
+    }
+}
+
+impl Serialize for Word {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(&self.0)
+    }
+}
+
+impl Serialize for Memory {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self {
+            Self::Auto => serializer.serialize_str("auto"),
+            Self::Exactly(bytes) => Size(*bytes).serialize(serializer),
+        }
+    }
+}
+
+impl Serialize for Limit {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self {
+            Self::Auto => serializer.serialize_str("auto"),
+            Self::Never => serializer.serialize_str("never"),
+            Self::After(span) => Span(*span).serialize(serializer),
+        }
     }
 }

@@ -7,16 +7,23 @@ mod auth;
 mod choice;
 mod limits;
 mod models;
+mod pad;
+mod traffic;
 
 pub use auth::{
     Anonymous, ApiKeys, Auth, AuthWebSocket, Certificate, CertificateName, Clients, Demand, Jwt, Mtls, Tls,
 };
-pub use choice::{Amount, Load, Names, Pad, Paths, Provider, Rows, Switch, Versions};
+pub use choice::{Amount, Limit, Load, Memory, Names, Paths, Provider, Switch, Version, Versions, Warmup, Word};
 pub use limits::{
     Address, Concurrency, Connections, Deadline, Http2, Limits, Policy, PolicyBy, PolicyUnit, Redis, Shared, Sizes,
     Timers, WebSocket, WhenAway,
 };
-pub use models::{Batching, Control, Execution, Input, ModelDefaults, ModelFile, Models};
+pub use models::{
+    Arena, Batching, Control, Execution, Input, Mode, ModelDefaults, ModelFile, Models, Optimization, Session, Watch,
+    WhenLate,
+};
+pub use pad::{Pad, Rows};
+pub use traffic::{Shadow, Traffic};
 
 use super::{
     source::Shaped,
@@ -271,7 +278,11 @@ impl Shaped for Config {
             limits: Limits { rate: vec![Policy::default()], shared: Some(Shared::default()), ..Limits::default() },
             models: Models {
                 // A map by default, but a word or a list will do.
-                defaults: ModelDefaults { versions: Versions::All, ..ModelDefaults::default() },
+                defaults: ModelDefaults {
+                    versions: Versions::All,
+                    traffic: Some(Traffic::example()),
+                    ..ModelDefaults::default()
+                },
                 ..Models::default()
             },
             telemetry: Telemetry { otlp: Some(Otlp::default()), ..Telemetry::default() },
@@ -281,9 +292,17 @@ impl Shaped for Config {
     }
 }
 
+impl Traffic {
+    fn example() -> Self {
+        let shadow = Shadow { to: Some(Version(1)), ..Shadow::default() };
+        let (header, sticky) = (Some(String::new()), Some(String::new()));
+        Self { split: BTreeMap::new(), header, sticky, shadow: Some(shadow) }
+    }
+}
+
 impl Shaped for ModelFile {
     fn example() -> Self {
-        Self { versions: Versions::All, ..Self::default() }
+        Self { versions: Versions::All, traffic: Some(Traffic::example()), ..Self::default() }
     }
 }
 

@@ -1,7 +1,14 @@
 //! `models`, and `NAME/model.yaml`, as people write them.
 
-use super::choice::{Amount, Load, Pad, Paths, Provider, Rows, Switch, Versions};
-use crate::config::units::{Delay, Number};
+use super::{
+    choice::{Amount, Limit, Load, Memory, Paths, Provider, Switch, Version, Versions, Warmup, Word},
+    pad::{Pad, Rows},
+    traffic::Traffic,
+};
+use crate::{
+    backend::ProviderKind,
+    config::units::{Delay, Number, Span},
+};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use std::{collections::BTreeMap, path::PathBuf, time::Duration};
@@ -13,20 +20,31 @@ use std::{collections::BTreeMap, path::PathBuf, time::Duration};
 pub struct Models {
     pub directory: Paths,
     pub control: Control,
+    pub watch: Watch,
     pub load: Load,
     pub required: Vec<String>,
+    pub memory: Memory,
     pub defaults: ModelDefaults,
 }
 
 /// When models are looked for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-#[expect(missing_docs, reason = "all but fixed come later")]
+#[expect(missing_docs, reason = "see `config::Control`")]
 pub enum Control {
-    #[default]
     Fixed,
+    #[default]
     Watch,
     Explicit,
+}
+
+/// How folders are looked at with `control: watch`.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+#[expect(missing_docs, reason = "the keys are explained in config/sluicegate.full.yaml")]
+pub struct Watch {
+    pub every: Span,
+    pub settle: Span,
 }
 
 /// What each model may say for itself.
@@ -38,8 +56,14 @@ pub struct ModelDefaults {
     pub instances: Amount,
     pub threads: Amount,
     pub execution: Execution,
+    pub share_weights: bool,
     pub batching: Batching,
+    pub arena: Arena,
     pub providers: Vec<Provider>,
+    pub session: Session,
+    pub run_limit: Limit,
+    pub warmup: Warmup,
+    pub traffic: Option<Traffic>,
 }
 
 /// How calls are run together.
@@ -55,11 +79,26 @@ pub struct Batching {
     pub default_priority: Amount,
     pub rows: Rows,
     pub pad: Pad,
+    pub preferred: Vec<Number>,
+    pub timeout: Option<Span>,
+    pub when_late: WhenLate,
+    pub preserve_order: bool,
+}
+
+/// What becomes of a call that has waited for longer than `timeout`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum WhenLate {
+    /// It is refused.
+    #[default]
+    Reject,
+    /// It goes behind the others.
+    Delay,
 }
 
 /// `NAME/model.yaml`: the keys of `models.defaults` and its own. serde's `flatten` would lose the refusal of unknown
 /// keys, so they are repeated.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 #[expect(missing_docs, reason = "the keys are explained in config/sluicegate.full.yaml")]
 pub struct ModelFile {
@@ -67,9 +106,16 @@ pub struct ModelFile {
     pub instances: Amount,
     pub threads: Amount,
     pub execution: Execution,
+    pub share_weights: bool,
     pub batching: Batching,
+    pub arena: Arena,
     pub providers: Vec<Provider>,
+    pub session: Session,
+    pub run_limit: Limit,
+    pub warmup: Warmup,
+    pub traffic: Option<Traffic>,
     pub class_labels: BTreeMap<String, PathBuf>,
+    pub version_labels: BTreeMap<String, Version>,
     pub inputs: BTreeMap<String, Input>,
 }
 
@@ -97,7 +143,106 @@ pub enum Execution {
     Thread,
 }
 
+/// What becomes of memory after a run.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[expect(missing_docs, reason = "the words are explained in docs/models.md")]
+pub enum Arena {
+    #[default]
+    Auto,
+    Keep,
+    Shrink,
+    None,
+}
+
+/// Options of ONNX Runtime.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+#[expect(missing_docs, reason = "the keys are explained in config/sluicegate.full.yaml")]
+pub struct Session {
+    pub graph_optimization_level: Optimization,
+    pub execution_mode: Mode,
+    pub inter_op_threads: Number,
+    pub entries: BTreeMap<String, Word>,
+}
+
+/// How far a graph is rewritten before it runs.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[expect(missing_docs, reason = "ONNX Runtime's own words")]
+pub enum Optimization {
+    Disabled,
+    Basic,
+    Extended,
+    Layout,
+    #[default]
+    All,
+}
+
+/// Whether nodes of one graph run beside each other.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[expect(missing_docs, reason = "ONNX Runtime's own words")]
+pub enum Mode {
+    #[default]
+    Sequential,
+    Parallel,
+}
+
 // === defaults (architecture section 11) ===
+
+impl Default for ModelFile {
+    fn default() -> Self {
+        let ModelDefaults {
+            versions,
+            instances,
+            threads,
+            execution,
+            share_weights,
+            batching,
+            arena,
+            providers,
+            session,
+            run_limit,
+            warmup,
+            traffic,
+        } = ModelDefaults::default();
+        Self {
+            versions,
+            instances,
+            threads,
+            execution,
+            share_weights,
+            batching,
+            arena,
+            providers,
+            session,
+            run_limit,
+            warmup,
+            traffic,
+            class_labels: BTreeMap::new(),
+            version_labels: BTreeMap::new(),
+            inputs: BTreeMap::new(),
+        }
+    }
+}
+
+impl Default for Session {
+    fn default() -> Self {
+        Self {
+            graph_optimization_level: Optimization::default(),
+            execution_mode: Mode::default(),
+            inter_op_threads: Number(1),
+            entries: BTreeMap::new(),
+        }
+    }
+}
+
+impl Default for Provider {
+    fn default() -> Self {
+        Self { kind: ProviderKind::Cpu, options: BTreeMap::new() }
+    }
+}
 
 impl Default for ModelDefaults {
     fn default() -> Self {
@@ -106,9 +251,21 @@ impl Default for ModelDefaults {
             instances: Amount::Auto,
             threads: Amount::Auto,
             execution: Execution::Auto,
+            share_weights: true,
             batching: Batching::default(),
-            providers: vec![Provider],
+            arena: Arena::Auto,
+            providers: vec![Provider::default()],
+            session: Session::default(),
+            run_limit: Limit::Auto,
+            warmup: Warmup::Auto,
+            traffic: None,
         }
+    }
+}
+
+impl Default for Watch {
+    fn default() -> Self {
+        Self { every: Span(Duration::from_secs(5)), settle: Span(Duration::from_secs(2)) }
     }
 }
 
@@ -123,6 +280,10 @@ impl Default for Batching {
             default_priority: Amount::Auto,
             rows: Rows::Auto,
             pad: Pad::Auto,
+            preferred: Vec::new(),
+            timeout: None,
+            when_late: WhenLate::Reject,
+            preserve_order: false,
         }
     }
 }

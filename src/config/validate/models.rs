@@ -1,12 +1,15 @@
 //! `models`, `models.defaults` and `model.yaml`.
 
-use super::at_most;
-use crate::config::{
-    Batching, Control, Kind, ModelConfig, ModelDefaults, Models, Problems,
-    raw::{self, Amount, Execution, Load, Provider, Versions},
-    units::{Delay, Number},
+use super::{at_most, session, traffic::traffic};
+use crate::{
+    config::{
+        Batching, Control, Kind, ModelConfig, ModelDefaults, Models, Problems,
+        raw::{self, Amount, Execution, Load, Versions, Warmup},
+        units::{Delay, Number, Span},
+    },
+    model::{InputSettings, Pad, watch},
+    schedule::PREFERRED,
 };
-use crate::model::{InputSettings, Pad};
 use serde_json::Value;
 use std::{
     collections::BTreeMap,
@@ -17,9 +20,6 @@ use std::{
 pub(super) fn models(raw: &raw::Models, folder: &Path, problems: &mut Problems) -> Models {
     if raw.directory.0.is_empty() {
         problems.missing("models.directory", "the list is empty, expected one folder at least");
-    }
-    if raw.control == raw::Control::Watch {
-        problems.push("models.control", "`watch` is not available in this version; write fixed or explicit");
     }
     if let Load::Named(names) = &raw.load {
         names.iter().enumerate().for_each(|(at, name)| check_name(&format!("models.load[{at}]"), name, problems));
@@ -41,17 +41,23 @@ pub(super) fn models(raw: &raw::Models, folder: &Path, problems: &mut Problems) 
         &raw.defaults.versions,
         (raw.defaults.instances, raw.defaults.threads),
         &raw.defaults.batching,
-        &raw.defaults.providers,
         problems,
     );
+    session::providers("models.defaults.", &raw.defaults.providers, problems);
+    session::options("models.defaults.session", &raw.defaults.session, problems);
+    routing("models.defaults.", &raw.defaults.warmup, raw.defaults.traffic.as_ref(), problems);
     Models {
         directories: raw.directory.0.iter().map(|path| folder.join(path)).collect(),
         control: match raw.control {
             raw::Control::Explicit => Control::Explicit,
-            raw::Control::Fixed | raw::Control::Watch => Control::Fixed,
+            raw::Control::Fixed => Control::Fixed,
+            raw::Control::Watch => {
+                Control::Watch(watch::Settings { every: raw.watch.every.0, settle: raw.watch.settle.0 })
+            }
         },
         load: raw.load.clone(),
         required: raw.required.iter().map(|name| name.as_str().into()).collect(),
+        memory: raw.memory,
         defaults: model_defaults(&raw.defaults),
     }
 }
@@ -60,6 +66,14 @@ pub(super) fn models(raw: &raw::Models, folder: &Path, problems: &mut Problems) 
 pub(super) fn check(raw: &raw::Config, problems: &mut Problems) {
     if raw.runtime.kind == Kind::WorkStealing && raw.models.defaults.execution == Execution::Turn {
         problems.push("models.defaults.execution", "there are no turns with runtime.kind work_stealing; write auto");
+    }
+    check_order("models.defaults.", raw.models.defaults.execution, &raw.models.defaults.batching, problems);
+}
+
+fn check_order(prefix: &str, execution: Execution, batching: &raw::Batching, problems: &mut Problems) {
+    if batching.preserve_order && execution == Execution::Turn {
+        let text = "is not for `execution: turn`, where each lane answers by itself; write auto or thread there";
+        problems.push(format!("{prefix}batching.preserve_order"), text);
     }
 }
 
@@ -70,9 +84,16 @@ pub(in crate::config) fn model_defaults(raw: &raw::ModelDefaults) -> ModelDefaul
         instances: raw.instances,
         threads: raw.threads,
         execution: raw.execution,
+        share_weights: raw.share_weights,
         batching: batching(&raw.batching),
         pad: pad(&raw.batching.pad),
         rows: raw.batching.rows,
+        arena: raw.arena,
+        providers: raw.providers.clone(),
+        session: raw.session.clone(),
+        run_limit: raw.run_limit,
+        warmup: raw.warmup.clone(),
+        traffic: raw.traffic.clone(),
     }
 }
 
@@ -83,6 +104,7 @@ pub(in crate::config) fn model_file(defaults: &ModelDefaults) -> raw::ModelFile 
         instances: defaults.instances,
         threads: defaults.threads,
         execution: defaults.execution,
+        share_weights: defaults.share_weights,
         batching: raw::Batching {
             enabled: defaults.batching.enabled,
             max_rows: Number(defaults.batching.max_rows),
@@ -101,16 +123,34 @@ pub(in crate::config) fn model_file(defaults: &ModelDefaults) -> raw::ModelFile 
                 Pad::Ratio(hundredths) => raw::Pad::Ratio(f64::from(*hundredths) / 100.0),
                 Pad::Lengths(lengths) => raw::Pad::Lengths(lengths.clone()),
             },
+            preferred: defaults.batching.preferred.iter().copied().map(Number).collect(),
+            timeout: defaults.batching.timeout.map(Span),
+            when_late: defaults.batching.when_late,
+            preserve_order: defaults.batching.preserve_order,
         },
-        providers: vec![Provider],
+        arena: defaults.arena,
+        providers: defaults.providers.clone(),
+        session: defaults.session.clone(),
+        run_limit: defaults.run_limit,
+        warmup: defaults.warmup.clone(),
+        traffic: defaults.traffic.clone(),
         class_labels: Default::default(),
         inputs: Default::default(),
+        version_labels: Default::default(),
     }
 }
 
 /// One model's own configuration. Label files must lie in the model's folder.
 pub(in crate::config) fn model(raw: &raw::ModelFile, folder: &Path, problems: &mut Problems) -> ModelConfig {
-    check_defaults("", &raw.versions, (raw.instances, raw.threads), &raw.batching, &raw.providers, problems);
+    check_defaults("", &raw.versions, (raw.instances, raw.threads), &raw.batching, problems);
+    session::providers("", &raw.providers, problems);
+    session::options("session", &raw.session, problems);
+    check_order("", raw.execution, &raw.batching, problems);
+    routing("", &raw.warmup, raw.traffic.as_ref(), problems);
+    for label in raw.version_labels.keys().filter(|label| !is_label(label)) {
+        let expected = "expected letters, digits and `._-`, and not digits alone: it stands where a version does";
+        problems.push(format!("version_labels.{label}"), format!("`{label}` is not a label, {expected}"));
+    }
     for (output, file) in &raw.class_labels {
         if !is_inside(file) {
             problems.push(format!("class_labels.{output}"), format!("`{}` {OUTSIDE}", file.display()));
@@ -122,12 +162,20 @@ pub(in crate::config) fn model(raw: &raw::ModelFile, folder: &Path, problems: &m
             instances: raw.instances,
             threads: raw.threads,
             execution: raw.execution,
+            share_weights: raw.share_weights,
             batching: batching(&raw.batching),
             pad: pad(&raw.batching.pad),
             rows: raw.batching.rows,
+            arena: raw.arena,
+            providers: raw.providers.clone(),
+            session: raw.session.clone(),
+            run_limit: raw.run_limit,
+            warmup: raw.warmup.clone(),
+            traffic: raw.traffic.clone(),
         },
         inputs: inputs(&raw.inputs, problems),
         class_labels: raw.class_labels.iter().map(|(name, file)| (name.as_str().into(), folder.join(file))).collect(),
+        version_labels: raw.version_labels.iter().map(|(name, version)| (name.as_str().into(), version.0)).collect(),
         ..ModelConfig::default()
     }
 }
@@ -199,7 +247,17 @@ fn batching(raw: &raw::Batching) -> Batching {
             Amount::Auto => level(raw.priorities.0),
             Amount::Exactly(default) => level(default),
         },
+        preferred: preferred(&raw.preferred),
+        timeout: raw.timeout.map(|timeout| timeout.0),
+        when_late: raw.when_late,
+        preserve_order: raw.preserve_order,
     }
+}
+
+fn preferred(raw: &[Number]) -> Vec<usize> {
+    let mut sizes: Vec<usize> = raw.iter().map(|size| size.0).collect();
+    sizes.sort_unstable();
+    sizes
 }
 
 /// Most instances of a model, and most threads of one.
@@ -221,26 +279,53 @@ fn check_priorities(prefix: &str, batching: &raw::Batching, problems: &mut Probl
     }
 }
 
+fn check_preferred(prefix: &str, batching: &raw::Batching, problems: &mut Problems) {
+    let (sizes, most) = (&batching.preferred, batching.max_rows.0);
+    if sizes.len() > PREFERRED {
+        let text = format!("has {} sizes, expected {PREFERRED} at most", sizes.len());
+        problems.push(format!("{prefix}batching.preferred"), text);
+    }
+    for (at, size) in sizes.iter().enumerate().filter(|(_, size)| size.0 > most) {
+        let text = format!("{} is above {most} (`max_rows`): no batch has so many rows", size.0);
+        problems.push(format!("{prefix}batching.preferred[{at}]"), text);
+    }
+}
+
 fn check_defaults(
     prefix: &str,
     versions: &Versions,
     (instances, threads): (Amount, Amount),
     batching: &raw::Batching,
-    providers: &[Provider],
     problems: &mut Problems,
 ) {
     check_priorities(prefix, batching, problems);
     check_pad(prefix, batching, problems);
+    check_preferred(prefix, batching, problems);
     at_most(&format!("{prefix}instances"), instances, MOST, problems);
     at_most(&format!("{prefix}threads"), threads, MOST, problems);
     if matches!(versions, Versions::Listed(list) if list.is_empty()) {
         problems.missing(format!("{prefix}versions"), "the list is empty, expected one version at least");
     }
-    let path = format!("{prefix}providers");
-    // What was refused in it has left the list.
-    if providers.is_empty() && !problems.list.iter().any(|problem| problem.path.starts_with(&path)) {
-        problems.missing(path, "the list is empty, expected [cpu]");
+}
+
+/// What is said of warming up and of traffic.
+fn routing(prefix: &str, warmup: &Warmup, split: Option<&raw::Traffic>, problems: &mut Problems) {
+    if let Warmup::Files(files) = warmup {
+        if files.is_empty() {
+            problems.missing(format!("{prefix}warmup"), "the list is empty, expected one file at least; or write auto");
+        }
+        for (at, file) in files.iter().enumerate().filter(|(_, file)| !is_inside(file)) {
+            problems.push(format!("{prefix}warmup[{at}]"), format!("`{}` {OUTSIDE}", file.display()));
+        }
     }
+    if let Some(split) = split {
+        traffic(&format!("{prefix}traffic"), split, problems);
+    }
+}
+
+/// What may stand where a version stands, and is none.
+fn is_label(label: &str) -> bool {
+    is_plain(label) && !label.bytes().all(|byte| byte.is_ascii_digit())
 }
 
 /// The grammar of names, of models and of their files (attack M1).

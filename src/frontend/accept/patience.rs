@@ -15,7 +15,7 @@ use std::{
     time::Duration,
 };
 use tokio::{
-    sync::{Notify, futures::Notified, watch},
+    sync::{Notify, futures::OwnedNotified, watch},
     time::{Instant, sleep_until},
 };
 
@@ -42,7 +42,7 @@ pub(crate) struct Activity {
     /// The peer reset streams since the connection was last polled.
     took_back: AtomicBool,
     stopping: AtomicBool,
-    stop: Notify,
+    stop: Arc<Notify>,
 }
 
 /// One request of a connection, until its response is handed over.
@@ -295,8 +295,8 @@ impl Activity {
     }
 
     /// Returns when the process stops. Create it before asking [`Activity::is_stopping`].
-    pub(crate) fn stopped(&self) -> Notified<'_> {
-        self.stop.notified()
+    pub(crate) fn stopped(&self) -> OwnedNotified {
+        Arc::clone(&self.stop).notified_owned()
     }
 
     fn stop(&self) {

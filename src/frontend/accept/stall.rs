@@ -168,6 +168,11 @@ mod tests {
         Outgoing::new(body, piece, Arc::new(Activity::default()).begin())
     }
 
+    #[test]
+    fn what_hyper_moves_stays_small() {
+        assert!(size_of::<Outgoing>() <= 104, "{}", size_of::<Outgoing>());
+    }
+
     #[tokio::test]
     async fn large_frames_leave_in_pieces() {
         let mut body = outgoing(Body::Full(Bytes::from(vec![1; 10])), 4);

@@ -467,7 +467,7 @@ fn futures_of_requests_stay_small() {
         size_of::<F>()
     }
     let size = size(crate::frontend::http::answer);
-    assert!(size <= 2048, "{size}");
+    assert!(size <= 16, "{size}");
 }
 
 impl Places {

@@ -1,4 +1,4 @@
-//! Large decodes, off the lane: a few threads with a bounded queue (`runtime.decode_threads`).
+//! Large decodes, off the lane: a few threads with a bounded queue (`runtime.decode_threads`). Large encodes too.
 //!
 //! One pool per process, like the lanes whose time it saves. What is decoded it does not know.
 
@@ -16,6 +16,8 @@ use tokio::sync::oneshot;
 const INLINE: usize = 256 * 1024;
 /// Decodes that wait, per process. Each holds a body that was counted by the memory budget.
 const QUEUE: usize = 256;
+/// Bytes of JSON for each byte of a tensor, roughly: what the size of outputs as text is guessed by.
+pub const TEXT: usize = 2;
 
 type Work = Box<dyn FnOnce() + Send>;
 
@@ -93,6 +95,30 @@ impl Pool {
 
 fn next(work: &Mutex<Receiver<Work>>) -> Result<Work, std::sync::mpsc::RecvError> {
     work.lock().unwrap_or_else(PoisonError::into_inner).recv()
+}
+
+/// Keeps the decoding threads of a test process from their work until it is dropped; there is one.
+#[cfg(test)]
+#[derive(Debug)]
+pub(in crate::frontend) struct Busy {
+    _release: std::sync::mpsc::Sender<()>,
+}
+
+#[cfg(test)]
+impl Busy {
+    /// Returns once the decoding thread waits.
+    pub(in crate::frontend) async fn begin() -> Self {
+        let (release, released) = std::sync::mpsc::channel::<()>();
+        let (running, runs) = oneshot::channel();
+        tokio::spawn(offload(usize::MAX, move || {
+            let _ = running.send(());
+            // It is never sent, only dropped.
+            let _ = released.recv();
+            Ok(())
+        }));
+        runs.await.expect("the decoding thread takes the work");
+        Self { _release: release }
+    }
 }
 
 #[cfg(test)]

@@ -7,6 +7,7 @@ use crate::{
 };
 use futures_util::{Stream, future::BoxFuture};
 use std::{
+    mem,
     pin::Pin,
     sync::Arc,
     task::{Context, Poll, ready},
@@ -19,25 +20,29 @@ struct Inner<C: Codec> {
     tag: C::Tag,
     serial: u64,
     ticket: Arc<Ticket<C::Note>>,
-    doing: Doing,
+    doing: Doing<C::Frame>,
 }
 
-enum Doing {
+enum Doing<F> {
     Asking(BoxFuture<'static, Result<Reply, Error>>),
     /// With the chunk, if there is one, that came before there was credit for it.
     Streaming(ReplyStream, Option<InferResponse>),
+    /// Its outputs, the last ones if that is true, are written on another thread; with what comes after them.
+    Encoding(BoxFuture<'static, Result<F, Error>>, bool, Box<Doing<F>>),
     Nothing,
 }
 
 /// What became of a call.
 #[derive(Debug)]
-pub(super) enum Event {
+pub(super) enum Event<F> {
     /// It was answered whole.
     Whole(InferResponse),
     /// It is going to be answered in pieces.
     Streams,
     /// A piece.
     Chunk(InferResponse),
+    /// What came before is written, or has no form; true if it was the last.
+    Encoded(Result<F, Error>, bool),
     /// There are no more pieces.
     Over,
     /// It failed.
@@ -56,6 +61,15 @@ impl<C: Codec> Exchange<C> {
         Self(Some(Inner { tag, serial, ticket, doing: Doing::Asking(call) }))
     }
 
+    /// Yields what `encoding` makes, of the last outputs if `last`, before anything else.
+    pub(super) fn encoding(mut self, encoding: BoxFuture<'static, Result<C::Frame, Error>>, last: bool) -> Self {
+        if let Some(inner) = &mut self.0 {
+            let then = mem::replace(&mut inner.doing, Doing::Nothing);
+            inner.doing = Doing::Encoding(encoding, last, Box::new(then));
+        }
+        self
+    }
+
     /// The name of the call.
     pub(super) fn tag(&self) -> Option<&C::Tag> {
         self.0.as_ref().map(|inner| &inner.tag)
@@ -68,7 +82,7 @@ impl<C: Codec> Exchange<C> {
 }
 
 impl<C: Codec> Inner<C> {
-    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Event> {
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Event<C::Frame>> {
         // Before any look at what may change meanwhile.
         self.ticket.register(cx.waker());
         if self.ticket.is_cancelled() {
@@ -89,6 +103,11 @@ impl<C: Codec> Inner<C> {
                 Poll::Ready(event @ Event::Chunk(_)) => return Poll::Ready(event),
                 event => ready!(event),
             },
+            Doing::Encoding(encoding, last, then) => {
+                let event = Event::Encoded(ready!(encoding.as_mut().poll(cx)), *last);
+                self.doing = mem::replace(&mut **then, Doing::Nothing);
+                return Poll::Ready(event);
+            }
             Doing::Nothing => Event::Dropped,
         };
         self.doing = Doing::Nothing;
@@ -102,7 +121,7 @@ impl<C: Codec> Inner<C> {
         stream: &mut ReplyStream,
         ahead: &mut Option<InferResponse>,
         cx: &mut Context<'_>,
-    ) -> Poll<Event> {
+    ) -> Poll<Event<C::Frame>> {
         if ahead.is_none() {
             match ready!(Pin::new(&mut *stream).poll_next(cx)) {
                 Some(Ok(Chunk::Tensors(response))) => *ahead = Some(response),
@@ -121,7 +140,7 @@ impl<C: Codec> Inner<C> {
 }
 
 impl<C: Codec> Future for Exchange<C> {
-    type Output = (Self, Event);
+    type Output = (Self, Event<C::Frame>);
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let event = match &mut self.0 {

@@ -3,7 +3,7 @@
 use crate::{
     call::{
         Call, Chunk, Credentials, Facts, Gateway, Identity, Inbound, InferRequest, InferResponse, Inspect, ModelKey,
-        Operation, Parameter, Peer, Readiness, Reply, ReplyStream, Report, Scope, Timing,
+        Operation, Parameter, Peer, Readiness, Reply, ReplyStream, Report, Scope, Steering, Timing,
     },
     error::Error,
     frontend::{Connection, Frontend, Phase, Settings, Surfaces, Tickets, body::Memory, duplex::Speaker},
@@ -69,6 +69,7 @@ impl Fixture {
             memory: Memory::new(settings.concurrency.memory),
             tickets: Tickets::new(settings.websocket.tickets),
             proofs: doubted,
+            steering: Steering::default(),
             settings,
             readiness: Readiness::default(),
             phase: watched,

@@ -6,7 +6,10 @@ use super::{About, Ask, Credit, Opened, Ticket};
 use crate::{
     call::{InferResponse, Operation, Pending},
     error::Error,
-    frontend::{Connection, body::offload},
+    frontend::{
+        Connection,
+        body::{TEXT, offload},
+    },
     wire::{
         Wishes,
         message::{self, Encoded, Envelope, Frame, Kind},
@@ -146,6 +149,13 @@ fn open(
         size,
         input,
     })
+}
+
+/// Bytes of JSON that outputs of a call come to, roughly: raw ones are none.
+pub(in crate::frontend) fn work(note: &Note, response: &InferResponse) -> usize {
+    let wishes = note.get().unwrap_or(&PLAIN);
+    let text = response.outputs.iter().filter(|output| !wishes.wants_binary(&output.name));
+    text.map(|output| output.tensor.data().len() * TEXT).sum()
 }
 
 /// Writes outputs of a call, held by the memory budget until they are sent.

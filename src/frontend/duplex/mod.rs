@@ -8,6 +8,9 @@
 //! Calls are futures within the session's own task and not tasks of their own: an idle session then costs no more than
 //! its connection, a call no channel and no second wake-up, and all that became ready in one turn is written at once.
 //! Dropping the session drops its calls, and dropping is cancelling.
+//!
+//! What a reply becomes on the wire is written here too, unless it is large: then a decoding thread writes it, and the call
+//! waits for that as it waited for its reply, in its place and bounded by the same limits.
 
 mod call;
 mod exchange;
@@ -24,8 +27,9 @@ pub(super) use pipe::Pipe;
 pub(super) use session::Session;
 
 use crate::{
-    call::{Credentials, Facts, InferResponse, Route, Surface, trace::TraceContext},
+    call::{Credentials, Facts, InferResponse, Route, Steered, Surface, trace::TraceContext},
     error::Error,
+    frontend::Connection,
 };
 use std::{
     borrow::Cow,
@@ -89,7 +93,7 @@ pub(super) trait Codec: Send {
     /// What is read.
     type Received;
     /// What is written.
-    type Frame: Weigh;
+    type Frame: Weigh + Send + 'static;
 
     /// What `frame` asks for. What can be answered at once goes into `out`.
     ///
@@ -109,18 +113,24 @@ pub(super) trait Codec: Send {
     /// Why the session has to end.
     fn proved(&mut self, result: Result<(), Error>, out: &mut Outbox<Self::Frame>) -> Result<(), Why>;
 
-    /// Outputs of a call, the last ones if `last`.
+    /// Bytes that [`Codec::encode`] would have to write one by one: what is large is written on the decoding threads.
+    /// Raw tensors are shared and count nothing.
+    fn work(note: &Self::Note, response: &InferResponse) -> usize;
+
+    /// Writes outputs of a call, the last ones if `last`. It may run on a decoding thread, and then `about` has no facts.
     ///
     /// # Errors
     ///
     /// Whatever cannot be encoded; the call is then answered with it.
-    fn output(
-        &mut self,
-        about: About<'_, Self::Tag, Self::Note>,
+    fn encode(
+        connection: &Connection,
+        about: &About<'_, Self::Tag, Self::Note>,
         last: bool,
         response: InferResponse,
-        out: &mut Outbox<Self::Frame>,
-    ) -> Result<(), Error>;
+    ) -> Result<Self::Frame, Error>;
+
+    /// Outputs of a call that are written: they leave now.
+    fn output(&mut self, frame: Self::Frame, out: &mut Outbox<Self::Frame>);
 
     /// A call that streamed is over.
     fn done(&mut self, about: About<'_, Self::Tag, Self::Note>, out: &mut Outbox<Self::Frame>);
@@ -228,17 +238,25 @@ pub(super) struct Speaker {
     credentials: Credentials,
     /// What the stack learned when it proved them; `None` if it did not, or was not asked.
     proof: Option<Arc<Facts>>,
+    /// Headers that the session was opened with: they count for each of its calls.
+    steered: Option<Steered>,
 }
 
 impl Speaker {
     /// Whoever `credentials` prove: the stack has said so in `proof`.
     pub(super) const fn proven(credentials: Credentials, proof: Arc<Facts>) -> Self {
-        Self { credentials, proof: Some(proof) }
+        Self { credentials, proof: Some(proof), steered: None }
     }
 
     /// Nobody that the stack knows.
     pub(super) const fn unknown() -> Self {
-        Self { credentials: Credentials::None, proof: None }
+        Self { credentials: Credentials::None, proof: None, steered: None }
+    }
+
+    /// The same, in a session that was opened with these headers.
+    #[must_use]
+    pub(super) fn steered(self, steered: Option<Steered>) -> Self {
+        Self { steered, ..self }
     }
 
     /// When the proof will have ended, if that is known.

@@ -9,7 +9,7 @@ use super::{
     within,
 };
 use crate::{
-    call::{Facts, InferResponse},
+    call::{Facts, InferResponse, Steered},
     error::Error,
     frontend::{Connection, Phase},
     telemetry::metrics::Gauge,
@@ -43,6 +43,8 @@ pub(in crate::frontend) struct Session<C: Codec, L> {
     codec: C,
     link: L,
     speaker: Speaker,
+    /// Headers that it was opened with, whoever it speaks for later.
+    steered: Option<Steered>,
     /// Credentials that the client has sent. Nothing is read until they are known.
     proving: Option<Proof>,
     /// The speaker's own, looked at again. All else goes on meanwhile.
@@ -82,7 +84,7 @@ struct Entry<C: Codec> {
     /// The one chunk of a reply that must not be more.
     only: Option<InferResponse>,
     /// What happened before it was this call's turn.
-    held: Option<(Exchange<C>, Event)>,
+    held: Option<(Exchange<C>, Event<C::Frame>)>,
 }
 
 enum Life {
@@ -124,6 +126,7 @@ where
             codec,
             link,
             check: speaker.until(),
+            steered: speaker.steered.clone(),
             speaker,
             proving: None,
             checking: None,

@@ -1,8 +1,8 @@
-//! The message on its way in: the stall timer and the memory budget between hyper and tonic.
+//! The message on its way in: the stall timer and the memory budget between hyper and whoever cuts it out.
 //!
-//! Sees where a message ends and not what it is: tonic cuts it out, and its limit on one message is set where it is
-//! asked to.
+//! Of a stream it sees where a message ends and not what it is; the limit on one message is its reader's.
 
+use super::single;
 use crate::{
     call::Surface,
     error::Error,
@@ -64,17 +64,19 @@ impl<B> Arriving<B> {
         stall.as_mut().poll(cx)
     }
 
-    /// Counts what tonic holds: the message that is being received.
+    /// Counts what its reader holds: the message that is being received.
     fn count(&mut self, data: &[u8]) -> Result<(), Error> {
         self.received += data.len();
-        let mut held = self.framing.held + data.len();
-        self.framing.feed(data);
-        if self.wait == Wait::WithinMessages && self.framing.held < held {
-            // A message ended in here; what is left is the beginning of the next.
-            held = self.framing.held;
-            self.reservation = None;
+        let mut total = self.received;
+        if self.wait == Wait::WithinMessages {
+            total = self.framing.held + data.len();
+            self.framing.feed(data);
+            if self.framing.held < total {
+                // A message ended in here; what is left is the beginning of the next.
+                total = self.framing.held;
+                self.reservation = None;
+            }
         }
-        let total = if self.wait == Wait::Throughout { self.received } else { held };
         self.connection.frontend.memory.cover(&mut self.reservation, total)
     }
 }
@@ -173,9 +175,7 @@ pub(super) fn error(status: &Status, limit: usize) -> Error {
         (Some(error), _) => error.clone(),
         // tonic says so of nothing else (contract 05 section 1.5).
         (None, tonic::Code::OutOfRange | tonic::Code::ResourceExhausted) => Error::TooLarge { limit: limit as u64 },
-        (None, tonic::Code::Internal) => {
-            Error::MalformedMessage(format!("malformed gRPC message: {}", status.message()).into())
-        }
+        (None, tonic::Code::Internal) => single::malformed(&status.message()),
         (None, _) => Error::Cancelled,
     }
 }

@@ -37,7 +37,16 @@ const WORTH_IT: usize = 1024;
 ///
 /// [`Error::UnsupportedMedia`], which is rendered with `grpc-accept-encoding` (contract 05 section 1.1).
 pub(super) fn of_request(headers: &HeaderMap) -> Result<Option<Coding>, Error> {
-    match headers.get(ENCODING).map(HeaderValue::as_bytes) {
+    named(headers.get(ENCODING))
+}
+
+/// The coding that `grpc-encoding` names.
+///
+/// # Errors
+///
+/// As [`of_request`].
+pub(super) fn named(encoding: Option<&HeaderValue>) -> Result<Option<Coding>, Error> {
+    match encoding.map(HeaderValue::as_bytes) {
         None | Some(b"identity") => Ok(None),
         Some(name) => match Coding::parse(name) {
             Some(coding) => Ok(Some(coding)),

@@ -2,7 +2,7 @@
 
 use super::serve;
 use crate::{
-    call::{Gateway, Inbound, Peer, Readiness, Reply},
+    call::{Gateway, Inbound, Peer, Readiness, Reply, Steering},
     error::Error,
     frontend::{Connection, Frontend, Phase, Settings, Surfaces, Tickets, body::Memory},
     limit::address::{self, AddressGate},
@@ -62,6 +62,7 @@ where
         gateway: Gateway::new(tower::service_fn(answer)),
         tickets: Tickets::new(settings.websocket.tickets),
         proofs: watch::channel(()).1,
+        steering: Steering::default(),
         settings,
         readiness,
         phase,

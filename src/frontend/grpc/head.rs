@@ -4,13 +4,10 @@ use super::Request;
 use crate::{
     call::{CallId, Credentials, Head, Intent, Route, Surface},
     error::Error,
-    frontend::{
-        Connection,
-        head::{context, credentials},
-    },
+    frontend::{Connection, head::Fields},
 };
-use http::{HeaderMap, HeaderName};
-use std::time::Duration;
+use http::{HeaderMap, HeaderName, HeaderValue};
+use std::{sync::Arc, time::Duration};
 
 const GRPC_TIMEOUT: HeaderName = HeaderName::from_static("grpc-timeout");
 
@@ -25,11 +22,26 @@ pub(super) fn open(
     intent: Intent,
     request: &Request,
 ) -> Result<(Head, Credentials), Error> {
-    let headers = request.headers();
+    open_at(connection, id, intent, Route::named(request.uri().path()), &Fields::of(request.headers()))
+}
+
+/// The same for a call whose route is known, and whose fields were looked through.
+///
+/// # Errors
+///
+/// As [`open`].
+pub(super) fn open_at(
+    connection: &Connection,
+    id: &CallId,
+    intent: Intent,
+    route: Route,
+    fields: &Fields<'_>,
+) -> Result<(Head, Credentials), Error> {
     connection.gate()?;
-    let head = Head::new(id.clone(), Surface::Grpc, intent, connection.peer.clone()).with_timeout(timeout(headers)?);
-    let head = head.at(Route::named(request.uri().path())).part_of(context(headers));
-    Ok((head, credentials(headers)))
+    let timeout = fields.grpc_timeout.map(wish).transpose()?;
+    let head = Head::new(id.clone(), Surface::Grpc, intent, Arc::clone(&connection.peer));
+    let head = head.with_timeout(timeout).at(route).part_of(fields.context());
+    Ok((head.steered(connection.steered(fields.headers())), fields.credentials()))
 }
 
 /// The client's wish for a deadline: `grpc-timeout`, 1 to 8 digits and a unit (contract 05 section 1.1).
@@ -38,8 +50,11 @@ pub(super) fn open(
 ///
 /// [`Error::InvalidRequest`] if it is malformed.
 pub(super) fn timeout(headers: &HeaderMap) -> Result<Option<Duration>, Error> {
-    let Some(value) = headers.get(GRPC_TIMEOUT) else { return Ok(None) };
-    parse_timeout(value.as_bytes()).map(Some).ok_or_else(|| {
+    headers.get(GRPC_TIMEOUT).map(wish).transpose()
+}
+
+fn wish(value: &HeaderValue) -> Result<Duration, Error> {
+    parse_timeout(value.as_bytes()).ok_or_else(|| {
         let found = value.as_bytes().escape_ascii();
         Error::invalid(format!("`grpc-timeout` is `{found}`, expected 1 to 8 digits and one of H, M, S, m, u, n"))
     })
@@ -67,7 +82,6 @@ fn parse_timeout(value: &[u8]) -> Option<Duration> {
 mod tests {
     use super::*;
     use crate::error::Code;
-    use http::HeaderValue;
     use proptest::prelude::*;
 
     fn headers(name: HeaderName, value: &[u8]) -> HeaderMap {

@@ -76,7 +76,7 @@ pub(super) async fn serve(connection: Arc<Connection>, id: CallId, method: Metho
     };
     if method == Method::List {
         return match read::<HealthListRequest>(&connection, request).await {
-            Ok(_) => answer(&connection, &id, list(&connection)),
+            Ok(_) => answer(&connection, &id, &list(&connection)),
             Err(error) => refuse(&id, &error),
         };
     }
@@ -97,7 +97,7 @@ pub(super) async fn serve(connection: Arc<Connection>, id: CallId, method: Metho
         (ServingStatus::ServiceUnknown, Subject::Model(model)) => {
             refuse(&id, &Error::ModelNotFound { model, version: None })
         }
-        (status, _) => answer(&connection, &id, response(status)),
+        (status, _) => answer(&connection, &id, &response(status)),
     }
 }
 

@@ -12,11 +12,13 @@ mod input;
 mod leash;
 mod reflection;
 mod report;
+mod single;
 mod status;
 mod stream;
 mod tfserving;
 mod unary;
 mod web;
+mod written;
 
 #[cfg(test)]
 mod fixture;
@@ -24,9 +26,13 @@ mod fixture;
 pub(in crate::frontend) use status::{refuse, status};
 pub(in crate::frontend) use web::{refuse_web, serve as serve_web};
 
-use super::{Connection, head::call_id, http::Response};
+use super::{
+    Connection,
+    head::{Fields, call_id},
+    http::Response,
+};
 use crate::{
-    call::{CallId, Intent},
+    call::{self, CallId, Intent},
     error::Error,
 };
 use bytes::Bytes;
@@ -61,6 +67,22 @@ pub async fn serve(connection: Arc<Connection>, request: http::Request<Incoming>
     dispatch(connection, request.map(Arrived::Native), Form::Native).await
 }
 
+/// Whether this is `ModelInfer` as almost every request is, which [`infer`] answers.
+pub fn is_infer(request: &http::Request<()>, fields: &Fields<'_>) -> bool {
+    request.uri().path() == call::Route::GrpcInfer.name()
+        && *request.method() == Method::POST
+        && fields.content_type.is_some_and(|kind| media_type(kind.as_bytes()).is_ok())
+}
+
+/// Answers such a request, of which the head is borrowed: it need not live as long as the call.
+pub fn infer(
+    connection: Arc<Connection>,
+    fields: &Fields<'_>,
+    body: Incoming,
+) -> impl Future<Output = Response> + Send + use<> {
+    unary::infer(connection, fields, Arrived::Native(body), Form::Native)
+}
+
 async fn dispatch(connection: Arc<Connection>, request: Request, form: Form) -> Response {
     let id = call_id(request.headers());
     let method = match route(&connection, &request, form) {
@@ -69,8 +91,10 @@ async fn dispatch(connection: Arc<Connection>, request: Request, form: Form) -> 
     };
     let coding = encoding::of_answers(request.headers());
     let response = match method {
-        Rpc::Infer => unary::infer(connection, id, request).await,
-        // Long or rare, and their futures need not make that of every call larger.
+        Rpc::Infer => {
+            let (parts, body) = request.into_parts();
+            return Box::pin(unary::infer(connection, &Fields::of(&parts.headers), body, form)).await;
+        }
         Rpc::Report(question) => Box::pin(report::serve(connection, id, question, request)).await,
         Rpc::Stream => Box::pin(open_stream(connection, id, request)).await,
         Rpc::TfServing(method) => Box::pin(tfserving::serve(connection, id, method, request)).await,

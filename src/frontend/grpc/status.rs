@@ -16,6 +16,7 @@ use tonic_types::{ErrorDetails, StatusExt};
 
 const DOMAIN: &str = "sluicegate";
 const ERROR_CODE: HeaderName = HeaderName::from_static("error-code");
+const DETAILS_BIN: HeaderName = HeaderName::from_static("grpc-status-details-bin");
 const PUSHBACK: HeaderName = HeaderName::from_static("grpc-retry-pushback-ms");
 
 /// The longest message, bytes: clients choose some of the names in it, and the whole header has to stay below 8 KiB
@@ -59,7 +60,12 @@ pub(super) fn of_service(code: error::Code, text: &str, id: &CallId, add: impl F
 
 /// A whole answer that is nothing but `error`: one block of headers (contract 05 section 1.3, trailers-only).
 pub(in crate::frontend) fn refuse(id: &CallId, error: &Error) -> Response {
-    status(error, id).into_http::<Body>()
+    let mut response = status(error, id).into_http::<Body>();
+    if let Some(details) = response.headers_mut().get_mut(DETAILS_BIN) {
+        // The id is in them: HTTP/2 need not remember what never comes again.
+        details.set_sensitive(true);
+    }
+    response
 }
 
 fn code(error: &Error) -> Code {

@@ -10,7 +10,7 @@ use crate::{
     },
     error::{Error, Stage},
     frontend::{
-        Connection, Phase, Settings,
+        Connection, Phase, Settings, body,
         duplex::{
             About, Ask, Beyond, Codec, Credit, Link, Opened, Order, Outbox, Pipe, Received, Rules, Sending, Session,
             Speaker, State, Ticket, Weigh, Why,
@@ -29,6 +29,7 @@ use crate::{
     },
 };
 use futures_util::Stream;
+use prost::Message;
 use std::{
     collections::HashMap,
     pin::Pin,
@@ -74,6 +75,7 @@ pub(super) async fn serve(
     }
     let deadline = head.timeout.and_then(|timeout| Instant::now().checked_add(timeout));
     let (id, facts, context) = (head.id.clone(), Arc::clone(&head.facts), head.facts.context.get().copied());
+    let steered = head.facts.steered();
     let input = Pending::ready(Operation::Inspect(Inspect::Session));
     connection.frontend.gateway.call(Call { head, sender: sender.clone(), input }).await?;
 
@@ -81,7 +83,8 @@ pub(super) async fn serve(
     let link = Messages { messages, pipe, limit: connection.frontend.settings.size.body };
     let codec = Protocol { connection: Arc::clone(&connection), id, strict, deadline, context, next: 0 };
     let rules = rules(&connection.frontend.settings);
-    tokio::spawn(Session::new(connection, rules, Speaker::proven(sender, facts), codec, link).run());
+    let speaker = Speaker::proven(sender, facts).steered(steered);
+    tokio::spawn(Session::new(connection, rules, speaker, codec, link).run());
     Ok(Answers(receiver))
 }
 
@@ -159,10 +162,9 @@ struct Protocol {
     next: u64,
 }
 
-impl Protocol {
-    fn say(response: ModelInferResponse, error: String, out: &mut Outbox<Answer>) {
-        out.push(Ok(ModelStreamInferResponse { error_message: error, infer_response: Some(response) }));
-    }
+/// `error` is empty for what is none.
+const fn answer(response: ModelInferResponse, error: String) -> Answer {
+    Ok(ModelStreamInferResponse { error_message: error, infer_response: Some(response) })
 }
 
 /// Without outputs, about the request of `note`, and about the model if it came that far.
@@ -188,7 +190,10 @@ impl Codec for Protocol {
             message.parameters.get(EMPTY_FINAL),
             Some(InferParameter { parameter_choice: Some(ParameterChoice::BoolParam(true)) })
         );
-        let typed = self.connection.frontend.settings.grpc.mirror && proto::is_typed(&message);
+        let typed = proto::is_typed(&message);
+        // Raw tensors are cut out of the message; typed ones are made anew, element by element.
+        let work = if typed { message.encoded_len() } else { 0 };
+        let typed = typed && self.connection.frontend.settings.grpc.mirror;
         let note = Note { id: message.id.clone(), empty_final, typed };
         let connection = Arc::clone(&self.connection);
         let input = match Input::hold(&connection, message) {
@@ -204,7 +209,7 @@ impl Codec for Protocol {
             context: self.context,
             timeout: self.deadline.map(|deadline| deadline.saturating_duration_since(out.now())),
             size: 0,
-            input: Pending::new(async move { input.decode(&connection.frontend.settings.wire) }),
+            input: Pending::new(body::offload(work, move || input.decode(&connection.frontend.settings.wire))),
         }))
     }
 
@@ -212,21 +217,28 @@ impl Codec for Protocol {
         Ok(())
     }
 
-    fn output(
-        &mut self,
-        about: About<'_, u64, Note>,
+    fn work(note: &Note, response: &InferResponse) -> usize {
+        let contents = response.outputs.iter().map(|output| output.tensor.data().len());
+        if note.typed { contents.sum() } else { 0 }
+    }
+
+    fn encode(
+        connection: &Connection,
+        about: &About<'_, u64, Note>,
         last: bool,
         mut response: InferResponse,
-        out: &mut Outbox<Answer>,
-    ) -> Result<(), Error> {
+    ) -> Result<Answer, Error> {
         say_final(&mut response, last);
         let mut response = proto::encode_infer(response, about.note.typed);
-        self.connection.frontend.memory.hold_all(&mut response.raw_output_contents)?;
+        connection.frontend.memory.hold_all(&mut response.raw_output_contents)?;
         if response.id.is_empty() {
             response.id.clone_from(&about.note.id);
         }
-        Self::say(response, String::new(), out);
-        Ok(())
+        Ok(answer(response, String::new()))
+    }
+
+    fn output(&mut self, frame: Answer, out: &mut Outbox<Answer>) {
+        out.push(frame);
     }
 
     fn done(&mut self, call: About<'_, u64, Note>, out: &mut Outbox<Answer>) {
@@ -234,7 +246,7 @@ impl Codec for Protocol {
             let mut response = about(call.note, call.facts);
             let last = InferParameter { parameter_choice: Some(ParameterChoice::BoolParam(true)) };
             response.parameters = HashMap::from([(FINAL.to_owned(), last)]);
-            Self::say(response, String::new(), out);
+            out.push(answer(response, String::new()));
         }
     }
 
@@ -246,7 +258,7 @@ impl Codec for Protocol {
         }
         // Only a failure of the run itself names the model (contract 02 section 4, item 3).
         let ran = call.facts.filter(|facts| facts.stage() >= Stage::Running);
-        Self::say(about(call.note, ran), error.to_string(), out);
+        out.push(answer(about(call.note, ran), error.to_string()));
         Ok(())
     }
 

@@ -1,7 +1,7 @@
 //! `ModelStreamInfer` against a made-up stack.
 
 use super::{super::fixture::World, *};
-use crate::frontend::{Phase, Settings, duplex::fixture::Fixture};
+use crate::frontend::{Phase, Settings, body::Busy, duplex::fixture::Fixture};
 use crate::wire::proto::inference::{InferTensorContents, ModelInferRequest, model_infer_request::InferInputTensor};
 use std::sync::atomic::Ordering;
 use tokio::sync::mpsc;
@@ -233,4 +233,39 @@ async fn a_drain_finishes_what_runs_and_ends_the_stream() {
     client.fixture.stack.released.add_permits(1);
     assert_eq!(client.hear().await, answer("a"));
     assert_eq!(client.ends().await, Some(Code::Unavailable));
+}
+
+/// `model` with typed numbers: small as a message and large as a tensor, or large as a message.
+fn typed(id: &str, model: &str, contents: InferTensorContents) -> ModelInferRequest {
+    let mut request = request(id, model, &[]);
+    let (datatype, length) = match contents.int64_contents.len() {
+        0 => ("FP32", contents.fp32_contents.len()),
+        length => ("INT64", length),
+    };
+    request.inputs[0].datatype = datatype.into();
+    request.inputs[0].shape = vec![i64::try_from(length).unwrap()];
+    request.inputs[0].contents = Some(contents);
+    request
+}
+
+#[tokio::test]
+async fn large_typed_contents_are_made_and_read_elsewhere_and_keep_the_order_of_requests() {
+    let mut settings = Settings::default();
+    settings.grpc.mirror = true;
+    let Ok(mut client) = open(Fixture::new(settings), &[]).await else { panic!("refused") };
+    let written = InferTensorContents { int64_contents: vec![7; 40_000], ..Default::default() };
+    let read = InferTensorContents { fp32_contents: vec![7.0; 70_000], ..Default::default() };
+    for contents in [written, read] {
+        let busy = Busy::begin().await;
+        client.requests.as_ref().unwrap().send(typed("large", "echo", contents)).await.unwrap();
+        client.say("next", "echo", &[]).await;
+        client.say("", "steps", &[]).await;
+        // A stream of its own does not wait, and shows that the lane does not either.
+        assert_eq!(client.hear().await, (String::new(), String::new(), Some(false), 1));
+        drop(busy);
+        assert_eq!(client.hear().await, answer("large"));
+        assert_eq!(client.hear().await, answer("next"));
+    }
+    client.requests = None;
+    assert_eq!(client.ends().await, None);
 }

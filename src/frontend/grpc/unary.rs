@@ -1,24 +1,32 @@
 //! Unary methods, lazily decoded: the message is awaited only when the stack asks for it.
 //!
-//! On the wire a unary call is a stream of one message, so it is read as one, and a second message is refused here.
+//! On the wire a unary call is a stream of one message; a second one is refused.
 
 use super::{
-    Request,
+    Arrived, Form, Request,
     arriving::{self, Arriving, PREFIX, Wait},
     encoding, head,
     input::Input,
     name, refuse,
+    single::{Single, count},
+    written,
 };
 use crate::{
     call::{
         Call, CallId, Chunk, Credentials, Facts, Head, InferResponse, Intent, Operation, Pending, Reply, ReplyStream,
-        Surface,
+        Route, Surface,
     },
     error::Error,
-    frontend::{Connection, body::Body, http::Response, quota},
+    frontend::{
+        Connection,
+        body::{Body, Coding, Reservation, Trailed},
+        head::Fields,
+        http::Response,
+        quota,
+    },
     wire::proto::{self, inference as pb},
 };
-use futures_util::{StreamExt, stream};
+use futures_util::{future::Either, stream};
 use http::{HeaderValue, header::CONTENT_TYPE};
 use prost::Message;
 use std::sync::{
@@ -35,8 +43,22 @@ pub(super) enum Probe {
     Ready,
 }
 
-/// `ModelInfer`.
-pub(super) async fn infer(connection: Arc<Connection>, id: CallId, request: Request) -> Response {
+/// `ModelInfer`, of whose head nothing is kept but the call. The call is made at the first poll.
+///
+/// No `async fn`: it would keep what it is given twice, and this is moved for each call.
+pub(super) fn infer(
+    connection: Arc<Connection>,
+    fields: &Fields<'_>,
+    body: Arrived,
+    form: Form,
+) -> impl Future<Output = Response> + Send + use<> {
+    let id = fields.call_id();
+    let opened = head::open_at(&connection, &id, Intent::Infer, Route::GrpcInfer, fields);
+    let opened = opened.and_then(|opened| Ok((opened, encoding::named(fields.grpc_encoding)?)));
+    let ((head, sender), coding) = match opened {
+        Ok(opened) => opened,
+        Err(error) => return Either::Left(std::future::ready(refused(&connection, &id, &error))),
+    };
     let settings = Arc::clone(&connection);
     // Known once the message is read, and wanted only where answers mirror it.
     let typed = settings.frontend.settings.grpc.mirror.then(|| Arc::new(AtomicBool::new(false)));
@@ -47,25 +69,38 @@ pub(super) async fn infer(connection: Arc<Connection>, id: CallId, request: Requ
         }
         Input::hold(&settings, message)?.decode(&settings.frontend.settings.wire)
     };
-    let (head, sender) = match head::open(&connection, &id, Intent::Infer, &request) {
-        Ok(opened) => opened,
-        Err(error) => return refused(&connection, &id, &error),
-    };
+    let answers = coding.and_then(|_| encoding::of_answers(fields.headers()));
     let facts = Arc::clone(&head.facts);
-    let response = match send(&connection, head, sender, request, decode).await {
-        Ok(reply) => whole(reply).await,
-        Err(error) => Err(error),
-    };
-    let error = response.as_ref().err().cloned();
-    let encode = |response| {
-        let typed = typed.is_some_and(|typed| typed.load(Ordering::Relaxed));
-        let message = proto::encode_infer(response, typed);
-        connection.frontend.encoded(Surface::Grpc, &facts);
-        message
-    };
-    let mut answer = respond(&connection, &id, response.map(encode));
-    quota::insert(answer.headers_mut(), &facts, error.as_ref());
-    answer
+    let call = Call { head, sender, input: pending(&connection, coding, body, decode) };
+    Either::Right(async move {
+        let response = match connection.frontend.gateway.call(call).await {
+            Ok(Reply::Infer(response)) => Ok(response),
+            // Rare, and its future need not make that of every call larger.
+            Ok(reply) => Box::pin(whole(reply)).await,
+            Err(error) => Err(error),
+        };
+        let (mut answer, error) = match response {
+            Ok(response) => {
+                let typed = typed.is_some_and(|typed| typed.load(Ordering::Relaxed));
+                let message = proto::encode_infer(response, typed);
+                connection.frontend.encoded(Surface::Grpc, &facts);
+                // A page decodes each frame by itself, and what is compressed is copied anyway.
+                let answer = if form == Form::Native && answers.is_none() {
+                    let length = message.encoded_len();
+                    send_off(&connection, &id, length, |reservation| written::in_frames(message, length, reservation))
+                } else {
+                    answer(&connection, &id, &message)
+                };
+                (answer, None)
+            }
+            Err(error) => (refused(&connection, &id, &error), Some(error)),
+        };
+        quota::insert(answer.headers_mut(), &facts, error.as_ref());
+        match answers {
+            Some(coding) => encoding::compressed(answer, coding),
+            None => answer,
+        }
+    })
 }
 
 /// `ServerLive` and `ServerReady`: without credentials, not counted as calls.
@@ -76,8 +111,8 @@ pub(super) async fn probe(connection: Arc<Connection>, id: CallId, probe: Probe,
     }
     let readiness = &connection.frontend.readiness;
     match probe {
-        Probe::Live => answer(&connection, &id, pb::ServerLiveResponse { live: readiness.is_live() }),
-        Probe::Ready => answer(&connection, &id, pb::ServerReadyResponse { ready: readiness.is_ready() }),
+        Probe::Live => answer(&connection, &id, &pb::ServerLiveResponse { live: readiness.is_live() }),
+        Probe::Ready => answer(&connection, &id, &pb::ServerReadyResponse { ready: readiness.is_ready() }),
     }
 }
 
@@ -112,22 +147,44 @@ where
     M: Message + Default + 'static,
     D: FnOnce(M) -> Result<Operation, Error> + Send + 'static,
 {
-    let limit = connection.frontend.settings.size.body;
-    let messages = messages(connection, request, Wait::Throughout)?;
-    let input = Pending::new(async move { one(messages, limit).await.and_then(decode) });
+    let coding = encoding::of_request(request.headers())?;
+    let input = pending(connection, coding, request.into_body(), decode);
     connection.frontend.gateway.call(Call { head, sender, input }).await
+}
+
+/// A message that will be read and decoded when the stack has decided that it may be.
+fn pending<M, D>(connection: &Arc<Connection>, coding: Option<Coding>, body: Arrived, decode: D) -> Pending
+where
+    M: Message + Default + 'static,
+    D: FnOnce(M) -> Result<Operation, Error> + Send + 'static,
+{
+    let limit = connection.frontend.settings.size.body;
+    let body = Arriving::new(body, Arc::clone(connection), Wait::Throughout);
+    match coding {
+        None => Pending::new(Single::new(body, limit, decode)),
+        Some(_) => {
+            let messages = streaming(connection, coding, body);
+            Pending::new(async move { one(messages, limit).await.and_then(decode) })
+        }
+    }
 }
 
 /// Reads the one message of a request that is answered beside the stack.
 ///
 /// # Errors
 ///
-/// What [`messages`] and [`one`] answer.
+/// What [`encoding::of_request`] and [`Single`] answer.
 pub(super) async fn read<M: Message + Default + 'static>(
     connection: &Arc<Connection>,
     request: Request,
 ) -> Result<M, Error> {
-    one(messages(connection, request, Wait::Throughout)?, connection.frontend.settings.size.body).await
+    let limit = connection.frontend.settings.size.body;
+    let coding = encoding::of_request(request.headers())?;
+    let body = Arriving::new(request.into_body(), Arc::clone(connection), Wait::Throughout);
+    match coding {
+        None => Single::new(body, limit, Ok).await,
+        Some(_) => one(streaming(connection, coding, body), limit).await,
+    }
 }
 
 /// The messages of a request, none of them read. Each may have `limits.size.body` bytes: tonic's own limit is 4 MiB.
@@ -140,28 +197,34 @@ pub(super) fn messages<M: Message + Default + 'static>(
     request: Request,
     wait: Wait,
 ) -> Result<Streaming<M>, Error> {
-    let limit = connection.frontend.settings.size.body;
     let coding = encoding::of_request(request.headers())?;
     let body = Arriving::new(request.into_body(), Arc::clone(connection), wait);
-    let decode = ProstDecoder::<M>::default();
-    Ok(match coding {
-        None => Streaming::new_request(decode, body, None, Some(limit)),
-        Some(coding) => {
-            let body = encoding::inflated(body, coding, Arc::clone(connection));
-            Streaming::new_request(decode, body, None, Some(limit))
-        }
-    })
+    Ok(streaming(connection, coding, body))
 }
 
-/// Exactly one message.
+fn streaming<M: Message + Default + 'static>(
+    connection: &Arc<Connection>,
+    coding: Option<Coding>,
+    body: Arriving<Arrived>,
+) -> Streaming<M> {
+    let limit = Some(connection.frontend.settings.size.body);
+    let decode = ProstDecoder::<M>::default();
+    match coding {
+        None => Streaming::new_request(decode, body, None, limit),
+        Some(coding) => {
+            let body = encoding::inflated(body, coding, Arc::clone(connection));
+            Streaming::new_request(decode, body, None, limit)
+        }
+    }
+}
+
+/// Exactly one message of those that tonic reads: the compressed ones.
 ///
 /// # Errors
 ///
-/// [`Error::Unimplemented`] if there is none or a second one, as gRPC's status table has it; [`Error::TooLarge`],
-/// [`Error::BodyStalled`], [`Error::Overloaded`], [`Error::Cancelled`], or [`Error::MalformedMessage`] if it is none.
-async fn one<M>(mut messages: Streaming<M>, limit: usize) -> Result<M, Error> {
+/// As [`Single`].
+pub(super) async fn one<M>(mut messages: Streaming<M>, limit: usize) -> Result<M, Error> {
     let failed = |status: tonic::Status| arriving::error(&status, limit);
-    let count = |found| Error::Unimplemented(format!("the request has {found}, expected exactly one").into());
     let message = messages.message().await.map_err(failed)?.ok_or_else(|| count("no message"))?;
     match messages.message().await.map_err(failed)? {
         None => Ok(message),
@@ -191,12 +254,8 @@ pub(super) fn mismatch() -> Error {
 }
 
 /// One message and status 0, or what went wrong.
-pub(super) fn respond<M: Message + Default + 'static>(
-    connection: &Connection,
-    id: &CallId,
-    reply: Result<M, Error>,
-) -> Response {
-    reply.map_or_else(|error| refused(connection, id, &error), |message| answer(connection, id, message))
+pub(super) fn respond<M: Message>(connection: &Connection, id: &CallId, reply: Result<M, Error>) -> Response {
+    reply.map_or_else(|error| refused(connection, id, &error), |message| answer(connection, id, &message))
 }
 
 fn refused(connection: &Connection, id: &CallId, error: &Error) -> Response {
@@ -205,15 +264,25 @@ fn refused(connection: &Connection, id: &CallId, error: &Error) -> Response {
 }
 
 /// One message and status 0.
-pub(super) fn answer<M: Message + Default + 'static>(connection: &Connection, id: &CallId, message: M) -> Response {
-    let length = PREFIX + message.encoded_len();
-    let reservation = match connection.frontend.memory.reserve_large(length) {
-        Ok(reservation) => reservation,
+pub(super) fn answer(connection: &Connection, id: &CallId, message: &impl Message) -> Response {
+    let length = message.encoded_len();
+    send_off(connection, id, length, |reservation| written::whole(message, length, reservation))
+}
+
+/// A message of `length` bytes that `write` writes, counted until it is handed over.
+fn send_off(
+    connection: &Connection,
+    id: &CallId,
+    length: usize,
+    write: impl FnOnce(Option<Reservation>) -> Result<Trailed, Error>,
+) -> Response {
+    let body = connection.frontend.memory.reserve_large(PREFIX + length).and_then(write);
+    let body = match body {
+        Ok(body) => body,
         Err(error) => return refused(connection, id, &error),
     };
-    connection.frontend.metrics.body_sent(Surface::Grpc, length as u64);
-    // tonic asks for a second message, and so lets go of this, once the first has been handed over.
-    stream_of(id, stream::iter([Ok(message)]).inspect(move |_| _ = &reservation))
+    connection.frontend.metrics.body_sent(Surface::Grpc, (PREFIX + length) as u64);
+    headed(id, Body::Trailed(body))
 }
 
 /// Messages as they come, and the status at their end.
@@ -226,7 +295,11 @@ where
     // A length is four bytes; what the server makes is bounded by what it took in and by its models.
     let limit = Some(u32::MAX as usize);
     let body = EncodeBody::new_server(encode, messages, None, SingleMessageCompressionOverride::default(), limit);
-    let mut response = Response::new(Body::Grpc(tonic::body::Body::new(body)));
+    headed(id, Body::Grpc(tonic::body::Body::new(body)))
+}
+
+fn headed(id: &CallId, body: Body) -> Response {
+    let mut response = Response::new(body);
     response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
     name(&mut response, id);
     response
@@ -239,6 +312,17 @@ mod tests {
     use bytes::Bytes;
     use http_body_util::BodyExt;
 
+    #[test]
+    fn what_is_kept_of_a_call_stays_small() {
+        fn size<F>(_: impl FnOnce(Arc<Connection>, &'static Fields<'static>, Arrived, Form) -> F) -> usize {
+            size_of::<F>()
+        }
+        let size = size(|connection, fields, body, form| infer(connection, fields, body, form));
+        assert!(size <= 336, "{size}");
+        let read = size_of::<Single<pb::ModelInferRequest, Arrived, fn(pb::ModelInferRequest) -> Result<(), Error>>>();
+        assert!(read <= 448, "{read}");
+    }
+
     #[tokio::test]
     async fn an_answer_is_counted_until_it_is_handed_over() {
         let mut settings = Settings::default();
@@ -249,9 +333,9 @@ mod tests {
             raw_output_contents: vec![Bytes::from(vec![1; 200_000])],
             ..pb::ModelInferResponse::default()
         };
-        let response = answer(&connection, &id, large());
+        let response = answer(&connection, &id, &large());
         assert!(connection.frontend.memory.used() > 200_000);
-        let refused = answer(&connection, &id, large());
+        let refused = answer(&connection, &id, &large());
         assert_eq!(refused.headers()["grpc-status"], "14");
         let sent = response.into_body().collect().await.unwrap();
         assert_eq!(sent.trailers().unwrap()["grpc-status"], "0");

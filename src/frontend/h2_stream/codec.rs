@@ -48,8 +48,7 @@ impl Protocol {
     }
 
     fn say(&mut self, line: Bytes, out: &mut Outbox<Outgoing>) {
-        (self.spoke, self.active) = (out.now(), out.now());
-        out.push(Outgoing::Line(line));
+        self.output(Outgoing::Line(line), out);
     }
 
     /// An error that is nobody's request.
@@ -118,22 +117,29 @@ impl Codec for Protocol {
         Ok(())
     }
 
-    fn output(
-        &mut self,
-        about: About<'_, Tag, Note>,
+    fn work(note: &Note, response: &InferResponse) -> usize {
+        messages::work(note, response)
+    }
+
+    fn encode(
+        connection: &Connection,
+        about: &About<'_, Tag, Note>,
         last: bool,
         response: InferResponse,
-        out: &mut Outbox<Outgoing>,
-    ) -> Result<(), Error> {
-        match messages::output(&self.connection, &about, last, &response)? {
-            Encoded::Text(json) => self.say(json, out),
-            Encoded::Binary(_) => return Err(Error::internal("a binary frame has no place in a line")),
+    ) -> Result<Outgoing, Error> {
+        match messages::output(connection, about, last, &response)? {
+            Encoded::Text(json) => Ok(Outgoing::Line(json)),
+            Encoded::Binary(_) => Err(Error::internal("a binary frame has no place in a line")),
         }
-        Ok(())
+    }
+
+    fn output(&mut self, line: Outgoing, out: &mut Outbox<Outgoing>) {
+        (self.spoke, self.active) = (out.now(), out.now());
+        out.push(line);
     }
 
     fn done(&mut self, about: About<'_, Tag, Note>, out: &mut Outbox<Outgoing>) {
-        let timing = about.facts.and_then(|facts| facts.timing.get().copied());
+        let timing = about.facts.and_then(|facts| facts.timing.get());
         self.say(message::done(about.tag, timing), out);
     }
 

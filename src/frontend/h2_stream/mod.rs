@@ -40,6 +40,7 @@ pub async fn serve(connection: Arc<Connection>, request: Request) -> Response {
     let id = head::call_id(request.headers());
     let sender = head::credentials(request.headers());
     let context = head::context(request.headers());
+    let steered = connection.steered(request.headers());
     let opened = match check(&connection, &request) {
         Ok(()) => {
             let head = Head::new(id.clone(), Surface::H2Stream, Intent::Inspect, Arc::clone(&connection.peer));
@@ -63,7 +64,8 @@ pub async fn serve(connection: Arc<Connection>, request: Request) -> Response {
     let limit = connection.frontend.settings.size.message;
     let (link, receiver) = Lines::new(request.into_body(), limit, connection.frontend.memory.for_arrivals());
     let codec = Protocol::new(Arc::clone(&connection), context);
-    tokio::spawn(Session::new(connection, rules, Speaker::proven(sender, facts), codec, link).run());
+    let speaker = Speaker::proven(sender, facts).steered(steered);
+    tokio::spawn(Session::new(connection, rules, speaker, codec, link).run());
 
     let mut response = Response::new(Body::Channel(receiver));
     let headers = response.headers_mut();

@@ -3,6 +3,7 @@
 use super::{codec::Protocol, link::Lines, rules};
 use crate::frontend::{
     Body, Phase, Settings,
+    body::Busy,
     duplex::{Session, fixture::Fixture},
     testing::{Plan, echo, nobody, rest, status, until},
 };
@@ -407,4 +408,33 @@ async fn openings_are_refused_in_http() {
     let answer = stranger.post("/v2/stream", "content-type: application/x-ndjson\r\n", "").await;
     assert_eq!(status(&answer), 401, "{answer}");
     assert!(answer.contains("application/problem+json"), "{answer}");
+}
+
+/// A line whose answer is no small work to write, and which is none to read.
+fn large(id: &str) -> String {
+    let (halves, data) = (75_000, "AAA8AAA8".repeat(25_000));
+    format!(
+        r#"{{"type":"infer","id":"{id}","model":"echo","inputs":[{{"name":"X","datatype":"FP16","shape":[{halves}],"data":{{"b64":"{data}"}}}}]}}"#
+    ) + "\n"
+}
+
+#[tokio::test]
+async fn a_long_line_is_written_elsewhere_and_keeps_its_place_if_asked() {
+    for ordered in [false, true] {
+        let mut client = Client::with(Settings::default(), ordered);
+        let busy = Busy::begin().await;
+        client.say(large("large")).await;
+        client.infer("small", "echo", "").await;
+        if !ordered {
+            client.expect(&format!("{OUTPUT}\"small\"")).await;
+        }
+        client.settle().await;
+        drop(busy);
+        client.expect(&format!("{OUTPUT}\"large\"")).await;
+        if ordered {
+            client.expect(&format!("{OUTPUT}\"small\"")).await;
+        }
+        client.half_close();
+        client.ends(r#"{"type":"done","id":null,"requests":2,"errors":0}"#, "ok").await;
+    }
 }

@@ -22,7 +22,10 @@ use super::{
     quota,
 };
 use crate::{
-    call::{self, Call, CallId, Credentials, Head, Inspect, Intent, Operation, Pending, Surface, trace::TraceContext},
+    call::{
+        self, Call, CallId, Credentials, Head, Inspect, Intent, Operation, Pending, Steered, Surface,
+        trace::TraceContext,
+    },
     error::Error,
     telemetry::metrics::page::Format,
     wire::Wishes,
@@ -45,6 +48,7 @@ struct Asked {
     id: CallId,
     label: call::Route,
     context: Option<TraceContext>,
+    steered: Option<Steered>,
     voice: Voice,
     sender: Credentials,
     form: Form,
@@ -85,22 +89,22 @@ pub fn serve(
         Ok(Route::Infer(model)) => {
             let wishes = Arc::new(OnceLock::new());
             let pending = infer::pending(&connection, fields, body, model, Arc::clone(&wishes));
-            let asked = Asked::of(id, label, request, fields);
+            let asked = Asked::of(&connection, id, label, request, fields);
             Either::Right(call(connection, asked, Intent::Infer, pending, Some(wishes)))
         }
         Ok(Route::Inspect(inspect)) => {
-            let asked = Asked::of(id, label, request, fields);
+            let asked = Asked::of(&connection, id, label, request, fields);
             let pending = Pending::ready(Operation::Inspect(inspect));
             Either::Right(call(connection, asked, Intent::Inspect, pending, None))
         }
         Ok(Route::InferStream(model)) => {
             let pending = infer::pending_of_events(&connection, fields, body, model);
-            let asked = Asked::of(id, label, request, fields);
+            let asked = Asked::of(&connection, id, label, request, fields);
             Either::Left(Rare::Right(Box::pin(sse::serve(connection, asked, pending, sse::Dialect::Infer))))
         }
         Ok(Route::Generate(model, streams)) => {
             let pending = generate::pending(&connection, fields, body, model);
-            let asked = Asked { form: Form::Generate, ..Asked::of(id, label, request, fields) };
+            let asked = Asked { form: Form::Generate, ..Asked::of(&connection, id, label, request, fields) };
             if streams {
                 Either::Left(Rare::Right(Box::pin(sse::serve(connection, asked, pending, sse::Dialect::Generate))))
             } else {
@@ -108,18 +112,19 @@ pub fn serve(
             }
         }
         Ok(Route::Change(change)) => {
-            let asked = Asked::of(id, label, request, fields);
+            let asked = Asked::of(&connection, id, label, request, fields);
             let intent = change.intent();
             let pending = repository::pending(&connection, fields, body, change);
             Either::Right(call(connection, asked, intent, pending, None))
         }
         Ok(Route::SharedMemory(question)) => {
-            let asked = Asked { form: Form::SharedMemory(question), ..Asked::of(id, label, request, fields) };
+            let asked =
+                Asked { form: Form::SharedMemory(question), ..Asked::of(&connection, id, label, request, fields) };
             let pending = Pending::ready(Operation::Inspect(Inspect::Server));
             Either::Right(call(connection, asked, Intent::Inspect, pending, None))
         }
         Ok(Route::Ticket) if connection.surfaces.has(Surface::WebSocket) => {
-            let asked = Asked::of(id, label, request, fields);
+            let asked = Asked::of(&connection, id, label, request, fields);
             let form = Form::Ticket(connection.portable(&asked.sender));
             // Its errors are problem details, whatever is accepted: there are no clients of anyone else's.
             let asked = Asked { form, voice: asked.voice.in_problems(request), ..asked };
@@ -133,13 +138,13 @@ pub fn serve(
         Ok(Route::Metrics) => {
             let accept = request.headers().get_all(ACCEPT).iter().filter_map(|value| value.to_str().ok());
             let form = Form::Metrics(Format::accepted(&accept.collect::<Vec<_>>()));
-            let asked = Asked { form, ..Asked::of(id, label, request, fields) };
+            let asked = Asked { form, ..Asked::of(&connection, id, label, request, fields) };
             let pending = Pending::ready(Operation::Inspect(Inspect::Metrics));
             Either::Right(call(connection, asked, Intent::Metrics, pending, None))
         }
         Ok(Route::V1(ask)) => match ask.call(&connection, request.method(), fields, body) {
             Ok((intent, pending, wanted)) => {
-                let asked = Asked { form: Form::V1(wanted), ..Asked::of(id, label, request, fields) };
+                let asked = Asked { form: Form::V1(wanted), ..Asked::of(&connection, id, label, request, fields) };
                 Either::Right(call(connection, asked, intent, pending, None))
             }
             Err(error) => now(Voice::of(request, fields).error(&error, &id)),
@@ -191,11 +196,12 @@ async fn call(
     input: Pending,
     wishes: Option<Arc<OnceLock<Wishes>>>,
 ) -> Response {
-    let Asked { id, label, context, voice, sender, form } = asked;
+    let Asked { id, label, context, steered, voice, sender, form } = asked;
     if let Err(error) = connection.gate() {
         return voice.error(&error, &id);
     }
-    let head = Head::new(id.clone(), Surface::Rest, intent, Arc::clone(&connection.peer)).at(label).part_of(context);
+    let head = Head::new(id.clone(), Surface::Rest, intent, Arc::clone(&connection.peer)).at(label);
+    let head = head.part_of(context).steered(steered);
     let facts = Arc::clone(&head.facts);
     let reply = connection.frontend.gateway.call(Call { head, sender, input }).await;
     let answered = reply.is_ok();
@@ -224,7 +230,7 @@ async fn call(
         Ok(mut response) => {
             quota::insert(response.headers_mut(), &facts, None);
             if let Some(timing) = facts.timing.get() {
-                render::server_timing(response.headers_mut(), *timing);
+                render::server_timing(response.headers_mut(), timing);
             }
             response
         }
@@ -260,11 +266,12 @@ fn closes(version: Version) -> bool {
 }
 
 impl Asked {
-    fn of(id: CallId, label: call::Route, request: &Request<()>, fields: &Fields<'_>) -> Self {
+    fn of(connection: &Connection, id: CallId, label: call::Route, request: &Request<()>, fields: &Fields<'_>) -> Self {
         Self {
             id,
             label,
             context: fields.context(),
+            steered: connection.steered(request.headers()),
             voice: Voice::of(request, fields),
             sender: fields.credentials(),
             form: Form::V2,

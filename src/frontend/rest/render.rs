@@ -2,7 +2,8 @@
 
 use super::{
     super::{
-        Body, Frontend, body,
+        Body, Frontend,
+        body::{self, TEXT},
         head::{Fields, JSON_LENGTH, REQUEST_ID},
         http::Response,
     },
@@ -22,7 +23,6 @@ use http::{
 };
 use std::{
     collections::VecDeque,
-    io::Write as _,
     sync::{
         Arc,
         atomic::{AtomicU8, Ordering},
@@ -33,8 +33,6 @@ use std::{
 // Exactly this, with no parameters: a client compares it byte for byte (contract 00 section 7, trap 3).
 const JSON: HeaderValue = HeaderValue::from_static("application/json");
 const BINARY: HeaderValue = HeaderValue::from_static("application/octet-stream");
-/// Bytes of JSON for each byte of a tensor, roughly: what is large is written on the decoding threads.
-const TEXT: usize = 2;
 const PROBLEM: HeaderValue = HeaderValue::from_static("application/problem+json");
 
 /// A whole reply, or exactly one chunk, as a response.
@@ -101,7 +99,16 @@ async fn infer(
         })
         .await;
     };
-    let framed::Framed { header, tensors } = framed::encode_infer(&response, id, wishes, &frontend.settings.wire)?;
+    let text = response.outputs.iter().filter(|output| !wishes.wants_binary(&output.name));
+    let text: usize = text.map(|output| output.tensor.data().len() * TEXT).sum();
+    let framed = if body::is_small(text) {
+        framed::encode_infer(&response, id, wishes, &frontend.settings.wire)?
+    } else {
+        let (id, wishes, frontend) = (id.clone(), wishes.clone(), Arc::clone(frontend));
+        let encode = move || framed::encode_infer(&response, &id, &wishes, &frontend.settings.wire);
+        Box::pin(body::offload(text, encode)).await?
+    };
+    let framed::Framed { header, tensors } = framed;
     // Nothing binary came of it: clients then parse the whole body as JSON (contract 02 section 1.2).
     if tensors.iter().all(Bytes::is_empty) {
         frontend.metrics.body_sent(Surface::Rest, header.len() as u64);
@@ -172,13 +179,18 @@ pub(super) fn server_timing(headers: &mut HeaderMap, timing: Timing) {
     let mut value = Vec::with_capacity(48);
     let mut write = |name: &[u8], took: Duration| {
         value.extend_from_slice(name);
-        let (millis, micros) = (took.as_millis(), took.subsec_micros() % 1000);
-        // Writing into memory cannot fail.
-        let _ = write!(value, "{millis}.{micros:03}");
+        // By hand, because every answer has two of these.
+        let millis = took.as_secs().saturating_mul(1000) + u64::from(took.subsec_millis());
+        let micros = took.subsec_micros() % 1000;
+        value.extend_from_slice(itoa::Buffer::new().format(millis).as_bytes());
+        let digits = [micros / 100, micros / 10 % 10, micros % 10].map(|digit| b'0' + digit as u8);
+        value.extend_from_slice(&[b'.', digits[0], digits[1], digits[2]]);
     };
     write(b"queue;dur=", timing.queue);
     write(b", run;dur=", timing.compute);
-    if let Ok(value) = HeaderValue::from_maybe_shared(Bytes::from(value)) {
+    if let Ok(mut value) = HeaderValue::from_maybe_shared(Bytes::from(value)) {
+        // As an id: never the same again.
+        value.set_sensitive(true);
         headers.insert(HeaderName::from_static("server-timing"), value);
     }
 }
@@ -307,14 +319,17 @@ fn response_of(status: StatusCode, kind: HeaderValue, body: Body, id: &CallId) -
     response
 }
 
-/// The call id as a header value.
+/// The call id as a header value, which HTTP/2 is not to remember: the next is another, and to look through what is
+/// remembered takes longer than to write it.
 pub(in crate::frontend) fn id_value(id: &CallId) -> HeaderValue {
     let mut buffer = [0; uuid::fmt::Hyphenated::LENGTH];
     let text = match id {
         CallId::Made(uuid) => &*uuid.hyphenated().encode_lower(&mut buffer),
         CallId::Given(id) => id,
     };
-    HeaderValue::from_str(text).expect("a call id is made of letters, digits and `._-`")
+    let mut value = HeaderValue::from_str(text).expect("a call id is made of letters, digits and `._-`");
+    value.set_sensitive(true);
+    value
 }
 
 /// Whole seconds, rounded up, at least one; `spread` over two so that refused clients do not come back as one.

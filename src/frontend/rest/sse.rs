@@ -8,7 +8,12 @@ use super::{Asked, render::stream_response};
 use crate::{
     call::{Call, CallId, Chunk, Head, InferResponse, Intent, Pending, Reply, ReplyStream, Surface},
     error::Error,
-    frontend::{Connection, Phase, body::Body, http::Response, quota},
+    frontend::{
+        Connection, Phase,
+        body::{Body, TEXT, offload},
+        http::Response,
+        quota,
+    },
     wire::{Settings, json, say_final},
 };
 use bytes::Bytes;
@@ -68,12 +73,12 @@ impl Dialect {
 
 /// Answers a request whose reply is a stream of events, whether the model streams or not.
 pub(super) async fn serve(connection: Arc<Connection>, asked: Asked, pending: Pending, dialect: Dialect) -> Response {
-    let Asked { id, label, context, voice, sender, .. } = asked;
+    let Asked { id, label, context, steered, voice, sender, .. } = asked;
     if let Err(error) = connection.gate() {
         return voice.error(&error, &id);
     }
     let head = Head::new(id.clone(), Surface::Rest, Intent::Infer, Arc::clone(&connection.peer));
-    let head = head.at(label).part_of(context);
+    let head = head.at(label).part_of(context).steered(steered);
     let facts = Arc::clone(&head.facts);
     let call = connection.frontend.gateway.call(Call { head, sender, input: pending });
     let mut writer = Writer { connection, id, dialect, client_id: None };
@@ -85,7 +90,7 @@ pub(super) async fn serve(connection: Arc<Connection>, asked: Asked, pending: Pe
             quota::insert(response.headers_mut(), &facts, Some(&error));
             return response;
         }
-        Ok(event) => match writer.write(event) {
+        Ok(event) => match writer.write(event).await {
             Ok(event) => event,
             Err(error) => return voice.error(&error, &writer.id),
         },
@@ -158,18 +163,21 @@ struct Writer {
 }
 
 impl Writer {
-    /// The bytes of `event`, counted against the memory budget; none if there is nothing to say.
-    fn write(&mut self, event: Event) -> Result<Option<Bytes>, Error> {
-        let frontend = &self.connection.frontend;
+    /// The bytes of `event`, counted against the memory budget; none if there is nothing to say. Large ones are made on the
+    /// decoding threads, one event after the other.
+    async fn write(&mut self, event: Event) -> Result<Option<Bytes>, Error> {
         let bytes = match event {
             Event::Output(response, last) => {
                 self.client_id.clone_from(&response.client_id);
-                Some(self.dialect.output(response, last, &self.id, &frontend.settings.wire)?)
+                let size: usize = response.outputs.iter().map(|output| output.tensor.data().len() * TEXT).sum();
+                let (dialect, id, connection) = (self.dialect, self.id.clone(), Arc::clone(&self.connection));
+                let encode = move || dialect.output(response, last, &id, &connection.frontend.settings.wire);
+                Some(offload(size, encode).await?)
             }
             Event::Failed(error) => Some(self.dialect.failed(&error, &self.id)),
             Event::Done => self.dialect.done(self.client_id.as_deref(), &self.id),
         };
-        bytes.map(|bytes| frontend.memory.hold(bytes)).transpose()
+        bytes.map(|bytes| self.connection.frontend.memory.hold(bytes)).transpose()
     }
 }
 
@@ -205,7 +213,7 @@ async fn pump(mut source: Source, mut writer: Writer, first: Option<Bytes>, even
         if let Event::Failed(error) = &event {
             writer.connection.observe(error);
         }
-        next = match writer.write(event) {
+        next = match writer.write(event).await {
             Ok(bytes) => bytes,
             Err(error) => {
                 // It is gone with its outputs: the rest would not be what was asked for.

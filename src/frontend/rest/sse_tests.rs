@@ -3,6 +3,7 @@
 use super::*;
 use crate::{
     call::{Inbound, ModelKey, NamedTensor, Operation, Timing},
+    frontend::body::Busy,
     frontend::testing::{Plan, Server, http2, status, until},
     tensor::{DataType, Shape, Tensor},
 };
@@ -39,6 +40,14 @@ async fn stack(call: Inbound) -> Result<Reply, Error> {
         "broken" => {
             sender.try_send(Ok(Chunk::Tensors(response(1.0, id)))).unwrap();
             sender.try_send(Err(Error::backend("node 7"))).unwrap();
+        }
+        "large" => {
+            for number in [0.25, 0.5, 0.75] {
+                let mut response = response(number, id.clone());
+                let tensor = Tensor::of(DataType::Fp32, Shape::new([40_000]), vec![number; 40_000]).unwrap();
+                response.outputs[0].tensor = tensor;
+                sender.try_send(Ok(Chunk::Tensors(response))).unwrap();
+            }
         }
         "nothing" => {}
         // Its sender lives as long as the task that waits for the end of the reader.
@@ -184,4 +193,24 @@ async fn silence_is_filled_with_comments() {
     stream.write_all(head.as_bytes()).await.unwrap();
     let text = until(&mut stream, ": k\n\n").await;
     assert!(text.ends_with(": k\n\n"), "{text}");
+}
+
+#[tokio::test]
+async fn large_events_are_written_elsewhere_and_in_their_order() {
+    for path in ["infer_stream", "generate_stream"] {
+        let server = server();
+        let busy = Busy::begin().await;
+        let [large, other] = ["large", "two"].map(|model| format!("/v2/models/{model}/{path}"));
+        let mut large = std::pin::pin!(server.post(&large, "", BODY));
+        let other = server.post(&other, "", BODY);
+        tokio::select! {
+            biased;
+            answer = &mut large => panic!("{}", &answer[..200]),
+            other = other => assert_eq!(status(&other), 200),
+        }
+        drop(busy);
+        let events = body(&large.await);
+        let places: Vec<_> = ["[0.25,", "[0.5,", "[0.75,"].iter().map(|first| events.find(first)).collect();
+        assert!(places.iter().all(Option::is_some) && places.is_sorted(), "{places:?}");
+    }
 }

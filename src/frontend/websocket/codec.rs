@@ -93,7 +93,8 @@ impl Protocol {
         if !matches!(self.greeting, Greeting::Awaited(_)) {
             return Err(fault(close::SECOND_HELLO, "a second hello"));
         }
-        let hello = message::hello(json).map_err(|error| no_message(&error))?;
+        let hello =
+            message::hello(json, &self.connection.frontend.settings.wire).map_err(|error| no_message(&error))?;
         if hello.protocol != 1 {
             return Err(fault(close::of(Code::InvalidArgument), "a `protocol` that is not 1"));
         }
@@ -178,7 +179,8 @@ impl Protocol {
                 return Err(fault(close::of(Code::Unauthenticated), "a request before hello"));
             }
             Kind::Auth => {
-                let auth = message::auth(json).map_err(|error| no_message(&error))?;
+                let auth =
+                    message::auth(json, &self.connection.frontend.settings.wire).map_err(|error| no_message(&error))?;
                 return Ok(Ask::Prove(credentials(auth)));
             }
             Kind::Bye => return Ok(Ask::Finish(Why::Done)),
@@ -251,24 +253,30 @@ impl Codec for Protocol {
         }
     }
 
-    fn output(
-        &mut self,
-        about: About<'_, Tag, Note>,
+    fn work(note: &Note, response: &InferResponse) -> usize {
+        messages::work(note, response)
+    }
+
+    fn encode(
+        connection: &Connection,
+        about: &About<'_, Tag, Note>,
         last: bool,
         response: InferResponse,
-        out: &mut Outbox<Outgoing>,
-    ) -> Result<(), Error> {
-        self.clock.active = out.now();
-        out.push(match messages::output(&self.connection, &about, last, &response)? {
+    ) -> Result<Outgoing, Error> {
+        messages::output(connection, about, last, &response).map(|encoded| match encoded {
             Encoded::Text(json) => Outgoing::Text(json),
             Encoded::Binary(pieces) => Outgoing::Binary(pieces),
-        });
-        Ok(())
+        })
+    }
+
+    fn output(&mut self, frame: Outgoing, out: &mut Outbox<Outgoing>) {
+        self.clock.active = out.now();
+        out.push(frame);
     }
 
     fn done(&mut self, about: About<'_, Tag, Note>, out: &mut Outbox<Outgoing>) {
         self.clock.active = out.now();
-        let timing = about.facts.and_then(|facts| facts.timing.get().copied());
+        let timing = about.facts.and_then(|facts| facts.timing.get());
         out.push(Outgoing::Text(message::done(about.tag, timing)));
     }
 

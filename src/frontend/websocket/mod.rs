@@ -51,6 +51,7 @@ pub(super) async fn serve(connection: Arc<Connection>, mut request: Request, hol
     };
     let id = head::call_id(request.headers());
     let context = head::context(request.headers());
+    let steered = connection.steered(request.headers());
     let call_head = Head::new(id.clone(), Surface::WebSocket, Intent::Inspect, Arc::clone(&connection.peer));
     let call_head = call_head.at(Route::WebSocket).part_of(context);
     // Out of the head before anything can write it down.
@@ -63,7 +64,7 @@ pub(super) async fn serve(connection: Arc<Connection>, mut request: Request, hol
         }
     };
     let upgrade = hyper::upgrade::on(&mut request);
-    tokio::spawn(open(connection, speaker, caller, context, upgrade, hold));
+    tokio::spawn(open(connection, speaker.steered(steered), caller, context, upgrade, hold));
 
     let mut response = Response::new(Body::Empty);
     if let Some(accept) = offer.accept {

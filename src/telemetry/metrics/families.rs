@@ -1,7 +1,9 @@
 //! THE table of metric families (contract 09 section 3): name, help, labels, buckets. Nothing else names a metric, but
 //! the process's own family names in `process.rs`.
 
-use prometheus::{HistogramOpts, HistogramVec, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, core::Collector};
+use prometheus::{
+    GaugeVec, HistogramOpts, HistogramVec, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, core::Collector,
+};
 
 /// Seconds of a call, 0.001 to 60 (contract 09 section 3).
 const CALL_SECONDS: [f64; 15] = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1., 2.5, 5., 10., 30., 60.];
@@ -10,6 +12,8 @@ const PART_SECONDS: [f64; 16] =
     [1e-5, 2.5e-5, 5e-5, 1e-4, 2.5e-4, 5e-4, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.1, 0.25, 1., 5., 60.];
 /// Seconds of loading a model.
 const LOAD_SECONDS: [f64; 10] = [0.01, 0.05, 0.1, 0.5, 1., 5., 10., 30., 60., 300.];
+/// Distances of two answers: from the noise of another order of the same sums up to another answer.
+const DIFFERENCES: [f64; 11] = [0., 1e-7, 1e-6, 1e-5, 1e-4, 1e-3, 0.01, 0.1, 1., 10., 100.];
 /// Rows of a batch; `max_rows` is 64 by default.
 const ROWS: [f64; 9] = [1., 2., 4., 8., 16., 32., 64., 128., 256.];
 /// Bytes of a body, up to `limits.size.body`.
@@ -28,9 +32,11 @@ pub(super) struct Families {
     pub(super) queue_wait: HistogramVec,
     pub(super) run: HistogramVec,
     pub(super) run_failures: IntCounterVec,
+    pub(super) replaced: IntCounterVec,
     pub(super) queue_depth: IntGaugeVec,
     pub(super) batch_size: HistogramVec,
     pub(super) batch_elements: IntCounterVec,
+    pub(super) batch_cost: GaugeVec,
     pub(super) request_bytes: HistogramVec,
     pub(super) response_bytes: HistogramVec,
     pub(super) connections: IntGaugeVec,
@@ -47,6 +53,11 @@ pub(super) struct Families {
     pub(super) model_state: IntGaugeVec,
     pub(super) model_load: HistogramVec,
     pub(super) model_memory: IntGaugeVec,
+    pub(super) model_loads: IntCounterVec,
+    pub(super) shadow_calls: IntCounterVec,
+    pub(super) shadow_duration: HistogramVec,
+    pub(super) shadow_difference: HistogramVec,
+    pub(super) shadow_disagreements: IntCounterVec,
     pub(super) build_info: IntGaugeVec,
 }
 
@@ -97,12 +108,27 @@ impl Families {
             ),
             run: histogram("sluicegate_run_seconds", "Run of a batch.", &["model"], &PART_SECONDS),
             run_failures: counter("sluicegate_run_failures_total", "Runs that failed or panicked.", &["model"]),
+            replaced: counter(
+                "sluicegate_instances_replaced_total",
+                "Instances that panicked, or whose run did not end.",
+                &["model", "reason"],
+            ),
             queue_depth: gauge("sluicegate_queue_depth", "Jobs that wait for an instance.", &["model"]),
             batch_size: histogram("sluicegate_batch_size", "Rows of a batch.", &["model"], &ROWS),
             batch_elements: counter(
                 "sluicegate_batch_elements_total",
                 "Elements of inputs that are filled up: those of callers, and those that fill up.",
                 &["model", "kind"],
+            ),
+            batch_cost: add(
+                registry,
+                GaugeVec::new(
+                    Opts::new(
+                        "sluicegate_batch_cost_seconds",
+                        "What the scheduler takes a batch to cost, by its rows: powers of two that were seen.",
+                    ),
+                    &["model", "version", "rows"],
+                ),
             ),
             request_bytes: histogram("sluicegate_request_bytes", "Body bytes of a call.", &["surface"], &BYTES),
             response_bytes: histogram("sluicegate_response_bytes", "Body bytes of a reply.", &["surface"], &BYTES),
@@ -162,6 +188,29 @@ impl Families {
                 &LOAD_SECONDS,
             ),
             model_memory: gauge("sluicegate_model_memory_bytes", "Memory of a model version.", &["model", "version"]),
+            model_loads: counter("sluicegate_model_loads_total", "Loads that are over.", &["model", "outcome"]),
+            shadow_calls: counter(
+                "sluicegate_shadow_calls_total",
+                "Copies of calls by what became of them, by the version that they were for.",
+                &["model", "version", "outcome"],
+            ),
+            shadow_duration: histogram(
+                "sluicegate_shadow_duration_seconds",
+                "Waiting and running, of calls that were copied and of their copies.",
+                &["model", "version", "role"],
+                &PART_SECONDS,
+            ),
+            shadow_difference: histogram(
+                "sluicegate_shadow_difference",
+                "The largest distance of two numbers in the answers to a call and to its copy.",
+                &["model", "version"],
+                &DIFFERENCES,
+            ),
+            shadow_disagreements: counter(
+                "sluicegate_shadow_disagreements_total",
+                "Copies of calls whose answers differ in more than numbers, by kind.",
+                &["model", "version", "kind"],
+            ),
             build_info: gauge(
                 "sluicegate_build_info",
                 "1, with what this program was built from and which ONNX Runtime it loaded.",

@@ -1,9 +1,21 @@
 //! What schedulers report of one model.
 
 use super::families::Families;
-use crate::telemetry::statistics::{Spent, Statistics};
-use prometheus::{Histogram, IntCounter, IntGauge};
-use std::{sync::Arc, time::Duration};
+use crate::{
+    call::ModelKey,
+    telemetry::statistics::{Spent, Statistics},
+};
+use prometheus::{Gauge, GaugeVec, Histogram, IntCounter, IntGauge};
+use std::{
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
+
+/// Sizes of batches whose cost is told: powers of two, up to 65,536 rows.
+const SIZES: usize = 17;
+
+/// Why instances are replaced.
+const REASONS: [&str; 2] = ["panic", "hang"];
 
 /// Handles of one model version. Its series exist, at zero, from the moment the handles are made.
 #[derive(Clone, Debug)]
@@ -12,23 +24,40 @@ pub struct ModelMetrics {
     queue_depth: IntGauge,
     run: Histogram,
     run_failures: IntCounter,
+    /// After a panic, and after a run that did not end.
+    replaced: [IntCounter; 2],
     batch_size: Histogram,
     elements: IntCounter,
     padding: IntCounter,
+    batch_cost: Arc<BatchCost>,
     statistics: Arc<Statistics>,
 }
 
+/// The learnt costs of one version. Made when first told: few models see all sizes.
+#[derive(Debug)]
+struct BatchCost {
+    family: GaugeVec,
+    key: Arc<ModelKey>,
+    sizes: [OnceLock<Gauge>; SIZES],
+}
+
 impl ModelMetrics {
-    pub(super) fn new(families: &Families, name: &str, statistics: Arc<Statistics>) -> Self {
-        let labels = [name];
+    pub(super) fn new(families: &Families, key: &Arc<ModelKey>, statistics: Arc<Statistics>) -> Self {
+        let labels = [&*key.name];
         Self {
             queue_wait: families.queue_wait.with_label_values(&labels),
             queue_depth: families.queue_depth.with_label_values(&labels),
             run: families.run.with_label_values(&labels),
             run_failures: families.run_failures.with_label_values(&labels),
+            replaced: REASONS.map(|reason| families.replaced.with_label_values(&[&*key.name, reason])),
             batch_size: families.batch_size.with_label_values(&labels),
-            elements: families.batch_elements.with_label_values(&[name, "input"]),
-            padding: families.batch_elements.with_label_values(&[name, "padding"]),
+            elements: families.batch_elements.with_label_values(&[&*key.name, "input"]),
+            padding: families.batch_elements.with_label_values(&[&*key.name, "padding"]),
+            batch_cost: Arc::new(BatchCost {
+                family: families.batch_cost.clone(),
+                key: Arc::clone(key),
+                sizes: Default::default(),
+            }),
             statistics,
         }
     }
@@ -44,6 +73,14 @@ impl ModelMetrics {
     pub fn laid(&self, elements: usize, padding: usize) {
         self.elements.inc_by(elements as u64);
         self.padding.inc_by(padding as u64);
+    }
+
+    /// A batch of `rows` rows, which is a power of two, is taken to cost `cost` from now on.
+    pub fn batch_cost(&self, rows: usize, cost: Duration) {
+        let BatchCost { family, key, sizes } = &*self.batch_cost;
+        let Some(size) = sizes.get(rows.max(1).ilog2() as usize) else { return };
+        let gauge = || family.with_label_values(&[&*key.name, &*key.version, &rows.to_string()]);
+        size.get_or_init(gauge).set(cost.as_secs_f64());
     }
 
     /// What this version has done so far.
@@ -65,5 +102,12 @@ impl ModelMetrics {
     /// A run failed or panicked.
     pub fn failed(&self) {
         self.run_failures.inc();
+    }
+
+    /// An instance is replaced, for `reason`: `panic` or `hang`.
+    pub fn replaced(&self, reason: &'static str) {
+        if let Some(at) = REASONS.iter().position(|known| *known == reason) {
+            self.replaced[at].inc();
+        }
     }
 }

@@ -21,7 +21,7 @@ fn ended(metrics: &Metrics, model: Option<&Arc<ModelKey>>, end: End) {
     if let Some(model) = model {
         facts.model.set(Arc::clone(model)).unwrap();
     }
-    facts.queued.set(facts.over()).unwrap();
+    facts.queued.set(facts.over());
     metrics.call_started(Surface::Grpc, Intent::Infer);
     metrics.call_ended(Surface::Grpc, Route::GrpcInfer, Intent::Infer, &facts, end, Duration::from_micros(1500));
 }

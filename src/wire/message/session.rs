@@ -1,6 +1,7 @@
 //! The messages that open a session and renew its credentials (contract 06 C2).
 
-use crate::error::Error;
+use super::skim;
+use crate::{error::Error, wire::Settings};
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
@@ -70,8 +71,9 @@ impl Limits {
 ///
 /// # Errors
 ///
-/// [`Error::InvalidRequest`] if a member is missing or is something else than it should be.
-pub fn hello(json: &[u8]) -> Result<Hello, Error> {
+/// [`Error::InvalidRequest`] if a member is missing or is something else than it should be, or beyond the limit on depth.
+pub fn hello(json: &[u8], settings: &Settings) -> Result<Hello, Error> {
+    check_depth(json, settings)?;
     serde_json::from_slice(json).map_err(|_| Error::invalid("the `hello` is malformed"))
 }
 
@@ -80,7 +82,8 @@ pub fn hello(json: &[u8]) -> Result<Hello, Error> {
 /// # Errors
 ///
 /// As [`hello`].
-pub fn auth(json: &[u8]) -> Result<Auth, Error> {
+pub fn auth(json: &[u8], settings: &Settings) -> Result<Auth, Error> {
+    check_depth(json, settings)?;
     #[derive(Deserialize)]
     struct Message {
         auth: Auth,
@@ -90,6 +93,15 @@ pub fn auth(json: &[u8]) -> Result<Auth, Error> {
         // serde's own text may quote the secret.
         Err(_) => Err(Error::invalid("the `auth` is malformed")),
     }
+}
+
+/// These are not read by our own reader, which counts as it goes.
+fn check_depth(json: &[u8], settings: &Settings) -> Result<(), Error> {
+    let limit = settings.json_depth;
+    if skim::depth(json) > limit {
+        return Err(Error::invalid(format!("JSON is deeper than {limit} levels")));
+    }
+    Ok(())
 }
 
 /// Writes `welcome`. `features` are those that are served, and no others.
@@ -115,16 +127,16 @@ mod tests {
 
     #[test]
     fn a_hello_may_be_short() {
-        let hello = hello(br#"{"type":"hello","protocol":1,"more":[]}"#).unwrap();
+        let hello = hello(br#"{"type":"hello","protocol":1,"more":[]}"#, &Settings::default()).unwrap();
         assert!(hello.protocol == 1 && hello.auth.is_none() && !hello.want.binary_outputs);
-        assert!(super::hello(br#"{"type":"hello"}"#).is_err());
+        assert!(super::hello(br#"{"type":"hello"}"#, &Settings::default()).is_err());
     }
 
     #[test]
     fn a_secret_is_in_no_error_and_no_log() {
-        let error = auth(br#"{"auth":{"scheme":1,"token":"secret"}}"#).unwrap_err();
+        let error = auth(br#"{"auth":{"scheme":1,"token":"secret"}}"#, &Settings::default()).unwrap_err();
         assert_eq!(error.to_string(), "the `auth` is malformed");
-        let auth = auth(br#"{"auth":{"scheme":"bearer","token":"secret"}}"#).unwrap();
+        let auth = auth(br#"{"auth":{"scheme":"bearer","token":"secret"}}"#, &Settings::default()).unwrap();
         assert!(!format!("{auth:?}").contains("secret"));
     }
 

@@ -141,6 +141,29 @@ impl<'a> Items<'a> {
     }
 }
 
+/// How deep `text` is nested, brackets in strings aside.
+pub(super) fn depth(text: &[u8]) -> usize {
+    let mut walk = Members { text, at: 0, begun: false };
+    let (mut depth, mut deepest) = (0_usize, 0);
+    while let Some(byte) = text.get(walk.at) {
+        match byte {
+            b'"' => match walk.string() {
+                Ok(()) => continue,
+                // Nobody reads on from here.
+                Err(Malformed) => break,
+            },
+            b'{' | b'[' => {
+                depth += 1;
+                deepest = deepest.max(depth);
+            }
+            b'}' | b']' => depth = depth.saturating_sub(1),
+            _ => {}
+        }
+        walk.at += 1;
+    }
+    deepest
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -190,9 +213,19 @@ mod tests {
         }
     }
 
+    #[test]
+    fn brackets_of_strings_are_no_levels() {
+        for (text, levels) in
+            [("7", 0), ("[]", 1), (r#"{"a":[{}],"b":[]}"#, 3), (r#"["[[\"[[",[]]"#, 2), (r#"["[["#, 1)]
+        {
+            assert_eq!(depth(text.as_bytes()), levels, "{text}");
+        }
+    }
+
     proptest! {
         #[test]
         fn any_bytes_are_members_or_malformed(text in proptest::collection::vec(any::<u8>(), 0..200)) {
+            depth(&text);
             if let Ok(mut members) = Members::of(&text) {
                 while let Ok(Some(_)) = members.next() {}
             }

@@ -14,13 +14,15 @@ use crate::{
 };
 use bytes::Bytes;
 use pb::{
-    model_config::SchedulingChoice, model_input::Format, model_instance_group::Kind, model_version_policy as policy,
+    model_config::SchedulingChoice, model_input::Format, model_instance_group::Kind, model_queue_policy::TimeoutAction,
+    model_version_policy as policy,
 };
 use prost::Message;
 use prost_reflect::{DescriptorPool, DynamicMessage, MessageDescriptor, SerializeOptions};
 use std::{
     collections::HashMap,
     sync::{Arc, LazyLock},
+    time::Duration,
 };
 
 /// The schema. Made when first asked for: most servers never are.
@@ -50,7 +52,18 @@ pub fn encode_config_json(report: &ConfigReport) -> Bytes {
 pub fn encode_config(report: &ConfigReport) -> pb::ModelConfig {
     let batches = report.max_rows.is_some();
     let max_rows = report.max_rows.map_or(0, |rows| i32::try_from(rows).unwrap_or(i32::MAX));
-    let delay = u64::try_from(report.max_delay.as_micros()).unwrap_or(u64::MAX);
+    let micros = |time: Duration| u64::try_from(time.as_micros()).unwrap_or(u64::MAX);
+    // As Triton completes a configuration that prefers nothing.
+    let preferred = match report.preferred.as_slice() {
+        [] => vec![max_rows],
+        sizes => sizes.iter().map(|size| i32::try_from(*size).unwrap_or(i32::MAX)).collect(),
+    };
+    let (timeout, delays) = report.timeout;
+    let queue = timeout.map(|timeout| pb::ModelQueuePolicy {
+        timeout_action: (if delays { TimeoutAction::Delay } else { TimeoutAction::Reject }).into(),
+        default_timeout_microseconds: micros(timeout),
+        ..pb::ModelQueuePolicy::default()
+    });
     // Triton says 0 where there are no levels.
     let (levels, default) = match report.priorities {
         (0 | 1, _) => (0, 0),
@@ -109,8 +122,10 @@ pub fn encode_config(report: &ConfigReport) -> pb::ModelConfig {
         model_transaction_policy: Some(pb::ModelTransactionPolicy { decoupled: report.decoupled }),
         scheduling_choice: batches.then(|| {
             SchedulingChoice::DynamicBatching(pb::ModelDynamicBatching {
-                preferred_batch_size: vec![max_rows],
-                max_queue_delay_microseconds: delay,
+                preferred_batch_size: preferred,
+                max_queue_delay_microseconds: micros(report.max_delay),
+                preserve_ordering: report.preserve_order,
+                default_queue_policy: queue,
                 priority_levels: levels,
                 default_priority_level: default,
                 ..pb::ModelDynamicBatching::default()
@@ -172,7 +187,6 @@ pub fn decode_data_type(number: i32) -> Option<DataType> {
 mod tests {
     use super::*;
     use crate::{call::Notes, tensor::Signature};
-    use std::time::Duration;
 
     fn report() -> ConfigReport {
         let spec =
@@ -185,6 +199,9 @@ mod tests {
             decoupled: false,
             instances: 2,
             max_delay: Duration::from_micros(500),
+            preferred: vec![8, 16],
+            preserve_order: true,
+            timeout: (Some(Duration::from_millis(2)), true),
             priorities: (3, 2),
             versions: ServedVersions::Latest(1),
             labels: vec![("y".into(), "labels.txt".into())],
@@ -209,6 +226,10 @@ mod tests {
         assert_eq!(json["instance_group"][0]["count"], 2);
         assert_eq!(json["instance_group"][0]["gpus"], serde_json::json!([]));
         assert_eq!(json["dynamic_batching"]["max_queue_delay_microseconds"], 500);
+        assert_eq!(json["dynamic_batching"]["preferred_batch_size"], serde_json::json!([8, 16]));
+        assert_eq!(json["dynamic_batching"]["preserve_ordering"], true);
+        let queue = &json["dynamic_batching"]["default_queue_policy"];
+        assert_eq!((&queue["timeout_action"], &queue["default_timeout_microseconds"]), (&"DELAY".into(), &2000.into()));
         assert_eq!(json["dynamic_batching"]["priority_levels"], 3);
         assert_eq!(json["dynamic_batching"]["default_priority_level"], 2);
         assert_eq!(json["model_transaction_policy"]["decoupled"], false);

@@ -31,6 +31,8 @@ pub struct Request {
     pub timeout: Option<Duration>,
     /// 1 is the highest.
     pub priority: Option<u32>,
+    /// Parameters that are text.
+    pub parameters: Vec<(&'static str, String)>,
 }
 
 /// The values of an input or output.
@@ -72,6 +74,7 @@ impl Request {
             classes: None,
             timeout: None,
             priority: None,
+            parameters: Vec::new(),
         }
     }
 
@@ -110,6 +113,9 @@ impl Request {
         if let Some(priority) = self.priority {
             body["parameters"]["priority"] = json!(priority);
         }
+        for (name, text) in &self.parameters {
+            body["parameters"][name] = json!(text);
+        }
         body
     }
 
@@ -126,6 +132,9 @@ impl Request {
         }
         if let Some(priority) = self.priority {
             body["priority"] = json!(priority);
+        }
+        for (name, text) in &self.parameters {
+            body["parameters"][name] = json!(text);
         }
         body
     }
@@ -167,9 +176,15 @@ impl Request {
                 .map(|timeout| integer("timeout", i64::try_from(timeout.as_micros()).unwrap()))
                 .into_iter()
                 .chain(self.priority.map(|priority| integer("priority", priority.into())))
+                .chain(self.parameters.iter().map(|(name, value)| text(name, value)))
                 .collect(),
         }
     }
+}
+
+fn text(name: &str, text: &str) -> (String, inference::InferParameter) {
+    let choice = inference::infer_parameter::ParameterChoice::StringParam(text.to_owned());
+    (name.to_owned(), inference::InferParameter { parameter_choice: Some(choice) })
 }
 
 fn integer(name: &str, number: i64) -> (String, inference::InferParameter) {
@@ -255,10 +270,10 @@ pub fn http_request(
 }
 
 /// The header that carries `key`: `authorization`, or, where it begins with the name of another one, that.
-pub fn credential(key: &str) -> (&'static str, String) {
-    match key.strip_prefix("x-api-key ") {
-        Some(key) => ("x-api-key", key.to_owned()),
-        None => ("authorization", format!("Bearer {key}")),
+pub fn credential(key: &str) -> (http::HeaderName, String) {
+    match key.split_once(' ') {
+        Some((name, key)) => (name.parse().unwrap(), key.to_owned()),
+        None => (http::header::AUTHORIZATION, format!("Bearer {key}")),
     }
 }
 
@@ -297,13 +312,19 @@ pub async fn grpc(running: &Running) -> GrpcClient {
 async fn grpc_infer(client: &mut GrpcClient, key: Option<&str>, request: &Request) -> Result<Answer, Failure> {
     let mut message = tonic::Request::new(request.proto());
     if let Some(key) = key {
-        let (name, value) = credential(key);
-        message.metadata_mut().insert(name, value.parse().unwrap());
+        present(message.metadata_mut(), key);
     }
     match client.model_infer(message).await {
         Ok(response) => Ok(proto_answer(response.get_ref())),
         Err(status) => Err(status_failure(&status)),
     }
+}
+
+/// Puts the header of `key` into `metadata`.
+pub fn present(metadata: &mut tonic::metadata::MetadataMap, key: &str) {
+    let (name, value) = credential(key);
+    let name = tonic::metadata::AsciiMetadataKey::from_bytes(name.as_str().as_bytes()).unwrap();
+    metadata.insert(name, value.parse().unwrap());
 }
 
 /// What a gRPC status says, by its metadata.

@@ -3,9 +3,13 @@
 use super::{Running, Setup, client, until};
 use bytes::Bytes;
 use serde_json::Value;
-use sluicegate::backend::{
-    Backend, Open, OpenError, SessionSettings,
-    fake::{Fake, FakeControl},
+use sluicegate::{
+    backend::{
+        Backend, Open, OpenError, SessionSettings,
+        fake::{Fake, FakeControl},
+    },
+    error::Error,
+    tensor::{DataType, Signature, Tensor, Tensors},
 };
 use std::{
     fs,
@@ -14,7 +18,7 @@ use std::{
 };
 use tempfile::TempDir;
 
-/// Opens files by their text: `double`, `held` (runs wait while told so), `gate` (opening it waits), and anything else is
+/// Opens files by their text: `double`, `times N` (N times what goes in), `fails`, `held` (runs wait while told so), `gate` (opening it waits), and anything else is
 /// no model.
 #[derive(Debug, Default)]
 struct Scripts {
@@ -56,6 +60,7 @@ impl Open for Scripts {
         let text = fs::read_to_string(path).map_err(|error| OpenError(format!("`{}`: {error}", path.display())))?;
         match text.trim() {
             "double" => Ok(Box::new(Fake::new())),
+            "fails" => Ok(Box::new(Fake::new().failing())),
             "held" => Ok(Box::new(self.held.0.clone())),
             "gate" => {
                 let mut state = self.gate.state.lock().unwrap();
@@ -63,9 +68,25 @@ impl Open for Scripts {
                 drop(self.gate.opened.wait_while(state, |state| !state.open).unwrap());
                 Ok(Box::new(Fake::new()))
             }
+            text if text.starts_with("times ") => Ok(Box::new(Times(text[6..].parse().unwrap(), Fake::new()))),
             // As ONNX Runtime words it: with the path.
             text => Err(OpenError(format!("load model from {} failed: {text}", path.display()))),
         }
+    }
+}
+
+/// Multiplies what goes in, with the inputs and outputs of a fake: its answers tell which of several it is.
+struct Times(f32, Fake);
+
+impl Backend for Times {
+    fn signature(&self) -> &Arc<Signature> {
+        self.1.signature()
+    }
+
+    fn run(&mut self, inputs: &[Tensor]) -> Result<Tensors, Error> {
+        let values = inputs[0].data().as_chunks().0.iter().map(|bytes| f32::from_le_bytes(*bytes) * self.0);
+        let output = Tensor::of(DataType::Fp32, inputs[0].shape().clone(), values.collect()).unwrap();
+        Ok([output].into_iter().collect())
     }
 }
 
@@ -97,6 +118,11 @@ impl World {
     /// Puts a file into the repository, or another in its place.
     pub fn write(&self, path: &str, text: &str) {
         write(self.folder.path(), path, text);
+    }
+
+    /// Takes a folder out of the repository.
+    pub fn remove(&self, path: &str) {
+        fs::remove_dir_all(self.folder.path().join(path)).unwrap();
     }
 
     /// What no caller may read: where the models are, and where the files of calls are put.
@@ -145,5 +171,8 @@ impl Drop for World {
 fn write(folder: &Path, path: &str, text: &str) {
     let path = folder.join(path);
     fs::create_dir_all(path.parent().unwrap()).unwrap();
-    fs::write(path, text).unwrap();
+    // In one piece, as whoever publishes models should.
+    let hidden = folder.join(".written");
+    fs::write(&hidden, text).unwrap();
+    fs::rename(hidden, path).unwrap();
 }

@@ -3,7 +3,7 @@
 use super::{
     Running,
     client::{
-        self, GrpcClient, Ndjson, Request, Socket, credential, http_request, http1, status_failure, websocket_upgrade,
+        self, GrpcClient, Ndjson, Request, Socket, http_request, http1, present, status_failure, websocket_upgrade,
     },
 };
 use futures_util::{SinkExt, StreamExt};
@@ -190,8 +190,8 @@ fn rest(response: &http::Response<bytes::Bytes>) -> Result<(), Said> {
 
 fn with_key<T>(message: T, key: Option<&str>) -> tonic::Request<T> {
     let mut request = tonic::Request::new(message);
-    if let Some((name, value)) = key.map(credential) {
-        request.metadata_mut().insert(name, value.parse().unwrap());
+    if let Some(key) = key {
+        present(request.metadata_mut(), key);
     }
     request
 }

@@ -2,11 +2,14 @@
 
 use super::{BURST, Entry, Life, Session};
 use crate::{
-    call::{Call, CallId, Head, Intent, Surface},
+    call::{Call, CallId, Head, InferResponse, Intent, Surface},
     error::Error,
-    frontend::duplex::{
-        About, Ask, Codec, Link, Opened, Order, Why,
-        exchange::{Event, Exchange},
+    frontend::{
+        body,
+        duplex::{
+            About, Ask, Codec, Link, Opened, Order, Why,
+            exchange::{Event, Exchange},
+        },
     },
 };
 use futures_util::Stream;
@@ -96,6 +99,7 @@ where
         self.serial += 1;
         let serial = self.serial;
         let head = self.head(Intent::Infer, timeout).part_of(context.or_else(|| self.codec.context()));
+        let head = head.steered(self.steered.clone());
         let entry = Entry {
             serial,
             ticket: Arc::clone(&ticket),
@@ -155,7 +159,7 @@ where
     }
 
     /// Something became of a call; its answer waits if it is not its turn.
-    fn happen(&mut self, exchange: Exchange<C>, event: Event) {
+    fn happen(&mut self, exchange: Exchange<C>, event: Event<C::Frame>) {
         let (Some(tag), Some(serial)) = (exchange.tag().cloned(), exchange.serial()) else { return };
         let Some(entry) = self.entries.get_mut(&tag).filter(|entry| entry.serial == serial) else { return };
         if let (Order::Whole, Event::Streams) = (self.rules.order, &event) {
@@ -172,30 +176,30 @@ where
         self.release();
     }
 
-    fn deliver(&mut self, tag: &C::Tag, exchange: Exchange<C>, event: Event) {
+    fn deliver(&mut self, tag: &C::Tag, exchange: Exchange<C>, event: Event<C::Frame>) {
         let (before, pushed) = (self.outbox.total(), self.outbox.pushed());
         let Some(entry) = self.entries.get_mut(tag) else { return };
         let about = About { tag, note: &entry.ticket.note, seq: entry.seq, facts: Some(&*entry.facts) };
-        let out = &mut self.outbox;
         let result = match event {
-            Event::Whole(response) => {
-                let written = self.codec.output(about, true, response, out).map(|()| true);
-                self.connection.frontend.encoded(self.rules.surface, &entry.facts);
-                written
-            }
-            Event::Streams => Ok(false),
-            Event::Chunk(response) if entry.streams => self.codec.output(about, false, response, out).map(|()| {
+            Event::Whole(response) => return self.write(tag, exchange, response, true),
+            Event::Chunk(response) if entry.streams => return self.write(tag, exchange, response, false),
+            Event::Encoded(frame, last) => frame.map(|frame| {
+                self.codec.output(frame, &mut self.outbox);
                 entry.seq += 1;
-                false
+                if last {
+                    self.connection.frontend.encoded(self.rules.surface, &entry.facts);
+                }
+                last
             }),
+            Event::Streams => Ok(false),
             Event::Chunk(response) => match entry.only.replace(response) {
                 None => Ok(false),
                 Some(_) => Err(Error::Unimplemented("this model streams, expected `stream` to be true".into())),
             },
             Event::Over => match entry.only.take() {
-                Some(response) => self.codec.output(about, true, response, out).map(|()| true),
+                Some(response) => return self.write(tag, exchange, response, true),
                 None => {
-                    self.codec.done(about, out);
+                    self.codec.done(about, &mut self.outbox);
                     Ok(true)
                 }
             },
@@ -209,6 +213,24 @@ where
             Ok(true) => self.close(tag),
             Err(error) => self.fail(tag, &error),
         }
+    }
+
+    /// Writes outputs of a call: at once if they are few, else on the decoding threads, and the call is in flight meanwhile.
+    fn write(&mut self, tag: &C::Tag, exchange: Exchange<C>, response: InferResponse, last: bool) {
+        let Some(entry) = self.entries.get(tag) else { return };
+        let (ticket, seq) = (Arc::clone(&entry.ticket), entry.seq);
+        let size = C::work(&ticket.note, &response);
+        if body::is_small(size) {
+            let about = About { tag, note: &ticket.note, seq, facts: Some(&*entry.facts) };
+            let frame = C::encode(&self.connection, &about, last, response);
+            return self.deliver(tag, exchange, Event::Encoded(frame, last));
+        }
+        let (tag, connection) = (tag.clone(), Arc::clone(&self.connection));
+        let encoding = body::offload(size, move || {
+            let about = About { tag: &tag, note: &ticket.note, seq, facts: None };
+            C::encode(&connection, &about, last, response)
+        });
+        self.running.push(exchange.encoding(Box::pin(encoding), last));
     }
 
     /// Answers a call in flight with its error.

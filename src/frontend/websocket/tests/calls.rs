@@ -33,14 +33,6 @@ async fn answers_come_as_they_are_ready() {
     client.output("slow").await;
 }
 
-fn binary(json: &str, tensors: &[u8]) -> Vec<u8> {
-    let mut frame = u32::try_from(json.len()).unwrap().to_le_bytes().to_vec();
-    frame.extend_from_slice(json.as_bytes());
-    frame.resize(frame.len().next_multiple_of(8), 0);
-    frame.extend_from_slice(tensors);
-    frame
-}
-
 const RAW: &str = r#"{"type":"infer","id":"b","model":"echo","inputs":[{"name":"X","datatype":"FP32","shape":[1,2],"byte_length":8}]"#;
 
 #[tokio::test(start_paused = true)]

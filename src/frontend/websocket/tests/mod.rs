@@ -4,6 +4,7 @@ mod calls;
 mod ends;
 mod faults;
 mod handshake;
+mod large;
 mod rfc6455;
 mod tunnel;
 
@@ -130,6 +131,14 @@ impl Client {
             tokio::task::yield_now().await;
         }
     }
+}
+
+fn binary(json: &str, tensors: &[u8]) -> Vec<u8> {
+    let mut frame = u32::try_from(json.len()).unwrap().to_le_bytes().to_vec();
+    frame.extend_from_slice(json.as_bytes());
+    frame.resize(frame.len().next_multiple_of(8), 0);
+    frame.extend_from_slice(tensors);
+    frame
 }
 
 fn request(id: &str, model: &str, more: &str) -> String {

@@ -36,6 +36,8 @@ pub fn parse_config_text(text: &str) -> Result<pb::ModelConfig, ConfigError> {
 ///
 /// [`ConfigError`] says where it is malformed, or which field is unknown.
 pub fn parse_config_json(text: &str) -> Result<pb::ModelConfig, ConfigError> {
+    // As with text.
+    check_depth(text)?;
     let error = |error: serde_json::Error| ConfigError(error.to_string());
     let mut reader = serde_json::Deserializer::from_str(text);
     let message = DynamicMessage::deserialize(SCHEMA.clone(), &mut reader).map_err(error)?;
@@ -141,5 +143,6 @@ mod tests {
         assert!(parse_config_text(&"a{".repeat(100_000)).unwrap_err().to_string().contains("deeper"));
         assert!(parse_config_json(r#"{"colour":1}"#).unwrap_err().to_string().contains("colour"));
         assert!(parse_config_json("{} {}").is_err());
+        assert!(parse_config_json(&"[".repeat(100_000)).unwrap_err().to_string().contains("deeper"));
     }
 }

@@ -69,6 +69,18 @@ fn what_is_wrong_with_examples_is_said() {
 }
 
 #[test]
+fn examples_are_bounded_in_depth() {
+    let nested = |levels: usize| "[".repeat(levels) + &"]".repeat(levels);
+    let refused = |body: &str| decode(&classifier(), Task::Classify, body).unwrap_err().to_string();
+    let beside = |levels| refused(&format!(r#"{{"more":{}}}"#, nested(levels)));
+    assert!(!beside(99).contains("deeper"), "{}", beside(99));
+    assert!(beside(100).contains("deeper than 100 levels") && beside(1_000_000).contains("deeper than 100 levels"));
+    for body in [r#"{"examples":[{"image":"#, r#"{"context":{"tag":"#, r#"{"examples":"#] {
+        assert!(refused(&(body.to_owned() + &nested(1_000_000))).contains("deeper than 100 levels"), "{body}");
+    }
+}
+
+#[test]
 fn a_model_that_is_none_for_the_task_says_why() {
     let x = || vec![spec("x", DataType::Fp32, &[None, Some(2)])];
     let scores = || vec![spec("y", DataType::Fp32, &[None, Some(3)])];

@@ -1,0 +1,65 @@
+//! Models from the start on: loaded, waited for where they are required, and followed where they may change.
+
+use crate::{
+    call::{ModelRef, Readiness},
+    model::{
+        Loaded, Loader, Repository,
+        watch::{Settings, Watcher},
+    },
+};
+use futures_util::FutureExt;
+use std::{pin::pin, sync::Arc};
+use tokio::sync::watch;
+
+/// Loads all models, tells what came of it, and follows their folders as `settings` say. Its name, if it ends though it
+/// should not.
+pub(super) async fn serve(
+    loader: Arc<Loader>,
+    models: Arc<Repository>,
+    settings: Option<Settings>,
+    required: Vec<Arc<str>>,
+    ready: Readiness,
+    tell: watch::Sender<Option<Arc<Loaded>>>,
+) -> Option<&'static str> {
+    let watcher = match settings {
+        Some(settings) => Some(Watcher::new(settings, Arc::clone(&loader), Arc::clone(&models)).await),
+        None => None,
+    };
+    let loaded = loader.load().await;
+    let mut missing = pin!(await_required(&required, &models, &ready));
+    // Before anybody hears of it: whoever waits for models looks at readiness next.
+    let is_over = (&mut missing).now_or_never().is_some();
+    tell.send_replace(Some(Arc::new(loaded)));
+    let missing = async {
+        if !is_over {
+            missing.await;
+        }
+    };
+    let Some(watcher) = watcher else {
+        missing.await;
+        return None;
+    };
+    tokio::join!(missing, watcher.run());
+    Some("the watcher of models")
+}
+
+/// Says that the server is ready once every model that it needs is (contract 01 section 1): a model that cannot be loaded
+/// is reported and not waited for, unless it is required. A required one may come later, where models may change.
+async fn await_required(required: &[Arc<str>], models: &Repository, ready: &Readiness) {
+    let mut changes = ready.changes();
+    let mut told = false;
+    let is_missing = |name: &&Arc<str>| {
+        let wanted = ModelRef { name: Arc::clone(name), version: None };
+        !models.is_ready(&wanted).unwrap_or(false)
+    };
+    while let Some(name) = required.iter().find(is_missing) {
+        if !told {
+            tracing::error!(model = %name, "not ready: a required model is not loaded");
+            told = true;
+        }
+        if changes.changed().await.is_err() {
+            return;
+        }
+    }
+    ready.set_loaded(true);
+}

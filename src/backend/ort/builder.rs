@@ -1,0 +1,122 @@
+//! Makes sessions: what settings become for ONNX Runtime, and which of the providers asked for it really uses.
+//!
+//! Providers are tried in the order in which they stand. One that cannot be used is passed over and the log says why, as
+//! long as a later one can: only when none is left is it an error, which names those that the library has.
+
+use super::{Runtime, values};
+use crate::backend::{Arena, Optimization, Provider, ProviderKind, SessionSettings};
+use ort::{
+    ep,
+    session::{
+        Session,
+        builder::{AutoDevicePolicy, GraphOptimizationLevel, SessionBuilder},
+    },
+};
+use std::path::Path;
+
+/// A session, and the providers that took the model, best first.
+pub(super) struct Built {
+    pub(super) session: Session,
+    pub(super) providers: Vec<ProviderKind>,
+    /// Why others did not, a sentence each.
+    pub(super) passed_over: Vec<String>,
+}
+
+/// Makes a session of the model at `path`.
+pub(super) fn build(runtime: &Runtime, path: &Path, settings: &SessionSettings) -> Result<Built, String> {
+    let mut passed_over = Vec::new();
+    let mut wanted: &[Provider] = &settings.providers;
+    loop {
+        let mut builder = options(runtime, settings)?;
+        let providers = register(runtime, &mut builder, &mut wanted, &mut passed_over)?;
+        let Some((last, before)) = providers.split_last() else {
+            return Err(format!("{}; this library has {}", passed_over.join("; "), runtime.providers().join(", ")));
+        };
+        if before.is_empty() && *last == ProviderKind::Cpu {
+            // Whatever else a library may have found on this machine, it was not asked for.
+            builder = builder.with_auto_device(AutoDevicePolicy::PreferCPU).map_err(|error| error.to_string())?;
+        }
+        match builder.commit_from_file(path) {
+            Ok(session) => return Ok(Built { session, providers, passed_over }),
+            // A provider may be there and of no use, because the device or another library is missing: known only now.
+            Err(error) if providers[0] != ProviderKind::Cpu && wanted.len() > 1 => {
+                passed_over.push(format!("`{}` cannot take the model: {error}", wanted[0].kind));
+                wanted = &wanted[1..];
+            }
+            Err(error) => return Err(error.to_string()),
+        }
+    }
+}
+
+/// Adds those of `wanted` that the library has, down to the CPU, which runs whatever is left and is always there. Leaves
+/// `wanted` at the first that was added.
+fn register(
+    runtime: &Runtime,
+    builder: &mut SessionBuilder,
+    wanted: &mut &[Provider],
+    passed_over: &mut Vec<String>,
+) -> Result<Vec<ProviderKind>, String> {
+    let mut added = Vec::new();
+    let mut first = None;
+    for (at, provider) in wanted.iter().enumerate() {
+        let kind = provider.kind;
+        let refused = if kind == ProviderKind::Cpu {
+            None
+        } else if !runtime.has(kind) {
+            Some(format!("provider `{kind}` is not in this ONNX Runtime"))
+        } else {
+            values::append(builder, provider).err().map(|error| format!("provider `{kind}` is refused: {error}"))
+        };
+        match refused {
+            Some(reason) => passed_over.push(reason),
+            None => {
+                added.push(kind);
+                first.get_or_insert(at);
+            }
+        }
+        if kind == ProviderKind::Cpu {
+            break;
+        }
+    }
+    *wanted = &wanted[first.unwrap_or(0)..];
+    Ok(added)
+}
+
+fn options(runtime: &Runtime, settings: &SessionSettings) -> Result<SessionBuilder, String> {
+    let SessionSettings { threads, sharers, options, .. } = settings;
+    // Each run has the thread that calls, and those of the pool besides; so however many share the session, together they
+    // have what was meant for them.
+    let pool = sharers.max(&1) * (threads.max(&1) - 1) + 1;
+    let level = match options.optimization {
+        Optimization::Disabled => GraphOptimizationLevel::Disable,
+        Optimization::Basic => GraphOptimizationLevel::Level1,
+        Optimization::Extended => GraphOptimizationLevel::Level2,
+        Optimization::Layout => GraphOptimizationLevel::Level3,
+        Optimization::All => GraphOptimizationLevel::All,
+    };
+    let build = |builder: SessionBuilder| {
+        let mut builder = builder
+            .with_intra_threads(pool)?
+            .with_inter_threads(options.parallel.unwrap_or(1))?
+            .with_parallel_execution(options.parallel.is_some())?
+            // Spinning threads take the cores that sockets need (architecture section 10).
+            .with_intra_op_spinning(false)?
+            .with_inter_op_spinning(false)?
+            // A plan of memory is kept for every shape that ever came in: clients choose shapes, so it would grow without
+            // bound. It gains nothing either: looking it up costs a small model 5 % of its run.
+            .with_memory_pattern(false)?
+            .with_optimization_level(level)?;
+        if settings.arena == Arena::None {
+            builder = builder.with_execution_providers([ep::CPU::default().with_arena_allocator(false).build()])?;
+        }
+        if settings.explain {
+            builder = builder.with_config_entry("session.record_ep_graph_assignment_info", "1")?;
+        }
+        for (key, value) in &options.entries {
+            builder = builder.with_config_entry(key, value)?;
+        }
+        Ok::<_, ort::Error<SessionBuilder>>(builder)
+    };
+    let builder = runtime.builder().map_err(|error| error.to_string())?;
+    build(builder).map_err(|error| error.to_string())
+}

@@ -1,0 +1,215 @@
+//! A version that is tried on copies of calls: run after the caller was answered, and compared with what it was told.
+//!
+//! Copies wait in no queue that a caller waits in for long: a bounded number is held, in calls and in bytes, as few as the
+//! model says run at once, and what is too much is dropped and counted. They run on the control runtime and on the
+//! version's own threads, have no sender and are charged to nobody; whatever becomes of them, the caller never knows.
+
+use super::{Model, Shadow, compare::compare, signature, traffic::spread};
+use crate::{
+    call::{Facts, NamedTensor, Timing},
+    error::Error,
+    schedule::{Answer, Job, ReplyTo},
+    telemetry::metrics::{Metrics, ShadowEnd},
+};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU64, AtomicUsize, Ordering},
+    },
+    time::Instant,
+};
+use tokio::{
+    runtime::Handle,
+    sync::{Semaphore, oneshot},
+    time::timeout_at,
+};
+
+/// What counts calls that are copied.
+const MILLION: u64 = 1_000_000;
+
+/// Runs copies of calls. Cloning it is cloning handles.
+#[derive(Clone, Debug)]
+pub struct Shadows {
+    runtime: Handle,
+    metrics: Arc<Metrics>,
+}
+
+/// What one model's shadow is held to.
+#[derive(Debug)]
+pub(super) struct Mirror {
+    settings: Shadow,
+    turns: AtomicU64,
+    /// Copies that wait or run.
+    waiting: AtomicUsize,
+    /// Bytes that they hold.
+    held: AtomicUsize,
+    running: Arc<Semaphore>,
+}
+
+/// Where a copy of a call is to go.
+#[derive(Debug)]
+pub(super) struct Aim {
+    pub(super) mirror: Arc<Mirror>,
+    /// Absent while that version is not served.
+    pub(super) target: Option<Arc<Model>>,
+}
+
+/// A copy of a call that is not answered yet.
+#[derive(Debug)]
+pub(super) struct Copied {
+    aim: Aim,
+    shadows: Shadows,
+    inputs: Vec<NamedTensor>,
+}
+
+/// A place among the copies that are held. Dropping it gives it back.
+struct Place {
+    mirror: Arc<Mirror>,
+    bytes: usize,
+}
+
+/// What the caller was told, and how long that took.
+struct Told {
+    outputs: Vec<NamedTensor>,
+    timing: Timing,
+}
+
+// === impl Shadows ===
+
+impl Shadows {
+    /// Runs copies on the current runtime, which should be the control runtime, and reports to `metrics`.
+    pub fn new(metrics: Arc<Metrics>) -> Self {
+        Self { runtime: Handle::current(), metrics }
+    }
+
+    /// A copy of a call, to be sent once the call is answered.
+    pub(super) fn copy(&self, aim: Aim) -> Copied {
+        Copied { aim, shadows: self.clone(), inputs: Vec::new() }
+    }
+}
+
+// === impl Mirror ===
+
+impl Mirror {
+    pub(super) fn new(settings: Shadow) -> Self {
+        let running = Arc::new(Semaphore::new(settings.in_flight.min(Semaphore::MAX_PERMITS)));
+        let (turns, waiting, held) = (AtomicU64::new(0), AtomicUsize::new(0), AtomicUsize::new(0));
+        Self { settings, turns, waiting, held, running }
+    }
+
+    /// The version that is tried.
+    pub(super) fn target(&self) -> &str {
+        &self.settings.to
+    }
+
+    /// Whether the next call is one that is copied.
+    pub(super) fn wants_next(&self) -> bool {
+        spread(&self.turns, MILLION) < u64::from(self.settings.share)
+    }
+
+    fn enter(self: &Arc<Self>, bytes: usize) -> Option<Place> {
+        let within = |counter: &AtomicUsize, more: usize, most: usize| {
+            let grown = |used: usize| used.checked_add(more).filter(|used| *used <= most);
+            counter.fetch_update(Ordering::AcqRel, Ordering::Acquire, grown).is_ok()
+        };
+        if !within(&self.waiting, 1, self.settings.queue) {
+            return None;
+        }
+        if !within(&self.held, bytes, self.settings.memory) {
+            self.waiting.fetch_sub(1, Ordering::AcqRel);
+            return None;
+        }
+        Some(Place { mirror: Arc::clone(self), bytes })
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.mirror.held.fetch_sub(self.bytes, Ordering::AcqRel);
+        self.mirror.waiting.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
+// === impl Copied ===
+
+impl Copied {
+    /// Keeps the inputs, as the call has them.
+    pub(super) fn inputs(&mut self, inputs: &[NamedTensor]) {
+        self.inputs = inputs.to_vec();
+    }
+
+    /// Sends the copy of a call of `model` that was answered with `outputs`, if there is room. Never waits.
+    pub(super) fn send(self, model: &Model, outputs: &[NamedTensor], timing: Timing) {
+        let Self { aim: Aim { mirror, target }, shadows: Shadows { runtime, metrics }, inputs } = self;
+        let ended = |end| metrics.shadow_ended(&model.key.name, &mirror.settings.to, end);
+        let Some(target) = target else { return ended(ShadowEnd::Absent) };
+        let bytes = inputs.iter().chain(outputs).map(|named| named.tensor.data().len()).sum();
+        let Some(place) = mirror.enter(bytes) else { return ended(ShadowEnd::Dropped) };
+        let told = Told { outputs: outputs.to_vec(), timing };
+        let running = Arc::clone(&mirror.running);
+        let work = async move {
+            let Ok(_turn) = running.acquire_owned().await else { return };
+            try_out(&target, inputs, told, &place.mirror.settings, &metrics).await;
+            drop(place);
+        };
+        drop(runtime.spawn(work));
+    }
+}
+
+async fn try_out(target: &Arc<Model>, inputs: Vec<NamedTensor>, told: Told, settings: &Shadow, metrics: &Arc<Metrics>) {
+    let key = &target.key;
+    let ended = |end| metrics.shadow_ended(&key.name, &key.version, end);
+    let Answer { outputs, timing } = match run(target, inputs, settings).await {
+        Ok(answer) => answer,
+        Err(error) => {
+            let cause = super::workshop::reason(&error);
+            tracing::debug!(model = %key, cause, "a copy of a call failed");
+            return ended(ShadowEnd::Failed);
+        }
+    };
+    metrics.shadow_took(key, told.timing, timing);
+    // Outputs may have millions of numbers, and this runtime has sockets to accept.
+    #[expect(clippy::disallowed_methods, reason = "no inference, no lane, and as few at once as the shadow runs")]
+    let comparing = tokio::task::spawn_blocking(move || compare(&told.outputs, &outputs));
+    let compared = comparing.await;
+    match compared {
+        Ok(difference) => {
+            metrics.shadow_differs(key, &difference);
+            ended(ShadowEnd::Compared);
+        }
+        Err(_) => ended(ShadowEnd::Failed),
+    }
+}
+
+/// Runs a copy as a call would be run, behind all calls that are waiting.
+async fn run(target: &Arc<Model>, mut inputs: Vec<NamedTensor>, settings: &Shadow) -> Result<Answer, Error> {
+    target.absent.complete(&target.signature, &mut inputs)?;
+    let checked = signature::check(&target.signature, target.batches(), inputs)?;
+    if target.decoupled {
+        return Err(Error::Unimplemented("a version that answers with streams cannot be a shadow".into()));
+    }
+    let now = Instant::now();
+    let (sender, answer) = oneshot::channel();
+    let job = Job {
+        inputs: checked.inputs,
+        rows: checked.rows,
+        priority: target.scheduler.policy().priorities.levels(),
+        deadline: now + settings.timeout,
+        queued: now,
+        reply: ReplyTo::Once(sender),
+        facts: Arc::new(Facts::default()),
+        turn: 0,
+        padding: None,
+    };
+    target.scheduler.submit(job)?;
+    let late = || Error::DeadlineExceeded { stage: crate::error::Stage::Running };
+    // Dropping the receiver takes a copy that waits too long out of the queue.
+    match timeout_at((now + settings.timeout).into(), answer).await {
+        Ok(Ok(answer)) => answer,
+        Ok(Err(_)) | Err(_) => Err(late()),
+    }
+}
+
+#[cfg(test)]
+#[path = "shadow_tests.rs"]
+mod tests;
