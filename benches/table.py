@@ -37,6 +37,10 @@ from end_to_end import KEY, Spinners, fail, free_port, library, processor
 
 ROOT = end_to_end.ROOT
 WIDTHS = {"tiny": 4, "mid": 768}
+# One model by several names, each of which says otherwise which calls of different lengths run together.
+MIXED = {"bert": "auto", "bert-off": "off", "bert-double": "{ ratio: 2 }"}
+# Words of a text, at least and at most.
+LENGTHS = 8, 128
 CONFIG = """\
 version: 1
 listen: [{{ address: "127.0.0.1:{port}" }}]
@@ -124,17 +128,18 @@ class Place:
         self.reference = target / "reference" / profile
         self.runtime = library(target)
         self.models = target / "bench-models"
+        self.mixed = target / "bench-models-mixed"
         self.asked = folder / "asked"
         self.servers, self.runs = {}, []
 
-    def server(self, name, model=None, lanes=1):
-        """The server of this name, started once; `model` is for those that serve one."""
-        key = f"{name}-{model}" if model else f"{name}-{lanes}"
+    def server(self, name, model=None, lanes=1, models=None):
+        """The server of this name, started once; `model` is for those that serve one, `models` the folder of the others."""
+        key = f"{name}-{model}" if model else f"{name}-{models.name}-{lanes}" if models else f"{name}-{lanes}"
         if key not in self.servers:
             port, cores = free_port(), self.arguments.server_core
             if name == "sluicegate":
                 config = self.folder / f"{key}.yaml"
-                config.write_text(CONFIG.format(port=port, admin=free_port(), models=self.models, lanes=lanes))
+                config.write_text(CONFIG.format(port=port, admin=free_port(), models=models or self.models, lanes=lanes))
                 command = [self.sluicegate, "serve", "--config", config, "--onnxruntime", self.runtime, "--log-format", "json"]
                 cores = f"{cores},{self.arguments.second_core}" if lanes == 2 else cores
             elif name == "bare":
@@ -169,10 +174,13 @@ class Place:
             command = ["--engine", "--bare", "--config", self.folder / "bare.yaml", "--models", self.models]
             command += ["--onnxruntime", self.runtime, "--model", source["model"], "--rows", source["rows"]]
             return self.bench(self.arguments.server_core, command)
-        server = self.server(source["server"], source.get("own"), source.get("lanes", 1))
-        command = [server.url, "--model", source["model"], "--surface", source["surface"]]
+        mixed = source["model"] in MIXED
+        models = self.mixed if mixed else None
+        server = self.server(source["server"], source.get("own"), source.get("lanes", 1), models)
+        command = [server.url, "--model", source["model"], "--surface", source["surface"], "--concurrency", source["callers"]]
         command += ["--spin"] if self.arguments.spin else []
-        command += ["--data", self.asked / f"{source['model']}.json", "--concurrency", source["callers"]]
+        for place in range(source["callers"] if mixed else 1):
+            command += ["--data", self.asked / (f"mixed-{place}.json" if mixed else f"{source['model']}.json")]
         if "connections" in source:
             command += ["--connections", source["connections"]]
         return self.bench(self.arguments.client_core, command)
@@ -276,6 +284,10 @@ def rows(two_cores):
         ours("mid", "grpc", 64, **shared), session("mid", 32)], ratio(0.95)
     yield "mid-one", "`mid`, one caller, REST JSON", [ours("mid", "rest", 1), session("mid", 1)], over(0.1)
     yield "mid-one-grpc", "`mid`, one caller, gRPC", [ours("mid", "grpc", 1), session("mid", 1)], over(0.1)
+    yield "mixed-lengths", "`bert`, 64 callers with texts of 8 to 128 words, against padding off", [
+        ours("bert", "rest", 64), ours("bert-off", "rest", 64)], ratio(2.0)
+    yield "mixed-double", "the same, lengths within a factor of two together", [
+        ours("bert-double", "rest", 64), ours("bert-off", "rest", 64)], told
     if two_cores:
         yield "two-cores", "`tiny`, REST JSON, two cores against one", [
             ours("tiny", "rest", 64, lanes=2), ours("tiny", "rest", 64)], ratio(1.8)
@@ -353,12 +365,24 @@ def build(arguments):
 def prepare(place):
     """Models, requests, keys and the configuration of the session alone."""
     models.make(place.models)
+    models.make(place.mixed, ("bert",))
+    for name, pad in MIXED.items():
+        folder = place.mixed / name
+        if not folder.exists():
+            shutil.copytree(place.mixed / "bert", folder)
+        inputs = "{ input_ids: { pad: 0, mask: attention_mask } }"
+        (folder / "model.yaml").write_text(f"inputs: {inputs}\nbatching: {{ pad: {pad} }}\n")
     source = random.Random(3)
     place.asked.mkdir()
     for model, width in WIDTHS.items():
         data = [float(f"{source.random():.8g}") for _ in range(width)]
         body = {"inputs": [{"name": "x", "datatype": "FP32", "shape": [1, width], "data": data}]}
         (place.asked / f"{model}.json").write_text(json.dumps(body, separators=(",", ":")))
+    for number in range(64):
+        words = [source.randrange(1, 1000) for _ in range(source.randint(*LENGTHS))]
+        inputs = [("input_ids", words), ("attention_mask", [1] * len(words))]
+        inputs = [{"name": name, "datatype": "INT64", "shape": [1, len(words)], "data": data} for name, data in inputs]
+        (place.asked / f"mixed-{number}.json").write_text(json.dumps({"inputs": inputs}, separators=(",", ":")))
     digest = hashlib.sha256(KEY.encode()).hexdigest()
     keys = f'version: 1\nkeys:\n  - {{ id: k_bench, hash: "sha256:{digest}", identity: bench }}\n'
     (place.folder / "keys.yaml").write_text(keys)
@@ -367,6 +391,11 @@ def prepare(place):
 
 def same_bits(place, table):
     """All that speak REST answer the same; the generator checks first answers of the others by their shape."""
+    if any(source["model"] in MIXED for _, _, sources, _ in table for source in sources):
+        server, body = place.server("sluicegate", models=place.mixed), place.body("mixed-0")
+        answers = [server.ready(model, body) for model in MIXED]
+        if any(answer != answers[0] for answer in answers):
+            fail("a call alone is answered differently with padding and without")
     for model in WIDTHS:
         names = {source["server"] for _, _, sources, _ in table for source in sources
                  if source.get("surface") == "rest" and source["model"] == model and source["server"] != "bare"}

@@ -5,7 +5,7 @@ use crate::{
     backend::{self, ort::probe},
     config::{
         self, Amount, Arena, Config, Execution, Kind, Limit, Load, LogFormat, LogLevel, Memory, Mode, Optimization,
-        Switch, Versions, Warmup, WhenLate, raw,
+        Rows, Switch, Versions, Warmup, WhenLate, raw,
     },
     lane,
     layer::deadline,
@@ -112,6 +112,7 @@ pub fn models(config: &Config) -> model::Settings {
                 routing: Arc::new(config::routing(&read)),
                 samples: samples(&read, source.folder)?,
                 labels: read.class_labels.into_iter().collect(),
+                inputs: read.inputs,
                 file: read.file.unwrap_or(settings.file),
                 declared: read.declared,
                 platform: match &read.ensemble {
@@ -179,6 +180,8 @@ fn model_settings(
             },
             preserve_order: batching.preserve_order,
         },
+        pad: settings.pad.clone(),
+        fixed_rows: settings.rows == Rows::Fixed,
         warmup: settings.warmup != Warmup::Off,
         ..model::ModelSettings::default()
     }

@@ -10,7 +10,7 @@ pub use settings::{Arena, Optimization, Provider, ProviderKind, SessionOptions, 
 
 use crate::{
     error::Error,
-    tensor::{Signature, Tensor, Tensors},
+    tensor::{AxisNames, Signature, Tensor, Tensors},
 };
 use std::{fmt, ops::ControlFlow, path::Path, sync::Arc};
 
@@ -19,6 +19,11 @@ use std::{fmt, ops::ControlFlow, path::Path, sync::Arc};
 pub trait Backend: Send + 'static {
     /// Inputs and outputs of the model.
     fn signature(&self) -> &Arc<Signature>;
+
+    /// What the axes of inputs and outputs are called, as far as that is known.
+    fn axis_names(&self) -> AxisNames {
+        AxisNames::default()
+    }
 
     /// Runs the model once. `inputs` are in the signature's order, checked against it; the result
     /// is in the order of the signature's outputs.

@@ -65,9 +65,9 @@ pub struct Arguments {
     /// What inputs are filled with; strings are empty either way
     #[arg(long, value_enum, default_value_t = Filling::Random, conflicts_with = "data")]
     pub(super) fill: Filling,
-    /// A V2 request as JSON, instead of inputs that are made up
+    /// A V2 request as JSON, instead of inputs that are made up; of several, callers take one each, in turns
     #[arg(long, value_name = "FILE")]
-    pub(super) data: Option<PathBuf>,
+    pub(super) data: Vec<PathBuf>,
     /// API key
     #[arg(long, env = "SLUICEGATE_KEY", hide_env_values = true, value_name = "KEY")]
     pub(super) key: Option<Key>,

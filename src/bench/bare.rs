@@ -15,6 +15,7 @@ use crate::{
     model,
     tensor::Tensors,
 };
+use futures_util::FutureExt;
 use std::time::{Duration, Instant};
 
 /// What it is called in reports.
@@ -32,10 +33,9 @@ pub(super) fn run(arguments: &Arguments) -> Result<Report, BenchError> {
         .map_err(|reason| BenchError(format!("{}: {reason}", arguments.model)))?;
     let session = own.session(own.threads.unwrap_or(settings.budget.cores()), 1);
     let mut backend = runtime.open(&path, &session).map_err(BenchError::new)?;
-    let payload = match &arguments.data {
-        Some(path) => Payload::read(path)?,
-        None => Payload::made(backend.signature(), arguments)?,
-    };
+    let payloads = Payload::all(arguments, async || Ok((**backend.signature()).clone())).now_or_never();
+    let payloads = payloads.ok_or_else(|| BenchError::new("requests that are not at hand"))??;
+    let [payload] = payloads.as_slice() else { return Err(BenchError::new("--bare runs one request again and again")) };
     let rows = payload.rows();
     let checked = model::signature::check(backend.signature(), false, payload.inputs().to_vec());
     let inputs = checked.map_err(BenchError::new)?.inputs;

@@ -72,7 +72,7 @@ pub(super) fn run(client: &runtime::Runtime, arguments: &Arguments) -> Result<Re
         if let Some((what, reason)) = loaded.failed.first() {
             return Err(BenchError(format!("{what}: {reason}")));
         }
-        let source = engine(&repository, &wanted, arguments)?;
+        let source = engine(&repository, &wanted, arguments).await?;
         campaign(&[source], arguments).await
     });
     // Threads that are left would meet ONNX Runtime's destructors on the way out.
@@ -80,13 +80,14 @@ pub(super) fn run(client: &runtime::Runtime, arguments: &Arguments) -> Result<Re
     report
 }
 
-fn engine(repository: &Repository, wanted: &ModelRef, arguments: &Arguments) -> Result<Source, BenchError> {
+async fn engine(repository: &Repository, wanted: &ModelRef, arguments: &Arguments) -> Result<Source, BenchError> {
     let model = repository.resolve(wanted).map_err(BenchError::new)?;
-    let payload = match &arguments.data {
-        Some(path) => Payload::read(path)?,
-        None => Payload::made(&model.signature, arguments)?,
-    };
-    let checked = signature::check(&model.signature, model.batches(), payload.inputs().to_vec());
-    let checked = checked.map_err(BenchError::new)?;
-    Ok(Source::Engine(Engine { model, inputs: checked.inputs, rows: checked.rows }))
+    let (mut inputs, mut rows) = (Vec::new(), 1);
+    for payload in Payload::all(arguments, async || Ok((*model.signature).clone())).await? {
+        let checked = signature::check(&model.signature, model.batches(), payload.inputs().to_vec());
+        let checked = checked.map_err(BenchError::new)?;
+        inputs.push(checked.inputs);
+        rows = checked.rows;
+    }
+    Ok(Source::Engine(Engine { model, inputs, rows }))
 }

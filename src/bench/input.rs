@@ -50,12 +50,37 @@ impl Payload {
         Ok(Self { inputs: inputs.collect::<Result<_, _>>()?, outputs: Vec::new(), body: None })
     }
 
-    /// The V2 request in the file that `--data` names.
+    /// What `arguments` ask for: the requests in the files that `--data` names, else one that is made up for the model, whose
+    /// signature is asked for then.
+    ///
+    /// # Errors
+    ///
+    /// As [`Payload::made`]; [`BenchError`] if a file is no request, or has other rows than the first.
+    pub(super) async fn all(
+        arguments: &Arguments,
+        signature: impl AsyncFnOnce() -> Result<Signature, BenchError>,
+    ) -> Result<Vec<Self>, BenchError> {
+        if arguments.data.is_empty() {
+            return Ok(vec![Self::made(&signature().await?, arguments)?]);
+        }
+        let payloads: Vec<_> = arguments.data.iter().map(|path| Self::read(path)).collect::<Result<_, _>>()?;
+        let rows = payloads.first().map_or(0, Self::rows);
+        match payloads.iter().zip(&arguments.data).find(|(payload, _)| payload.rows() != rows) {
+            // Answers are counted, and rates are told in rows.
+            Some((other, path)) => {
+                let (path, found) = (path.display(), other.rows());
+                Err(BenchError(format!("`{path}`: has {found} rows, expected {rows} as in the first")))
+            }
+            None => Ok(payloads),
+        }
+    }
+
+    /// The V2 request in a file.
     ///
     /// # Errors
     ///
     /// [`BenchError`] if there is none or it is no request.
-    pub(super) fn read(path: &std::path::Path) -> Result<Self, BenchError> {
+    fn read(path: &std::path::Path) -> Result<Self, BenchError> {
         let wrong = |reason: String| BenchError(format!("`{}`: {reason}", path.display()));
         let body = Bytes::from(fs::read(path).map_err(|error| wrong(error.to_string()))?);
         let request = json::decode_request(&body, Dialect::V2, None, &Settings::default());

@@ -28,22 +28,22 @@ pub(super) struct Server {
     pub(super) authorization: Option<String>,
 }
 
-/// A server, and the one request that it is asked again and again.
+/// A server, and the requests that it is asked again and again: each caller has one of them.
 #[derive(Debug)]
 pub(super) struct Target {
     name: String,
     server: Server,
     surface: Surface,
     connections: Option<usize>,
-    payload: Payload,
-    request: Bytes,
+    /// Each with its head and body over HTTP/1.1; one at least.
+    requests: Vec<(Payload, Bytes)>,
 }
 
 /// A model in this process.
 pub(super) struct Engine {
     pub(super) model: Arc<Model>,
-    /// In the signature's order.
-    pub(super) inputs: Tensors,
+    /// Of each request, in the signature's order; one at least.
+    pub(super) inputs: Vec<Tensors>,
     /// Rows that they bring to a batch.
     pub(super) rows: usize,
 }
@@ -63,30 +63,28 @@ impl Source {
             model: named(arguments),
             authorization: arguments.key.as_ref().map(|key| key.authorization()),
         };
-        let payload = match &arguments.data {
-            Some(path) => Payload::read(path)?,
-            None => {
-                let signature = inquire::signature(&server, surface.is_grpc()).await;
-                let signature = signature
-                    .map_err(|error| BenchError(format!("{address}: no metadata of `{}`: {error}", arguments.model)))?;
-                Payload::made(&signature, arguments)?
-            }
+        let payloads = Payload::all(arguments, async || {
+            let signature = inquire::signature(&server, surface.is_grpc()).await;
+            signature.map_err(|error| BenchError(format!("{address}: no metadata of `{}`: {error}", arguments.model)))
+        });
+        let written = |payload: Payload| {
+            let request = match surface {
+                Surface::Rest => rest(&server, &payload.json()?, None),
+                Surface::RestBinary => {
+                    let (body, json) = payload.binary()?;
+                    rest(&server, &body, Some(json))
+                }
+                Surface::Grpc | Surface::GrpcStream | Surface::Websocket | Surface::Ndjson => Bytes::new(),
+            };
+            Ok((payload, request))
         };
-        let request = match surface {
-            Surface::Rest => rest(&server, &payload.json()?, None),
-            Surface::RestBinary => {
-                let (body, json) = payload.binary()?;
-                rest(&server, &body, Some(json))
-            }
-            Surface::Grpc | Surface::GrpcStream | Surface::Websocket | Surface::Ndjson => Bytes::new(),
-        };
+        let requests = payloads.await?.into_iter().map(written).collect::<Result<_, BenchError>>()?;
         Ok(Self::Server(Box::new(Target {
             name: format!("{address} {}", surface.name()),
             server,
             surface,
             connections: arguments.connections.map(|connections| connections.get()),
-            payload,
-            request,
+            requests,
         })))
     }
 
@@ -101,7 +99,7 @@ impl Source {
     /// Rows of each request.
     pub(super) fn rows(&self) -> usize {
         match self {
-            Self::Server(target) => target.payload.rows(),
+            Self::Server(target) => target.payload(0).rows(),
             Self::Engine(engine) => engine.rows,
         }
     }
@@ -119,8 +117,9 @@ impl Source {
                 clients.map_err(|failure| BenchError(format!("{}: {failure}", target.name)))
             }
             Self::Engine(engine) => {
-                let local = || Local::new(Arc::clone(&engine.model), engine.inputs.clone(), engine.rows);
-                Ok((0..callers).map(|_| Client::Local(local())).collect())
+                let inputs = engine.inputs.iter().cycle().take(callers);
+                let local = |inputs: &Tensors| Local::new(Arc::clone(&engine.model), inputs.clone(), engine.rows);
+                Ok(inputs.map(|inputs| Client::Local(local(inputs))).collect())
             }
         }
     }
@@ -174,13 +173,14 @@ impl Target {
         self.surface
     }
 
-    pub(super) fn payload(&self) -> &Payload {
-        &self.payload
+    /// What the caller of this number asks.
+    pub(super) fn payload(&self, caller: usize) -> &Payload {
+        &self.requests[caller % self.requests.len()].0
     }
 
-    /// Head and body of a request over HTTP/1.1.
-    pub(super) fn rest_request(&self) -> Bytes {
-        self.request.clone()
+    /// Its head and body over HTTP/1.1.
+    pub(super) fn rest_request(&self, caller: usize) -> Bytes {
+        self.requests[caller % self.requests.len()].1.clone()
     }
 }
 

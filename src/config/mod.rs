@@ -20,7 +20,7 @@ pub use live::{Changes, Source, Written};
 pub use model::load_model;
 pub use problems::{Problem, Problems};
 pub use raw::{
-    Amount, Arena, Execution, Limit, Load, Memory, Mode, Optimization, Probe, Switch, Versions, Warmup, WhenLate,
+    Amount, Arena, Execution, Limit, Load, Memory, Mode, Optimization, Probe, Rows, Switch, Versions, Warmup, WhenLate,
 };
 pub use schema::schema;
 
@@ -36,7 +36,7 @@ use crate::{
         self,
         address::{self, Network},
     },
-    model::{Sample, ensemble, watch},
+    model::{InputSettings, Pad, Sample, ensemble, watch},
     telemetry::{metrics, traces},
     tensor::Signature,
 };
@@ -190,6 +190,10 @@ pub struct ModelDefaults {
     pub share_weights: bool,
     /// How calls are run together.
     pub batching: Batching,
+    /// Which calls of different lengths are.
+    pub pad: Pad,
+    /// How many rows a run has.
+    pub rows: Rows,
     /// What becomes of memory after a run.
     pub arena: Arena,
     /// What runs its nodes, best first.
@@ -236,6 +240,8 @@ pub struct ModelConfig {
     pub defaults: ModelDefaults,
     /// Files with the names of classes, by output.
     pub class_labels: BTreeMap<Arc<str>, PathBuf>,
+    /// What is said of inputs, by name.
+    pub inputs: Vec<(Arc<str>, InputSettings)>,
     /// Names of versions: label and version.
     pub version_labels: BTreeMap<Arc<str>, u64>,
     /// The graph of other models that it is.

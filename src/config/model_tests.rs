@@ -1,7 +1,10 @@
 //! `model.yaml` and `config.pbtxt`, alone and together.
 
 use super::*;
-use crate::config::raw::{Amount, Switch, Versions};
+use crate::{
+    config::raw::{Amount, Rows, Switch, Versions},
+    model::{InputSettings, Pad},
+};
 use std::{path::PathBuf, time::Duration};
 
 /// A model's folder with these files.
@@ -38,11 +41,48 @@ fn a_model_wins_over_the_defaults_key_by_key() {
 
 #[test]
 fn problems_of_a_model_are_all_named() {
-    let text = "versions: []\nbatching: { max_row: 1, pad: auto }\ncache: {}\nstate: {}\n\
+    let text = "versions: []\nbatching: { max_row: 1, pad: some }\ncache: {}\nstate: {}\n\
                 class_labels: { a: ../x, b: /etc/passwd }\n";
     let problems = yaml(text, &ModelDefaults::default()).unwrap_err();
     assert_eq!(problems.list.len(), 7, "{problems}");
     assert!(problems.to_string().contains("model.yaml: `state` is not available in this version"), "{problems}");
+}
+
+#[test]
+fn what_is_said_of_inputs_and_padding_is_read() {
+    let text = "inputs: { ids: { pad: 0, mask: attention_mask }, kind: { pad: -inf, optional: true }, other: {} }\n\
+                batching: { pad: { lengths: [16, 64] }, rows: fixed }\n";
+    let model = yaml(text, &ModelDefaults::default()).unwrap();
+    let inputs: Vec<_> = model.inputs.iter().map(|(name, input)| (&**name, input)).collect();
+    let [("ids", ids), ("kind", kind), ("other", other)] = inputs[..] else { panic!("{inputs:?}") };
+    assert_eq!((ids.pad.clone(), ids.mask.as_deref(), ids.optional), (Some(0.into()), Some("attention_mask"), false));
+    assert_eq!((kind.pad.clone(), kind.mask.as_deref(), kind.optional), (Some("-inf".into()), None, true));
+    assert_eq!(*other, InputSettings::default());
+    assert_eq!((&model.defaults.pad, model.defaults.rows), (&Pad::Lengths(vec![16, 64]), Rows::Fixed));
+    // What the defaults say holds for a model that is silent.
+    let defaults = ModelDefaults { pad: Pad::Ratio(125), ..ModelDefaults::default() };
+    assert_eq!(yaml("threads: 1\n", &defaults).unwrap().defaults.pad, Pad::Ratio(125));
+    assert_eq!(yaml("batching: { pad: off }\n", &defaults).unwrap().defaults.pad, Pad::Off);
+}
+
+#[test]
+fn padding_that_bounds_nothing_is_refused() {
+    for (text, says) in [
+        ("batching: { pad: { ratio: 0.5 } }", "batching.pad: the ratio is 0.5, expected 1 to 1000"),
+        ("batching: { pad: { ratio: 2000 } }", "batching.pad: the ratio is 2000"),
+        ("batching: { pad: { lengths: [] } }", "batching.pad: has 0 lengths, expected 1 to 256"),
+        ("batching: { pad: { lengths: [16, 8] } }", "batching.pad: the lengths do not ascend"),
+        ("batching: { pad: { lengths: [0] } }", "batching.pad"),
+        ("batching: { pad: { ratio: 2, lengths: [8] } }", "batching.pad"),
+        ("batching: { pad: 2 }", "expected auto, off, { ratio: 2 } or { lengths: [16, 32] }"),
+        ("batching: { rows: 8 }", "expected auto or fixed"),
+        ("batching: { rows: fixed, enabled: false }", "batching.rows: `fixed` fills rows up"),
+        ("inputs: { ids: { pad: [1] } }", "inputs.ids.pad: is several values"),
+        ("inputs: { ids: { padd: 1 } }", "inputs.ids.padd: unknown key"),
+    ] {
+        let error = yaml(text, &ModelDefaults::default()).unwrap_err().to_string();
+        assert!(error.contains(says), "{text}: {error}");
+    }
 }
 
 #[test]

@@ -105,7 +105,7 @@ impl Described {
         if list {
             types.push("array");
         }
-        if takes(json!({})) || takes(json!({ "latest": 1 })) {
+        if [json!({}), json!({ "latest": 1 }), json!({ "ratio": 2 })].into_iter().any(takes) {
             types.push("object");
         }
         types.push("null");

@@ -133,12 +133,13 @@ fn ensemble(found: &Found, served: &mut Described) -> Description {
 /// What is said of a model that can be served, and its part of the memory besides that of the first instance; `threads` is 0 for
 /// one on lanes.
 fn lines(workshop: &Workshop, found: &Found, first: &First, threads: usize) -> Result<(Vec<String>, Share), String> {
-    let (settings, signature) = (&found.settings, first.backend.signature());
-    samples::make(settings, signature, first.decision.batches)?;
+    let (settings, signature) = (&found.settings, &first.shapes.signature);
+    samples::make(settings, signature, first.decision.batches, first.shapes.padding.as_ref())?;
     let inputs = signature.inputs.iter().map(|spec| line("input", spec));
     let outputs = signature.outputs.iter().map(|spec| line("output", spec));
     let mut lines: Vec<_> = inputs.chain(outputs).collect();
     lines.push(together(first.decision.batches, first.backend.is_decoupled()).to_owned());
+    lines.extend(first.shapes.lines.iter().cloned());
     let labelled = signature.outputs.iter().zip(&first.labels).filter_map(|(spec, labels)| {
         Some(format!("classes of `{}` have {} labels", spec.name, labels.as_ref()?.len()))
     });

@@ -4,7 +4,7 @@
 //! business, which calls it gets the repository's.
 
 use super::{
-    Model, ModelSettings, Repository, Settings, State, declared, ensemble, labels,
+    Absent, Model, ModelSettings, Repository, Settings, State, declared, ensemble, labels,
     picture::{self, Pictures},
     scan::{self, Found},
     workshop::{Event, Opened, Place, Prepared, Wanted, Workshop, key, reason},
@@ -224,7 +224,7 @@ impl Loader {
     }
 
     async fn place(&self, found: &Found, prepared: Prepared) -> Result<Model, String> {
-        let Prepared { plan, place, decoupled, labels, took: _, memory: _ } = prepared;
+        let Prepared { plan, place, decoupled, absent, labels, took: _, memory: _ } = prepared;
         let (key, signature) = (Arc::clone(&plan.key), Arc::clone(&plan.signature));
         let instances = match &place {
             Place::Threads(instances) => instances.len(),
@@ -246,6 +246,7 @@ impl Loader {
             decoupled,
             settings: Arc::new(found.settings.clone()),
             instances,
+            absent,
             labels: labels.into(),
             since: SystemTime::now(),
             files: found.files.clone(),
@@ -273,6 +274,7 @@ impl Loader {
             policy: found.settings.batching.policy(batches, false),
             signature: Arc::new(graph.signature.clone()),
             run_limit: None,
+            padding: None,
             cost: Arc::default(),
             reopen: Arc::new(|| Err(OpenError("an ensemble has no instances".to_owned()))),
         };
@@ -288,6 +290,7 @@ impl Loader {
             labels: labels.into(),
             since: SystemTime::now(),
             files: found.files.clone(),
+            absent: Absent::default(),
             ensemble: Some(ensemble),
         })
     }

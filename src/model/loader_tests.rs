@@ -173,7 +173,7 @@ async fn turns_without_lanes_are_refused() {
 fn the_number_of_rows_says_what_a_batch_costs_only_if_rows_are_alike() {
     let is_even = |dtype: DataType, dims: &[Option<usize>]| {
         let spec = crate::tensor::TensorSpec { name: "x".into(), dtype: Some(dtype), dims: dims.to_vec() };
-        crate::model::workshop::is_even(&crate::tensor::Signature { inputs: vec![spec], outputs: Vec::new() })
+        crate::model::decision::is_even(&crate::tensor::Signature { inputs: vec![spec], outputs: Vec::new() })
     };
     assert!(is_even(DataType::Fp32, &[None, Some(4)]) && is_even(DataType::Fp32, &[None]));
     assert!(!is_even(DataType::Fp32, &[None, None]), "free in length");

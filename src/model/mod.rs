@@ -2,10 +2,12 @@
 //!
 //! Knows calls and schedulers; knows neither who calls nor over which wire.
 
+mod absent;
 pub mod budget;
 pub mod classify;
 mod compare;
 pub mod control;
+mod decision;
 mod declared;
 pub mod describe;
 pub mod ensemble;
@@ -18,6 +20,7 @@ pub mod router;
 mod samples;
 mod scan;
 mod shadow;
+mod shapes;
 pub mod signature;
 pub mod spec;
 mod state;
@@ -27,7 +30,9 @@ mod testing;
 mod traffic;
 pub mod watch;
 mod workshop;
+mod worth;
 
+pub use absent::Absent;
 pub use loader::{Loaded, Loader};
 pub use measure::run_on_zeros;
 pub use repository::Repository;
@@ -35,7 +40,10 @@ pub use router::Router;
 pub use samples::made as made_up;
 pub use scan::path_of;
 pub use shadow::Shadows;
-pub use spec::{Batching, Fill, Load, ModelSettings, Reader, Sample, SampleInput, Settings, Source, VersionPolicy};
+pub use spec::{
+    Batching, Fill, InputSettings, Load, ModelSettings, Pad, Reader, Sample, SampleInput, Settings, Source,
+    VersionPolicy,
+};
 pub use state::State;
 pub use tend::tend;
 pub use traffic::{Routing, Shadow, Sticky, Traffic};
@@ -70,6 +78,8 @@ pub struct Model {
     pub settings: Arc<ModelSettings>,
     /// Instances that run it.
     pub instances: usize,
+    /// What stands for inputs that a call may leave out.
+    pub absent: Absent,
     /// The labels of each output's classes, in the signature's order.
     pub labels: Arc<[Option<Labels>]>,
     /// When it came into service.

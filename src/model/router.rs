@@ -281,12 +281,13 @@ fn learn(head: &Head, model: &Model) {
 
 impl Asked {
     /// Checks the inputs and hands them to the model's scheduler.
-    fn submit(mut self, inputs: Vec<NamedTensor>) -> Result<Inner, Error> {
+    fn submit(mut self, mut inputs: Vec<NamedTensor>) -> Result<Inner, Error> {
         if let Some(copied) = &mut self.copied {
             copied.inputs(&inputs);
         }
         let within = self.within.take();
         let Self { head, model, .. } = &self;
+        model.absent.complete(&model.signature, &mut inputs)?;
         let checked = signature::check(&model.signature, model.batches(), inputs)?;
         head.facts.work.set(Work { rows: checked.rows as u64, ..Work::of(&checked.inputs) });
         head.facts.reach(Stage::Queued);
@@ -318,6 +319,7 @@ impl Asked {
             reply,
             facts: Arc::clone(&head.facts),
             turn: 0,
+            padding: None,
         };
         if model.decoupled {
             let (sender, receiver) = mpsc::channel::<Result<Chunk, Error>>(AHEAD);

@@ -7,6 +7,7 @@ use super::{Fill, ModelSettings, signature};
 use crate::{
     backend::Backend,
     call::NamedTensor,
+    schedule::Padding,
     tensor::{DataType, Shape, Signature, Tensor, Tensors, view},
 };
 use std::{ops::ControlFlow, sync::Arc};
@@ -22,12 +23,17 @@ pub(super) struct Made {
     runs: usize,
 }
 
-/// Makes the inputs of every sample of `settings`. `batches` as in [`signature::check`].
+/// Makes the inputs of every sample of `settings`. `batches` as in [`signature::check`]; `padding` is how the model takes them.
 ///
 /// # Errors
 ///
 /// For operators, in plain words: the sample, what it has and what the model has.
-pub(super) fn make(settings: &ModelSettings, signature: &Signature, batches: bool) -> Result<Vec<Made>, String> {
+pub(super) fn make(
+    settings: &ModelSettings,
+    signature: &Signature,
+    batches: bool,
+    padding: Option<&Padding>,
+) -> Result<Vec<Made>, String> {
     let mut samples = Vec::with_capacity(settings.samples.len());
     for sample in &settings.samples {
         let wrong = |reason: &dyn std::fmt::Display| format!("warm-up sample `{}`: {reason}", sample.name);
@@ -41,7 +47,11 @@ pub(super) fn make(settings: &ModelSettings, signature: &Signature, batches: boo
             inputs.push(NamedTensor { name: Arc::clone(&input.name), tensor });
         }
         let checked = signature::check(signature, batches, inputs).map_err(|error| wrong(&error))?;
-        samples.push(Made { name: Arc::clone(&sample.name), inputs: checked.inputs, runs: sample.runs });
+        let inputs = match padding {
+            Some(padding) => padding.alone(checked.inputs).map_err(|error| wrong(&error))?,
+            None => checked.inputs,
+        };
+        samples.push(Made { name: Arc::clone(&sample.name), inputs, runs: sample.runs });
     }
     Ok(samples)
 }
@@ -145,7 +155,7 @@ mod tests {
     fn a_sample_is_run_as_often_as_it_says() {
         let script = Script::default();
         let mut backend = testing::backend(&script);
-        let samples = make(&settings(&[2, 4], 3), backend.signature(), true).unwrap();
+        let samples = make(&settings(&[2, 4], 3), backend.signature(), true, None).unwrap();
         run(&samples, &mut *backend).unwrap();
         assert_eq!(script.batches(), [2, 2, 2]);
     }
@@ -153,13 +163,13 @@ mod tests {
     #[test]
     fn a_sample_that_contradicts_the_model_names_both() {
         let backend = testing::backend(&Script::default());
-        let error = make(&settings(&[2, 5], 1), backend.signature(), true).unwrap_err();
+        let error = make(&settings(&[2, 5], 1), backend.signature(), true, None).unwrap_err();
         assert_eq!(error, "warm-up sample `warm`: tensor `x` has shape [2, 5], expected [-1, 4]");
         let nothing = Sample { name: "nothing".into(), inputs: Vec::new(), runs: 1 };
         let nothing = ModelSettings { samples: vec![nothing], ..ModelSettings::default() };
-        let error = make(&nothing, backend.signature(), true).unwrap_err();
+        let error = make(&nothing, backend.signature(), true, None).unwrap_err();
         assert_eq!(error, "warm-up sample `nothing`: input `x` is missing");
-        let error = make(&settings(&[usize::MAX, 4], 1), backend.signature(), true).unwrap_err();
+        let error = make(&settings(&[usize::MAX, 4], 1), backend.signature(), true, None).unwrap_err();
         assert!(error.ends_with("too large to make up"), "{error}");
     }
 

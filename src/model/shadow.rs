@@ -182,7 +182,8 @@ async fn try_out(target: &Arc<Model>, inputs: Vec<NamedTensor>, told: Told, sett
 }
 
 /// Runs a copy as a call would be run, behind all calls that are waiting.
-async fn run(target: &Arc<Model>, inputs: Vec<NamedTensor>, settings: &Shadow) -> Result<Answer, Error> {
+async fn run(target: &Arc<Model>, mut inputs: Vec<NamedTensor>, settings: &Shadow) -> Result<Answer, Error> {
+    target.absent.complete(&target.signature, &mut inputs)?;
     let checked = signature::check(&target.signature, target.batches(), inputs)?;
     if target.ensemble.is_some() {
         return Err(Error::Unimplemented("an ensemble cannot be a shadow".into()));
@@ -201,6 +202,7 @@ async fn run(target: &Arc<Model>, inputs: Vec<NamedTensor>, settings: &Shadow) -
         reply: ReplyTo::Once(sender),
         facts: Arc::new(Facts::default()),
         turn: 0,
+        padding: None,
     };
     target.scheduler.submit(job)?;
     let late = || Error::DeadlineExceeded { stage: crate::error::Stage::Running };

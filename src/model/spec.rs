@@ -82,6 +82,12 @@ pub struct ModelSettings {
     pub run_limit: Option<Duration>,
     /// How calls become batches.
     pub batching: Batching,
+    /// Which calls of different lengths run together.
+    pub pad: Pad,
+    /// Whether the model's fixed first dimension counts rows, which are filled up.
+    pub fixed_rows: bool,
+    /// What is said of inputs, by name.
+    pub inputs: Vec<(Arc<str>, InputSettings)>,
     /// Whether it is run before it is ready. Without, nothing is measured and `auto` means threads.
     pub warmup: bool,
     /// What metadata calls its kind.
@@ -138,6 +144,31 @@ pub enum Fill {
     Zeros,
     /// Fractions from 0 to 1, integers and flags of 0 or 1, which are indices of nearly everything: the same each time.
     Random,
+}
+
+/// Which calls of different lengths run together (`batching.pad`), of models that say with what inputs are filled up.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Pad {
+    /// Those that cost less together than apart.
+    #[default]
+    Auto,
+    /// None.
+    Off,
+    /// Those whose lengths differ by a factor of so many hundredths at most.
+    Ratio(u32),
+    /// Those that are filled up to the same of these lengths, ascending.
+    Lengths(Vec<usize>),
+}
+
+/// What is said of an input (`inputs` in `model.yaml`).
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct InputSettings {
+    /// The element that fills it up: a number, a flag or a text.
+    pub pad: Option<serde_json::Value>,
+    /// The input that is 0 where this one was filled up.
+    pub mask: Option<Arc<str>>,
+    /// Whether calls may leave it out; it is then `pad` everywhere.
+    pub optional: bool,
 }
 
 /// How calls become batches (`batching`).
@@ -245,6 +276,9 @@ impl Default for ModelSettings {
             session: SessionOptions::default(),
             run_limit: None,
             batching: Batching::default(),
+            pad: Pad::Auto,
+            fixed_rows: false,
+            inputs: Vec::new(),
             warmup: true,
             // Contract 01 section 2.2: what Triton reports.
             platform: "onnxruntime_onnx".into(),

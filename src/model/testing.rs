@@ -45,6 +45,7 @@ fn finish(plan: crate::schedule::Plan, script: &Script) -> Arc<Model> {
         decoupled: backend.is_decoupled(),
         settings: Arc::new(ModelSettings { platform: "test".into(), ..ModelSettings::default() }),
         instances: 1,
+        absent: crate::model::Absent::default(),
         labels: Arc::new([None]),
         since: SystemTime::now(),
         files: None,

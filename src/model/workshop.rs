@@ -3,20 +3,22 @@
 //! Blocks, and knows no repository: what has become of each model is told as an [`Event`].
 
 use super::{
-    ModelSettings, Settings,
+    Absent, ModelSettings, Settings,
     budget::{Share, Want},
     classify::Labels,
+    decision::{Decision, is_cpu_only, is_even, may_batch},
     declared, ensemble, labels,
     measure::{Measured, measure},
     samples,
     scan::{self, Found, Problem},
+    shapes::{self, Shapes},
+    worth,
 };
 use crate::{
     backend::{Backend, Open, SessionSettings},
     call::{LoadRequest, ModelKey, ModelRef},
     schedule::{Cost, Execution, Plan},
     telemetry::metrics::Metrics,
-    tensor::{DataType, Signature},
 };
 use std::{
     collections::HashMap,
@@ -68,6 +70,7 @@ pub(super) struct Prepared {
     pub(super) plan: Plan,
     pub(super) place: Place,
     pub(super) decoupled: bool,
+    pub(super) absent: Absent,
     pub(super) labels: Vec<Option<Labels>>,
     /// From the first look at the file to the last warm-up run.
     pub(super) took: Duration,
@@ -95,22 +98,14 @@ pub(super) struct Workshop {
 pub(super) struct First {
     pub(super) backend: Box<dyn Backend>,
     session: SessionSettings,
+    /// As its callers see it.
+    pub(super) shapes: Shapes,
     pub(super) labels: Vec<Option<Labels>>,
     pub(super) decision: Decision,
     pub(super) share: Share,
     /// Begins with what was measured.
     cost: Cost,
     took: Duration,
-}
-
-/// How a model is going to run, once it has been measured.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Decision {
-    pub(super) batches: bool,
-    /// Most rows of a batch on a lane; `None`: threads.
-    pub(super) turn_rows: Option<usize>,
-    /// Why it runs where it runs, for operators.
-    pub(super) why: &'static str,
 }
 
 // === impl Wanted ===
@@ -209,30 +204,40 @@ impl Workshop {
         if let Some(declared) = &settings.declared {
             declared::check(declared, backend.signature())?;
         }
+        let mut shapes = shapes::shapes(settings, backend.signature(), &backend.axis_names())?;
         for warning in &settings.warnings {
             tracing::warn!(model = %found.name, warning, "part of a model's configuration does not apply here");
         }
         let labels = labels::read(settings, &found.folder, backend.signature())?;
-        let measured = if settings.warmup && !backend.is_decoupled() {
-            let rows = if may_batch(settings, backend.signature()) { settings.batching.max_rows } else { 1 };
-            measure(&mut *backend, rows, &self.settings.turn)
+        let fixed = shapes.padding.as_ref().and_then(|padding| padding.rows);
+        let mut measured = if settings.warmup && !backend.is_decoupled() {
+            let free = fixed.is_none() && may_batch(settings, &shapes.signature);
+            measure(&mut *backend, if free { settings.batching.max_rows } else { 1 }, &self.settings.turn)
         } else {
             Measured { max_rows: 1, ..Measured::default() }
         };
-        let decision = self.decide(found, &*backend, &measured)?;
+        if let Some(rows) = fixed {
+            measured.max_rows = rows;
+            // A run has its rows whatever comes.
+            measured.costs.extend(measured.run.map(|run| (rows, run)));
+        }
+        let decision = self.decide(found, &*backend, &shapes.signature, &measured)?;
+        if !decision.batches {
+            shapes.padding = None;
+        }
         let cost = Cost::default();
         measured.costs.iter().for_each(|(rows, took)| cost.seed(*rows, *took));
-        Ok(First { backend, session, labels, decision, share, cost, took: began.elapsed() })
+        Ok(First { backend, session, shapes, labels, decision, share, cost, took: began.elapsed() })
     }
 
     /// One instance for each lane, and a spare one for a thread.
     fn on_lanes(&self, found: &Found, first: First) -> Result<Prepared, String> {
         let began = Instant::now();
-        let First { backend: mut spare, session, labels, decision, share, cost, took } = first;
+        let First { backend: mut spare, session, mut shapes, labels, decision, share, cost, took } = first;
         let settings = &found.settings;
         drop(share);
         let share = self.share(found, 0, self.lanes + 1)?;
-        let samples = samples::make(settings, spare.signature(), decision.batches)?;
+        let samples = samples::make(settings, &shapes.signature, decision.batches, shapes.padding.as_ref())?;
         let mut instances = (0..self.lanes).map(|_| self.open(found, &session)).collect::<Result<Vec<_>, _>>()?;
         if settings.warmup {
             instances.iter_mut().for_each(|instance| warm(&mut **instance));
@@ -240,12 +245,14 @@ impl Workshop {
         for instance in instances.iter_mut().chain([&mut spare]) {
             samples::run(&samples, &mut **instance)?;
         }
+        fill_up(found, &mut *spare, &mut shapes)?;
         let memory = held(&*spare, found) * (instances.len() as u64 + 1);
         share.set(0, memory);
-        let plan = self.plan(found, Arc::clone(spare.signature()), session, &decision, share, cost);
+        let absent = std::mem::take(&mut shapes.absent);
+        let plan = self.plan(found, shapes, session, &decision, share, cost);
         let max_rows = decision.turn_rows.unwrap_or(1);
         let place = Place::Lanes { max_rows, instances, spare };
-        Ok(Prepared { plan, place, decoupled: false, labels, took: took + began.elapsed(), memory })
+        Ok(Prepared { plan, place, decoupled: false, absent, labels, took: took + began.elapsed(), memory })
     }
 
     /// As many instances as are configured, each with so many threads.
@@ -287,8 +294,8 @@ impl Workshop {
             }
         }
         let decoupled = first.backend.is_decoupled();
-        let signature = Arc::clone(first.backend.signature());
-        let samples = samples::make(settings, &signature, first.decision.batches)?;
+        let mut shapes = first.shapes;
+        let samples = samples::make(settings, &shapes.signature, first.decision.batches, shapes.padding.as_ref())?;
         instances.push(first.backend);
         if settings.warmup && !decoupled {
             instances.iter_mut().for_each(|instance| warm(&mut **instance));
@@ -296,11 +303,16 @@ impl Workshop {
         for instance in &mut instances {
             samples::run(&samples, &mut **instance)?;
         }
+        if let Some(instance) = instances.last_mut() {
+            fill_up(found, &mut **instance, &mut shapes)?;
+        }
         let memory = instances.last().map_or(0, |instance| held(&**instance, found)) * sessions as u64;
         first.share.set(threads * count, memory);
-        let plan = self.plan(found, signature, session, &first.decision, first.share, first.cost);
+        let absent = std::mem::take(&mut shapes.absent);
+        let plan = self.plan(found, shapes, session, &first.decision, first.share, first.cost);
         let took = first.took + began.elapsed();
-        Ok(Prepared { plan, place: Place::Threads(instances), decoupled, labels: first.labels, took, memory })
+        let place = Place::Threads(instances);
+        Ok(Prepared { plan, place, decoupled, absent, labels: first.labels, took, memory })
     }
 
     /// How an instance on a thread is made.
@@ -322,21 +334,27 @@ impl Workshop {
     fn plan(
         &self,
         found: &Found,
-        signature: Arc<Signature>,
+        shapes: Shapes,
         session: SessionSettings,
         decision: &Decision,
         share: Share,
         cost: Cost,
     ) -> Plan {
         let key = Arc::new(key(found));
+        let Shapes { signature, padding, .. } = shapes;
+        let mut policy = found.settings.batching.policy(decision.batches, is_even(&signature));
+        if let Some(rows) = padding.as_ref().and_then(|padding| padding.rows) {
+            policy.max_rows = rows;
+        }
         let (opener, path, files) = (Arc::clone(&self.opener), found.path.clone(), found.files.clone());
         // What takes the place of an instance that broke shares nothing with it.
         let session = SessionSettings { sharers: 1, ..session };
         Plan {
             metrics: self.metrics.model(&key),
             key,
-            policy: found.settings.batching.policy(decision.batches, is_even(&signature)),
+            policy,
             signature,
+            padding: padding.map(Arc::new),
             run_limit: found.settings.run_limit,
             cost: Arc::new(cost),
             reopen: Arc::new(move || {
@@ -352,47 +370,6 @@ impl Workshop {
             return Err(format!("`{}` is not there", found.path.display()));
         }
         self.opener.open(&found.path, session).map_err(|error| error.to_string())
-    }
-
-    fn decide(&self, found: &Found, backend: &dyn Backend, measured: &Measured) -> Result<Decision, String> {
-        let (settings, signature) = (&found.settings, backend.signature());
-        let turn = &self.settings.turn;
-        if settings.batching.enabled == Some(true) {
-            check_rows(settings, signature)?;
-            if !signature.is_batchable() || backend.is_decoupled() {
-                return Err(format!("{BATCHING}, and the model has no inputs or answers with streams"));
-            }
-            if let Some(output) = measured.stray.and_then(|index| signature.outputs.get(index)) {
-                return Err(format!("{BATCHING}: output `{}` does not follow the rows of the inputs", output.name));
-            }
-        }
-        let batches = may_batch(settings, signature) && measured.stray.is_none() && !backend.is_decoupled();
-        let (on_lanes, why) = match settings.execution {
-            Execution::Thread => (false, "`execution` says so"),
-            Execution::Turn if settings.batching.preserve_order => {
-                return Err(
-                    "`batching.preserve_order` is not for `execution: turn`: each lane answers by itself".to_owned()
-                );
-            }
-            Execution::Turn if self.lanes == 0 => {
-                return Err("`execution: turn` needs `runtime.kind: lanes`".to_owned());
-            }
-            Execution::Turn if backend.is_decoupled() => return Err("`execution: turn` is not for streams".to_owned()),
-            Execution::Turn => (true, "`execution` says so"),
-            Execution::Auto if self.lanes == 0 => (false, "there are no lanes"),
-            Execution::Auto if settings.batching.preserve_order => (false, "`batching.preserve_order` is asked for"),
-            Execution::Auto if backend.is_decoupled() => (false, "it answers with streams"),
-            Execution::Auto if !is_cpu_only(settings) => (false, "not the CPU alone runs it"),
-            Execution::Auto if found.bytes.max(backend.weight_bytes()) > turn.weights => {
-                (false, "its weights are above `runtime.turn.weights`")
-            }
-            Execution::Auto => match measured.run {
-                Some(run) if run <= turn.run => (true, "a run takes no longer than `runtime.turn.run`"),
-                Some(_) => (false, "a run takes longer than `runtime.turn.run`"),
-                None => (false, "its run was not measured"),
-            },
-        };
-        Ok(Decision { batches, turn_rows: on_lanes.then_some(measured.max_rows), why })
     }
 }
 
@@ -440,10 +417,6 @@ pub(super) fn innermost_first(mut left: Vec<Found>) -> Vec<Found> {
     order
 }
 
-fn is_cpu_only(settings: &ModelSettings) -> bool {
-    settings.session(1, 1).is_cpu_only()
-}
-
 /// Bytes that an instance holds, with what it shares.
 pub(super) fn held(instance: &dyn Backend, found: &Found) -> u64 {
     instance.memory_bytes().unwrap_or(found.bytes).max(instance.weight_bytes())
@@ -458,35 +431,13 @@ pub fn reason(error: &crate::error::Error) -> String {
     std::error::Error::source(error).map_or_else(|| error.to_string(), ToString::to_string)
 }
 
-/// How batching is asked for, in messages.
-const BATCHING: &str = "batching is asked for (`batching.enabled`, or `max_batch_size` in a model configuration)";
-
-/// Where batching is asked for, every first dimension must be free to count rows.
-///
-/// # Errors
-///
-/// For operators, in plain words: the tensor whose first dimension is not.
-pub(super) fn check_rows(settings: &ModelSettings, signature: &Signature) -> Result<(), String> {
-    let mut specs = signature.inputs.iter().chain(&signature.outputs);
-    match specs.find(|spec| settings.batching.enabled == Some(true) && !spec.has_free_rows()) {
-        Some(spec) => {
-            let found = declared::shape(spec);
-            Err(format!("{BATCHING}: `{}` has shape {found}, expected a free first dimension", spec.name))
-        }
-        None => Ok(()),
-    }
-}
-
-/// Whether rows of several calls may run together, before the model was run.
-pub(super) fn may_batch(settings: &ModelSettings, signature: &Signature) -> bool {
-    // Whoever asks for batches of one row wants the first dimension to count rows, as Triton's clients then expect.
-    settings.batching.enabled.unwrap_or(settings.batching.max_rows > 1) && signature.is_batchable()
-}
-
-/// Whether all rows have one shape, so that their number alone says what a batch costs.
-pub(super) fn is_even(signature: &Signature) -> bool {
-    let is_fixed = |dims: &[Option<usize>]| dims.iter().skip(1).all(Option::is_some);
-    signature.inputs.iter().all(|spec| spec.dtype != Some(DataType::Bytes) && is_fixed(&spec.dims))
+/// Measures how far calls of a model are filled up, if any are, and sees whether its outputs can be cut back.
+fn fill_up(found: &Found, instance: &mut dyn Backend, shapes: &mut Shapes) -> Result<(), String> {
+    let Some(padding) = shapes.padding.as_mut().filter(|_| found.settings.warmup) else { return Ok(()) };
+    worth::measure(instance, &shapes.signature, padding)?;
+    let (reach, elements) = (&padding.reach, padding.worth());
+    tracing::info!(model = %found.name, ?reach, elements, "how far calls are filled up");
+    Ok(())
 }
 
 /// A few runs, of which nothing is learnt: the first calls should not pay for them.

@@ -3,7 +3,7 @@
 //! Dropping is cancelling: a caller that has gone is noticed by its closed channel and nobody needs
 //! to tell the scheduler. A job knows no model and no wire; its outputs are named by the signature.
 
-use super::order::Place;
+use super::{Padding, order::Place};
 use crate::{
     call::{Chunk, Facts, InferResponse, NamedTensor, Timing},
     error::Error,
@@ -33,6 +33,8 @@ pub struct Job {
     pub facts: Arc<Facts>,
     /// Its place in the fair order; the queue's own.
     pub turn: u64,
+    /// How it may be laid together with jobs of other shapes; the scheduler's own.
+    pub padding: Option<Arc<Padding>>,
 }
 
 /// What a run yields for one job.
@@ -76,8 +78,12 @@ impl Job {
         }
     }
 
-    /// True if rows of both may lie in one batch: the types and inner dimensions of all inputs agree.
+    /// True if rows of both may lie in one batch: the types and inner dimensions of all inputs agree, as far as they are
+    /// not filled up.
     pub fn is_compatible(&self, other: &Self) -> bool {
+        if let Some(padding) = &self.padding {
+            return padding.joins(&self.inputs, &other.inputs);
+        }
         self.inputs.len() == other.inputs.len()
             && self.inputs.iter().zip(&other.inputs).all(|(a, b)| {
                 a.dtype() == b.dtype()
@@ -169,6 +175,6 @@ mod tests {
 
     #[test]
     fn a_job_stays_small_enough_to_be_moved() {
-        assert!(size_of::<Job>() <= 192, "{}", size_of::<Job>());
+        assert!(size_of::<Job>() <= 200, "{}", size_of::<Job>());
     }
 }

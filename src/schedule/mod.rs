@@ -15,6 +15,7 @@ mod job;
 mod lanes;
 mod late;
 mod order;
+pub mod padding;
 mod queue;
 mod run;
 mod size;
@@ -26,6 +27,7 @@ mod watch;
 pub use cost::Cost;
 pub use job::{Answer, Frame, Job, ReplyTo};
 pub use order::Place;
+pub use padding::Padding;
 pub use queue::{BatchQueue, Verdict};
 pub use size::{PREFERRED, Preferred};
 
@@ -189,6 +191,8 @@ pub struct Plan {
     pub policy: BatchPolicy,
     /// Its metric handles.
     pub metrics: ModelMetrics,
+    /// How jobs of different shapes are laid together; `None`: only those of one shape are.
+    pub padding: Option<Arc<Padding>>,
     /// How long a run on a thread may take before it is ended, and as long again, ten seconds at most, before its instance is
     /// replaced; `None`: for ever.
     pub run_limit: Option<Duration>,
@@ -254,8 +258,13 @@ impl Scheduler {
     /// # Errors
     ///
     /// [`Error::Overloaded`] if the queue is full, [`Error::ModelNotReady`] if no instance is left
-    /// or the model is being unloaded.
-    pub fn submit(&self, job: Job) -> Result<(), Error> {
+    /// or the model is being unloaded; [`Error::InvalidTensor`] for inputs that cannot be filled up because they
+    /// contradict each other.
+    pub fn submit(&self, mut job: Job) -> Result<(), Error> {
+        if let Some(padding) = &self.plan.padding {
+            padding.check(&job)?;
+            job.padding = Some(Arc::clone(padding));
+        }
         match &self.turn {
             Some(turn) => turn.submit(job),
             None => self.pool.submit(job),

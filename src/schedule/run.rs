@@ -2,7 +2,7 @@
 //!
 //! The same code runs on inference threads and on lanes; it does not know which.
 
-use super::{Job, Plan, ReplyTo};
+use super::{Job, Plan, ReplyTo, padding::Laid};
 use crate::{
     backend::Backend,
     call::{
@@ -11,7 +11,7 @@ use crate::{
     },
     error::{Error, Stage},
     telemetry::statistics::Spent,
-    tensor::{self, Tensor, Tensors},
+    tensor::{self, Tensor, TensorSpec, Tensors},
 };
 use bytes::Bytes;
 use smallvec::SmallVec;
@@ -82,16 +82,23 @@ pub(super) fn batch(backend: &mut dyn Backend, jobs: &mut Vec<Job>, plan: &Plan)
         rows += job.rows;
     }
     let mut input = Duration::ZERO;
+    let mut laid = None;
     let result = catch_unwind(AssertUnwindSafe(|| match jobs.as_slice() {
-        [only] => backend.run(&only.inputs),
+        [only] if !plan.padding.as_ref().is_some_and(|padding| padding.fills(&only.inputs)) => {
+            backend.run(&only.inputs)
+        }
         many => {
-            let inputs = gather(many, plan)?;
+            let inputs = gather(many, plan, &mut laid)?;
             input = started.elapsed();
-            backend.run(&inputs)
+            backend.run(laid.as_ref().map_or(&inputs, |laid| &laid.inputs))
         }
     }));
     let took = started.elapsed();
-    let fits = |outputs: &[Tensor]| jobs.len() == 1 || outputs.iter().all(|output| output.rows() == rows);
+    let misfit = |outputs: &Tensors| match (&laid, &plan.padding) {
+        (Some(laid), Some(padding)) => padding.misfit(laid, outputs),
+        _ if jobs.len() == 1 || outputs.iter().all(|output| output.rows() == rows) => None,
+        _ => Some("an output does not follow the rows of the inputs".to_owned()),
+    };
     match result {
         Err(panic) => {
             let error = panicked(plan, &*panic);
@@ -107,8 +114,9 @@ pub(super) fn batch(backend: &mut dyn Backend, jobs: &mut Vec<Job>, plan: &Plan)
             ));
             jobs.drain(..).for_each(|job| job.fail(error.clone()));
         }
-        Ok(Ok(outputs)) if fits(&outputs) => {
-            let parts = apart(jobs, outputs, plan);
+        Ok(Ok(outputs)) if misfit(&outputs).is_none() => {
+            let parts = apart(jobs, outputs, plan, laid.is_some());
+            count(jobs, laid.as_ref(), plan);
             let spent = Spent { input, infer: took - input, output: started.elapsed() - took };
             // Counted before anyone hears of it: who was answered finds itself in the statistics.
             plan.metrics.ran(jobs.len(), rows, queued, spent);
@@ -122,6 +130,12 @@ pub(super) fn batch(backend: &mut dyn Backend, jobs: &mut Vec<Job>, plan: &Plan)
                 plan.metrics.failed();
             }
             note(jobs, Run { begun: started, over: started + took, rows, jobs: 1 });
+            jobs.drain(..).for_each(|job| job.fail(error.clone()));
+        }
+        Ok(Ok(outputs)) if jobs.len() == 1 => {
+            // Nothing is left to try: alone, too, it was filled up.
+            plan.metrics.failed();
+            let error = Error::backend(misfit(&outputs).unwrap_or_default());
             jobs.drain(..).for_each(|job| job.fail(error.clone()));
         }
         // One caller's bad values must not fail the calls that happened to run with it, and outputs
@@ -240,7 +254,13 @@ fn panicked(plan: &Plan, panic: &(dyn std::any::Any + Send)) -> Error {
     Error::internal(format!("back end panicked: {text}"))
 }
 
-fn gather(jobs: &[Job], plan: &Plan) -> Result<Tensors, Error> {
+/// Inputs of several jobs as one: `laid` if they were filled up, else what is returned.
+fn gather(jobs: &[Job], plan: &Plan, laid: &mut Option<Laid>) -> Result<Tensors, Error> {
+    if let Some(padding) = &plan.padding {
+        let jobs: SmallVec<[&Tensors; 64]> = jobs.iter().map(|job| &job.inputs).collect();
+        *laid = Some(padding.lay(&jobs)?);
+        return Ok(Tensors::new());
+    }
     (0..plan.signature.inputs.len())
         .map(|index| {
             let parts = jobs
@@ -255,20 +275,33 @@ fn gather(jobs: &[Job], plan: &Plan) -> Result<Tensors, Error> {
 /// What each job of a batch is answered with, in their order. A batch of one keeps its outputs whole.
 type Parts = SmallVec<[Result<Vec<NamedTensor>, Error>; 1]>;
 
-fn apart(jobs: &[Job], outputs: Tensors, plan: &Plan) -> Parts {
-    if jobs.len() == 1 {
+fn apart(jobs: &[Job], outputs: Tensors, plan: &Plan, filled: bool) -> Parts {
+    if jobs.len() == 1 && !filled {
         return SmallVec::from_iter([Ok(named(plan, outputs))]);
     }
     let mut from = 0;
     let part = |job: &Job| {
         let range = from..from + job.rows;
         from = range.end;
-        let parts = outputs.iter().zip(&plan.signature.outputs);
-        parts
-            .map(|(output, spec)| Ok(NamedTensor { name: spec.name.clone(), tensor: cut(output, range.clone())? }))
-            .collect()
+        let one = |(at, (output, spec)): (usize, (&Tensor, &TensorSpec))| {
+            let back = match &plan.padding {
+                Some(padding) => padding.cut_back(at, output, range.clone(), &job.inputs)?,
+                None => None,
+            };
+            let tensor = back.map_or_else(|| cut(output, range.clone()), Ok)?;
+            Ok(NamedTensor { name: spec.name.clone(), tensor })
+        };
+        outputs.iter().zip(&plan.signature.outputs).enumerate().map(one).collect()
     };
     jobs.iter().map(part).collect()
+}
+
+/// Counts what was filled up, where anything may be.
+fn count(jobs: &[Job], laid: Option<&Laid>, plan: &Plan) {
+    let Some(padding) = &plan.padding else { return };
+    let own = jobs.iter().map(|job| padding.elements(&job.inputs)).sum();
+    let all = laid.map_or(own, |laid| padding.elements(&laid.inputs));
+    plan.metrics.laid(own, all.saturating_sub(own));
 }
 
 fn answer(jobs: &mut Vec<Job>, parts: Parts, started: Instant, took: Duration) {

@@ -187,6 +187,7 @@ pub(crate) fn plan_of(script: &Script) -> Plan {
         key,
         signature: signature(),
         policy: BatchPolicy { enabled: !decoupled, max_queue: MAX_QUEUE, ..BatchPolicy::default() },
+        padding: None,
         run_limit: None,
         cost: Arc::default(),
         reopen: Arc::new(move || Ok(backend(&script))),
@@ -241,5 +242,6 @@ fn job_to(rows: usize, mark: f32, now: Instant, patience: Duration, reply: Reply
         reply,
         facts: Arc::default(),
         turn: 0,
+        padding: None,
     }
 }

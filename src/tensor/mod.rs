@@ -4,13 +4,15 @@
 
 pub mod batch;
 mod dtype;
+pub mod half;
+pub mod pad;
 mod shape;
 mod spec;
 pub mod view;
 
 pub use dtype::DataType;
 pub use shape::Shape;
-pub use spec::{Signature, TensorSpec};
+pub use spec::{AxisNames, Signature, TensorSpec};
 
 use bytemuck::Pod;
 use bytes::Bytes;

@@ -56,6 +56,28 @@ pub struct Signature {
     pub outputs: Vec<TensorSpec>,
 }
 
+/// What the axes of a model's inputs and outputs are called, as far as they have names: free axes of one name have one length
+/// in each run. In the signature's order; whatever is not there has no name.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct AxisNames {
+    /// Of each input, each axis.
+    pub inputs: Vec<Vec<Option<Arc<str>>>>,
+    /// Of each output, each axis.
+    pub outputs: Vec<Vec<Option<Arc<str>>>>,
+}
+
+impl AxisNames {
+    /// The name of an axis of the input at this place.
+    pub fn input(&self, place: usize, axis: usize) -> Option<&Arc<str>> {
+        self.inputs.get(place)?.get(axis)?.as_ref()
+    }
+
+    /// The name of an axis of the output at this place.
+    pub fn output(&self, place: usize, axis: usize) -> Option<&Arc<str>> {
+        self.outputs.get(place)?.get(axis)?.as_ref()
+    }
+}
+
 impl Signature {
     /// True if every input and every output has a free first dimension, and there is an input.
     ///

@@ -183,6 +183,37 @@ async fn a_request_from_a_file_is_sent_as_it_is() {
 }
 
 #[tokio::test]
+async fn of_several_requests_each_caller_has_its_own() {
+    let running = setup().start().await;
+    let url = url(&running);
+    let folder = tempfile::tempdir().unwrap();
+    let write = |name: &str, shape: &str, data: &str| {
+        let path = folder.path().join(name);
+        let text = format!(r#"{{"inputs":[{{"name":"x","datatype":"FP32","shape":{shape},"data":{data}}}]}}"#);
+        fs::write(&path, text).unwrap();
+        path.to_str().unwrap().to_owned()
+    };
+    // The second is refused: whoever sends it hears so, and the others do not.
+    let (right, wrong) = (write("a", "[1,4]", "[1,2,3,4]"), write("b", "[1,5]", "[1,2,3,4,5]"));
+    for surface in SURFACES {
+        let mut arguments = vec![&*url, "--model", "double", "--surface", surface, "--json", "--concurrency", "3"];
+        arguments.extend(["--data", &right, "--data", &wrong]);
+        arguments.extend(SHORT);
+        let report = json(&bench(&arguments).await);
+        let run = &report["runs"][0];
+        check(run);
+        let refused: u64 = run["errors"].as_object().unwrap().values().map(|count| count.as_u64().unwrap()).sum();
+        assert!(refused > 0, "{surface}: {run}");
+    }
+    let two = write("c", "[2,4]", "[1,2,3,4,5,6,7,8]");
+    let printed = refusal(&bench(&[&url, "--model", "double", "--data", &right, "--data", &two]).await);
+    assert!(printed.contains("has 2 rows, expected 1 as in the first"), "{printed}");
+    let engine = ["--engine", "--bare", "--model", "digits", "--data", &right, "--data", &right];
+    let printed = refusal(&bench(&engine).await);
+    assert!(printed.contains("--bare runs one request"), "{printed}");
+}
+
+#[tokio::test]
 async fn what_cannot_be_measured_is_one_clear_error() {
     let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let nobody = free.local_addr().unwrap().to_string();

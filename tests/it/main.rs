@@ -27,6 +27,7 @@ mod matrix;
 mod observed;
 mod onnx;
 mod overload;
+mod padding;
 mod parity;
 mod program;
 mod reload;

@@ -10,6 +10,8 @@
     mlp_4_16_3     the small model of the benches, [-1,4] -> [-1,3]
     scalar         no dimensions at all: twice the number that goes in
     fixed          [1,4] -> [1,4], no free axis, so nothing can be batched
+    four           [4,3] -> [4,3], four rows and no others
+    masked         ids and their mask, [-1,-1], -> a state of each id where the mask is 1, [-1,-1,2], and their sum, [-1,2]
     two_by_two     two inputs of two types, two outputs: their sum and their difference
     reduced        [-1,2] -> the sum of each row, and of all: an output without rows
     nonzero        [-1] -> [1,-1], as many columns as there are elements that are not zero: maybe none
@@ -100,6 +102,22 @@ def main():
     double = [helper.make_node("Add", ["x", "x"], ["y"])]
     good("scalar", double, [value("x", fp32, [])], [value("y", fp32, [])])
     good("fixed", double, [value("x", fp32, [1, 4])], [value("y", fp32, [1, 4])])
+
+    good("four", double, [value("x", fp32, [4, 3])], [value("y", fp32, [4, 3])])
+
+    # Whole numbers, so that sums are the same in whatever order. The last id is the one that fills up: it must be masked.
+    table = np.array([[id, 10 * id] for id in range(9)] + [[1000, 1000]], dtype=np.float32)
+    weights = [numpy_helper.from_array(table, "table")]
+    weights += [numpy_helper.from_array(np.array([axis], dtype=np.int64), f"axis{axis}") for axis in (1, 2)]
+    nodes = [
+        helper.make_node("Gather", ["table", "ids"], ["found"]),
+        helper.make_node("Cast", ["mask"], ["flags"], to=fp32),
+        helper.make_node("Unsqueeze", ["flags", "axis2"], ["column"]),
+        helper.make_node("Mul", ["found", "column"], ["states"]),
+        helper.make_node("ReduceSum", ["states", "axis1"], ["sum"], keepdims=0),
+    ]
+    inputs = [value(name, TensorProto.INT64, ["rows", "seq"]) for name in ("ids", "mask")]
+    good("masked", nodes, inputs, [value("states", fp32, ["rows", "seq", 2]), value("sum", fp32, ["rows", 2])], weights)
 
     nodes = [
         helper.make_node("Cast", ["b"], ["c"], to=fp32),

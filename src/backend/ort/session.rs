@@ -11,7 +11,7 @@ use super::{
 use crate::{
     backend::{Arena, Backend, OpenError, ProviderKind, SessionSettings},
     error::Error,
-    tensor::{DataType, Signature, Tensor, TensorSpec, Tensors},
+    tensor::{AxisNames, DataType, Signature, Tensor, TensorSpec, Tensors},
 };
 use ort::{
     session::Session,
@@ -212,6 +212,13 @@ impl Backend for OrtBackend {
         &self.opened.signature
     }
 
+    fn axis_names(&self) -> AxisNames {
+        AxisNames {
+            inputs: self.opened.session.inputs().iter().map(axis_names).collect(),
+            outputs: self.opened.session.outputs().iter().map(axis_names).collect(),
+        }
+    }
+
     fn interruptible(&mut self) -> Option<Arc<dyn Fn() + Send + Sync>> {
         self.options.iter().for_each(RunOptions::reset);
         self.armed = true;
@@ -324,6 +331,16 @@ fn spec(outlet: &Outlet) -> TensorSpec {
         ValueType::Sequence(_) | ValueType::Map { .. } | ValueType::Optional(_) => (None, Vec::new()),
     };
     TensorSpec { name: outlet.name().into(), dtype, dims }
+}
+
+/// ONNX's `dim_param`, where there is one.
+fn axis_names(outlet: &Outlet) -> Vec<Option<Arc<str>>> {
+    match outlet.dtype() {
+        ValueType::Tensor { dimension_symbols, .. } => {
+            dimension_symbols.iter().map(|name| (!name.is_empty()).then(|| name.as_str().into())).collect()
+        }
+        ValueType::Sequence(_) | ValueType::Map { .. } | ValueType::Optional(_) => Vec::new(),
+    }
 }
 
 fn data_type(kind: TensorElementType) -> Option<DataType> {

@@ -102,8 +102,8 @@ fn framed(message: &impl prost::Message) -> Bytes {
 // === impl Unary ===
 
 impl Unary {
-    pub(super) fn infer(connection: &Connection, target: &Target) -> Result<Self, Failure> {
-        Self::new(connection, target.server(), "ModelInfer", &target.payload().message(target.model()))
+    pub(super) fn infer(connection: &Connection, target: &Target, caller: usize) -> Result<Self, Failure> {
+        Self::new(connection, target.server(), "ModelInfer", &target.payload(caller).message(target.model()))
     }
 
     /// A caller of `method` with `message`.
@@ -165,11 +165,11 @@ fn status(headers: &HeaderMap) -> Result<(), Failure> {
 // === impl Streaming ===
 
 impl Streaming {
-    pub(super) async fn open(connection: &Connection, target: &Target) -> Result<Self, Failure> {
+    pub(super) async fn open(connection: &Connection, target: &Target, caller: usize) -> Result<Self, Failure> {
         let mut connection = connection.clone();
         let head = head(target.server(), "ModelStreamInfer")?;
         let (response, sender) = connection.begin(head).await?;
-        let message = framed(&target.payload().message(target.model()));
+        let message = framed(&target.payload(caller).message(target.model()));
         Ok(Self {
             _connection: connection,
             sender,

@@ -147,9 +147,9 @@ fn parse(bytes: &[u8]) -> Result<Option<Head>, String> {
 // === impl Caller ===
 
 impl Caller {
-    pub(super) async fn connect(target: &Target) -> Result<Self, Failure> {
+    pub(super) async fn connect(target: &Target, caller: usize) -> Result<Self, Failure> {
         let connection = Connection::open(&target.server().address).await?;
-        Ok(Self { address: target.server().address.clone(), request: target.rest_request(), connection })
+        Ok(Self { address: target.server().address.clone(), request: target.rest_request(caller), connection })
     }
 
     pub(super) async fn exchange(&mut self, kept: Option<&mut Kept>) -> Result<(), Failure> {

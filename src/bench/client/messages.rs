@@ -9,6 +9,7 @@ use crate::bench::source::Target;
 use bytes::Bytes;
 use futures_util::future::poll_fn;
 use std::{
+    ops::Range,
     pin::Pin,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     task::{Context, Poll, Waker},
@@ -75,12 +76,13 @@ enum Said {
     Fault(String),
 }
 
-/// So many callers on one connection, each with its own message, which ends with `end`.
-pub(super) fn callers(link: impl Link, target: &Target, count: usize, end: &str) -> Vec<Caller> {
+/// Callers of these numbers on one connection, each with its own message, which ends with `end`.
+pub(super) fn callers(link: impl Link, target: &Target, numbers: Range<usize>, end: &str) -> Vec<Caller> {
+    let count = numbers.len();
     let places = (0..count).map(|_| Place::default()).collect();
     let shared = Arc::new(Mutex::new(Shared { places, ..Shared::default() }));
-    let messages = (0..count).map(|place| {
-        let mut text = target.payload().line(target.model(), &format!("c{place}"));
+    let messages = numbers.enumerate().map(|(place, caller)| {
+        let mut text = target.payload(caller).line(target.model(), &format!("c{place}"));
         text.extend_from_slice(end.as_bytes());
         text.into()
     });

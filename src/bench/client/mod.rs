@@ -108,31 +108,33 @@ pub(super) async fn connect(target: &Target, callers: usize, connections: usize)
     let shares = (0..connections).map(|index| callers / connections + usize::from(index < callers % connections));
     let mut clients = Vec::with_capacity(callers);
     for share in shares {
+        let first = clients.len();
+        let numbers = first..first + share;
         match target.surface() {
             Surface::Rest | Surface::RestBinary => {
-                for _ in 0..share {
-                    clients.push(Client::Rest(http1::Caller::connect(target).await?));
+                for caller in numbers {
+                    clients.push(Client::Rest(http1::Caller::connect(target, caller).await?));
                 }
             }
             Surface::Grpc => {
                 let connection = grpc::Connection::open(&target.server().address).await?;
-                for _ in 0..share {
-                    clients.push(Client::Grpc(grpc::Unary::infer(&connection, target)?));
+                for caller in numbers {
+                    clients.push(Client::Grpc(grpc::Unary::infer(&connection, target, caller)?));
                 }
             }
             Surface::GrpcStream => {
                 let connection = grpc::Connection::open(&target.server().address).await?;
-                for _ in 0..share {
-                    clients.push(Client::GrpcStream(grpc::Streaming::open(&connection, target).await?));
+                for caller in numbers {
+                    clients.push(Client::GrpcStream(grpc::Streaming::open(&connection, target, caller).await?));
                 }
             }
             Surface::Websocket => {
                 let socket = websocket::Socket::open(target).await?;
-                clients.extend(messages::callers(socket, target, share, "").into_iter().map(Client::Messages));
+                clients.extend(messages::callers(socket, target, numbers, "").into_iter().map(Client::Messages));
             }
             Surface::Ndjson => {
                 let stream = ndjson::Stream::open(target).await?;
-                clients.extend(messages::callers(stream, target, share, "\n").into_iter().map(Client::Messages));
+                clients.extend(messages::callers(stream, target, numbers, "\n").into_iter().map(Client::Messages));
             }
         }
     }

@@ -127,7 +127,7 @@ impl Default for Paths {
 }
 
 /// What such a value may be; each type says which of these it takes.
-trait Choice: Sized {
+pub(super) trait Choice: Sized {
     const EXPECTED: &str;
 
     fn word(_: &str) -> Option<Self> {
@@ -151,7 +151,8 @@ trait Choice: Sized {
     }
 }
 
-struct Chooser<T>(PhantomData<T>);
+/// Reads one.
+pub(super) struct Chooser<T>(pub(super) PhantomData<T>);
 
 impl<'de, T: Choice> Visitor<'de> for Chooser<T> {
     type Value = T;
@@ -203,6 +204,8 @@ macro_rules! deserialize_choice {
         }
     )*};
 }
+
+pub(super) use deserialize_choice;
 
 deserialize_choice!(Amount, Switch, Versions, Load, Paths, Names, Warmup, Version, Provider, Word, Memory, Limit);
 

@@ -8,6 +8,7 @@ mod choice;
 pub mod ensemble;
 mod limits;
 mod models;
+mod pad;
 mod traffic;
 
 pub use auth::{
@@ -19,9 +20,10 @@ pub use limits::{
     Timers, WebSocket, WhenAway,
 };
 pub use models::{
-    Arena, Batching, Control, Execution, Mode, ModelDefaults, ModelFile, Models, Optimization, Probe, Session, Watch,
-    WhenLate,
+    Arena, Batching, Control, Execution, Input, Mode, ModelDefaults, ModelFile, Models, Optimization, Probe, Session,
+    Watch, WhenLate,
 };
+pub use pad::{Pad, Rows};
 pub use traffic::{Shadow, Traffic};
 
 use super::{

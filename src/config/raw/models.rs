@@ -3,6 +3,7 @@
 use super::{
     choice::{Amount, Limit, Load, Memory, Paths, Provider, Switch, Version, Versions, Warmup, Word},
     ensemble::Ensemble,
+    pad::{Pad, Rows},
     traffic::Traffic,
 };
 use crate::{
@@ -10,6 +11,7 @@ use crate::{
     config::units::{Delay, Number, Size, Span},
 };
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 use std::{collections::BTreeMap, path::PathBuf, time::Duration};
 
 /// Which models, and how.
@@ -92,6 +94,8 @@ pub struct Batching {
     pub max_queue: Number,
     pub priorities: Number,
     pub default_priority: Amount,
+    pub rows: Rows,
+    pub pad: Pad,
     pub preferred: Vec<Number>,
     pub timeout: Option<Span>,
     pub when_late: WhenLate,
@@ -130,6 +134,18 @@ pub struct ModelFile {
     pub class_labels: BTreeMap<String, PathBuf>,
     pub version_labels: BTreeMap<String, Version>,
     pub ensemble: Option<Ensemble>,
+    pub inputs: BTreeMap<String, Input>,
+}
+
+/// What is said of one input of a model.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+#[expect(missing_docs, reason = "the keys are explained in docs/models.md")]
+pub struct Input {
+    /// A number, a flag or a text.
+    pub pad: Option<Value>,
+    pub mask: Option<String>,
+    pub optional: bool,
 }
 
 /// Where a model runs.
@@ -259,6 +275,7 @@ impl Default for ModelFile {
             class_labels: BTreeMap::new(),
             version_labels: BTreeMap::new(),
             ensemble: None,
+            inputs: BTreeMap::new(),
         }
     }
 }
@@ -297,6 +314,8 @@ impl Default for Batching {
             max_queue: Number(1024),
             priorities: Number(1),
             default_priority: Amount::Auto,
+            rows: Rows::Auto,
+            pad: Pad::Auto,
             preferred: Vec::new(),
             timeout: None,
             when_late: WhenLate::Reject,

@@ -1,16 +1,21 @@
 //! `models`, `models.defaults` and `model.yaml`.
 
 use super::{at_most, ensemble::ensemble, session, traffic::traffic};
-use crate::schedule::PREFERRED;
 use crate::{
     config::{
         Batching, Control, Kind, ModelConfig, ModelDefaults, Models, Problems,
         raw::{self, Amount, Execution, Load, Versions, Warmup},
         units::{Delay, Number, Span},
     },
-    model::watch,
+    model::{InputSettings, Pad, watch},
+    schedule::PREFERRED,
 };
-use std::path::{Component, Path};
+use serde_json::Value;
+use std::{
+    collections::BTreeMap,
+    path::{Component, Path},
+    sync::Arc,
+};
 
 pub(super) fn models(raw: &raw::Models, folder: &Path, problems: &mut Problems) -> Models {
     if raw.directory.0.is_empty() {
@@ -84,6 +89,8 @@ pub(in crate::config) fn model_defaults(raw: &raw::ModelDefaults) -> ModelDefaul
         execution: raw.execution,
         share_weights: raw.share_weights,
         batching: batching(&raw.batching),
+        pad: pad(&raw.batching.pad),
+        rows: raw.batching.rows,
         arena: raw.arena,
         providers: raw.providers.clone(),
         session: raw.session.clone(),
@@ -112,6 +119,13 @@ pub(in crate::config) fn model_file(defaults: &ModelDefaults) -> raw::ModelFile 
                 Batching { priorities, default_priority, .. } if priorities == default_priority => Amount::Auto,
                 Batching { default_priority, .. } => Amount::Exactly(default_priority as usize),
             },
+            rows: defaults.rows,
+            pad: match &defaults.pad {
+                Pad::Auto => raw::Pad::Auto,
+                Pad::Off => raw::Pad::Off,
+                Pad::Ratio(hundredths) => raw::Pad::Ratio(f64::from(*hundredths) / 100.0),
+                Pad::Lengths(lengths) => raw::Pad::Lengths(lengths.clone()),
+            },
             preferred: defaults.batching.preferred.iter().copied().map(Number).collect(),
             timeout: defaults.batching.timeout.map(Span),
             when_late: defaults.batching.when_late,
@@ -124,6 +138,7 @@ pub(in crate::config) fn model_file(defaults: &ModelDefaults) -> raw::ModelFile 
         warmup: defaults.warmup.clone(),
         traffic: defaults.traffic.clone(),
         class_labels: Default::default(),
+        inputs: Default::default(),
         version_labels: Default::default(),
         ensemble: None,
     }
@@ -153,6 +168,8 @@ pub(in crate::config) fn model(raw: &raw::ModelFile, folder: &Path, problems: &m
             execution: raw.execution,
             share_weights: raw.share_weights,
             batching: batching(&raw.batching),
+            pad: pad(&raw.batching.pad),
+            rows: raw.batching.rows,
             arena: raw.arena,
             providers: raw.providers.clone(),
             session: raw.session.clone(),
@@ -160,10 +177,58 @@ pub(in crate::config) fn model(raw: &raw::ModelFile, folder: &Path, problems: &m
             warmup: raw.warmup.clone(),
             traffic: raw.traffic.clone(),
         },
+        inputs: inputs(&raw.inputs, problems),
         class_labels: raw.class_labels.iter().map(|(name, file)| (name.as_str().into(), folder.join(file))).collect(),
         ensemble: raw.ensemble.as_ref().map(|raw| ensemble(raw, problems)),
         version_labels: raw.version_labels.iter().map(|(name, version)| (name.as_str().into(), version.0)).collect(),
         ..ModelConfig::default()
+    }
+}
+
+/// What is said of inputs: that it fits the model is seen when that is there.
+fn inputs(raw: &BTreeMap<String, raw::Input>, problems: &mut Problems) -> Vec<(Arc<str>, InputSettings)> {
+    let mut inputs = Vec::with_capacity(raw.len());
+    for (name, raw::Input { pad, mask, optional }) in raw {
+        if matches!(pad, Some(Value::Array(_) | Value::Object(_))) {
+            problems.push(format!("inputs.{name}.pad"), "is several values, expected a number, true, false or a text");
+        }
+        let mask = mask.as_deref().map(Arc::from);
+        inputs.push((name.as_str().into(), InputSettings { pad: pad.clone(), mask, optional: *optional }));
+    }
+    inputs
+}
+
+/// Hundredths; what is wrong with it has been said by [`check_pad`].
+fn pad(raw: &raw::Pad) -> Pad {
+    match raw {
+        raw::Pad::Auto => Pad::Auto,
+        raw::Pad::Off => Pad::Off,
+        raw::Pad::Ratio(ratio) => Pad::Ratio((ratio * 100.0).round() as u32),
+        raw::Pad::Lengths(lengths) => Pad::Lengths(lengths.clone()),
+    }
+}
+
+/// Most lengths that inputs are filled up to, and the largest ratio: more would be no bound.
+const LENGTHS: usize = 256;
+const RATIO: f64 = 1000.0;
+
+fn check_pad(prefix: &str, batching: &raw::Batching, problems: &mut Problems) {
+    let path = format!("{prefix}batching.pad");
+    match &batching.pad {
+        raw::Pad::Ratio(ratio) if !(1.0..=RATIO).contains(ratio) => {
+            problems.push(path, format!("the ratio is {ratio}, expected 1 to {RATIO}"));
+        }
+        raw::Pad::Lengths(lengths) if lengths.is_empty() || lengths.len() > LENGTHS => {
+            problems.push(path, format!("has {} lengths, expected 1 to {LENGTHS}", lengths.len()));
+        }
+        raw::Pad::Lengths(lengths) if !lengths.is_sorted_by(|a, b| a < b) => {
+            problems.push(path, "the lengths do not ascend");
+        }
+        _ => {}
+    }
+    if batching.rows == raw::Rows::Fixed && batching.enabled == raw::Switch::Off {
+        let text = "`fixed` fills rows up to run calls together, and batching.enabled is false";
+        problems.push(format!("{prefix}batching.rows"), text);
     }
 }
 
@@ -239,6 +304,7 @@ fn check_defaults(
     problems: &mut Problems,
 ) {
     check_priorities(prefix, batching, problems);
+    check_pad(prefix, batching, problems);
     check_preferred(prefix, batching, problems);
     at_most(&format!("{prefix}instances"), instances, MOST, problems);
     at_most(&format!("{prefix}threads"), threads, MOST, problems);

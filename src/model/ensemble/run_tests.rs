@@ -38,6 +38,7 @@ fn add(repository: &Repository, name: &str, in_flight: usize, steps: Vec<Step>) 
         key,
         signature,
         scheduler: Scheduler::on_threads(plan, Vec::new()).unwrap(),
+        absent: crate::model::Absent::default(),
         ensemble,
         decoupled: false,
         settings: Arc::new(ModelSettings::default()),

@@ -35,6 +35,7 @@ pub(super) struct Families {
     pub(super) replaced: IntCounterVec,
     pub(super) queue_depth: IntGaugeVec,
     pub(super) batch_size: HistogramVec,
+    pub(super) batch_elements: IntCounterVec,
     pub(super) batch_cost: GaugeVec,
     pub(super) request_bytes: HistogramVec,
     pub(super) response_bytes: HistogramVec,
@@ -114,6 +115,11 @@ impl Families {
             ),
             queue_depth: gauge("sluicegate_queue_depth", "Jobs that wait for an instance.", &["model"]),
             batch_size: histogram("sluicegate_batch_size", "Rows of a batch.", &["model"], &ROWS),
+            batch_elements: counter(
+                "sluicegate_batch_elements_total",
+                "Elements of inputs that are filled up: those of callers, and those that fill up.",
+                &["model", "kind"],
+            ),
             batch_cost: add(
                 registry,
                 GaugeVec::new(

@@ -27,6 +27,8 @@ pub struct ModelMetrics {
     /// After a panic, and after a run that did not end.
     replaced: [IntCounter; 2],
     batch_size: Histogram,
+    elements: IntCounter,
+    padding: IntCounter,
     batch_cost: Arc<BatchCost>,
     statistics: Arc<Statistics>,
 }
@@ -49,6 +51,8 @@ impl ModelMetrics {
             run_failures: families.run_failures.with_label_values(&labels),
             replaced: REASONS.map(|reason| families.replaced.with_label_values(&[&*key.name, reason])),
             batch_size: families.batch_size.with_label_values(&labels),
+            elements: families.batch_elements.with_label_values(&[&*key.name, "input"]),
+            padding: families.batch_elements.with_label_values(&[&*key.name, "padding"]),
             batch_cost: Arc::new(BatchCost {
                 family: families.batch_cost.clone(),
                 key: Arc::clone(key),
@@ -63,6 +67,12 @@ impl ModelMetrics {
         self.batch_size.observe(rows as f64);
         self.run.observe((spent.input + spent.infer).as_secs_f64());
         self.statistics.ran(jobs, rows, queued, spent);
+    }
+
+    /// A batch of a model whose inputs are filled up had so many elements of callers, and so many that filled up.
+    pub fn laid(&self, elements: usize, padding: usize) {
+        self.elements.inc_by(elements as u64);
+        self.padding.inc_by(padding as u64);
     }
 
     /// A batch of `rows` rows, which is a power of two, is taken to cost `cost` from now on.

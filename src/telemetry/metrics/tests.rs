@@ -104,6 +104,7 @@ fn the_page_has_every_family_of_the_contract() {
         "sluicegate_run_seconds",
         "sluicegate_queue_depth",
         "sluicegate_batch_size",
+        "sluicegate_batch_elements_total",
         "sluicegate_request_bytes",
         "sluicegate_response_bytes",
         "sluicegate_connections",

@@ -7,7 +7,6 @@
 mod data;
 mod event;
 mod generate;
-pub(super) mod half;
 mod input;
 mod manage;
 pub(super) mod numbers;
@@ -27,6 +26,7 @@ pub use report::{encode_error, encode_report};
 pub use request::decode_request;
 pub use response::{encode_infer, write_outputs, write_parameters, write_string};
 
+pub(super) use crate::tensor::half;
 pub(super) use data::BASE64;
 pub(super) use reader::{Items, MEMBERS, Members, Reader, twice};
 pub(super) use report::write_error_members;

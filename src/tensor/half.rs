@@ -1,31 +1,31 @@
-//! FP16 and BF16 as numbers, for `json.half: convert` (contract 01 section 3.1).
+//! FP16 and BF16 as numbers (contract 01 section 3.1).
 
 /// How a small float is laid out: bits of its fraction, and its smallest normal exponent.
 #[derive(Clone, Copy, Debug)]
-pub(in crate::wire) struct Half {
+pub struct Half {
     fraction: i32,
     smallest: i32,
     infinity: u16,
 }
 
 /// IEEE half precision.
-pub(in crate::wire) const FP16: Half = Half { fraction: 10, smallest: -14, infinity: 0x7C00 };
+pub const FP16: Half = Half { fraction: 10, smallest: -14, infinity: 0x7C00 };
 /// The upper half of an `f32`.
-pub(in crate::wire) const BF16: Half = Half { fraction: 7, smallest: -126, infinity: 0x7F80 };
+pub const BF16: Half = Half { fraction: 7, smallest: -126, infinity: 0x7F80 };
 
 impl Half {
     /// NaN, quiet.
-    pub(in crate::wire) const fn nan(self) -> u16 {
+    pub const fn nan(self) -> u16 {
         self.infinity | 1 << (self.fraction - 1)
     }
 
     /// Infinity, above zero.
-    pub(in crate::wire) const fn infinity(self) -> u16 {
+    pub const fn infinity(self) -> u16 {
         self.infinity
     }
 
     /// The nearest half to `value`, ties to even; `None` if it is beyond the largest one.
-    pub(in crate::wire) fn of(self, value: f64) -> Option<u16> {
+    pub fn of(self, value: f64) -> Option<u16> {
         let magnitude = value.abs();
         let exponent = ((magnitude.to_bits() >> 52) as i32 - 1023).max(self.smallest);
         // Scaled by a power of two, which is exact, until one unit in the last place is 1.
@@ -40,7 +40,7 @@ impl Half {
     }
 
     /// The value of `bits`.
-    pub(in crate::wire) fn value(self, bits: u16) -> f32 {
+    pub fn value(self, bits: u16) -> f32 {
         let sign = if bits & 0x8000 == 0 { 1.0 } else { -1.0 };
         let field = i32::from(bits & 0x7FFF) >> self.fraction;
         let fraction = i32::from(bits) & ((1 << self.fraction) - 1);
