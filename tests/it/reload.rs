@@ -176,6 +176,7 @@ fn a_hangup_and_the_swap_of_a_config_map_are_seen_and_what_needs_a_restart_is_na
     let program = Program::start(&at("sluicegate.yaml"), at("log"));
     program.signal("HUP");
     program.until("the hangup is heard", |log| said(log) == 1);
+    program.until("nothing was changed", |log| log.contains("nothing to apply") && !log.contains("\"changed\""));
 
     symlink("v2", at("..data_tmp")).unwrap();
     fs::rename(at("..data_tmp"), at("..data")).unwrap();
