@@ -62,10 +62,14 @@ fn read(criterion: &mut Criterion) {
         bencher.iter(|| json::decode_infer(black_box(body.as_bytes()), model.clone(), &settings).expect("valid"));
     });
     group.bench_function("serde_json", |bencher| {
-        bencher.iter(|| black_box(serde_json::from_slice::<Request<'_>>(black_box(body.as_bytes())).expect("valid").inputs.len()));
+        bencher.iter(|| {
+            black_box(serde_json::from_slice::<Request<'_>>(black_box(body.as_bytes())).expect("valid").inputs.len())
+        });
     });
     group.bench_function("sonic-rs", |bencher| {
-        bencher.iter(|| black_box(sonic_rs::from_slice::<Request<'_>>(black_box(body.as_bytes())).expect("valid").inputs.len()));
+        bencher.iter(|| {
+            black_box(sonic_rs::from_slice::<Request<'_>>(black_box(body.as_bytes())).expect("valid").inputs.len())
+        });
     });
     group.bench_function("simd-json", |bencher| {
         // It reads in place, so it is given a copy each time, as a server would keep none.
@@ -95,9 +99,15 @@ fn write(criterion: &mut Criterion) {
     group.bench_function("sluicegate", |bencher| {
         bencher.iter(|| json::encode_infer(black_box(&response), &id, &settings).expect("floats have a JSON form"));
     });
-    group.bench_function("serde_json", |bencher| bencher.iter(|| serde_json::to_vec(black_box(&typed)).expect("it has a JSON form")));
-    group.bench_function("sonic-rs", |bencher| bencher.iter(|| sonic_rs::to_vec(black_box(&typed)).expect("it has a JSON form")));
-    group.bench_function("simd-json", |bencher| bencher.iter(|| simd_json::to_vec(black_box(&typed)).expect("it has a JSON form")));
+    group.bench_function("serde_json", |bencher| {
+        bencher.iter(|| serde_json::to_vec(black_box(&typed)).expect("it has a JSON form"))
+    });
+    group.bench_function("sonic-rs", |bencher| {
+        bencher.iter(|| sonic_rs::to_vec(black_box(&typed)).expect("it has a JSON form"))
+    });
+    group.bench_function("simd-json", |bencher| {
+        bencher.iter(|| simd_json::to_vec(black_box(&typed)).expect("it has a JSON form"))
+    });
     group.finish();
 }
 
