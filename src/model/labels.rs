@@ -37,7 +37,8 @@ pub(super) fn read(
 
 /// The lines of a file; `None` if there is no such file.
 fn file(folder: &Path, path: &Path) -> Result<Option<Labels>, String> {
-    let text = files::text(folder, path)?;
+    // Paths here are those of the process, which a folder that is relative must not be put before once more.
+    let text = files::text(folder, path.strip_prefix(folder).unwrap_or(path))?;
     Ok(text.map(|text| text.lines().map(|line| Arc::from(line.trim_end())).collect()))
 }
 
@@ -59,6 +60,15 @@ mod tests {
         let found = read(&settings, folder.path(), &signature(&["y"])).unwrap();
         assert_eq!(found[0].as_deref(), Some(&["cat".into(), "dog".into()][..]));
         assert_eq!(read(&settings, folder.path(), &signature(&["y", "z"])).unwrap(), [None, None]);
+    }
+
+    #[test]
+    fn the_folder_may_be_relative() {
+        let folder = Path::new("models/digits");
+        let found = |labels| read(&ModelSettings { labels, ..ModelSettings::default() }, folder, &signature(&["y"]));
+        for labels in [Vec::new(), vec![("y".into(), folder.join(FILE))]] {
+            assert_eq!(found(labels).unwrap()[0].as_ref().map(|labels| labels.len()), Some(10));
+        }
     }
 
     #[test]
