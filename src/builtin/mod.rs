@@ -131,6 +131,20 @@ fn floats(tensor: &Tensor) -> Vec<f32> {
     tensor.data().as_chunks().0.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect()
 }
 
+/// `x` and `y`, both FP32 of the shape that feeds `x`: what [`each_row`] takes and yields.
+fn each_row_signature(fed: &Fed<'_>) -> Result<Signature, String> {
+    let dims = floats_fed(fed, "x")?;
+    let of = |name| vec![spec(name, DataType::Fp32, dims.iter().copied())];
+    Ok(Signature { inputs: of("x"), outputs: of("y") })
+}
+
+/// `x` with each row of its last axis changed in place.
+fn each_row(x: &Tensor, change: impl FnMut(&mut [f32])) -> Result<Tensors, Error> {
+    let mut values = floats(x);
+    values.chunks_mut(last_axis(x).max(1)).for_each(change);
+    Ok([yielded(Tensor::of(DataType::Fp32, x.shape().clone(), values))?].into())
+}
+
 /// The length of the last axis; 1 for a single value.
 fn last_axis(tensor: &Tensor) -> usize {
     tensor.shape().dims().last().copied().unwrap_or(1)

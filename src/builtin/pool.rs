@@ -1,6 +1,6 @@
 //! What makes one vector of a text's tokens: the mean under a mask, and the length taken out of it.
 
-use super::{Builtin, Fed, floats, floats_fed, last_axis, spec, yielded};
+use super::{Builtin, Fed, each_row, each_row_signature, floats, floats_fed, spec, yielded};
 use crate::{
     error::Error,
     tensor::{DataType, Shape, Signature, Tensor, Tensors},
@@ -61,19 +61,14 @@ impl Builtin for MeanPool {
 
 impl Builtin for Normalize {
     fn signature(&self, fed: &Fed<'_>) -> Result<Signature, String> {
-        let dims = floats_fed(fed, "x")?;
-        let of = |name| vec![spec(name, DataType::Fp32, dims.iter().copied())];
-        Ok(Signature { inputs: of("x"), outputs: of("y") })
+        each_row_signature(fed)
     }
 
     fn run(&self, inputs: &[Tensor]) -> Result<Tensors, Error> {
-        let x = &inputs[0];
-        let mut values = floats(x);
-        for row in values.chunks_mut(last_axis(x).max(1)) {
+        each_row(&inputs[0], |row| {
             let length = row.iter().map(|value| f64::from(*value).powi(2)).sum::<f64>().sqrt().max(LENGTH);
             row.iter_mut().for_each(|value| *value = (f64::from(*value) / length) as f32);
-        }
-        Ok([yielded(Tensor::of(DataType::Fp32, x.shape().clone(), values))?].into())
+        })
     }
 }
 

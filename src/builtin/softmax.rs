@@ -1,9 +1,9 @@
 //! Soft-max over the last axis: numbers that are positive and sum to 1.
 
-use super::{Builtin, Fed, floats, floats_fed, last_axis, spec, yielded};
+use super::{Builtin, Fed, each_row, each_row_signature};
 use crate::{
     error::Error,
-    tensor::{DataType, Signature, Tensor, Tensors},
+    tensor::{Signature, Tensor, Tensors},
 };
 
 /// `x`, FP32 of any shape, to `y` of the same: `exp(x) / Σ exp(x)` over the last axis, the largest taken off first, as
@@ -13,29 +13,30 @@ pub struct Softmax;
 
 impl Builtin for Softmax {
     fn signature(&self, fed: &Fed<'_>) -> Result<Signature, String> {
-        let dims = floats_fed(fed, "x")?;
-        let of = |name| vec![spec(name, DataType::Fp32, dims.iter().copied())];
-        Ok(Signature { inputs: of("x"), outputs: of("y") })
+        each_row_signature(fed)
     }
 
     fn run(&self, inputs: &[Tensor]) -> Result<Tensors, Error> {
-        let x = &inputs[0];
-        let mut values = floats(x);
-        for row in values.chunks_mut(last_axis(x).max(1)) {
+        each_row(&inputs[0], |row| {
             let largest = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
             row.iter_mut().for_each(|value| *value = (*value - largest).exp());
             // In double precision: a hundred thousand classes are many small numbers.
             let sum = row.iter().map(|value| f64::from(*value)).sum::<f64>();
             row.iter_mut().for_each(|value| *value = (f64::from(*value) / sum) as f32);
-        }
-        Ok([yielded(Tensor::of(DataType::Fp32, x.shape().clone(), values))?].into())
+        })
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::builtin::testing::{near, tensor};
+    use crate::{
+        builtin::{
+            spec,
+            testing::{near, tensor},
+        },
+        tensor::DataType,
+    };
 
     #[test]
     fn each_row_sums_to_one_however_large_its_numbers() {

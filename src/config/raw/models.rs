@@ -137,6 +137,27 @@ pub struct ModelFile {
     pub inputs: BTreeMap<String, Input>,
 }
 
+impl ModelFile {
+    /// What `models.defaults` has too.
+    pub fn shared(&self) -> ModelDefaults {
+        let Self { instances, threads, execution, share_weights, arena, run_limit, .. } = *self;
+        ModelDefaults {
+            versions: self.versions.clone(),
+            instances,
+            threads,
+            execution,
+            share_weights,
+            batching: self.batching.clone(),
+            arena,
+            providers: self.providers.clone(),
+            session: self.session.clone(),
+            run_limit,
+            warmup: self.warmup.clone(),
+            traffic: self.traffic.clone(),
+        }
+    }
+}
+
 /// What is said of one input of a model.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]

@@ -161,22 +161,7 @@ pub(in crate::config) fn model(raw: &raw::ModelFile, folder: &Path, problems: &m
         }
     }
     ModelConfig {
-        defaults: ModelDefaults {
-            versions: raw.versions.clone(),
-            instances: raw.instances,
-            threads: raw.threads,
-            execution: raw.execution,
-            share_weights: raw.share_weights,
-            batching: batching(&raw.batching),
-            pad: pad(&raw.batching.pad),
-            rows: raw.batching.rows,
-            arena: raw.arena,
-            providers: raw.providers.clone(),
-            session: raw.session.clone(),
-            run_limit: raw.run_limit,
-            warmup: raw.warmup.clone(),
-            traffic: raw.traffic.clone(),
-        },
+        defaults: model_defaults(&raw.shared()),
         inputs: inputs(&raw.inputs, problems),
         class_labels: raw.class_labels.iter().map(|(name, file)| (name.as_str().into(), folder.join(file))).collect(),
         ensemble: raw.ensemble.as_ref().map(|raw| ensemble(raw, problems)),
