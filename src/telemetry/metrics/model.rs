@@ -12,7 +12,7 @@ use std::{
 };
 
 /// Sizes of batches whose cost is told: powers of two, up to 65,536 rows.
-const SIZES: usize = 17;
+pub(super) const SIZES: usize = 17;
 
 /// Why instances are replaced.
 const REASONS: [&str; 2] = ["panic", "hang"];

@@ -1,7 +1,13 @@
 //! What comes of copies of calls, and of versions that are there no longer.
 
-use super::Metrics;
+use super::{Metrics, model::SIZES};
 use crate::call::{ModelKey, Timing};
+
+/// Who ran a call that was copied: its version, and the shadow.
+const ROLES: [&str; 2] = ["served", "shadow"];
+
+/// How answers differ besides in numbers.
+const KINDS: [&str; 4] = ["outputs", "class", "text", "infinite"];
 
 /// What became of a copy of a call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -31,6 +37,8 @@ pub struct ShadowDifference {
 }
 
 impl ShadowEnd {
+    const ALL: [Self; 4] = [Self::Compared, Self::Failed, Self::Dropped, Self::Absent];
+
     const fn name(self) -> &'static str {
         match self {
             Self::Compared => "compared",
@@ -49,7 +57,7 @@ impl Metrics {
 
     /// A call took as long as `served` says, and its copy as `shadow` says: waiting and running.
     pub fn shadow_took(&self, model: &ModelKey, served: Timing, shadow: Timing) {
-        for (role, timing) in [("served", served), ("shadow", shadow)] {
+        for (role, timing) in ROLES.into_iter().zip([served, shadow]) {
             let took = (timing.queue + timing.compute).as_secs_f64();
             self.families.shadow_duration.with_label_values(&[&*model.name, &*model.version, role]).observe(took);
         }
@@ -64,13 +72,8 @@ impl Metrics {
             self.families.shadow_difference.with_label_values(&labels).observe(largest);
         }
         let numbers = difference.largest.is_some() && finite.is_none();
-        let kinds = [
-            ("outputs", difference.outputs),
-            ("class", difference.class),
-            ("text", difference.text),
-            ("infinite", numbers),
-        ];
-        for (kind, _) in kinds.into_iter().filter(|(_, differs)| *differs) {
+        let found = [difference.outputs, difference.class, difference.text, numbers];
+        for (kind, _) in KINDS.into_iter().zip(found).filter(|(_, differs)| *differs) {
             self.families.shadow_disagreements.with_label_values(&[labels[0], labels[1], kind]).inc();
         }
     }
@@ -89,12 +92,27 @@ impl Metrics {
             let _ = self.families.model_state.remove_label_values(&[labels[0], labels[1], state]);
         }
         let _ = self.families.model_memory.remove_label_values(&labels);
+        let _ = self.families.shadow_difference.remove_label_values(&labels);
+        let with = |last: &str| [labels[0], labels[1], last].map(str::to_owned);
+        for size in 0..SIZES {
+            let _ = self.families.batch_cost.remove_label_values(&with(&(1_usize << size).to_string()));
+        }
+        for end in ShadowEnd::ALL {
+            let _ = self.families.shadow_calls.remove_label_values(&with(end.name()));
+        }
+        for role in ROLES {
+            let _ = self.families.shadow_duration.remove_label_values(&with(role));
+        }
+        for kind in KINDS {
+            let _ = self.families.shadow_disagreements.remove_label_values(&with(kind));
+        }
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::{sync::Arc, time::Duration};
 
     #[test]
     fn differences_are_counted_by_kind_and_infinite_ones_apart() {
@@ -120,6 +138,19 @@ mod tests {
         let (metrics, key) = (Metrics::new(), ModelKey { name: "m".into(), version: "5".into() });
         metrics.model_state(&key, "ready");
         metrics.model_loaded(&key, std::time::Duration::ZERO, Some(1));
+        let own = metrics.model(&Arc::new(key.clone()));
+        for size in 0..SIZES {
+            own.batch_cost(1 << size, Duration::from_millis(1));
+        }
+        for end in ShadowEnd::ALL {
+            metrics.shadow_ended("m", "5", end);
+        }
+        metrics.shadow_took(&key, Timing::default(), Timing::default());
+        let differs = |largest| ShadowDifference { largest: Some(largest), outputs: true, class: true, text: true };
+        for largest in [1.0, f64::INFINITY] {
+            metrics.shadow_differs(&key, &differs(largest));
+        }
+        assert!(metrics.render().lines().filter(|line| line.contains("version=\"5\"")).count() > SIZES + 10);
         metrics.model_gone(&key);
         assert!(!metrics.render().contains("version=\"5\""));
     }
