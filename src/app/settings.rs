@@ -3,6 +3,7 @@
 use super::memory;
 use crate::{
     backend::{self, ort::probe},
+    builtin::files,
     config::{
         self, Amount, Arena, Config, Execution, Kind, Limit, Load, LogFormat, LogLevel, Memory, Mode, Optimization,
         Rows, Switch, Versions, Warmup, WhenLate, raw,
@@ -18,7 +19,7 @@ use crate::{
 };
 use bytes::Bytes;
 use std::{
-    fmt, fs,
+    fmt,
     num::NonZeroUsize,
     path::{Path, PathBuf},
     sync::Arc,
@@ -206,9 +207,6 @@ fn session(settings: &raw::Session) -> backend::SessionOptions {
     }
 }
 
-/// Largest file of a sample, bytes: what a body may have by default.
-const LARGEST_SAMPLE: u64 = 64 << 20;
-
 /// What a model is run on before it is ready, besides what is made up: what its `config.pbtxt` describes, and then the V2
 /// requests in the files of its `warmup`. Nothing with `warmup: off`.
 ///
@@ -224,13 +222,8 @@ fn samples(model: &config::ModelConfig, folder: &Path) -> Result<Vec<model::Samp
     let mut samples = model.samples.clone();
     for file in files {
         let wrong = |reason: &dyn fmt::Display| format!("warmup: `{}`: {reason}", file.display());
-        let path = folder.join(file);
-        // Before it is opened: opening what is no file may wait for ever.
-        let found = fs::metadata(&path).map_err(|error| wrong(&error))?;
-        if !found.is_file() || found.len() > LARGEST_SAMPLE {
-            return Err(wrong(&format!("expected a file of at most {} MiB", LARGEST_SAMPLE >> 20)));
-        }
-        let body = Bytes::from(fs::read(&path).map_err(|error| wrong(&error))?);
+        let text = files::text(folder, file).and_then(|text| text.ok_or_else(|| "is not there".to_owned()));
+        let body = Bytes::from(text.map_err(|error| wrong(&error))?);
         let request = json::decode_request(&body, Dialect::V2, None, &wire::Settings::default());
         let inputs = request.map_err(|error| wrong(&error))?.inputs.into_iter().map(|input| model::SampleInput {
             name: input.name,

@@ -79,20 +79,13 @@ pub fn load_model(
     };
     let ours = read(OURS, &mut problems).unwrap_or_default();
     let mut found = Problems::new(OURS);
-    let model = lay(&ours, said, config.is_some(), folder, defaults, &mut found);
+    let model = lay(&ours, said, config.is_some(), defaults, &mut found);
     problems.absorb(OURS, found);
     problems.or(model)
 }
 
 /// Lays `yaml`, the text of `model.yaml`, over what a model configuration has `said`, and that over `defaults`.
-fn lay(
-    yaml: &str,
-    said: Said,
-    brought: bool,
-    folder: &Path,
-    defaults: &ModelDefaults,
-    problems: &mut Problems,
-) -> ModelConfig {
+fn lay(yaml: &str, said: Said, brought: bool, defaults: &ModelDefaults, problems: &mut Problems) -> ModelConfig {
     let mut tree = source::tree(yaml, problems);
     source::expand(&mut tree, &|name| std::env::var(name).ok(), problems);
     let shared = LATER.iter().filter_map(|path| path.strip_prefix("models.defaults."));
@@ -109,7 +102,7 @@ fn lay(
     if problems.list.is_empty() {
         settle(&mut raw, &own, &said, problems);
     }
-    let config = validate::model(&raw, folder, problems);
+    let config = validate::model(&raw, problems);
     ModelConfig {
         file: said.file.map(Arc::from),
         declared: said.declared,

@@ -46,8 +46,8 @@ pub fn describe(settings: &Settings, opener: Arc<dyn Open>, lanes: usize) -> Vec
         let told = first.and_then(|first| Ok((lines(&workshop, found, &first, threads)?, first)));
         let what = format!("{}/{}", found.name, found.version);
         match told {
-            Ok(((lines, more), First { backend, decision, share, .. })) => {
-                served.add(found, backend.signature(), decision.batches, backend.is_decoupled());
+            Ok(((lines, more), First { backend, shapes, decision, share, .. })) => {
+                served.add(found, &shapes.signature, decision.batches, backend.is_decoupled());
                 // Held to the end: whether all models fit is asked of all together.
                 shares.extend([share, more]);
                 Description { what, lines, problem: None }

@@ -30,15 +30,14 @@ pub(super) fn read(
         labels[place] = Some(found);
     }
     if let ([only], true) = (labels.as_mut_slice(), settings.labels.is_empty()) {
-        *only = file(folder, &folder.join(FILE))?;
+        *only = file(folder, Path::new(FILE))?;
     }
     Ok(labels)
 }
 
 /// The lines of a file; `None` if there is no such file.
 fn file(folder: &Path, path: &Path) -> Result<Option<Labels>, String> {
-    // Paths here are those of the process, which a folder that is relative must not be put before once more.
-    let text = files::text(folder, path.strip_prefix(folder).unwrap_or(path))?;
+    let text = files::text(folder, path)?;
     Ok(text.map(|text| text.lines().map(|line| Arc::from(line.trim_end())).collect()))
 }
 
@@ -66,7 +65,7 @@ mod tests {
     fn the_folder_may_be_relative() {
         let folder = Path::new("models/digits");
         let found = |labels| read(&ModelSettings { labels, ..ModelSettings::default() }, folder, &signature(&["y"]));
-        for labels in [Vec::new(), vec![("y".into(), folder.join(FILE))]] {
+        for labels in [Vec::new(), vec![("y".into(), FILE.into())]] {
             assert_eq!(found(labels).unwrap()[0].as_ref().map(|labels| labels.len()), Some(10));
         }
     }
@@ -76,7 +75,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         std::fs::write(folder.path().join("raw"), [0xFF]).unwrap();
         let named = |output: &str, file: &str| {
-            let labels = vec![(output.into(), folder.path().join(file))];
+            let labels = vec![(output.into(), file.into())];
             let settings = ModelSettings { labels, ..ModelSettings::default() };
             read(&settings, folder.path(), &signature(&["y"])).unwrap_err()
         };

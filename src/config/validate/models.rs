@@ -145,7 +145,7 @@ pub(in crate::config) fn model_file(defaults: &ModelDefaults) -> raw::ModelFile 
 }
 
 /// One model's own configuration. Label files must lie in the model's folder.
-pub(in crate::config) fn model(raw: &raw::ModelFile, folder: &Path, problems: &mut Problems) -> ModelConfig {
+pub(in crate::config) fn model(raw: &raw::ModelFile, problems: &mut Problems) -> ModelConfig {
     check_defaults("", &raw.versions, (raw.instances, raw.threads), &raw.batching, problems);
     session::providers("", &raw.providers, problems);
     session::options("session", &raw.session, problems);
@@ -163,7 +163,7 @@ pub(in crate::config) fn model(raw: &raw::ModelFile, folder: &Path, problems: &m
     ModelConfig {
         defaults: model_defaults(&raw.shared()),
         inputs: inputs(&raw.inputs, problems),
-        class_labels: raw.class_labels.iter().map(|(name, file)| (name.as_str().into(), folder.join(file))).collect(),
+        class_labels: raw.class_labels.iter().map(|(name, file)| (name.as_str().into(), file.clone())).collect(),
         ensemble: raw.ensemble.as_ref().map(|raw| ensemble(raw, problems)),
         version_labels: raw.version_labels.iter().map(|(name, version)| (name.as_str().into(), version.0)).collect(),
         ..ModelConfig::default()
