@@ -26,6 +26,8 @@ pub struct Settings {
     pub special_tokens: bool,
     /// Longest text, bytes.
     pub max_bytes: usize,
+    /// Most texts of a call: each takes up to `max_length` tokens, however short it is.
+    pub max_texts: usize,
 }
 
 /// `text`, BYTES `[rows]`, to `input_ids`, `attention_mask` and `token_type_ids`, INT64 `[rows, tokens]`.
@@ -91,9 +93,13 @@ impl Builtin for Tokenize {
     }
 
     fn run(&self, inputs: &[Tensor]) -> Result<Tensors, Error> {
-        let mut encoded = Vec::with_capacity(inputs[0].rows());
+        let rows = inputs[0].rows();
+        let wrong = |reason: String| Error::tensor("text", reason);
+        if rows > self.settings.max_texts {
+            return Err(wrong(format!("has {rows} texts, expected at most {}", self.settings.max_texts)));
+        }
+        let mut encoded = Vec::with_capacity(rows);
         for (row, text) in inputs[0].iter_strings().enumerate() {
-            let wrong = |reason: String| Error::tensor("text", reason);
             if text.len() > self.settings.max_bytes {
                 let (found, most) = (text.len(), self.settings.max_bytes);
                 return Err(wrong(format!("has {found} bytes in row {row}, expected at most {most}")));

@@ -29,7 +29,14 @@ fn folder() -> tempfile::TempDir {
 }
 
 fn settings() -> Settings {
-    Settings { file: "tokenizer.json".into(), max_length: 4, fill: false, special_tokens: true, max_bytes: 64 }
+    Settings {
+        file: "tokenizer.json".into(),
+        max_length: 4,
+        fill: false,
+        special_tokens: true,
+        max_bytes: 64,
+        max_texts: 8,
+    }
 }
 
 fn run(settings: &Settings, texts: &[&str]) -> Result<Tensors, Error> {

@@ -74,6 +74,7 @@ pub struct Tokenize {
     pub pad: Pad,
     pub special_tokens: bool,
     pub max_bytes: Size,
+    pub max_texts: Number,
 }
 
 /// How far the texts of a call are filled up.
@@ -132,6 +133,7 @@ impl Default for Tokenize {
             pad: Pad::Longest,
             special_tokens: true,
             max_bytes: Size(1 << 20),
+            max_texts: Number(1024),
         }
     }
 }

@@ -99,12 +99,14 @@ fn built_in(path: &str, name: &str, raw: &raw::Step, problems: &mut Problems) ->
             let found: raw::Tokenize = parameters(&path, raw, problems)?;
             inside(&format!("{path}.file"), &found.file, problems);
             most(&format!("{path}.max_length"), found.max_length.0, TOKENS, problems);
+            most(&format!("{path}.max_texts"), found.max_texts.0, IMAGES, problems);
             builtin::Settings::Tokenize(tokenize::Settings {
                 file: found.file,
                 max_length: found.max_length.0,
                 fill: found.pad == raw::Pad::MaxLength,
                 special_tokens: found.special_tokens,
                 max_bytes: found.max_bytes.0,
+                max_texts: found.max_texts.0,
             })
         }
         "image" => builtin::Settings::Image(picture(&path, raw, problems)?),
