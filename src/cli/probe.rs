@@ -19,9 +19,6 @@ pub(super) struct Probe {
     /// ONNX Runtime's shared library
     #[arg(long)]
     onnxruntime: PathBuf,
-    /// Threads within one operator
-    #[arg(long, default_value_t = 1)]
-    threads: usize,
     /// Bytes of memory
     #[arg(long)]
     memory: u64,
@@ -38,8 +35,9 @@ impl Probe {
             let runtime = Runtime::load(Some(&self.onnxruntime)).map_err(|error| error.to_string())?;
             // Now, so that the library is no part of it.
             limit(Resource::Data, data().saturating_add(self.memory));
-            let settings = SessionSettings { threads: self.threads, ..SessionSettings::default() };
-            let mut backend = runtime.open(&self.file, &settings).map_err(|error| error.to_string())?;
+            // On the CPU, one thread and no options: what is tried is the file.
+            let mut backend =
+                runtime.open(&self.file, &SessionSettings::default()).map_err(|error| error.to_string())?;
             // What zeros do to a model that wants other inputs is no error, as at warm-up.
             let ran = model::run_on_zeros(&mut *backend).map_err(|error| model::reason(&error));
             match ran {

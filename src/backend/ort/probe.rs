@@ -10,7 +10,7 @@
 use super::{Runtime, files};
 use crate::backend::{Backend, Open, OpenError, SessionSettings};
 use std::{
-    collections::HashMap,
+    collections::HashSet,
     ffi::OsString,
     fs,
     io::{self, Read},
@@ -74,7 +74,7 @@ pub enum When {
 pub struct Probed {
     runtime: Runtime,
     settings: Settings,
-    passed: Mutex<HashMap<Identity, Vec<SessionSettings>>>,
+    passed: Mutex<HashSet<Identity>>,
 }
 
 /// Files as they were: what is written anew or put in their place differs in one of these, whatever times it claims.
@@ -101,35 +101,30 @@ impl Probed {
         Self { runtime, settings, passed: Mutex::default() }
     }
 
-    fn probe(&self, path: &Path, session: &SessionSettings) -> Result<(), OpenError> {
+    fn probe(&self, path: &Path) -> Result<(), OpenError> {
         let found = files::find(path)?;
         let refuse = |reason: String| OpenError(format!("`{}` {reason}", path.display()));
         let identity = identity(&found.paths).map_err(|error| refuse(format!("cannot be opened: {error}")))?;
-        // How many threads there are is no matter of the file.
-        let mut session = session.clone();
-        session.threads = 1;
         let passed = || self.passed.lock().unwrap_or_else(PoisonError::into_inner);
-        if self.settings.when == When::Auto
-            && passed().get(&identity).is_some_and(|sessions| sessions.contains(&session))
-        {
+        if self.settings.when == When::Auto && passed().contains(&identity) {
             return Ok(());
         }
         let memory = self.settings.memory.unwrap_or_else(|| found.bytes.saturating_mul(4).saturating_add(ROOM));
         let began = Instant::now();
-        try_out(&self.settings, self.runtime.library(), path, &session, memory).map_err(refuse)?;
+        try_out(&self.settings, self.runtime.library(), path, memory).map_err(refuse)?;
         tracing::debug!(model = %path.display(), took = ?began.elapsed(), "tried in a process of its own");
         let mut passed = passed();
         if passed.len() >= REMEMBERED {
             passed.clear();
         }
-        passed.entry(identity).or_default().push(session);
+        passed.insert(identity);
         Ok(())
     }
 }
 
 impl Open for Probed {
     fn open(&self, path: &Path, settings: &SessionSettings) -> Result<Box<dyn Backend>, OpenError> {
-        self.probe(path, settings)?;
+        self.probe(path)?;
         self.runtime.open(path, settings)
     }
 
@@ -160,19 +155,12 @@ fn identity(paths: &[PathBuf]) -> io::Result<Identity> {
 /// # Errors
 ///
 /// In plain words: what the child said, what it died of, or which limit it ran into.
-fn try_out(
-    settings: &Settings,
-    library: &Path,
-    path: &Path,
-    session: &SessionSettings,
-    memory: u64,
-) -> Result<(), String> {
+fn try_out(settings: &Settings, library: &Path, path: &Path, memory: u64) -> Result<(), String> {
     let option = |name: &str, value: OsString| [OsString::from(name), value];
     let mut command = Command::new(&settings.program);
     command
         .arg(COMMAND)
         .args(option("--onnxruntime", library.into()))
-        .args(option("--threads", session.threads.to_string().into()))
         .args(option("--memory", memory.to_string().into()))
         .arg("--")
         .arg(path)
