@@ -82,9 +82,10 @@ impl Address {
     }
 
     async fn connect_to(&self, secure: &Secure, config: AsyncConnectionConfig) -> Result<MultiplexedConnection, Loss> {
-        let connector = TlsConnector::from(secure.trust.client().map_err(Loss::Trust)?);
         let stream = TcpStream::connect((&*secure.host, secure.port)).await.map_err(Loss::Tls)?;
         stream.set_nodelay(true).map_err(Loss::Tls)?;
+        // Once somebody is there: the authorities of the system are many files, and this is tried every second.
+        let connector = TlsConnector::from(secure.trust.client().map_err(Loss::Trust)?);
         let stream = connector.connect(secure.name.clone(), stream).await.map_err(Loss::Tls)?;
         let info = self.client.get_connection_info().redis_settings();
         let (connection, driver) = MultiplexedConnection::new_with_config(info, stream, config).await?;
