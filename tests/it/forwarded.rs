@@ -3,7 +3,7 @@
 use crate::support::{
     KEY, Running, Setup,
     client::{Client, Failure, Request, http_request, http1},
-    ways::{Caller, Said, Way},
+    ways::{Caller, Said, Way, every_way},
 };
 use sluicegate::call::Surface;
 
@@ -51,45 +51,10 @@ async fn nobody_is_believed_who_is_not_trusted(way: Way) {
     }
 }
 
-/// Expands one test into seven: the same, on each way.
-macro_rules! every_way {
-    ($($name:ident)*) => {$(
-        mod $name {
-            use super::*;
-
-            #[tokio::test]
-            async fn rest() {
-                super::$name(Way::Rest).await;
-            }
-            #[tokio::test]
-            async fn grpc() {
-                super::$name(Way::Grpc).await;
-            }
-            #[tokio::test]
-            async fn grpc_stream() {
-                super::$name(Way::GrpcStream).await;
-            }
-            #[tokio::test]
-            async fn grpc_web() {
-                super::$name(Way::GrpcWeb).await;
-            }
-            #[tokio::test]
-            async fn websocket() {
-                super::$name(Way::WebSocket).await;
-            }
-            #[tokio::test]
-            async fn ndjson() {
-                super::$name(Way::Ndjson).await;
-            }
-            #[tokio::test]
-            async fn sse() {
-                super::$name(Way::Sse).await;
-            }
-        }
-    )*};
+every_way! {
+    failures_are_counted_for_the_client: failures_are_counted_for_the_client,
+    nobody_is_believed_who_is_not_trusted: nobody_is_believed_who_is_not_trusted,
 }
-
-every_way! { failures_are_counted_for_the_client nobody_is_believed_who_is_not_trusted }
 
 async fn infer(surface: Surface, running: &Running) -> Result<(), Failure> {
     Client::connect(surface, running, None).await?.infer(&double()).await.map(drop)

@@ -5,7 +5,7 @@ use crate::support::{
     KEY, Setup,
     client::Request,
     keys_file,
-    ways::{Caller, Said, Way},
+    ways::{Caller, Said, Way, every_way},
 };
 use std::{fmt::Write, fs, path::PathBuf, time::Duration};
 
@@ -211,57 +211,20 @@ async fn cell(event: Event, way: Way) {
     }
 }
 
-macro_rules! cells {
-    ($($module:ident: $event:ident,)*) => {$(
-        mod $module {
-            use super::{Event, Way, cell};
-
-            #[tokio::test]
-            async fn rest() {
-                cell(Event::$event, Way::Rest).await;
-            }
-            #[tokio::test]
-            async fn grpc() {
-                cell(Event::$event, Way::Grpc).await;
-            }
-            #[tokio::test]
-            async fn grpc_stream() {
-                cell(Event::$event, Way::GrpcStream).await;
-            }
-            #[tokio::test]
-            async fn grpc_web() {
-                cell(Event::$event, Way::GrpcWeb).await;
-            }
-            #[tokio::test]
-            async fn websocket() {
-                cell(Event::$event, Way::WebSocket).await;
-            }
-            #[tokio::test]
-            async fn ndjson() {
-                cell(Event::$event, Way::Ndjson).await;
-            }
-            #[tokio::test]
-            async fn sse() {
-                cell(Event::$event, Way::Sse).await;
-            }
-        }
-    )*};
-}
-
-cells! {
-    no_credential: NoCredential,
-    a_bad_credential: BadCredential,
-    an_expired_credential: Expired,
-    revoked_in_mid_stream: Revoked,
-    not_allowed: NotAllowed,
-    over_its_rate: OverRate,
-    over_its_concurrency: OverConcurrency,
-    no_slot_is_free: Overloaded,
-    past_its_deadline: PastDeadline,
-    the_caller_leaves: Cancelled,
-    too_large: TooLarge,
-    malformed: Malformed,
-    the_drain_is_over: Draining,
+every_way! {
+    no_credential: |way| cell(Event::NoCredential, way),
+    a_bad_credential: |way| cell(Event::BadCredential, way),
+    an_expired_credential: |way| cell(Event::Expired, way),
+    revoked_in_mid_stream: |way| cell(Event::Revoked, way),
+    not_allowed: |way| cell(Event::NotAllowed, way),
+    over_its_rate: |way| cell(Event::OverRate, way),
+    over_its_concurrency: |way| cell(Event::OverConcurrency, way),
+    no_slot_is_free: |way| cell(Event::Overloaded, way),
+    past_its_deadline: |way| cell(Event::PastDeadline, way),
+    the_caller_leaves: |way| cell(Event::Cancelled, way),
+    too_large: |way| cell(Event::TooLarge, way),
+    malformed: |way| cell(Event::Malformed, way),
+    the_drain_is_over: |way| cell(Event::Draining, way),
 }
 
 const HEAD: &str = "# What happens to a call

@@ -25,6 +25,45 @@ pub enum Way {
     Sse,
 }
 
+/// One test for each way in, in a module of this name: `test` is called with the [`Way`].
+macro_rules! every_way {
+    ($($name:ident: $test:expr,)*) => {$(
+        mod $name {
+            use super::*;
+
+            #[tokio::test]
+            async fn rest() {
+                ($test)($crate::support::ways::Way::Rest).await;
+            }
+            #[tokio::test]
+            async fn grpc() {
+                ($test)($crate::support::ways::Way::Grpc).await;
+            }
+            #[tokio::test]
+            async fn grpc_stream() {
+                ($test)($crate::support::ways::Way::GrpcStream).await;
+            }
+            #[tokio::test]
+            async fn grpc_web() {
+                ($test)($crate::support::ways::Way::GrpcWeb).await;
+            }
+            #[tokio::test]
+            async fn websocket() {
+                ($test)($crate::support::ways::Way::WebSocket).await;
+            }
+            #[tokio::test]
+            async fn ndjson() {
+                ($test)($crate::support::ways::Way::Ndjson).await;
+            }
+            #[tokio::test]
+            async fn sse() {
+                ($test)($crate::support::ways::Way::Sse).await;
+            }
+        }
+    )*};
+}
+pub(crate) use every_way;
+
 /// What a refusal looks like to the caller.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Said {
