@@ -9,7 +9,7 @@ mod tests;
 use super::{Backend, Open, OpenError, SessionSettings};
 use crate::{
     error::Error,
-    tensor::{AxisNames, DataType, Signature, Tensor, TensorSpec, Tensors},
+    tensor::{DataType, Signature, Tensor, TensorSpec, Tensors},
 };
 use std::{
     collections::HashMap,
@@ -42,7 +42,6 @@ pub enum Behaviour {
 #[derive(Clone, Debug)]
 pub struct Fake {
     signature: Arc<Signature>,
-    names: AxisNames,
     control: FakeControl,
     stream: Option<(usize, Duration)>,
 }
@@ -97,14 +96,7 @@ impl Fake {
     /// Any signature. Each output is the input at its place (the last one, if there are more outputs than inputs),
     /// doubled if it is FP32, and must be declared with that input's type.
     pub fn with_signature(signature: Signature) -> Self {
-        let names = AxisNames::default();
-        Self { signature: Arc::new(signature), names, control: FakeControl::default(), stream: None }
-    }
-
-    /// What its axes are called.
-    #[must_use]
-    pub fn with_axis_names(self, names: AxisNames) -> Self {
-        Self { names, ..self }
+        Self { signature: Arc::new(signature), control: FakeControl::default(), stream: None }
     }
 
     /// Answers after `delay`.
@@ -167,10 +159,6 @@ impl Fake {
 impl Backend for Fake {
     fn signature(&self) -> &Arc<Signature> {
         &self.signature
-    }
-
-    fn axis_names(&self) -> AxisNames {
-        self.names.clone()
     }
 
     fn run(&mut self, inputs: &[Tensor]) -> Result<Tensors, Error> {

@@ -112,20 +112,6 @@ impl SessionSettings {
     }
 }
 
-// === impl Arena ===
-
-impl Arena {
-    /// The word used in configuration and logs.
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Auto => "auto",
-            Self::Keep => "keep",
-            Self::Shrink => "shrink",
-            Self::None => "none",
-        }
-    }
-}
-
 // === impl Provider ===
 
 impl Provider {

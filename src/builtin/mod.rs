@@ -20,6 +20,7 @@ use crate::{
     tensor::{DataType, Signature, Tensor, TensorError, TensorSpec, Tensors},
 };
 use std::{
+    borrow::Cow,
     fmt,
     path::{Path, PathBuf},
     sync::Arc,
@@ -126,9 +127,10 @@ fn floats_fed(fed: &Fed<'_>, name: &str) -> Result<Vec<Option<usize>>, String> {
     Ok(found.dims)
 }
 
-/// The numbers of an FP32 tensor, wherever its bytes lie.
-fn floats(tensor: &Tensor) -> Vec<f32> {
-    tensor.data().as_chunks().0.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect()
+/// The numbers of an FP32 tensor: where they lie, if they lie so that they can be read there.
+fn floats(tensor: &Tensor) -> Cow<'_, [f32]> {
+    let copied = || tensor.data().as_chunks().0.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect();
+    tensor.try_elements().map_or_else(|| Cow::Owned(copied()), Cow::Borrowed)
 }
 
 /// `x` and `y`, both FP32 of the shape that feeds `x`: what [`each_row`] takes and yields.
@@ -140,7 +142,7 @@ fn each_row_signature(fed: &Fed<'_>) -> Result<Signature, String> {
 
 /// `x` with each row of its last axis changed in place.
 fn each_row(x: &Tensor, change: impl FnMut(&mut [f32])) -> Result<Tensors, Error> {
-    let mut values = floats(x);
+    let mut values = floats(x).into_owned();
     values.chunks_mut(last_axis(x).max(1)).for_each(change);
     Ok([yielded(Tensor::of(DataType::Fp32, x.shape().clone(), values))?].into())
 }

@@ -240,18 +240,24 @@ impl Trace {
     /// A trace of a step that begins now, part of the call of `whole`.
     pub fn step_of(whole: &Self) -> Self {
         let (id, span, now) = (whole.id, SpanId::make(), Instant::now());
-        let whole_record = whole.state().record.clone();
+        let state = whole.state();
+        // By its parts: the spans that the call has by now are not the step's.
         let record = Record {
+            trace: id,
             span,
             parent: Some(whole.span),
+            call: state.record.call.clone(),
+            surface: state.record.surface,
+            route: state.record.route,
+            intent: state.record.intent,
             step: true,
             begun: now,
             over: now,
             end: End::Abandoned,
             model: None,
             spans: SmallVec::new(),
-            ..whole_record
         };
+        drop(state);
         Self { id, span, state: Mutex::new(State { record, streaming: None }), sink: Arc::clone(&whole.sink) }
     }
 

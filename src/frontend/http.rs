@@ -98,7 +98,7 @@ pub(super) fn answer(connection: Arc<Connection>, in_flight: InFlight, request: 
     match target {
         Target::Rest => match coding_of_answer(&connection, &request, &fields) {
             None => exchange.answered_by(rest::serve(connection, &request, &fields, body)),
-            Some(_) => exchange.answered_by(serve_rest(connection, &request, &fields, body)),
+            Some(coding) => exchange.answered_by(coded(rest::serve(connection, &request, &fields, body), coding)),
         },
         Target::Grpc if grpc::is_infer(&request, &fields) => {
             exchange.answered_by(grpc::infer(connection, &fields, body))
@@ -171,9 +171,14 @@ fn serve_rest(
     let coding = coding_of_answer(&connection, request, fields);
     let response = rest::serve(connection, request, fields, body);
     match coding {
-        Some((above, coding)) => async move { compression::compressed(response.await, coding, above).await }.boxed(),
+        Some(coding) => coded(response, coding).boxed(),
         None => response.boxed(),
     }
+}
+
+/// The answer in this coding, if it has so many bytes.
+async fn coded(answer: impl Future<Output = Response>, (above, coding): (usize, Coding)) -> Response {
+    compression::compressed(answer.await, coding, above).await
 }
 
 /// The coding that an answer of REST may have, and above how many bytes it is worth it.

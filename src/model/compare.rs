@@ -3,7 +3,10 @@
 use crate::{
     call::NamedTensor,
     telemetry::metrics::ShadowDifference,
-    tensor::{DataType, Tensor},
+    tensor::{
+        DataType, Tensor,
+        half::{BF16, FP16},
+    },
 };
 
 /// Holds what a shadow answered against what the caller was told.
@@ -100,24 +103,11 @@ fn numbers(tensor: &Tensor) -> Box<dyn Iterator<Item = f64> + '_> {
         DataType::Int16 => each(data, |bytes| f64::from(i16::from_le_bytes(bytes))),
         DataType::Int32 => each(data, |bytes| f64::from(i32::from_le_bytes(bytes))),
         DataType::Int64 => each(data, |bytes| i64::from_le_bytes(bytes) as f64),
-        DataType::Fp16 => each(data, |bytes| half(u16::from_le_bytes(bytes))),
-        // The upper half of a single.
-        DataType::Bf16 => each(data, |bytes| f64::from(f32::from_bits(u32::from(u16::from_le_bytes(bytes)) << 16))),
+        DataType::Fp16 => each(data, |bytes| FP16.value(u16::from_le_bytes(bytes)).into()),
+        DataType::Bf16 => each(data, |bytes| BF16.value(u16::from_le_bytes(bytes)).into()),
         DataType::Fp32 => each(data, |bytes| f64::from(f32::from_le_bytes(bytes))),
         DataType::Fp64 => each(data, f64::from_le_bytes),
         DataType::Bytes => Box::new(std::iter::empty()),
-    }
-}
-
-/// The value of a half of IEEE 754: a sign, 5 bits of exponent, 10 of fraction.
-fn half(bits: u16) -> f64 {
-    let sign = if bits & 0x8000 == 0 { 1.0 } else { -1.0 };
-    let (exponent, fraction) = (i32::from(bits >> 10 & 0x1F), f64::from(bits & 0x3FF));
-    sign * match exponent {
-        0 => fraction * 2_f64.powi(-24),
-        31 if fraction == 0.0 => f64::INFINITY,
-        31 => f64::NAN,
-        _ => (1024.0 + fraction) * 2_f64.powi(exponent - 25),
     }
 }
 

@@ -79,7 +79,7 @@ impl Repository {
             return Ok((versions.named(name, wanted)?, None));
         }
         if let Some(name) = versions.routes.as_ref().and_then(|routes| routes.asked(caller)) {
-            return Ok((versions.named(&name.into(), wanted)?, None));
+            return Ok((versions.named(name, wanted)?, None));
         }
         let model = unnamed(versions, versions.chosen(caller), wanted)?;
         let mirror = versions.routes.as_ref().and_then(|routes| routes.mirror.as_ref());

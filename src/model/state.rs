@@ -155,13 +155,13 @@ impl Versions {
     }
 
     /// The model that the text `name`, a version or a label, means.
-    pub(super) fn named(&self, name: &Arc<str>, wanted: &ModelRef) -> Result<Arc<Model>, Error> {
+    pub(super) fn named(&self, name: &str, wanted: &ModelRef) -> Result<Arc<Model>, Error> {
         if let Some(version) = self.get(name) {
             return self.ready(Some(version), wanted);
         }
         let unknown =
             |version: Arc<str>| Error::ModelNotFound { model: Arc::clone(&wanted.name), version: Some(version) };
-        let Some(version) = self.labelled(name) else { return Err(unknown(Arc::clone(name))) };
+        let Some(version) = self.labelled(name) else { return Err(unknown(name.into())) };
         self.ready(self.get(version), wanted).map_err(|error| match error {
             // Whoever named the label cannot know which version it is.
             Error::ModelNotFound { .. } => unknown(format!("{version}`, labelled `{name}").into()),

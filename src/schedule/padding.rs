@@ -12,7 +12,6 @@ use crate::{
 use bytes::Bytes;
 use smallvec::SmallVec;
 use std::{
-    fmt::Write,
     ops::Range,
     sync::{
         Arc,
@@ -237,10 +236,7 @@ impl Padding {
             let dims = output.shape().dims();
             let follows = dims.first() == Some(&laid.rows)
                 && axes.iter().all(|(axis, name)| dims.get(*axis) == Some(&laid.lengths[*name]));
-            let mut text = String::new();
-            // Writing to a string cannot fail.
-            let _ = write!(text, "output {at} has shape {}, which is not that of the inputs", output.shape());
-            (!follows).then_some(text)
+            (!follows).then(|| format!("output {at} has shape {}, which is not that of the inputs", output.shape()))
         })
     }
 

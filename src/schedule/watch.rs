@@ -6,6 +6,7 @@
 
 use crate::{
     backend::Backend,
+    call::Stop,
     error::Error,
     tensor::{Signature, Tensor, Tensors},
 };
@@ -17,8 +18,6 @@ use std::{
 
 /// How long a run that was told to end may take to do so: ONNX Runtime looks up between two nodes of a graph.
 const GRACE: Duration = Duration::from_secs(10);
-
-type Stop = Arc<dyn Fn() + Send + Sync>;
 
 /// What an instance is doing, for those who look at it from outside.
 #[derive(Default)]

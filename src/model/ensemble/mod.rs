@@ -167,11 +167,6 @@ impl Ensemble {
         })
     }
 
-    /// How many steps it has.
-    pub fn steps(&self) -> usize {
-        self.steps.len()
-    }
-
     /// Steps, each with the model and version that run and its named tensors, for those who report them.
     pub(super) fn report(&self) -> Vec<crate::call::StepReport> {
         let named = |list: &[(Arc<str>, usize)]| {
