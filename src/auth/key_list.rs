@@ -80,13 +80,21 @@ impl KeyList {
     ///
     /// [`KeyListError`] if the file cannot be written, or would say something wrong.
     pub fn append(mut self, line: &str) -> Result<(), KeyListError> {
-        let document = format!("version: 1\nkeys:\n{line}\n");
-        let mut added = read_entries(&self.path, document.as_bytes()).map_err(KeyListError::File)?;
+        let mut added = read_entries(&self.path, document(line).as_bytes()).map_err(KeyListError::File)?;
         self.entries.append(&mut added);
         let indent = self.text.lines().rev().find_map(|line| line.find("- {")).unwrap_or(0);
         let end = if self.text.ends_with('\n') { "" } else { "\n" };
         let text = format!("{}{end}{:indent$}{line}\n", self.text, "");
         self.write(&text)
+    }
+
+    /// Whether a file with this entry would be taken, for who puts it there by hand.
+    ///
+    /// # Errors
+    ///
+    /// [`KeyListError::File`] names what is wrong with it.
+    pub fn check(line: &str) -> Result<(), KeyListError> {
+        parse(Path::new("the entry"), document(line).as_bytes()).map(drop).map_err(KeyListError::File)
     }
 
     /// Revokes the key `id` at `now`. One that was revoked before stays as it is.
@@ -183,6 +191,11 @@ impl KeyList {
 fn names(line: &str, id: &str) -> bool {
     let document = format!("version: 1\nkeys:\n{}\n", line.trim());
     read_entries(Path::new(""), document.as_bytes()).is_ok_and(|entries| matches!(&*entries, [entry] if entry.id == id))
+}
+
+/// A file with this entry alone.
+fn document(line: &str) -> String {
+    format!("version: 1\nkeys:\n{line}\n")
 }
 
 /// A key as a line: JSON strings are YAML strings, whatever they contain.

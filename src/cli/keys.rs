@@ -10,7 +10,7 @@ use crate::auth::{
 };
 use clap::Subcommand;
 use std::{
-    io,
+    io::{self, Write as _},
     path::{Path, PathBuf},
     process::ExitCode,
     time::{Duration, SystemTime},
@@ -81,22 +81,28 @@ fn new(identity: &str, terms: &Terms, file: Option<&Path>) -> ExitCode {
         Err(error) => return failed(&error),
     };
     let entry = key.entry(identity, terms, SystemTime::now());
-    match file {
+    // Whoever hears the key may be gone: then it is lost, and that is said.
+    let show =
+        |text: &str| writeln!(io::stdout(), "{text}").map_err(|error| format!("the key cannot be shown: {error}"));
+    let shown = match file {
         None => {
-            println!("{}", key.key);
-            println!("\nThis is the only time it is shown. Put this below `keys:` in keys.yaml:\n");
-            println!("{entry}");
+            if let Err(error) = KeyList::check(&entry) {
+                return failed(&error);
+            }
+            let below = "This is the only time it is shown. Put this below `keys:` in keys.yaml:";
+            show(&format!("{}\n\n{below}\n\n{entry}", key.key))
         }
         Some(path) => {
             if let Err(error) = KeyList::open(path).and_then(|list| list.append(&entry)) {
                 return failed(&error);
             }
             // Alone on standard output, so that a script can keep it.
-            println!("{}", key.key);
+            let shown = show(&key.key);
             eprintln!("This is the only time it is shown. Its id in {} is {}.", path.display(), key.id);
+            shown
         }
-    }
-    ExitCode::SUCCESS
+    };
+    shown.map_or_else(|error| failed(&error), |()| ExitCode::SUCCESS)
 }
 
 fn list(path: &Path) -> ExitCode {

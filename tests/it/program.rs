@@ -353,6 +353,8 @@ fn keys_are_made_listed_and_revoked_in_a_file() {
     for wrong in [
         &["keys", "revoke", "k_NOBODY", "--file", file][..],
         &["keys", "list", "--file", "/nonexistent/keys.yaml"],
+        &["keys", "new", "--identity", "anonymous"],
+        &["keys", "new", "--identity", "web", "--intent", "fly"],
         &["keys", "new", "--identity", "anonymous", "--file", file],
         &["keys", "new", "--identity", "web", "--intent", "fly", "--file", file],
         &["keys", "new", "--identity", "web", "--expires", "0d", "--file", file],
