@@ -53,6 +53,13 @@ pub struct InferResponse {
     pub timing: Timing,
 }
 
+impl InferResponse {
+    /// Bytes of its outputs.
+    pub fn bytes(&self) -> usize {
+        self.outputs.iter().map(|output| output.tensor.data().len()).sum()
+    }
+}
+
 /// How long a job waited and ran.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Timing {

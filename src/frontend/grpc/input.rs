@@ -2,10 +2,14 @@
 //!
 //! What counted it on its way in ends with its stream; from there on the request waits, in a queue or for a run.
 
+use super::single::Decoding;
 use crate::{
     call::{Inputs, NamedTensor, Operation},
     error::Error,
-    frontend::{Connection, body::Reservation},
+    frontend::{
+        Connection,
+        body::{self, Reservation},
+    },
     tensor::Tensor,
     wire::{
         Settings,
@@ -14,6 +18,7 @@ use crate::{
 };
 use bytes::Bytes;
 use prost::Message;
+use std::sync::Arc;
 
 /// An inference request that is not decoded yet.
 pub(super) struct Input {
@@ -34,12 +39,20 @@ impl Input {
         Ok(Self { message, reservation })
     }
 
-    /// The operation that it asks for.
+    /// The operation that it asks for, decoded off the lane if that is much work: raw tensors are cut out of the message,
+    /// typed ones are made anew, element by element.
     ///
-    /// # Errors
-    ///
-    /// As [`proto::decode_infer`].
-    pub(super) fn decode(mut self, settings: &Settings) -> Result<Operation, Error> {
+    /// Resolves to what [`proto::decode_infer`] answers, or [`Error::Overloaded`] if too much is being decoded.
+    pub(super) fn decoding(self, connection: &Arc<Connection>) -> Decoding<Operation> {
+        let work = if proto::is_typed(&self.message) { self.message.encoded_len() } else { 0 };
+        if body::is_small(work) {
+            return Decoding::Now(self.decode(&connection.frontend.settings.wire));
+        }
+        let connection = Arc::clone(connection);
+        Decoding::Later(Box::pin(body::offload(work, move || self.decode(&connection.frontend.settings.wire))))
+    }
+
+    fn decode(mut self, settings: &Settings) -> Result<Operation, Error> {
         let raw = &mut self.message.raw_input_contents;
         match self.reservation {
             Some(reservation) if raw.is_empty() => {
@@ -80,15 +93,19 @@ mod tests {
     const LARGE: usize = 100_000;
 
     fn message(typed: bool) -> ModelInferRequest {
-        let contents = InferTensorContents { uint_contents: vec![7; LARGE], ..InferTensorContents::default() };
+        of_length(LARGE, typed)
+    }
+
+    fn of_length(length: usize, typed: bool) -> ModelInferRequest {
+        let contents = InferTensorContents { uint_contents: vec![7; length], ..InferTensorContents::default() };
         let input = InferInputTensor {
             name: "X".into(),
             datatype: "UINT8".into(),
-            shape: vec![LARGE as i64],
+            shape: vec![length as i64],
             contents: typed.then_some(contents),
             ..InferInputTensor::default()
         };
-        let raw = if typed { Vec::new() } else { vec![Bytes::from(vec![7; LARGE])] };
+        let raw = if typed { Vec::new() } else { vec![Bytes::from(vec![7; length])] };
         ModelInferRequest {
             model_name: "m".into(),
             inputs: vec![input],
@@ -104,11 +121,24 @@ mod tests {
         for typed in [false, true] {
             let input = Input::hold(&world.connection, message(typed)).unwrap();
             assert!(frontend.memory.used() >= LARGE);
-            let Operation::Infer(request) = input.decode(&frontend.settings.wire).unwrap() else { panic!("asked") };
+            let decoded = input.decoding(&world.connection).wait().await;
+            let Operation::Infer(request) = decoded.unwrap() else { panic!("asked") };
             assert!(frontend.memory.used() >= LARGE);
             assert_eq!(request.inputs.tensors().unwrap()[0].tensor.data(), &vec![7; LARGE]);
             drop(request);
             assert_eq!(frontend.memory.used(), 0);
+        }
+    }
+
+    #[tokio::test]
+    async fn only_many_typed_contents_are_decoded_off_the_lane() {
+        let world = world(frontend::Settings::default(), |_| async { Err(Error::Cancelled) });
+        for (length, typed, elsewhere) in [(LARGE, true, false), (10 * LARGE, true, true), (10 * LARGE, false, false)] {
+            let decoding =
+                Input::hold(&world.connection, of_length(length, typed)).unwrap().decoding(&world.connection);
+            assert_eq!(matches!(decoding, Decoding::Later(_)), elsewhere, "{length} {typed}");
+            let Operation::Infer(request) = decoding.wait().await.unwrap() else { panic!("asked") };
+            assert_eq!(request.inputs.tensors().unwrap()[0].tensor.data().len(), length);
         }
     }
 

@@ -6,6 +6,7 @@
 use super::arriving::{Arriving, PREFIX};
 use crate::error::Error;
 use bytes::{Buf, Bytes};
+use futures_util::future::BoxFuture;
 use http_body::Body;
 use prost::Message;
 use std::{
@@ -16,36 +17,56 @@ use std::{
 /// What a buffer starts with, however long the message claims to be: memory follows the bytes that really came.
 const FIRST: usize = 64 * 1024;
 
+/// What a message is made into: at once, or off the lane where that is much work.
+pub(super) enum Decoding<T> {
+    Now(Result<T, Error>),
+    Later(BoxFuture<'static, Result<T, Error>>),
+}
+
 /// Reads exactly one message, lets go of the body, and decodes.
 ///
 /// Resolves to what `decode` makes of it, or to [`Error::Unimplemented`] if there is no message or a second one, as
 /// gRPC's status table has it; [`Error::TooLarge`], [`Error::MalformedMessage`], or what its body fails with.
-pub(super) struct Single<M, B, D> {
+pub(super) struct Single<M, B, D, T> {
     messages: Option<Messages<B>>,
     first: Option<M>,
     decode: Option<D>,
+    later: Option<BoxFuture<'static, Result<T, Error>>>,
 }
 
-// Nothing in it is pinned by itself.
-impl<M, B, D> Unpin for Single<M, B, D> {}
-
-impl<M, B, D> Single<M, B, D> {
-    /// The one message of `body`, of at most `limit` bytes; `decode` is run when it is there.
-    pub(super) fn new(body: Arriving<B>, limit: usize, decode: D) -> Self {
-        Self { messages: Some(Messages::new(body, limit)), first: None, decode: Some(decode) }
+impl<T> Decoding<T> {
+    /// Waits for it.
+    pub(super) async fn wait(self) -> Result<T, Error> {
+        match self {
+            Self::Now(result) => result,
+            Self::Later(later) => later.await,
+        }
     }
 }
 
-impl<M, B, D, T> Future for Single<M, B, D>
+// Nothing in it is pinned by itself.
+impl<M, B, D, T> Unpin for Single<M, B, D, T> {}
+
+impl<M, B, D, T> Single<M, B, D, T> {
+    /// The one message of `body`, of at most `limit` bytes; `decode` is run when it is there.
+    pub(super) fn new(body: Arriving<B>, limit: usize, decode: D) -> Self {
+        Self { messages: Some(Messages::new(body, limit)), first: None, decode: Some(decode), later: None }
+    }
+}
+
+impl<M, B, D, T> Future for Single<M, B, D, T>
 where
     M: Message + Default,
     B: Body<Data = Bytes, Error = Error> + Unpin,
-    D: FnOnce(M) -> Result<T, Error>,
+    D: FnOnce(M) -> Decoding<T>,
 {
     type Output = Result<T, Error>;
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<T, Error>> {
         let this = self.get_mut();
+        if let Some(later) = &mut this.later {
+            return later.as_mut().poll(cx);
+        }
         let messages = this.messages.as_mut().expect("a future is not polled after its end");
         loop {
             let next = ready!(messages.poll_next(cx))?;
@@ -59,7 +80,10 @@ where
                     // What counted it on its way in ends here.
                     this.messages = None;
                     let decode = this.decode.take().expect("a message is decoded once");
-                    return Poll::Ready(decode(message));
+                    return match decode(message) {
+                        Decoding::Now(result) => Poll::Ready(result),
+                        Decoding::Later(later) => this.later.insert(later).as_mut().poll(cx),
+                    };
                 }
             }
         }

@@ -43,6 +43,10 @@ fn copied(frames: &Frames) -> Frames {
     frames.iter().map(|frame| frame.as_ref().map(copy).map_err(Clone::clone)).collect()
 }
 
+fn at_once<T>(message: T) -> Decoding<T> {
+    Decoding::Now(Ok(message))
+}
+
 /// What both readers say of `frames`, and how much memory is counted when they have.
 fn read(frames: Frames, memory: usize) -> [(Result<ModelInferRequest, String>, usize); 2] {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
@@ -53,7 +57,7 @@ fn read(frames: Frames, memory: usize) -> [(Result<ModelInferRequest, String>, u
         let theirs = arriving(copied(&frames), &connection);
         let theirs = Streaming::new_request(ProstDecoder::default(), theirs, None, Some(LIMIT));
         let theirs = (one(theirs, LIMIT).await.map_err(text), used());
-        let ours = Single::new(arriving(frames, &connection), LIMIT, Ok).await;
+        let ours = Single::new(arriving(frames, &connection), LIMIT, at_once).await;
         [(ours.map_err(text), used()), theirs]
     })
 }
@@ -131,7 +135,8 @@ async fn a_message_in_one_frame_is_a_slice_of_it() {
         [vec![frame.clone()], vec![frame.slice(..3), frame.slice(3..)], vec![frame.slice(..5), frame.slice(5..)]]
     {
         let frames = frames.into_iter().map(|data| Ok(Frame::data(data))).collect();
-        let read: ModelInferRequest = Single::new(arriving(frames, &connection(1 << 20)), LIMIT, Ok).await.unwrap();
+        let read: ModelInferRequest =
+            Single::new(arriving(frames, &connection(1 << 20)), LIMIT, at_once).await.unwrap();
         assert!(range.contains(&read.raw_input_contents[0].as_ptr()));
     }
 }
@@ -154,6 +159,6 @@ async fn what_counted_a_message_on_its_way_in_ends_before_it_is_decoded() {
     let connection = connection(1 << 20);
     let data = message(200_000).encode_to_vec();
     let frames = vec![Ok(Frame::data(Bytes::from(prefixed(0, data.len(), &data))))];
-    let decode = |_: ModelInferRequest| Ok(connection.frontend.memory.used());
+    let decode = |_: ModelInferRequest| at_once(connection.frontend.memory.used());
     assert_eq!(Single::new(arriving(frames, &connection), LIMIT, decode).await.unwrap(), 0);
 }

@@ -10,7 +10,7 @@ use crate::{
     },
     error::{Error, Stage},
     frontend::{
-        Connection, Phase, Settings, body,
+        Connection, Phase, Settings,
         duplex::{
             About, Ask, Beyond, Codec, Credit, Link, Opened, Order, Outbox, Pipe, Received, Rules, Sending, Session,
             Speaker, State, Ticket, Weigh, Why,
@@ -29,7 +29,6 @@ use crate::{
     },
 };
 use futures_util::Stream;
-use prost::Message;
 use std::{
     collections::HashMap,
     pin::Pin,
@@ -190,10 +189,7 @@ impl Codec for Protocol {
             message.parameters.get(EMPTY_FINAL),
             Some(InferParameter { parameter_choice: Some(ParameterChoice::BoolParam(true)) })
         );
-        let typed = proto::is_typed(&message);
-        // Raw tensors are cut out of the message; typed ones are made anew, element by element.
-        let work = if typed { message.encoded_len() } else { 0 };
-        let typed = typed && self.connection.frontend.settings.grpc.mirror;
+        let typed = self.connection.frontend.settings.grpc.mirror && proto::is_typed(&message);
         let note = Note { id: message.id.clone(), empty_final, typed };
         let connection = Arc::clone(&self.connection);
         let input = match Input::hold(&connection, message) {
@@ -209,7 +205,7 @@ impl Codec for Protocol {
             context: self.context,
             timeout: self.deadline.map(|deadline| deadline.saturating_duration_since(out.now())),
             size: 0,
-            input: Pending::new(body::offload(work, move || input.decode(&connection.frontend.settings.wire))),
+            input: Pending::new(async move { input.decoding(&connection).wait().await }),
         }))
     }
 
@@ -218,8 +214,7 @@ impl Codec for Protocol {
     }
 
     fn work(note: &Note, response: &InferResponse) -> usize {
-        let contents = response.outputs.iter().map(|output| output.tensor.data().len());
-        if note.typed { contents.sum() } else { 0 }
+        if note.typed { response.bytes() } else { 0 }
     }
 
     fn encode(

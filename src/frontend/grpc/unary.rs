@@ -8,7 +8,7 @@ use super::{
     encoding, head,
     input::Input,
     name, refuse,
-    single::{Single, count},
+    single::{Decoding, Single, count},
     written,
 };
 use crate::{
@@ -19,7 +19,7 @@ use crate::{
     error::Error,
     frontend::{
         Connection,
-        body::{Body, Coding, Reservation, Trailed},
+        body::{self, Body, Coding, Reservation, Trailed},
         head::Fields,
         http::Response,
         quota,
@@ -67,22 +67,25 @@ pub(super) fn infer(
         if let Some(typed) = noted {
             typed.store(proto::is_typed(&message), Ordering::Relaxed);
         }
-        Input::hold(&settings, message)?.decode(&settings.frontend.settings.wire)
+        match Input::hold(&settings, message) {
+            Ok(input) => input.decoding(&settings),
+            Err(error) => Decoding::Now(Err(error)),
+        }
     };
     let answers = coding.and_then(|_| encoding::of_answers(fields.headers()));
     let facts = Arc::clone(&head.facts);
     let call = Call { head, sender, input: pending(&connection, coding, body, decode) };
     Either::Right(async move {
-        let response = match connection.frontend.gateway.call(call).await {
-            Ok(Reply::Infer(response)) => Ok(response),
+        let is_typed =
+            |typed: &Option<Arc<AtomicBool>>| typed.as_ref().is_some_and(|typed| typed.load(Ordering::Relaxed));
+        let message = match connection.frontend.gateway.call(call).await {
+            Ok(Reply::Infer(response)) if !is_typed(&typed) => Ok(proto::encode_infer(response, false)),
             // Rare, and its future need not make that of every call larger.
-            Ok(reply) => Box::pin(whole(reply)).await,
+            Ok(reply) => Box::pin(encoded(reply, is_typed(&typed))).await,
             Err(error) => Err(error),
         };
-        let (mut answer, error) = match response {
-            Ok(response) => {
-                let typed = typed.is_some_and(|typed| typed.load(Ordering::Relaxed));
-                let message = proto::encode_infer(response, typed);
+        let (mut answer, error) = match message {
+            Ok(message) => {
                 connection.frontend.encoded(Surface::Grpc, &facts);
                 // A page decodes each frame by itself, and what is compressed is copied anyway.
                 let answer = if form == Form::Native && answers.is_none() {
@@ -148,7 +151,7 @@ where
     D: FnOnce(M) -> Result<Operation, Error> + Send + 'static,
 {
     let coding = encoding::of_request(request.headers())?;
-    let input = pending(connection, coding, request.into_body(), decode);
+    let input = pending(connection, coding, request.into_body(), move |message| Decoding::Now(decode(message)));
     connection.frontend.gateway.call(Call { head, sender, input }).await
 }
 
@@ -156,7 +159,7 @@ where
 fn pending<M, D>(connection: &Arc<Connection>, coding: Option<Coding>, body: Arrived, decode: D) -> Pending
 where
     M: Message + Default + 'static,
-    D: FnOnce(M) -> Result<Operation, Error> + Send + 'static,
+    D: FnOnce(M) -> Decoding<Operation> + Send + 'static,
 {
     let limit = connection.frontend.settings.size.body;
     let body = Arriving::new(body, Arc::clone(connection), Wait::Throughout);
@@ -164,7 +167,7 @@ where
         None => Pending::new(Single::new(body, limit, decode)),
         Some(_) => {
             let messages = streaming(connection, coding, body);
-            Pending::new(async move { one(messages, limit).await.and_then(decode) })
+            Pending::new(async move { decode(one(messages, limit).await?).wait().await })
         }
     }
 }
@@ -182,7 +185,7 @@ pub(super) async fn read<M: Message + Default + 'static>(
     let coding = encoding::of_request(request.headers())?;
     let body = Arriving::new(request.into_body(), Arc::clone(connection), Wait::Throughout);
     match coding {
-        None => Single::new(body, limit, Ok).await,
+        None => Single::new(body, limit, |message| Decoding::Now(Ok(message))).await,
         Some(_) => one(streaming(connection, coding, body), limit).await,
     }
 }
@@ -230,6 +233,13 @@ pub(super) async fn one<M>(mut messages: Streaming<M>, limit: usize) -> Result<M
         None => Ok(message),
         Some(_) => Err(count("more than one message")),
     }
+}
+
+/// The message of an answer, off the lane if many contents are typed: they are made element by element.
+async fn encoded(reply: Reply, typed: bool) -> Result<pb::ModelInferResponse, Error> {
+    let response = whole(reply).await?;
+    let work = if typed { response.bytes() } else { 0 };
+    body::offload(work, move || Ok(proto::encode_infer(response, typed))).await
 }
 
 /// The one response of an inference. A unary method renders a streaming reply only if it is one chunk (contract 02
@@ -319,7 +329,7 @@ mod tests {
         }
         let size = size(|connection, fields, body, form| infer(connection, fields, body, form));
         assert!(size <= 336, "{size}");
-        let read = size_of::<Single<pb::ModelInferRequest, Arrived, fn(pb::ModelInferRequest) -> Result<(), Error>>>();
+        let read = size_of::<Single<pb::ModelInferRequest, Arrived, fn(pb::ModelInferRequest) -> Decoding<()>, ()>>();
         assert!(read <= 448, "{read}");
     }
 

@@ -149,13 +149,13 @@ pub(super) async fn outputs<E>(
 where
     E: FnOnce(&InferResponse, &CallId, &Frontend) -> Result<Bytes, Error> + Send + 'static,
 {
-    let bytes: usize = response.outputs.iter().map(|output| output.tensor.data().len()).sum();
-    let body = if body::is_small(bytes * TEXT) {
+    let text = response.bytes() * TEXT;
+    let body = if body::is_small(text) {
         encode(&response, id, frontend)?
     } else {
         let (call, shared) = (id.clone(), Arc::clone(frontend));
         // Boxed, so that the many small answers do not carry the room for this.
-        Box::pin(body::offload(bytes * TEXT, move || encode(&response, &call, &shared))).await?
+        Box::pin(body::offload(text, move || encode(&response, &call, &shared))).await?
     };
     let body = frontend.memory.hold(body)?;
     frontend.metrics.body_sent(Surface::Rest, body.len() as u64);

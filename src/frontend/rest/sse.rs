@@ -169,7 +169,7 @@ impl Writer {
         let bytes = match event {
             Event::Output(response, last) => {
                 self.client_id.clone_from(&response.client_id);
-                let size: usize = response.outputs.iter().map(|output| output.tensor.data().len() * TEXT).sum();
+                let size = response.bytes() * TEXT;
                 let (dialect, id, connection) = (self.dialect, self.id.clone(), Arc::clone(&self.connection));
                 let encode = move || dialect.output(response, last, &id, &connection.frontend.settings.wire);
                 Some(offload(size, encode).await?)
