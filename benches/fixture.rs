@@ -2,7 +2,6 @@
 //!
 //! Shared by the bench that times a call and the test that counts its allocations.
 
-use arc_swap::ArcSwap;
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 use futures_util::future::BoxFuture;
 use sluicegate::{
@@ -13,6 +12,7 @@ use sluicegate::{
         Operation, Peer, Pending, Reply, Surface,
         trace::{Record, Sink},
     },
+    current::Current,
     error::{Code, Error},
     layer::{admit::Slots, deadline},
     limit::{By, Policy, RateLimiter, Unit},
@@ -177,10 +177,10 @@ impl Fixture {
                 metrics: Arc::clone(&metrics),
                 deadlines: deadline::Settings::default().into(),
                 authenticator: Arc::clone(&authenticator),
-                limiter: Arc::new(ArcSwap::from_pointee(RateLimiter::new(vec![policy], Instant::now(), 1000))),
+                limiter: Arc::new(Current::new(RateLimiter::new(vec![policy], Instant::now(), 1000))),
                 slots: Arc::new(Slots::new(slots, 16, None)),
                 sessions: None,
-                grants: Arc::new(ArcSwap::from_pointee(Grants::new(vec![rule.clone()]))),
+                grants: Arc::new(Current::new(Grants::new(vec![rule.clone()]))),
                 router: router.clone(),
             })
         };

@@ -17,6 +17,7 @@ use crate::{
     backend::Open,
     call::Readiness,
     config::{self, Config, Listen},
+    current::Current,
     frontend::{
         Frontend, Phase, Surfaces, Tickets,
         accept::{Listener, Places},
@@ -40,7 +41,6 @@ use crate::{
         traces::{Exporter, Tracer},
     },
 };
-use arc_swap::ArcSwap;
 use futures_util::FutureExt;
 use live::Live;
 use reload::Reloader;
@@ -153,8 +153,8 @@ async fn start_with(config: Config, opener: Arc<dyn Open>, switches: Switches) -
         Some(shared) => (limiter.sharing(shared.clone()), SWEEP_SHARED_EVERY),
         None => (limiter, SWEEP_EVERY),
     };
-    let limiter = Arc::new(ArcSwap::from_pointee(limiter));
-    let grants = Arc::new(ArcSwap::from_pointee(Grants::new(config.grants.clone())));
+    let limiter = Arc::new(Current::new(limiter));
+    let grants = Arc::new(Current::new(Grants::new(config.grants.clone())));
     let deadlines = deadline::Shared::from(settings::deadlines(&config.deadline));
     let calls = config.concurrency;
     let shared_slots = match (&shared, calls.per_identity) {
@@ -285,7 +285,7 @@ async fn start_with(config: Config, opener: Arc<dyn Open>, switches: Switches) -
     tasks.spawn(async move {
         loop {
             tokio::time::sleep(sweep_every).await;
-            limiter.load().sweep(Instant::now());
+            limiter.get().sweep(Instant::now());
             addresses.sweep();
         }
     });

@@ -44,11 +44,13 @@
 //! error        -> nothing of ours
 //! tensor       -> error
 //! call         -> tensor, error
-//! telemetry    -> call, error
+//! telemetry    -> call, current, error
 //! wire         -> call, tensor, error
+//! current      -> nothing of ours
 //! trust        -> nothing of ours
-//! auth, limit  -> call, error, trust
-//! layer        -> call, auth, limit, telemetry, error
+//! auth         -> call, current, error, trust
+//! limit        -> call, error, trust
+//! layer        -> call, current, auth, limit, telemetry, error
 //! offload      -> error
 //! backend      -> tensor, error
 //! builtin      -> tensor, error
@@ -140,6 +142,7 @@ pub mod builtin;
 pub mod call;
 pub mod cli;
 pub mod config;
+pub mod current;
 pub mod error;
 pub mod frontend;
 pub mod lane;

@@ -7,6 +7,7 @@ use super::reload::{EVERY, Files};
 use crate::{
     auth::grants::Grants,
     config::{Changes, Config},
+    current::Current,
     frontend::Frontend,
     layer::deadline,
     limit::{RateLimiter, redis},
@@ -29,8 +30,8 @@ pub(super) struct Live {
     config: Mutex<Config>,
     /// Of connections from now on; those that are open keep the one that they began with.
     pub(super) frontend: Arc<ArcSwap<Frontend>>,
-    pub(super) grants: Arc<ArcSwap<Grants>>,
-    pub(super) limiter: Arc<ArcSwap<RateLimiter>>,
+    pub(super) grants: Arc<Current<Grants>>,
+    pub(super) limiter: Arc<Current<RateLimiter>>,
     pub(super) deadlines: deadline::Shared,
     pub(super) switches: Arc<Switches>,
     pub(super) metrics: Arc<Metrics>,
@@ -40,7 +41,7 @@ impl Live {
     pub(super) fn new(
         config: Config,
         frontend: Frontend,
-        (grants, limiter): (Arc<ArcSwap<Grants>>, Arc<ArcSwap<RateLimiter>>),
+        (grants, limiter): (Arc<Current<Grants>>, Arc<Current<RateLimiter>>),
         deadlines: deadline::Shared,
         switches: Arc<Switches>,
     ) -> Self {
@@ -76,10 +77,10 @@ impl Live {
     fn apply(&self, old: &Config, new: &Config) {
         // Policies that stay keep what was counted: saving the file must not hand out a new burst.
         if old.rates != new.rates {
-            let before = self.limiter.load();
-            self.limiter.store(Arc::new(before.renewed(new.rates.clone(), old.buckets)));
+            let before = self.limiter.get();
+            self.limiter.set(before.renewed(new.rates.clone(), old.buckets));
         }
-        self.grants.store(Arc::new(Grants::new(new.grants.clone())));
+        self.grants.set(Grants::new(new.grants.clone()));
         self.deadlines.set(super::settings::deadlines(&new.deadline));
         let before = self.frontend.load();
         self.frontend.store(Arc::new(before.with_settings(new.frontend.clone())));

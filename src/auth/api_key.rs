@@ -7,8 +7,7 @@ use super::{
     key_file::{self, Entry, KeyFileError},
     key_list, timestamp,
 };
-use crate::call::Identity;
-use arc_swap::ArcSwap;
+use crate::{call::Identity, current::Current};
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 use sha2::{Digest, Sha256};
 use smallvec::SmallVec;
@@ -49,7 +48,7 @@ pub struct Keyring {
 #[derive(Debug)]
 pub struct KeyFile {
     path: PathBuf,
-    ring: ArcSwap<Keyring>,
+    ring: Current<Keyring>,
 }
 
 /// What a new key is for, besides its identity.
@@ -140,12 +139,12 @@ impl KeyFile {
     /// Every problem of the file.
     pub fn open(path: &Path) -> Result<Self, KeyFileError> {
         let keys = key_file::parse(path, &read(path)?)?;
-        Ok(Self { path: path.to_owned(), ring: ArcSwap::from_pointee(Keyring::new(keys)) })
+        Ok(Self { path: path.to_owned(), ring: Current::new(Keyring::new(keys)) })
     }
 
     /// The identity that `credential` proves, if it is a key that is valid now.
     pub fn find(&self, credential: &str) -> Option<Arc<Identity>> {
-        self.ring.load().find(credential, SystemTime::now)
+        self.ring.with(|ring| ring.find(credential, SystemTime::now))
     }
 
     /// Reads the file again and takes its keys over. Called when it has changed, from the control runtime and not from a
@@ -156,7 +155,7 @@ impl KeyFile {
     /// What is wrong with the new file. The old keys stay in force.
     pub fn reload(&self) -> Result<(), KeyFileError> {
         let keys = key_file::parse(&self.path, &read(&self.path)?)?;
-        self.ring.store(Arc::new(Keyring::new(keys)));
+        self.ring.set(Keyring::new(keys));
         Ok(())
     }
 

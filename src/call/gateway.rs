@@ -1,16 +1,14 @@
 //! The stack behind one pointer: what front-ends hold and clone.
 
-use super::{Inbound, Reply};
+use super::{Inbound, PerThread, Reply};
 use crate::error::Error;
 use futures_util::future::BoxFuture;
 use std::{
-    cell::Cell,
     fmt,
     future::ready,
     sync::Arc,
     task::{Context, Poll, Waker},
 };
-use thread_local::ThreadLocal;
 use tower::Service;
 
 /// The stack behind one pointer. Cloning it is cloning an `Arc`.
@@ -21,32 +19,20 @@ trait Dispatch: Send + Sync {
     fn dispatch(&self, call: Inbound) -> BoxFuture<'static, Result<Reply, Error>>;
 }
 
-/// A stack, and a clone of it on each thread that calls it.
-///
-/// A service is called through `&mut`: one that is shared takes a lock, and one that is cloned for each call takes two
-/// atomic operations for each handle in it, which was a tenth of what the stack costs.
-struct Erased<S: Send> {
-    stack: S,
-    clones: ThreadLocal<Cell<Option<S>>>,
-}
-
-impl<S> Dispatch for Erased<S>
+impl<S> Dispatch for PerThread<S>
 where
     S: Service<Inbound, Response = Reply, Error = Error> + Clone + Send + Sync + 'static,
     S::Future: Send + 'static,
 {
     fn dispatch(&self, call: Inbound) -> BoxFuture<'static, Result<Reply, Error>> {
-        let own = self.clones.get_or_default();
-        // Taken out while it is used, so that a call from within a call, and one after a panic, find a new one.
-        let mut stack = own.take().unwrap_or_else(|| self.stack.clone());
-        // Every layer is always ready (invariant 4), so there is nobody to wake.
-        let reply: BoxFuture<'static, _> = match stack.poll_ready(&mut Context::from_waker(Waker::noop())) {
-            Poll::Ready(Ok(())) => Box::pin(stack.call(call)),
-            Poll::Ready(Err(error)) => Box::pin(ready(Err(error))),
-            Poll::Pending => Box::pin(ready(Err(Error::internal("a layer waits before there is a call")))),
-        };
-        own.set(Some(stack));
-        reply
+        self.with(|stack| -> BoxFuture<'static, _> {
+            // Every layer is always ready (invariant 4), so there is nobody to wake.
+            match stack.poll_ready(&mut Context::from_waker(Waker::noop())) {
+                Poll::Ready(Ok(())) => Box::pin(stack.call(call)),
+                Poll::Ready(Err(error)) => Box::pin(ready(Err(error))),
+                Poll::Pending => Box::pin(ready(Err(Error::internal("a layer waits before there is a call")))),
+            }
+        })
     }
 }
 
@@ -57,7 +43,7 @@ impl Gateway {
         S: Service<Inbound, Response = Reply, Error = Error> + Clone + Send + Sync + 'static,
         S::Future: Send + 'static,
     {
-        Self(Arc::new(Erased { stack, clones: ThreadLocal::new() }))
+        Self(Arc::new(PerThread::new(stack)))
     }
 
     /// Sends `call` through the stack, at once as far as its body. Dropping the future cancels the call.

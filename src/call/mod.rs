@@ -11,6 +11,7 @@ mod interrupt;
 mod manage;
 mod operation;
 pub mod pattern;
+mod per_thread;
 mod quota;
 mod readiness;
 mod reply;
@@ -30,6 +31,7 @@ pub use manage::{LoadRequest, LoggingChange, Manage, NewValues, TraceChange};
 pub use operation::{
     InferRequest, Inspect, ModelKey, ModelRef, NamedTensor, Operation, Parameter, Parameters, RequestedOutput,
 };
+pub use per_thread::PerThread;
 pub use quota::{Quota, Quotas, Work};
 pub use readiness::Readiness;
 pub use reply::{Chunk, InferResponse, Reply, Timing};
@@ -295,16 +297,16 @@ pub struct Facts {
     share: AtomicU32,
     /// Ends the run of a caller that has gone.
     pub interrupt: Interrupt,
-    running: Said<Instant, 1>,
+    running: Said<Instant, 2>,
     /// Set by the router when the decoded call is handed to its model's scheduler.
-    pub queued: Said<Instant, 1>,
+    pub queued: Said<Instant, 2>,
     /// Set by the front-end, if the client said whose work the call is part of.
     pub context: OnceLock<TraceContext>,
     /// Set by the front-end: headers that may decide to which version of a model the call goes.
     steered: OnceLock<Steered>,
     /// Set by `Trace`, if the call is traced.
     pub trace: OnceLock<Box<trace::Trace>>,
-    over: Said<Instant, 1>,
+    over: Said<Instant, 2>,
     stage: AtomicU8,
 }
 

@@ -31,6 +31,8 @@ pub trait Words<const N: usize>: Copy {
 
 /// Any moment that moments are counted from.
 static EPOCH: LazyLock<Instant> = LazyLock::new(Instant::now);
+/// Marks a moment before that one.
+const BEFORE: u64 = 1 << 63;
 
 // === impl Said ===
 
@@ -68,22 +70,23 @@ impl<T: Words<N> + fmt::Debug, const N: usize> fmt::Debug for Said<T, N> {
 
 // === impl Words ===
 
-/// Nanoseconds from [`EPOCH`], before it or after; exact for 292 years.
-impl Words<1> for Instant {
-    fn words(self) -> [u64; 1] {
-        let nanos = |span: Duration| i64::try_from(span.as_nanos()).unwrap_or(i64::MAX);
-        let at = match self.checked_duration_since(*EPOCH) {
-            Some(after) => nanos(after),
-            None => -nanos(EPOCH.saturating_duration_since(self)),
-        };
-        [at.cast_unsigned()]
+/// Seconds and nanoseconds from [`EPOCH`], and in the highest bit whether that is before it: as a span has them, so that
+/// nothing is divided.
+impl Words<2> for Instant {
+    fn words(self) -> [u64; 2] {
+        match self.checked_duration_since(*EPOCH) {
+            Some(after) => [after.as_secs(), u64::from(after.subsec_nanos())],
+            None => {
+                let before = EPOCH.saturating_duration_since(self);
+                [before.as_secs(), u64::from(before.subsec_nanos()) | BEFORE]
+            }
+        }
     }
 
-    fn of_words([at]: [u64; 1]) -> Self {
-        let at = at.cast_signed();
-        let span = Duration::from_nanos(at.unsigned_abs());
+    fn of_words([seconds, nanos]: [u64; 2]) -> Self {
+        let span = Duration::new(seconds, (nanos & !BEFORE) as u32);
         // It was an instant before it was a number.
-        let moment = if at < 0 { EPOCH.checked_sub(span) } else { EPOCH.checked_add(span) };
+        let moment = if nanos & BEFORE == 0 { EPOCH.checked_add(span) } else { EPOCH.checked_sub(span) };
         moment.unwrap_or(*EPOCH)
     }
 }

@@ -6,9 +6,9 @@
 use crate::{
     auth::grants::Grants,
     call::{Decoded, Identity, Inspect, Intent, ModelRef, Operation, Reply, Report},
+    current::Current,
     error::Error,
 };
-use arc_swap::ArcSwap;
 use pin_project_lite::pin_project;
 use std::{
     pin::Pin,
@@ -48,17 +48,17 @@ impl Permit for Grants {
 }
 
 /// Grants that may be exchanged for others while calls are made.
-impl<G: Permit> Permit for ArcSwap<G> {
+impl<G: Permit> Permit for Current<G> {
     fn check(&self, identity: &Identity, intent: Intent, model: Option<&ModelRef>) -> Result<(), Error> {
-        self.load().check(identity, intent, model)
+        self.with(|grants| grants.check(identity, intent, model))
     }
 
     fn may_see(&self, identity: &Identity, name: &str) -> bool {
-        self.load().may_see(identity, name)
+        self.with(|grants| grants.may_see(identity, name))
     }
 
     fn any(&self, identity: &Identity) -> bool {
-        self.load().any(identity)
+        self.with(|grants| grants.any(identity))
     }
 }
 

@@ -6,9 +6,9 @@
 use super::alarm::Alarm;
 use crate::{
     call::{Call, Facts, Head, Reply},
+    current::Current,
     error::{Error, Stage},
 };
-use arc_swap::ArcSwap;
 use pin_project_lite::pin_project;
 use std::{
     pin::Pin,
@@ -37,18 +37,18 @@ impl Default for Settings {
 
 /// Settings that may change while calls are made. Cloning it is cloning an `Arc`.
 #[derive(Clone, Debug)]
-pub struct Shared(Arc<ArcSwap<Settings>>);
+pub struct Shared(Arc<Current<Settings>>);
 
 impl From<Settings> for Shared {
     fn from(settings: Settings) -> Self {
-        Self(Arc::new(ArcSwap::from_pointee(settings)))
+        Self(Arc::new(Current::new(settings)))
     }
 }
 
 impl Shared {
     /// From the next call on, these.
     pub fn set(&self, settings: Settings) {
-        self.0.store(Arc::new(settings));
+        self.0.set(settings);
     }
 }
 
@@ -109,7 +109,7 @@ where
     }
 
     fn call(&mut self, mut call: Call<P, I>) -> Self::Future {
-        let Settings { default, stream, max } = **self.settings.0.load();
+        let Settings { default, stream, max } = self.settings.0.with(|settings| **settings);
         let wish = call.head.timeout;
         let received = call.head.received;
         call.head.deadline = received + wish.unwrap_or(default).min(max);

@@ -4,7 +4,7 @@
 //! byte of a body has been asked for; below it everything is protocol-neutral.
 
 use crate::{
-    call::{Call, Decoded, Head, Identified, Operation, Reply},
+    call::{Call, Decoded, Head, Identified, Operation, PerThread, Reply},
     error::{Error, Stage},
 };
 use futures_util::future::BoxFuture;
@@ -20,23 +20,24 @@ pub struct DecodeLayer;
 
 /// Turns `Identified` into `Decoded`.
 #[derive(Clone, Debug)]
-pub struct Decode<S> {
-    inner: S,
+pub struct Decode<S: Send> {
+    // Kept by each call until its body is there.
+    inner: PerThread<S>,
 }
 
 // === impl Decode ===
 
-impl<S> Layer<S> for DecodeLayer {
+impl<S: Send> Layer<S> for DecodeLayer {
     type Service = Decode<S>;
 
     fn layer(&self, inner: S) -> Self::Service {
-        Decode { inner }
+        Decode { inner: PerThread::new(inner) }
     }
 }
 
 impl<S> Service<Identified> for Decode<S>
 where
-    S: Service<Decoded, Response = Reply, Error = Error> + Clone + Send + 'static,
+    S: Service<Decoded, Response = Reply, Error = Error> + Clone + Send + Sync + 'static,
     S::Future: Send,
 {
     type Response = Reply;
@@ -44,13 +45,11 @@ where
     type Future = BoxFuture<'static, Result<Reply, Error>>;
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Error>> {
-        self.inner.poll_ready(cx)
+        Service::<Decoded>::poll_ready(&mut self.inner, cx)
     }
 
     fn call(&mut self, call: Identified) -> Self::Future {
-        // Take the service that was polled ready; leave the clone, which was not.
-        let clone = self.inner.clone();
-        let mut inner = std::mem::replace(&mut self.inner, clone);
+        let mut inner = self.inner.clone();
         Box::pin(async move {
             let Call { mut head, sender, input } = call;
             head.facts.reach(Stage::Reading);

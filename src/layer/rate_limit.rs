@@ -6,10 +6,10 @@
 use super::Guarded;
 use crate::{
     call::{Call, Identity, Observer, Reply, Watch},
+    current::Current,
     error::Error,
     limit::{Ask, Charge, Outcome, RateLimiter},
 };
-use arc_swap::ArcSwap;
 use futures_util::future::{BoxFuture, Either};
 use std::{
     sync::Arc,
@@ -38,11 +38,11 @@ impl Charging for RateLimiter {
 pub type Charged<F, C> = Either<Guarded<F, C>, BoxFuture<'static, Result<Reply, Error>>>;
 
 /// One that may be exchanged for another while calls are made. A charge belongs to the one that made it.
-impl<L: Charging> Charging for ArcSwap<L> {
+impl<L: Charging> Charging for Current<L> {
     type Charge = L::Charge;
 
     fn charge(self: &Arc<Self>, ask: Ask<'_>) -> Outcome<Self::Charge> {
-        L::charge(&self.load(), ask)
+        self.with(|limiter| limiter.charge(ask))
     }
 }
 

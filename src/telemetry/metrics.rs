@@ -7,6 +7,7 @@
 mod exemplars;
 mod families;
 mod gauge;
+mod histogram;
 mod identities;
 mod model;
 mod nv;
@@ -21,15 +22,16 @@ pub use shadow::{ShadowDifference, ShadowEnd};
 use super::statistics::{Outcome, Statistics};
 use crate::{
     call::{End, Facts, Intent, ModelKey, Route, Surface},
+    current::Current,
     error::{Code, Error, Stage},
 };
-use arc_swap::ArcSwap;
 use exemplars::Exemplars;
 use families::Families;
 use foldhash::HashMap;
+use histogram::Histogram;
 use identities::Identities;
 use page::{Format, Page};
-use prometheus::{Histogram, IntCounter, IntGauge, Registry};
+use prometheus::{IntCounter, IntGauge, Registry};
 use std::{
     array,
     sync::{
@@ -78,7 +80,7 @@ pub struct Metrics {
     no_model: PerModel,
     /// By the address of the repository's key, which stays unique because the key is kept alive here: finding the
     /// handles of a call costs no comparison of names.
-    models: ArcSwap<HashMap<usize, Arc<PerModel>>>,
+    models: Current<HashMap<usize, Arc<PerModel>>>,
 }
 
 /// Handles that depend on the surface only. Those of families that a surface may never use are made when first used.
@@ -133,7 +135,7 @@ impl Metrics {
             broken: Default::default(),
             enrolled: AtomicU64::new(0),
             no_model: PerModel::new(None, 0),
-            models: ArcSwap::default(),
+            models: Current::default(),
         }
     }
 
@@ -148,7 +150,7 @@ impl Metrics {
         page.families(&self.registry.gather(), &self.exemplars);
         process::render(&mut page);
         if let Some(nv) = &self.nv {
-            let models = self.models.load();
+            let models = self.models.get();
             nv.render(&mut page, models.values().map(|about| &**about));
         }
         page.finish()
@@ -332,7 +334,7 @@ impl Metrics {
     /// A model version was loaded and warmed in `took`, and holds about `memory` bytes if that is known.
     pub fn model_loaded(&self, model: &ModelKey, took: Duration, memory: Option<u64>) {
         self.families.model_load.with_label_values(&[&*model.name]).observe(took.as_secs_f64());
-        let latest = self.models.load();
+        let latest = self.models.get();
         let latest =
             latest.values().filter(|about| about.key.as_deref() == Some(model)).max_by_key(|about| about.serial);
         if let Some(about) = latest {
@@ -382,16 +384,16 @@ impl Metrics {
     fn about(&self, model: Option<&Arc<ModelKey>>, count: impl Fn(&PerModel)) {
         let Some(key) = model else { return count(&self.no_model) };
         let address = Arc::as_ptr(key) as usize;
-        if let Some(about) = self.models.load().get(&address) {
-            return count(about);
+        let known = self.models.with(|models| models.get(&address).map(|about| count(about)));
+        if known.is_none() {
+            count(&self.enrol(key));
         }
-        count(&self.enrol(key));
     }
 
     /// Makes the handles of calls about `key`.
     fn enrol(&self, key: &Arc<ModelKey>) -> Arc<PerModel> {
         let about = Arc::new(PerModel::new(Some(Arc::clone(key)), 1 + self.enrolled.fetch_add(1, Ordering::Relaxed)));
-        self.models.rcu(|models| {
+        self.models.change(|models| {
             // A key that nobody else holds belongs to a model that is gone: this is the only place where it is kept.
             let used =
                 models.iter().filter(|(_, about)| about.key.as_ref().is_some_and(|key| Arc::strong_count(key) > 1));

@@ -148,8 +148,25 @@ impl Text<'_> {
                 self
             }
             IpAddr::V4(ip) => {
-                let [a, b, c, d] = ip.octets().map(u64::from);
-                self.number(a).raw(".").number(b).raw(".").number(c).raw(".").number(d);
+                // In one piece: there is one for each call.
+                let (mut digits, mut length) = ([0; 15], 0);
+                let mut put = |digit| {
+                    digits[length] = digit;
+                    length += 1;
+                };
+                for (at, octet) in ip.octets().into_iter().enumerate() {
+                    if at > 0 {
+                        put(b'.');
+                    }
+                    if octet >= 100 {
+                        put(b'0' + octet / 100);
+                    }
+                    if octet >= 10 {
+                        put(b'0' + octet / 10 % 10);
+                    }
+                    put(b'0' + octet % 10);
+                }
+                self.0.extend_from_slice(&digits[..length]);
                 self.raw(":").number(u64::from(address.port()))
             }
             IpAddr::V6(_) => {

@@ -1,23 +1,22 @@
 //! THE table of metric families (contract 09 section 3): name, help, labels, buckets. Nothing else names a metric, but
 //! the process's own family names in `process.rs`.
 
-use prometheus::{
-    GaugeVec, HistogramOpts, HistogramVec, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, core::Collector,
-};
+use super::histogram::HistogramVec;
+use prometheus::{GaugeVec, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, core::Collector};
 
 /// Seconds of a call, 0.001 to 60 (contract 09 section 3).
-const CALL_SECONDS: [f64; 15] = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1., 2.5, 5., 10., 30., 60.];
+static CALL_SECONDS: [f64; 15] = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1., 2.5, 5., 10., 30., 60.];
 /// Seconds of a part of a call. Small models run in microseconds (architecture, decision 9), so these begin lower.
-const PART_SECONDS: [f64; 16] =
+static PART_SECONDS: [f64; 16] =
     [1e-5, 2.5e-5, 5e-5, 1e-4, 2.5e-4, 5e-4, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.1, 0.25, 1., 5., 60.];
 /// Seconds of loading a model.
-const LOAD_SECONDS: [f64; 10] = [0.01, 0.05, 0.1, 0.5, 1., 5., 10., 30., 60., 300.];
+static LOAD_SECONDS: [f64; 10] = [0.01, 0.05, 0.1, 0.5, 1., 5., 10., 30., 60., 300.];
 /// Distances of two answers: from the noise of another order of the same sums up to another answer.
-const DIFFERENCES: [f64; 11] = [0., 1e-7, 1e-6, 1e-5, 1e-4, 1e-3, 0.01, 0.1, 1., 10., 100.];
+static DIFFERENCES: [f64; 11] = [0., 1e-7, 1e-6, 1e-5, 1e-4, 1e-3, 0.01, 0.1, 1., 10., 100.];
 /// Rows of a batch; `max_rows` is 64 by default.
-const ROWS: [f64; 9] = [1., 2., 4., 8., 16., 32., 64., 128., 256.];
+static ROWS: [f64; 9] = [1., 2., 4., 8., 16., 32., 64., 128., 256.];
 /// Bytes of a body, up to `limits.size.body`.
-const BYTES: [f64; 10] = [64., 256., 1024., 4096., 16_384., 65_536., 262_144., 1_048_576., 16_777_216., 67_108_864.];
+static BYTES: [f64; 10] = [64., 256., 1024., 4096., 16_384., 65_536., 262_144., 1_048_576., 16_777_216., 67_108_864.];
 
 /// Every family, registered.
 #[derive(Debug)]
@@ -65,8 +64,8 @@ impl Families {
     pub(super) fn register(registry: &Registry) -> Self {
         let counter = |name, help, labels: &[&str]| add(registry, IntCounterVec::new(Opts::new(name, help), labels));
         let gauge = |name, help, labels: &[&str]| add(registry, IntGaugeVec::new(Opts::new(name, help), labels));
-        let histogram = |name, help, labels: &[&str], buckets: &[f64]| {
-            add(registry, HistogramVec::new(HistogramOpts::new(name, help).buckets(buckets.to_vec()), labels))
+        let histogram = |name, help, labels: &[&str], bounds: &'static [f64]| {
+            add(registry, HistogramVec::new(name, help, labels, bounds))
         };
         Self {
             calls: counter(

@@ -1,11 +1,11 @@
 //! What schedulers report of one model.
 
-use super::families::Families;
+use super::{families::Families, histogram::Histogram};
 use crate::{
     call::ModelKey,
     telemetry::statistics::{Spent, Statistics},
 };
-use prometheus::{Gauge, GaugeVec, Histogram, IntCounter, IntGauge};
+use prometheus::{Gauge, GaugeVec, IntCounter, IntGauge};
 use std::{
     sync::{Arc, OnceLock},
     time::Duration,

@@ -92,7 +92,7 @@ impl Metrics {
             let _ = self.families.model_state.remove_label_values(&[labels[0], labels[1], state]);
         }
         let _ = self.families.model_memory.remove_label_values(&labels);
-        let _ = self.families.shadow_difference.remove_label_values(&labels);
+        self.families.shadow_difference.remove_label_values(&labels);
         let with = |last: &str| [labels[0], labels[1], last].map(str::to_owned);
         for size in 0..SIZES {
             let _ = self.families.batch_cost.remove_label_values(&with(&(1_usize << size).to_string()));
@@ -101,7 +101,7 @@ impl Metrics {
             let _ = self.families.shadow_calls.remove_label_values(&with(end.name()));
         }
         for role in ROLES {
-            let _ = self.families.shadow_duration.remove_label_values(&with(role));
+            self.families.shadow_duration.remove_label_values(&[labels[0], labels[1], role]);
         }
         for kind in KINDS {
             let _ = self.families.shadow_disagreements.remove_label_values(&with(kind));
