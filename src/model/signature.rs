@@ -11,6 +11,10 @@ use crate::{
 };
 use std::{fmt::Write, sync::Arc};
 
+/// The largest dimension of a tensor without elements. It costs its sender nothing, and a model may make something of each
+/// row: of a thousand million rows of nothing, gigabytes.
+const MOST_OF_NOTHING: usize = 1 << 20;
+
 /// Inputs that a model takes.
 #[derive(Debug)]
 pub struct Checked {
@@ -99,6 +103,14 @@ fn check_tensor(tensor: &Tensor, spec: &TensorSpec) -> Result<(), Error> {
         text.push(']');
         return Err(Error::tensor(Arc::clone(&spec.name), text));
     }
+    // Other tensors are bounded by their bytes.
+    if tensor.data().is_empty() && dims.iter().any(|dim| *dim > MOST_OF_NOTHING) {
+        let text = format!(
+            "has shape {}, expected at most {MOST_OF_NOTHING} in each dimension where a tensor has no elements",
+            tensor.shape()
+        );
+        return Err(Error::tensor(Arc::clone(&spec.name), text));
+    }
     Ok(())
 }
 
@@ -185,6 +197,16 @@ mod tests {
         let widths: Vec<_> = checked.inputs.iter().map(|input| input.shape().dims()[1]).collect();
         assert_eq!(widths, [64, 1]);
         assert_eq!(checked.rows, 3);
+    }
+
+    #[test]
+    fn rows_of_nothing_cost_their_sender_nothing_and_are_bounded() {
+        let free = Signature { inputs: vec![spec("x", Some(DataType::Fp32), &[None, None])], outputs: Vec::new() };
+        let of = |rows| check(&free, true, vec![input("x", rows, 0)]).map(|checked| checked.rows);
+        assert_eq!(of(MOST_OF_NOTHING).unwrap(), MOST_OF_NOTHING);
+        let refused = of(1_000_000_000).unwrap_err().to_string();
+        let expected = "tensor `x` has shape [1000000000, 0], expected at most 1048576 in each dimension where a tensor has no elements";
+        assert_eq!(refused, expected);
     }
 
     #[test]

@@ -48,6 +48,17 @@ impl Memory {
         self.used().checked_add(bytes).is_some_and(|total| total <= self.limit)
     }
 
+    /// Refuses what is about to be made and would not fit: a text that takes seconds to write, and more memory than there
+    /// is to be, is not to be found too large afterwards. Nothing is taken.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Overloaded`] if the budget does not have `bytes` now.
+    pub fn expect(&self, bytes: usize) -> Result<(), Error> {
+        // Small ones are never counted.
+        if bytes <= FREE || self.has_room(bytes) { Ok(()) } else { Err(Error::Overloaded { what: "memory" }) }
+    }
+
     /// Takes `bytes` out of the budget until the reservation is dropped.
     ///
     /// # Errors
@@ -194,6 +205,7 @@ mod tests {
         assert_eq!(memory.used(), 2 * FREE);
         assert!(matches!(memory.hold(Bytes::from(vec![1; 2 * FREE])), Err(Error::Overloaded { what: "memory" })));
         assert!(memory.has_room(FREE) && !memory.has_room(FREE + 1));
+        assert!(memory.expect(FREE).is_ok() && memory.expect(FREE + 1).is_err());
         drop(slice);
         assert_eq!(memory.used(), 0);
     }

@@ -81,7 +81,7 @@ pub(super) fn infer(
         let message = match connection.frontend.gateway.call(call).await {
             Ok(Reply::Infer(response)) if !is_typed(&typed) => Ok(proto::encode_infer(response, false)),
             // Rare, and its future need not make that of every call larger.
-            Ok(reply) => Box::pin(encoded(reply, is_typed(&typed))).await,
+            Ok(reply) => Box::pin(encoded(&connection, reply, is_typed(&typed))).await,
             Err(error) => Err(error),
         };
         let (mut answer, error) = match message {
@@ -236,10 +236,14 @@ pub(super) async fn one<M>(mut messages: Streaming<M>, limit: usize) -> Result<M
 }
 
 /// The message of an answer, off the lane if many contents are typed: they are made element by element.
-async fn encoded(reply: Reply, typed: bool) -> Result<pb::ModelInferResponse, Error> {
+async fn encoded(connection: &Connection, reply: Reply, typed: bool) -> Result<pb::ModelInferResponse, Error> {
     let response = whole(reply).await?;
-    let work = if typed { response.bytes() } else { 0 };
-    body::offload(work, move || Ok(proto::encode_infer(response, typed))).await
+    let (work, memory) = (if typed { response.bytes() } else { 0 }, connection.frontend.memory.clone());
+    let encode = move || {
+        memory.expect(work)?;
+        Ok(proto::encode_infer(response, typed))
+    };
+    body::offload(work, encode).await
 }
 
 /// The one response of an inference. A unary method renders a streaming reply only if it is one chunk (contract 02

@@ -105,7 +105,10 @@ async fn infer(
         framed::encode_infer(&response, id, wishes, &frontend.settings.wire)?
     } else {
         let (id, wishes, frontend) = (id.clone(), wishes.clone(), Arc::clone(frontend));
-        let encode = move || framed::encode_infer(&response, &id, &wishes, &frontend.settings.wire);
+        let encode = move || {
+            frontend.memory.expect(text)?;
+            framed::encode_infer(&response, &id, &wishes, &frontend.settings.wire)
+        };
         Box::pin(body::offload(text, encode)).await?
     };
     let framed::Framed { header, tensors } = framed;
@@ -155,7 +158,11 @@ where
     } else {
         let (call, shared) = (id.clone(), Arc::clone(frontend));
         // Boxed, so that the many small answers do not carry the room for this.
-        Box::pin(body::offload(text, move || encode(&response, &call, &shared))).await?
+        let encode = move || {
+            shared.memory.expect(text)?;
+            encode(&response, &call, &shared)
+        };
+        Box::pin(body::offload(text, encode)).await?
     };
     let body = frontend.memory.hold(body)?;
     frontend.metrics.body_sent(Surface::Rest, body.len() as u64);
@@ -374,7 +381,32 @@ fn open_ai(error: &Error) -> Bytes {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::{
+        call::{ModelKey, NamedTensor, Parameters},
+        tensor::{DataType, Tensor},
+    };
     use http_body_util::BodyExt;
+
+    #[tokio::test]
+    async fn outputs_that_will_not_fit_are_not_written() {
+        let frontend = crate::frontend::testing::connection().frontend;
+        let room = frontend.memory.reserve(frontend.settings.concurrency.memory - 500_000).unwrap();
+        let tensor = Tensor::of(DataType::Fp32, [100_000].into(), vec![0.5_f32; 100_000]).unwrap();
+        let response = InferResponse {
+            model: Arc::new(ModelKey { name: "m".into(), version: "1".into() }),
+            client_id: None,
+            outputs: vec![NamedTensor { name: "y".into(), tensor }],
+            parameters: Parameters::default(),
+            timing: Timing::default(),
+        };
+        let id = CallId::Given("a".into());
+        let write = |_: &InferResponse, _: &CallId, _: &Frontend| -> Result<Bytes, Error> { panic!("written") };
+        let refused = outputs(response.clone(), &id, &frontend, write).await.unwrap_err();
+        assert!(matches!(refused, Error::Overloaded { what: "memory" }));
+        drop(room);
+        let write = |_: &InferResponse, _: &CallId, _: &Frontend| Ok(Bytes::from_static(b"{}"));
+        assert_eq!(outputs(response, &id, &frontend, write).await.unwrap().status(), StatusCode::OK);
+    }
 
     #[test]
     fn retry_after_is_whole_seconds_rounded_up() {

@@ -171,7 +171,10 @@ impl Writer {
                 self.client_id.clone_from(&response.client_id);
                 let size = response.bytes() * TEXT;
                 let (dialect, id, connection) = (self.dialect, self.id.clone(), Arc::clone(&self.connection));
-                let encode = move || dialect.output(response, last, &id, &connection.frontend.settings.wire);
+                let encode = move || {
+                    connection.frontend.memory.expect(size)?;
+                    dialect.output(response, last, &id, &connection.frontend.settings.wire)
+                };
                 Some(offload(size, encode).await?)
             }
             Event::Failed(error) => Some(self.dialect.failed(&error, &self.id)),

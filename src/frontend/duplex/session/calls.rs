@@ -227,6 +227,7 @@ where
         }
         let (tag, connection) = (tag.clone(), Arc::clone(&self.connection));
         let encoding = body::offload(size, move || {
+            connection.frontend.memory.expect(size)?;
             let about = About { tag: &tag, note: &ticket.note, seq, facts: None };
             C::encode(&connection, &about, last, response)
         });
