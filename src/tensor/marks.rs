@@ -42,7 +42,7 @@ impl Marks {
         Self::TYPES.iter().find(|(known, _)| *known == dtype).map_or(0, |(_, most)| *most)
     }
 
-    /// What is said of rows of these lengths: a tensor of shape [n], or [n + 1].
+    /// What is said of rows of these lengths: a tensor of shape `[n]`, or `[n + 1]`.
     ///
     /// # Errors
     ///
