@@ -32,7 +32,7 @@ fn jobs(
                 reply: ReplyTo::Once(sender),
                 facts: Arc::new(Facts::default()),
                 turn: 0,
-                padding: None,
+                layout: None,
             };
             (job, receiver)
         })

@@ -169,6 +169,7 @@ fn model_settings(
                 Switch::Off => Some(false),
             },
             max_rows: batching.max_rows,
+            max_elements: amount(batching.max_elements),
             max_delay: batching.max_delay,
             max_queue: batching.max_queue,
             queue_delay,

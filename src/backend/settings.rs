@@ -14,6 +14,8 @@ pub struct SessionSettings {
     pub sharers: usize,
     /// What becomes of memory after a run.
     pub arena: Arena,
+    /// Whether the first dimension of inputs does not count rows alone, but how long callers made them.
+    pub ragged: bool,
     /// Where nodes run, best first; never empty. What none of them can run, the CPU does.
     pub providers: Vec<Provider>,
     /// Options of ONNX Runtime (`session`).
@@ -98,6 +100,7 @@ impl Default for SessionSettings {
             threads: 1,
             sharers: 1,
             arena: Arena::Auto,
+            ragged: false,
             providers: vec![Provider::CPU],
             options: SessionOptions::default(),
             explain: false,

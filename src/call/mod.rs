@@ -36,8 +36,8 @@ pub use quota::{Quota, Quotas, Work};
 pub use readiness::Readiness;
 pub use reply::{Chunk, InferResponse, Reply, Timing};
 pub use report::{
-    BatchReport, CatalogEntry, ConfigReport, ImageFormat, IndexEntry, Logging, ModelReport, Notes, Report,
-    ServedVersions, ServerReport, StatisticsReport, StepReport, Tally, VersionState, VersionsReport,
+    BatchReport, CatalogEntry, ConfigReport, ImageFormat, IndexEntry, Logging, ModelReport, Notes, RaggedReport,
+    Report, ServedVersions, ServerReport, StatisticsReport, StepReport, Tally, VersionState, VersionsReport,
 };
 pub use route::Route;
 pub use said::Said;

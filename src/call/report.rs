@@ -1,7 +1,7 @@
 //! Answers to questions about the server, a model or the caller.
 
 use super::Identity;
-use crate::tensor::Signature;
+use crate::tensor::{DataType, Marks, Signature};
 use std::{sync::Arc, time::Duration};
 
 /// The answer to an [`Inspect`](super::Inspect), or what a [`Manage`](super::Manage) came to.
@@ -166,6 +166,19 @@ pub struct ConfigReport {
     pub notes: Notes,
     /// The steps of an ensemble; none of any other model.
     pub steps: Vec<StepReport>,
+    /// Inputs in which rows of different lengths lie one behind the other, and what belongs to them.
+    pub ragged: RaggedReport,
+}
+
+/// Inputs in which rows lie one behind the other (Triton's ragged batches). Nothing of most models.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct RaggedReport {
+    /// The inputs.
+    pub inputs: Vec<Arc<str>>,
+    /// Inputs that no call sends: what each says, its type, and the input that it is about.
+    pub made: Vec<(Arc<str>, Marks, DataType, Arc<str>)>,
+    /// Outputs that have an element for each of an input's, and that input.
+    pub outputs: Vec<(Arc<str>, Arc<str>)>,
 }
 
 /// One step of an ensemble.

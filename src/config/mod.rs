@@ -23,10 +23,7 @@ pub use raw::{
     Amount, Arena, Execution, Limit, Load, Memory, Mode, Optimization, Probe, Rows, Switch, Versions, Warmup, WhenLate,
 };
 pub use schema::schema;
-
 pub(crate) use validate::routing;
-
-use later::LATER;
 
 use crate::{
     auth::{self, grants},
@@ -40,6 +37,7 @@ use crate::{
     telemetry::{metrics, traces},
     tensor::Signature,
 };
+use later::LATER;
 use serde::{Deserialize, Serialize};
 use std::{
     collections::BTreeMap,
@@ -215,6 +213,8 @@ pub struct Batching {
     pub enabled: Switch,
     /// Rows in one batch.
     pub max_rows: usize,
+    /// Elements of ragged inputs in one batch; `Auto`: so many for each row.
+    pub max_elements: Amount,
     /// How long the oldest call waits for others; zero: not at all.
     pub max_delay: Duration,
     /// Calls waiting.

@@ -135,6 +135,16 @@ fn settle(raw: &mut raw::ModelFile, own: &Value, said: &Said, problems: &mut Pro
             Some(_) => one.contradiction("ensemble", &"another graph", text),
         }
     }
+    for (input, word) in &said.ragged {
+        let ours = &mut raw.inputs.entry(input.clone()).or_default().ragged;
+        match ours {
+            None => *ours = Some(word.value.clone()),
+            Some(ours) if *ours == word.value => {}
+            Some(_) => {
+                one.contradiction(&format!("inputs.{input}.ragged"), &"about other inputs or outputs", &word.text)
+            }
+        }
+    }
     for (output, word) in &said.labels {
         let ours = raw.class_labels.entry(output.clone()).or_insert_with(|| word.value.clone());
         if *ours != word.value {

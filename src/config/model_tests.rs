@@ -3,7 +3,8 @@
 use super::*;
 use crate::{
     config::raw::{Amount, Rows, Switch, Versions},
-    model::{InputSettings, Pad},
+    model::{InputSettings, Pad, RaggedSettings},
+    tensor::Marks,
 };
 use std::{path::PathBuf, time::Duration};
 
@@ -63,6 +64,39 @@ fn what_is_said_of_inputs_and_padding_is_read() {
     let defaults = ModelDefaults { pad: Pad::Ratio(125), ..ModelDefaults::default() };
     assert_eq!(yaml("threads: 1\n", &defaults).unwrap().defaults.pad, Pad::Ratio(125));
     assert_eq!(yaml("batching: { pad: off }\n", &defaults).unwrap().defaults.pad, Pad::Off);
+}
+
+#[test]
+fn ragged_inputs_are_read_from_either_file() {
+    let ours = "inputs: { x: { ragged: { ends: e, bounds: b, outputs: [y] } }, z: { ragged: {} } }\n\
+                batching: { max_elements: 4096 }\n";
+    let model = yaml(ours, &ModelDefaults::default()).unwrap();
+    let ragged = |at: usize| model.inputs[at].1.ragged.clone().unwrap();
+    assert_eq!(ragged(0).made, [(Marks::Ends, "e".into()), (Marks::Bounds, "b".into())]);
+    assert_eq!((&ragged(0).outputs[..], ragged(1)), (&["y".into()][..], RaggedSettings::default()));
+    assert_eq!(model.defaults.batching.max_elements, Amount::Exactly(4096));
+    let defaults = ModelDefaults::default();
+    for (text, says) in [
+        ("batching: { max_elements: 0 }", "batching.max_elements"),
+        ("inputs: { x: { ragged: { begins: e } } }", "inputs.x.ragged.begins: unknown key"),
+        (
+            "inputs: { x: { ragged: { ends: e, counts: e } } }",
+            "inputs.x.ragged.ends: `e` is the input for `counts` too",
+        ),
+    ] {
+        let error = yaml(text, &defaults).unwrap_err().to_string();
+        assert!(error.contains(says), "{text}: {error}");
+    }
+    let theirs = "max_batch_size: 8\ninput [{ name: \"x\" dims: [ -1 ] allow_ragged_batch: true }]\n\
+        batch_input [{ kind: BATCH_ELEMENT_COUNT target_name: \"n\" data_type: TYPE_INT32 source_input: \"x\" }]\n";
+    let counts = "inputs: { x: { ragged: { counts: n } }, w: { ragged: {} } }\n";
+    let both = load(&[(THEIRS, theirs), (OURS, counts)], None).unwrap();
+    assert_eq!(both.inputs[1].1.ragged.clone().unwrap().made, [(Marks::Counts, "n".into())]);
+    assert_eq!(load(&[(THEIRS, theirs)], None).unwrap().inputs, both.inputs[1..]);
+    let error = load(&[(THEIRS, theirs), (OURS, ours)], None).unwrap_err().to_string();
+    let says =
+        "inputs.x.ragged: is about other inputs or outputs and contradicts `allow_ragged_batch: true` in config.pbtxt";
+    assert!(error.contains(says), "{error}");
 }
 
 #[test]

@@ -1,7 +1,9 @@
 //! How a model is going to run: with batches or without, on lanes or on threads. What is configured is held against what the
 //! model is and what was measured of it.
 
-use super::{ModelSettings, declared, measure::Measured, scan::Found, workshop::Workshop};
+use super::{
+    ModelSettings, declared, measure::Measured, ragged, scan::Found, shapes::Shapes, spec::ELEMENTS, workshop::Workshop,
+};
 use crate::{
     backend::Backend,
     schedule::Execution,
@@ -14,6 +16,8 @@ pub(super) struct Decision {
     pub(super) batches: bool,
     /// Most rows of a batch on a lane; `None`: threads.
     pub(super) turn_rows: Option<usize>,
+    /// Most elements of ragged inputs in such a batch; of other models its rows.
+    pub(super) turn_elements: usize,
     /// Why it runs where it runs, for operators.
     pub(super) why: &'static str,
 }
@@ -21,8 +25,8 @@ pub(super) struct Decision {
 // === impl Workshop ===
 
 impl Workshop {
-    /// Holds what is configured of a model's batches and place against what it is and how it ran; `signature` is the model's
-    /// as callers see it.
+    /// Holds what is configured of a model's batches and place against what it is and how it ran; `shapes` are the model's
+    /// as callers see them.
     ///
     /// # Errors
     ///
@@ -31,11 +35,20 @@ impl Workshop {
         &self,
         found: &Found,
         backend: &dyn Backend,
-        signature: &Signature,
+        shapes: &Shapes,
         measured: &Measured,
     ) -> Result<Decision, String> {
         let settings = &found.settings;
         let turn = &self.settings.turn;
+        let signature = &*shapes.signature;
+        if let Some(ragged) = shapes.ragged() {
+            if backend.is_decoupled() {
+                return Err("`inputs.*.ragged` is not for a model that answers with streams".to_owned());
+            }
+            if let Some(output) = measured.stray {
+                return Err(ragged::stray(ragged, signature, output));
+            }
+        }
         if settings.batching.enabled == Some(true) {
             check_rows(settings, signature)?;
             if !signature.is_batchable() || backend.is_decoupled() {
@@ -71,7 +84,14 @@ impl Workshop {
                 None => (false, "its run was not measured"),
             },
         };
-        Ok(Decision { batches, turn_rows: on_lanes.then_some(measured.max_rows), why })
+        let turn_rows = on_lanes.then_some(measured.max_rows);
+        let turn_elements = match (measured.max_elements, measured.run) {
+            (Some(elements), Some(_)) => elements,
+            // As many as a row may be expected to have.
+            _ if shapes.ragged().is_some() => ELEMENTS,
+            _ => measured.max_rows,
+        };
+        Ok(Decision { batches, turn_rows, turn_elements, why })
     }
 }
 
@@ -101,7 +121,7 @@ pub(super) fn check_rows(settings: &ModelSettings, signature: &Signature) -> Res
 /// Whether rows of several calls may run together, before the model was run.
 pub(super) fn may_batch(settings: &ModelSettings, signature: &Signature) -> bool {
     // Whoever asks for batches of one row wants the first dimension to count rows, as Triton's clients then expect.
-    settings.batching.enabled.unwrap_or(settings.fixed_rows || settings.batching.max_rows > 1)
+    settings.batching.enabled.unwrap_or(settings.fixed_rows || settings.is_ragged() || settings.batching.max_rows > 1)
         && signature.is_batchable()
 }
 

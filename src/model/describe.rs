@@ -134,7 +134,7 @@ fn ensemble(found: &Found, served: &mut Described) -> Description {
 /// one on lanes.
 fn lines(workshop: &Workshop, found: &Found, first: &First, threads: usize) -> Result<(Vec<String>, Share), String> {
     let (settings, signature) = (&found.settings, &first.shapes.signature);
-    samples::make(settings, signature, first.decision.batches, first.shapes.padding.as_ref())?;
+    samples::make(settings, signature, first.decision.batches, first.shapes.layout.as_ref())?;
     let inputs = signature.inputs.iter().map(|spec| line("input", spec));
     let outputs = signature.outputs.iter().map(|spec| line("output", spec));
     let mut lines: Vec<_> = inputs.chain(outputs).collect();

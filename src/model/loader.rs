@@ -232,9 +232,9 @@ impl Loader {
         };
         let scheduler = match (place, &self.lanes) {
             (Place::Threads(instances), _) => Scheduler::on_threads(plan, instances),
-            (Place::Lanes { max_rows, instances, spare }, Some(lanes)) => {
+            (Place::Lanes { room, instances, spare }, Some(lanes)) => {
                 let budget = self.settings.turn.budget;
-                Scheduler::on_lanes(plan, lanes, max_rows, budget, instances, spare).await
+                Scheduler::on_lanes(plan, lanes, room, budget, instances, spare).await
             }
             (Place::Lanes { .. }, None) => return Err("there are no lanes to run on".to_owned()),
         };
@@ -274,7 +274,7 @@ impl Loader {
             policy: found.settings.batching.policy(batches, false),
             signature: Arc::new(graph.signature.clone()),
             run_limit: None,
-            padding: None,
+            layout: None,
             cost: Arc::default(),
             reopen: Arc::new(|| Err(OpenError("an ensemble has no instances".to_owned()))),
         };

@@ -7,7 +7,7 @@ use super::{Fill, samples};
 use crate::{
     backend::Backend,
     error::Error,
-    schedule::TurnSettings,
+    schedule::{Ragged, TurnSettings},
     tensor::{Shape, Signature, Tensors},
 };
 use std::time::{Duration, Instant};
@@ -28,10 +28,22 @@ pub(super) struct Measured {
     pub(super) run: Option<Duration>,
     /// Most rows of a batch that stays below the turn budget, at least 1.
     pub(super) max_rows: usize,
+    /// The elements of ragged inputs in such a batch; `None` where there are none.
+    pub(super) max_elements: Option<usize>,
     /// An output whose rows are not those of the inputs: such a model must not be batched.
     pub(super) stray: Option<usize>,
-    /// The medians of runs by their rows: what is known of the cost of batches before there are calls.
+    /// The medians of runs by their size, which is rows or elements of ragged inputs: what is known of the cost of batches
+    /// before there are calls.
     pub(super) costs: Vec<(usize, Duration)>,
+}
+
+/// What rows look like on which a model is run.
+#[derive(Clone, Copy, Debug)]
+enum Rows<'a> {
+    /// As small as the model's signature allows.
+    Least,
+    /// So long, of ragged inputs of a model with this signature for its callers.
+    Ragged { signature: &'a Signature, ragged: &'a Ragged, length: usize },
 }
 
 /// Runs the model a few times. `max_rows` above 1 says that batches are wanted.
@@ -39,22 +51,50 @@ pub(super) struct Measured {
 /// A run that fails is no error: what zeros in the smallest shape do to a model says little about
 /// real inputs. It is then not measured.
 pub(super) fn measure(backend: &mut dyn Backend, max_rows: usize, turn: &TurnSettings) -> Measured {
+    measure_rows(backend, Rows::Least, max_rows, turn)
+}
+
+/// The same for a model with ragged inputs: on rows of the length of which a full batch has as many elements as it may have,
+/// or on shorter ones if the model does not take those. `signature` is the model's as callers see it.
+pub(super) fn measure_ragged(
+    backend: &mut dyn Backend,
+    signature: &Signature,
+    ragged: &Ragged,
+    max_rows: usize,
+    turn: &TurnSettings,
+) -> Measured {
+    // Two at least, so that elements can be told from rows.
+    let rows = max_rows.max(1) * ragged.axes.len().max(1);
+    let longest = (ragged.max_elements / rows).clamp(2, super::spec::ELEMENTS);
+    let mut measured = Measured::default();
+    for length in [longest, longest.min(16), 2] {
+        let look = Rows::Ragged { signature, ragged, length };
+        measured = measure_rows(backend, look, max_rows, turn);
+        measured.max_elements = Some(look.size(measured.max_rows));
+        if measured.run.is_some() {
+            break;
+        }
+    }
+    measured
+}
+
+fn measure_rows(backend: &mut dyn Backend, look: Rows<'_>, max_rows: usize, turn: &TurnSettings) -> Measured {
     let mut measured = Measured { max_rows: 1, ..Measured::default() };
-    let Ok(run) = median(backend, 1) else { return measured };
+    let Ok(run) = median(backend, look, 1) else { return measured };
     measured.run = Some(run);
-    measured.costs.push((1, run));
-    if max_rows < 2 {
+    measured.costs.push((look.size(1), run));
+    if max_rows < 2 && matches!(look, Rows::Least) {
         return measured;
     }
-    measured.stray = stray_output(backend);
+    measured.stray = look.stray_output(backend);
     if measured.stray.is_some() || run > turn.run {
         return measured;
     }
     let mut rows = 2;
     while measured.max_rows < max_rows {
         rows = rows.min(max_rows);
-        let Ok(took) = median(backend, rows) else { break };
-        measured.costs.push((rows, took));
+        let Ok(took) = median(backend, look, rows) else { break };
+        measured.costs.push((look.size(rows), took));
         if took > turn.budget {
             break;
         }
@@ -80,16 +120,39 @@ pub fn run_on_zeros(backend: &mut dyn Backend) -> Result<(), Error> {
     Ok(())
 }
 
-/// The first output that does not have as many rows as went in.
-fn stray_output(backend: &mut dyn Backend) -> Option<usize> {
-    [2, 3].into_iter().find_map(|rows| {
-        let outputs = run(backend, rows).ok()?;
-        outputs.iter().position(|output| output.rows() != rows)
-    })
+// === impl Rows ===
+
+impl Rows<'_> {
+    /// What the cost of so many rows goes with.
+    fn size(self, rows: usize) -> usize {
+        match self {
+            Self::Least => rows,
+            Self::Ragged { ragged, length, .. } => rows * length * ragged.axes.len(),
+        }
+    }
+
+    /// So many rows as a run takes them.
+    fn inputs(self, backend: &dyn Backend, rows: usize) -> Result<Tensors, Error> {
+        match self {
+            Self::Least => zeros(backend.signature(), rows, 1),
+            Self::Ragged { signature, ragged, length } => ragged.alone(&zeros(signature, rows, length)?),
+        }
+    }
+
+    /// The first output that does not have as many rows as went in, or elements where it should.
+    fn stray_output(self, backend: &mut dyn Backend) -> Option<usize> {
+        [2, 3].into_iter().find_map(|rows| match self {
+            Self::Least => run(backend, rows).ok()?.iter().position(|output| output.rows() != rows),
+            Self::Ragged { signature, ragged, length } => {
+                let sent = zeros(signature, rows, length).ok()?;
+                ragged.stray(&sent, |inputs| backend.run(inputs)).ok()?
+            }
+        })
+    }
 }
 
-fn median(backend: &mut dyn Backend, rows: usize) -> Result<Duration, Error> {
-    let inputs = zeros(backend.signature(), rows)?;
+fn median(backend: &mut dyn Backend, look: Rows<'_>, rows: usize) -> Result<Duration, Error> {
+    let inputs = look.inputs(backend, rows)?;
     let begun = Instant::now();
     let mut samples = Vec::with_capacity(SAMPLES);
     for round in 0..WARM + SAMPLES {
@@ -110,16 +173,16 @@ fn median(backend: &mut dyn Backend, rows: usize) -> Result<Duration, Error> {
 }
 
 fn run(backend: &mut dyn Backend, rows: usize) -> Result<Tensors, Error> {
-    let inputs = zeros(backend.signature(), rows)?;
+    let inputs = zeros(backend.signature(), rows, 1)?;
     backend.run(&inputs)
 }
 
-/// Zeros for every input: `rows` in a free first dimension, 1 in every other free one.
-fn zeros(signature: &Signature, rows: usize) -> Result<Tensors, Error> {
+/// Zeros for every input: `rows` in a free first dimension, `length` in a free second one, 1 in every other free one.
+fn zeros(signature: &Signature, rows: usize, length: usize) -> Result<Tensors, Error> {
     let zero = |spec: &crate::tensor::TensorSpec| {
         let dtype = spec.dtype.ok_or_else(|| Error::internal("a type without a name"))?;
         let dims = spec.dims.iter().enumerate();
-        let shape = Shape::new(dims.map(|(axis, dim)| dim.unwrap_or(if axis == 0 { rows } else { 1 })));
+        let shape = Shape::new(dims.map(|(axis, dim)| dim.unwrap_or([rows, length].get(axis).copied().unwrap_or(1))));
         samples::made(dtype, shape, Fill::Zeros, 0).map_err(Error::internal)
     };
     signature.inputs.iter().map(zero).collect()
@@ -174,7 +237,7 @@ mod tests {
             dims: vec![None, Some(3), None],
         });
         let signature = Signature { inputs: specs.into(), outputs: Vec::new() };
-        for tensor in zeros(&signature, 2).unwrap() {
+        for tensor in zeros(&signature, 2, 1).unwrap() {
             assert_eq!(tensor.shape().dims(), [2, 3, 1]);
         }
     }

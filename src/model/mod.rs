@@ -15,6 +15,7 @@ mod labels;
 pub mod loader;
 mod measure;
 mod picture;
+mod ragged;
 pub mod repository;
 pub mod router;
 mod samples;
@@ -41,8 +42,8 @@ pub use samples::made as made_up;
 pub use scan::path_of;
 pub use shadow::Shadows;
 pub use spec::{
-    Batching, Fill, InputSettings, Load, ModelSettings, Pad, Reader, Sample, SampleInput, Settings, Source,
-    VersionPolicy,
+    Batching, Fill, InputSettings, Load, ModelSettings, Pad, RaggedSettings, Reader, Sample, SampleInput, Settings,
+    Source, VersionPolicy,
 };
 pub use state::State;
 pub use tend::tend;
@@ -130,6 +131,7 @@ impl Model {
             file: Arc::clone(&self.settings.file),
             notes: self.settings.notes.clone(),
             steps: self.ensemble.as_ref().map(|ensemble| ensemble.report()).unwrap_or_default(),
+            ragged: self.scheduler.ragged().map(|ragged| ragged.report(&self.signature.outputs)).unwrap_or_default(),
         }
     }
 }

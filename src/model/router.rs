@@ -319,7 +319,7 @@ impl Asked {
             reply,
             facts: Arc::clone(&head.facts),
             turn: 0,
-            padding: None,
+            layout: None,
         };
         if model.decoupled {
             let (sender, receiver) = mpsc::channel::<Result<Chunk, Error>>(AHEAD);

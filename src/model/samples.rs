@@ -7,7 +7,7 @@ use super::{Fill, ModelSettings, signature};
 use crate::{
     backend::Backend,
     call::NamedTensor,
-    schedule::Padding,
+    schedule::Layout,
     tensor::{DataType, Shape, Signature, Tensor, Tensors, view},
 };
 use std::{ops::ControlFlow, sync::Arc};
@@ -23,7 +23,7 @@ pub(super) struct Made {
     runs: usize,
 }
 
-/// Makes the inputs of every sample of `settings`. `batches` as in [`signature::check`]; `padding` is how the model takes them.
+/// Makes the inputs of every sample of `settings`. `batches` as in [`signature::check`]; `layout` is how the model takes them.
 ///
 /// # Errors
 ///
@@ -32,7 +32,7 @@ pub(super) fn make(
     settings: &ModelSettings,
     signature: &Signature,
     batches: bool,
-    padding: Option<&Padding>,
+    layout: Option<&Layout>,
 ) -> Result<Vec<Made>, String> {
     let mut samples = Vec::with_capacity(settings.samples.len());
     for sample in &settings.samples {
@@ -47,8 +47,8 @@ pub(super) fn make(
             inputs.push(NamedTensor { name: Arc::clone(&input.name), tensor });
         }
         let checked = signature::check(signature, batches, inputs).map_err(|error| wrong(&error))?;
-        let inputs = match padding {
-            Some(padding) => padding.alone(checked.inputs).map_err(|error| wrong(&error))?,
+        let inputs = match layout {
+            Some(layout) => layout.alone(checked.inputs).map_err(|error| wrong(&error))?,
             None => checked.inputs,
         };
         samples.push(Made { name: Arc::clone(&sample.name), inputs, runs: sample.runs });

@@ -202,7 +202,7 @@ async fn run(target: &Arc<Model>, mut inputs: Vec<NamedTensor>, settings: &Shado
         reply: ReplyTo::Once(sender),
         facts: Arc::new(Facts::default()),
         turn: 0,
-        padding: None,
+        layout: None,
     };
     target.scheduler.submit(job)?;
     let late = || Error::DeadlineExceeded { stage: crate::error::Stage::Running };

@@ -7,11 +7,14 @@ use super::{
     ModelSettings,
     absent::{Absent, Made},
     decision::may_batch,
-    declared,
+    declared, ragged,
     spec::{InputSettings, Pad},
 };
 use crate::{
-    schedule::padding::{PaddedInput, Padding, Reach},
+    schedule::{
+        Layout, Ragged,
+        padding::{PaddedInput, Padding, Reach},
+    },
     tensor::{AxisNames, DataType, Signature, TensorSpec, half},
 };
 use bytes::Bytes;
@@ -25,10 +28,11 @@ pub(super) const UNMEASURED: Reach = Reach::Ratio(125);
 /// A model as its callers see it.
 #[derive(Debug)]
 pub(super) struct Shapes {
-    /// With free rows, where a run has a fixed number that is filled up.
+    /// With free rows, where a run has a fixed number that is filled up; with rows and their lengths, where they lie one
+    /// behind the other.
     pub(super) signature: Arc<Signature>,
     /// How jobs are laid together; `None`: those of one shape, by their rows.
-    pub(super) padding: Option<Padding>,
+    pub(super) layout: Option<Layout>,
     /// What calls may leave out.
     pub(super) absent: Absent,
     /// The same in words.
@@ -44,25 +48,47 @@ struct Input<'a> {
     masks: Option<usize>,
 }
 
+// === impl Shapes ===
+
+impl Shapes {
+    /// The rows that every run has, if that is fixed.
+    pub(super) fn rows(&self) -> Option<usize> {
+        self.padding().and_then(|padding| padding.rows)
+    }
+
+    /// What is filled up, if anything is.
+    pub(super) fn padding(&self) -> Option<&Padding> {
+        self.layout.as_ref().and_then(Layout::padding)
+    }
+
+    /// How rows lie one behind the other, if they do.
+    pub(super) fn ragged(&self) -> Option<&Ragged> {
+        self.layout.as_ref().and_then(Layout::ragged)
+    }
+}
+
 /// Holds what `settings` say of shapes against what the model has: `found`, whose axes have `names`.
 ///
 /// # Errors
 ///
 /// For operators, in plain words: the key, what was found and what was expected.
 pub(super) fn shapes(settings: &ModelSettings, found: &Arc<Signature>, names: &AxisNames) -> Result<Shapes, String> {
+    if settings.is_ragged() {
+        return ragged::shapes(settings, found, names);
+    }
     let (signature, rows) = if settings.fixed_rows { with_free_rows(found)? } else { (Arc::clone(found), None) };
     let inputs = configured(settings, &signature)?;
     let absent = may_be_absent(settings, &signature, &inputs, names)?;
-    let mut shapes = Shapes { signature: Arc::clone(&signature), padding: None, absent, lines: Vec::new() };
-    shapes.padding = match may_batch(settings, &shapes.signature) {
+    let mut shapes = Shapes { signature: Arc::clone(&signature), layout: None, absent, lines: Vec::new() };
+    let mut padding = match may_batch(settings, &shapes.signature) {
         true => padding(settings, &shapes.signature, &inputs, names)?,
         false => None,
     };
     if let Some(rows) = rows {
-        let padding = shapes.padding.get_or_insert_with(|| unpadded(&inputs, &shapes.signature));
-        padding.rows = Some(rows);
+        padding.get_or_insert_with(|| unpadded(&inputs, &shapes.signature)).rows = Some(rows);
         shapes.lines.push(format!("a run has {rows} rows: what is missing is filled up and cut off again"));
     }
+    shapes.layout = padding.map(Layout::Padded);
     shapes.lines.extend(told(settings, &shapes, &inputs));
     Ok(shapes)
 }
@@ -96,7 +122,7 @@ fn configured<'a>(settings: &ModelSettings, signature: &'a Signature) -> Result<
             format!("{key}: the model has no input `{name}`; it has {}", names.join(", "))
         })
     };
-    for (name, InputSettings { pad, mask, optional: _ }) in &settings.inputs {
+    for (name, InputSettings { pad, mask, .. }) in &settings.inputs {
         let at = place("`inputs`".to_owned(), name)?;
         if let Some(pad) = pad {
             let element = element(inputs[at].spec, pad).map_err(|reason| format!("`inputs.{name}.pad`: {reason}"))?;
@@ -319,7 +345,7 @@ fn element(spec: &TensorSpec, value: &Value) -> Result<Bytes, String> {
 fn told(settings: &ModelSettings, shapes: &Shapes, inputs: &[Input<'_>]) -> Vec<String> {
     let mut lines = Vec::new();
     let list = |names: Vec<String>| names.join(", ");
-    match &shapes.padding {
+    match shapes.padding() {
         Some(padding) if !padding.axes.is_empty() => {
             let axes = list(padding.axes.iter().map(|axis| format!("`{axis}`")).collect());
             let how = match &padding.reach {

@@ -28,7 +28,7 @@ fn text() -> (Arc<Signature>, AxisNames) {
 }
 
 fn input(pad: Option<Value>, mask: Option<&str>, optional: bool) -> InputSettings {
-    InputSettings { pad, mask: mask.map(Into::into), optional }
+    InputSettings { pad, mask: mask.map(Into::into), optional, ragged: None }
 }
 
 fn settings(inputs: &[(&str, InputSettings)]) -> ModelSettings {
@@ -49,7 +49,7 @@ fn axes_of_one_name_are_filled_up_together_and_cut_back() {
     let (signature, names) = text();
     let shapes = shapes(&usual(), &signature, &names).unwrap();
     assert_eq!(shapes.signature, signature);
-    let padding = shapes.padding.unwrap();
+    let padding = shapes.padding().unwrap();
     assert_eq!((&*padding.axes, &padding.reach), (&["seq".into()][..], &Reach::Worth));
     assert!(padding.inputs.iter().all(|input| input.axes == [(1, 0)] && input.element[..] == [0; 8]));
     assert_eq!(padding.outputs, [vec![(1, 0)], Vec::new()]);
@@ -73,7 +73,7 @@ fn axes_of_one_name_are_filled_up_together_and_cut_back() {
 fn a_model_that_says_nothing_is_not_padded() {
     let (signature, names) = text();
     let shapes = shapes(&ModelSettings::default(), &signature, &names).unwrap();
-    assert!(shapes.padding.is_none() && shapes.lines.is_empty() && !shapes.absent.allows(1));
+    assert!(shapes.padding().is_none() && shapes.lines.is_empty() && !shapes.absent.allows(1));
 }
 
 #[test]
@@ -84,7 +84,7 @@ fn off_still_makes_masks() {
         ModelSettings { batching: Batching { enabled: Some(false), ..Batching::default() }, ..usual() },
     ] {
         let shapes = shapes(&settings, &signature, &names).unwrap();
-        assert!(shapes.padding.is_none() && shapes.absent.allows(1));
+        assert!(shapes.padding().is_none() && shapes.absent.allows(1));
         assert_eq!(shapes.lines[0], "nothing is filled up: only calls of one shape run together");
     }
 }
@@ -98,7 +98,7 @@ fn how_far_is_as_configured() {
         (Pad::Auto, false, UNMEASURED, "by a factor of 1.25 at most"),
     ] {
         let shapes = shapes(&ModelSettings { pad, warmup, ..usual() }, &signature, &names).unwrap();
-        assert_eq!(shapes.padding.unwrap().reach, reach);
+        assert_eq!(shapes.padding().unwrap().reach, reach);
         assert!(shapes.lines[0].ends_with(says), "{:?}", shapes.lines[0]);
     }
 }
@@ -156,7 +156,8 @@ fn without_names_one_input_and_its_mask_may_be_filled_up_if_no_output_is_longer_
     assert!(error.contains("axis 1 of `segments` is free, and no input that is always sent has it by name"), "{error}");
     pooled.inputs.pop();
     let one = settings(&[("ids", input(Some(json!(0)), Some("mask"), false))]);
-    let padding = shapes(&one, &Arc::new(pooled), &nameless).unwrap().padding.unwrap();
+    let shapes = shapes(&one, &Arc::new(pooled), &nameless).unwrap();
+    let padding = shapes.padding().unwrap();
     assert_eq!((padding.axes.len(), &padding.inputs[1].axes), (1, &padding.inputs[0].axes));
 }
 
@@ -170,7 +171,7 @@ fn fixed_rows_are_free_for_callers() {
     let shapes = super::shapes(&settings, &fixed(&[8, 8]), &AxisNames::default()).unwrap();
     assert_eq!(shapes.signature.inputs[0].dims, [None, Some(3)]);
     assert!(shapes.signature.is_batchable());
-    assert_eq!(shapes.padding.unwrap().rows, Some(8));
+    assert_eq!(shapes.padding().unwrap().rows, Some(8));
     assert_eq!(shapes.lines, ["a run has 8 rows: what is missing is filled up and cut off again"]);
     let error = refusal(&settings, &(fixed(&[8, 1]), AxisNames::default()));
     assert_eq!(error, "`batching.rows: fixed`: `t1` has shape [1, 3], expected 8 rows");

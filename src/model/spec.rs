@@ -8,7 +8,7 @@ use crate::{
     backend::{Arena, Provider, SessionOptions, SessionSettings},
     call::Notes,
     schedule::{BatchPolicy, Execution, Preferred, Priorities, TurnSettings, WhenLate},
-    tensor::{DataType, Signature, Tensor},
+    tensor::{DataType, Marks, Signature, Tensor},
 };
 use std::{collections::HashSet, fmt, path::Path, path::PathBuf, sync::Arc, time::Duration};
 
@@ -169,7 +169,22 @@ pub struct InputSettings {
     pub mask: Option<Arc<str>>,
     /// Whether calls may leave it out; it is then `pad` everywhere.
     pub optional: bool,
+    /// That rows lie in it one behind the other, and where the model learns about it.
+    pub ragged: Option<RaggedSettings>,
 }
+
+/// What belongs to an input in which rows lie one behind the other (`inputs.INPUT.ragged`).
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct RaggedSettings {
+    /// Inputs that say where rows are, and what each says.
+    pub made: Vec<(Marks, Arc<str>)>,
+    /// Outputs with an element for each of its own, besides those that have its axis by name.
+    pub outputs: Vec<Arc<str>>,
+}
+
+/// Elements of ragged inputs for each row that a batch may have, if nothing is said: with the usual 64 rows 16,384, as others
+/// take of packed texts (text-embeddings-inference, `max_batch_tokens`).
+pub const ELEMENTS: usize = 256;
 
 /// How calls become batches (`batching`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -178,6 +193,8 @@ pub struct Batching {
     pub enabled: Option<bool>,
     /// Most rows of a batch.
     pub max_rows: usize,
+    /// Most elements of ragged inputs in a batch; `None`: [`ELEMENTS`] for each row.
+    pub max_elements: Option<usize>,
     /// How long a job may be kept waiting for others.
     pub max_delay: Duration,
     /// Most jobs that wait.
@@ -301,6 +318,7 @@ impl ModelSettings {
             threads: threads.max(1),
             sharers: sharers.max(1),
             arena: self.arena,
+            ragged: self.is_ragged(),
             providers: self.providers.clone(),
             options: self.session.clone(),
             explain: false,
@@ -310,6 +328,11 @@ impl ModelSettings {
     /// Whether instances are meant to share their weights, and can.
     pub fn shares_weights(&self) -> bool {
         self.share_weights && self.session(1, 1).is_cpu_only()
+    }
+
+    /// Whether rows lie one behind the other in any input.
+    pub fn is_ragged(&self) -> bool {
+        self.inputs.iter().any(|(_, input)| input.ragged.is_some())
     }
 
     /// Whether a version runs the same with these settings: they differ at most in which versions are served and called.
@@ -327,6 +350,7 @@ impl Default for Batching {
         Self {
             enabled: None,
             max_rows: policy.max_rows,
+            max_elements: None,
             max_delay: policy.max_delay,
             max_queue: policy.max_queue,
             queue_delay: policy.queue_delay,
@@ -340,12 +364,18 @@ impl Default for Batching {
 }
 
 impl Batching {
+    /// Most elements of ragged inputs in a batch.
+    pub fn elements(&self) -> usize {
+        self.max_elements.unwrap_or(self.max_rows.saturating_mul(ELEMENTS))
+    }
+
     /// The policy for a model that batches or does not, and whose rows all have one shape (`even`) or do not.
     pub fn policy(&self, enabled: bool, even: bool) -> BatchPolicy {
         BatchPolicy {
             enabled,
             even,
             max_rows: self.max_rows,
+            max_elements: None,
             max_delay: self.max_delay,
             max_queue: self.max_queue,
             queue_delay: self.queue_delay,

@@ -8,7 +8,7 @@ use super::{
     classify::Labels,
     decision::{Decision, is_cpu_only, is_even, may_batch},
     declared, ensemble, labels,
-    measure::{Measured, measure},
+    measure::{Measured, measure, measure_ragged},
     samples,
     scan::{self, Found, Problem},
     shapes::{self, Shapes},
@@ -17,7 +17,7 @@ use super::{
 use crate::{
     backend::{Backend, Open, SessionSettings},
     call::{LoadRequest, ModelKey, ModelRef},
-    schedule::{Cost, Execution, Plan},
+    schedule::{Cost, Execution, Extent, Layout, Plan},
     telemetry::metrics::Metrics,
 };
 use std::{
@@ -80,7 +80,7 @@ pub(super) struct Prepared {
 
 pub(super) enum Place {
     Threads(Vec<Box<dyn Backend>>),
-    Lanes { max_rows: usize, instances: Vec<Box<dyn Backend>>, spare: Box<dyn Backend> },
+    Lanes { room: Extent, instances: Vec<Box<dyn Backend>>, spare: Box<dyn Backend> },
 }
 
 /// What preparing needs, on whatever thread.
@@ -201,29 +201,38 @@ impl Workshop {
         let settings = &found.settings;
         let share = self.share(found, session.threads * session.sharers, 1)?;
         let mut backend = self.open(found, &session)?;
-        if let Some(declared) = &settings.declared {
-            declared::check(declared, backend.signature())?;
-        }
         let mut shapes = shapes::shapes(settings, backend.signature(), &backend.axis_names())?;
+        if let Some(declared) = &settings.declared {
+            match shapes.ragged() {
+                // It speaks of rows and their lengths, which the model has not, and of inputs that no call sends.
+                Some(ragged) => declared::check(declared, &ragged.declared(&shapes.signature, backend.signature()))?,
+                None => declared::check(declared, backend.signature())?,
+            }
+        }
         for warning in &settings.warnings {
             tracing::warn!(model = %found.name, warning, "part of a model's configuration does not apply here");
         }
         let labels = labels::read(settings, &found.folder, backend.signature())?;
-        let fixed = shapes.padding.as_ref().and_then(|padding| padding.rows);
-        let mut measured = if settings.warmup && !backend.is_decoupled() {
-            let free = fixed.is_none() && may_batch(settings, &shapes.signature);
-            measure(&mut *backend, if free { settings.batching.max_rows } else { 1 }, &self.settings.turn)
-        } else {
-            Measured { max_rows: 1, ..Measured::default() }
+        let fixed = shapes.rows();
+        let mut measured = match shapes.ragged() {
+            _ if !settings.warmup || backend.is_decoupled() => Measured { max_rows: 1, ..Measured::default() },
+            Some(ragged) => {
+                let max_rows = settings.batching.max_rows;
+                measure_ragged(&mut *backend, &shapes.signature, ragged, max_rows, &self.settings.turn)
+            }
+            None => {
+                let free = fixed.is_none() && may_batch(settings, &shapes.signature);
+                measure(&mut *backend, if free { settings.batching.max_rows } else { 1 }, &self.settings.turn)
+            }
         };
         if let Some(rows) = fixed {
             measured.max_rows = rows;
             // A run has its rows whatever comes.
             measured.costs.extend(measured.run.map(|run| (rows, run)));
         }
-        let decision = self.decide(found, &*backend, &shapes.signature, &measured)?;
+        let decision = self.decide(found, &*backend, &shapes, &measured)?;
         if !decision.batches {
-            shapes.padding = None;
+            shapes.layout = None;
         }
         let cost = Cost::default();
         measured.costs.iter().for_each(|(rows, took)| cost.seed(*rows, *took));
@@ -237,10 +246,10 @@ impl Workshop {
         let settings = &found.settings;
         drop(share);
         let share = self.share(found, 0, self.lanes + 1)?;
-        let samples = samples::make(settings, &shapes.signature, decision.batches, shapes.padding.as_ref())?;
+        let samples = samples::make(settings, &shapes.signature, decision.batches, shapes.layout.as_ref())?;
         let mut instances = (0..self.lanes).map(|_| self.open(found, &session)).collect::<Result<Vec<_>, _>>()?;
         if settings.warmup {
-            instances.iter_mut().for_each(|instance| warm(&mut **instance));
+            instances.iter_mut().for_each(|instance| warm(&mut **instance, &shapes));
         }
         for instance in instances.iter_mut().chain([&mut spare]) {
             samples::run(&samples, &mut **instance)?;
@@ -250,8 +259,8 @@ impl Workshop {
         share.set(0, memory);
         let absent = std::mem::take(&mut shapes.absent);
         let plan = self.plan(found, shapes, session, &decision, share, cost);
-        let max_rows = decision.turn_rows.unwrap_or(1);
-        let place = Place::Lanes { max_rows, instances, spare };
+        let room = Extent { rows: decision.turn_rows.unwrap_or(1), size: decision.turn_elements };
+        let place = Place::Lanes { room, instances, spare };
         Ok(Prepared { plan, place, decoupled: false, absent, labels, took: took + began.elapsed(), memory })
     }
 
@@ -295,10 +304,10 @@ impl Workshop {
         }
         let decoupled = first.backend.is_decoupled();
         let mut shapes = first.shapes;
-        let samples = samples::make(settings, &shapes.signature, first.decision.batches, shapes.padding.as_ref())?;
+        let samples = samples::make(settings, &shapes.signature, first.decision.batches, shapes.layout.as_ref())?;
         instances.push(first.backend);
         if settings.warmup && !decoupled {
-            instances.iter_mut().for_each(|instance| warm(&mut **instance));
+            instances.iter_mut().for_each(|instance| warm(&mut **instance, &shapes));
         }
         for instance in &mut instances {
             samples::run(&samples, &mut **instance)?;
@@ -341,11 +350,12 @@ impl Workshop {
         cost: Cost,
     ) -> Plan {
         let key = Arc::new(key(found));
-        let Shapes { signature, padding, .. } = shapes;
-        let mut policy = found.settings.batching.policy(decision.batches, is_even(&signature));
-        if let Some(rows) = padding.as_ref().and_then(|padding| padding.rows) {
+        let mut policy = found.settings.batching.policy(decision.batches, is_even(&shapes.signature));
+        if let Some(rows) = shapes.rows() {
             policy.max_rows = rows;
         }
+        policy.max_elements = shapes.ragged().map(|ragged| ragged.max_elements);
+        let Shapes { signature, layout, .. } = shapes;
         let (opener, path, files) = (Arc::clone(&self.opener), found.path.clone(), found.files.clone());
         // What takes the place of an instance that broke shares nothing with it.
         let session = SessionSettings { sharers: 1, ..session };
@@ -354,7 +364,7 @@ impl Workshop {
             key,
             policy,
             signature,
-            padding: padding.map(Arc::new),
+            layout: layout.map(Arc::new),
             run_limit: found.settings.run_limit,
             cost: Arc::new(cost),
             reopen: Arc::new(move || {
@@ -433,7 +443,7 @@ pub fn reason(error: &crate::error::Error) -> String {
 
 /// Measures how far calls of a model are filled up, if any are, and sees whether its outputs can be cut back.
 fn fill_up(found: &Found, instance: &mut dyn Backend, shapes: &mut Shapes) -> Result<(), String> {
-    let Some(padding) = shapes.padding.as_mut().filter(|_| found.settings.warmup) else { return Ok(()) };
+    let Some(Layout::Padded(padding)) = shapes.layout.as_mut().filter(|_| found.settings.warmup) else { return Ok(()) };
     worth::measure(instance, &shapes.signature, padding)?;
     let (reach, elements) = (&padding.reach, padding.worth());
     tracing::info!(model = %found.name, ?reach, elements, "how far calls are filled up");
@@ -441,7 +451,10 @@ fn fill_up(found: &Found, instance: &mut dyn Backend, shapes: &mut Shapes) -> Re
 }
 
 /// A few runs, of which nothing is learnt: the first calls should not pay for them.
-fn warm(backend: &mut dyn Backend) {
+fn warm(backend: &mut dyn Backend, shapes: &Shapes) {
     let settings = crate::schedule::TurnSettings::default();
-    let _ = measure(backend, 1, &settings);
+    let _ = match shapes.ragged() {
+        Some(ragged) => measure_ragged(backend, &shapes.signature, ragged, 1, &settings),
+        None => measure(backend, 1, &settings),
+    };
 }

@@ -3,7 +3,7 @@
 //! Dropping is cancelling: a caller that has gone is noticed by its closed channel and nobody needs
 //! to tell the scheduler. A job knows no model and no wire; its outputs are named by the signature.
 
-use super::{Padding, order::Place};
+use super::{Extent, Layout, order::Place};
 use crate::{
     call::{Chunk, Facts, InferResponse, NamedTensor, Timing},
     error::Error,
@@ -33,8 +33,8 @@ pub struct Job {
     pub facts: Arc<Facts>,
     /// Its place in the fair order; the queue's own.
     pub turn: u64,
-    /// How it may be laid together with jobs of other shapes; the scheduler's own.
-    pub padding: Option<Arc<Padding>>,
+    /// How it is laid together with jobs of other shapes; the scheduler's own.
+    pub layout: Option<Arc<Layout>>,
 }
 
 /// What a run yields for one job.
@@ -78,11 +78,11 @@ impl Job {
         }
     }
 
-    /// True if rows of both may lie in one batch: the types and inner dimensions of all inputs agree, as far as they are
-    /// not filled up.
+    /// True if rows of both may lie in one batch: the types and inner dimensions of all inputs agree, as far as the
+    /// layout does not make up for them.
     pub fn is_compatible(&self, other: &Self) -> bool {
-        if let Some(padding) = &self.padding {
-            return padding.joins(&self.inputs, &other.inputs);
+        if let Some(layout) = &self.layout {
+            return layout.joins(&self.inputs, &other.inputs);
         }
         self.inputs.len() == other.inputs.len()
             && self.inputs.iter().zip(&other.inputs).all(|(a, b)| {
@@ -90,6 +90,14 @@ impl Job {
                     && a.shape().rank() == b.shape().rank()
                     && a.shape().dims().get(1..) == b.shape().dims().get(1..)
             })
+    }
+
+    /// How much it brings to a batch.
+    pub(super) fn extent(&self) -> Extent {
+        match self.layout.as_deref().and_then(Layout::ragged) {
+            Some(ragged) => Extent { rows: self.rows, size: ragged.elements(&self.inputs) },
+            None => Extent::of_rows(self.rows),
+        }
     }
 
     /// Answers with the outputs of a whole run.

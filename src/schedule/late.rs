@@ -7,7 +7,7 @@
 //!
 //! Pure: what waits, the cost and the time are arguments.
 
-use super::{Cost, Job};
+use super::{Cost, Extent, Job};
 use std::{
     collections::VecDeque,
     time::{Duration, Instant},
@@ -22,8 +22,8 @@ pub(super) enum Course {
     Cut {
         /// Jobs.
         jobs: usize,
-        /// Their rows.
-        rows: usize,
+        /// How much they are together.
+        extent: Extent,
     },
     /// Refuse those that would be late, and let others have their places.
     Drop,
@@ -36,8 +36,8 @@ pub(super) struct Outlook<'a> {
     pub(super) waiting: &'a VecDeque<Job>,
     /// What runs cost.
     pub(super) cost: &'a Cost,
-    /// Most rows of this batch and of those that follow; 0 where each job runs alone.
-    pub(super) room: usize,
+    /// The most that this batch and those that follow may be; nothing where each job runs alone.
+    pub(super) room: Extent,
     /// How many instances there are to run them.
     pub(super) instances: u32,
     /// When it would begin.
@@ -65,57 +65,62 @@ impl Outlook<'_> {
 
     /// When the first batch that drops who is late would end.
     pub(super) fn end_of_full(&self) -> Instant {
-        let rows = self.waiting.iter().fold(0_usize, |rows, job| rows.saturating_add(job.rows));
-        self.end(self.now, rows.min(self.room))
+        self.end(self.now, self.all().within(self.room))
     }
 
     /// The most jobs with which nobody is late who would not be late with fewer; `None` if that is all of them.
     fn cut(&self, jobs: usize) -> Option<Course> {
         let first = self.waiting.front()?;
-        let mut rows = 0_usize;
+        let mut extent = Extent::default();
         let mut urgent: Option<Instant> = None;
         let joining = self.waiting.iter().filter(|job| job.is_compatible(first)).take(jobs);
         for (jobs, job) in joining.enumerate() {
-            let with = rows.saturating_add(job.rows);
+            let with = extent.plus(job.extent());
             let end = self.end(self.now, with);
             if urgent.is_some_and(|urgent| urgent < end) {
-                return Some(Course::Cut { jobs, rows });
+                return Some(Course::Cut { jobs, extent });
             }
             if end <= job.deadline {
                 urgent = Some(urgent.map_or(job.deadline, |urgent| urgent.min(job.deadline)));
             }
-            rows = with;
+            extent = with;
         }
         None
     }
 
     /// How many of those that wait would be served in time. Takes all of them to be of one shape.
     fn served(&self, course: Course) -> usize {
-        let mut left = self.waiting.iter().fold(0_usize, |rows, job| rows.saturating_add(job.rows));
-        let mut room = if let Course::Cut { rows, .. } = course { rows } else { self.room };
-        let (mut begin, mut rows, mut served, mut is_first) = (self.now, 0_usize, 0, true);
-        let mut end = self.end(begin, left.min(room));
+        let mut left = self.all();
+        let mut room = if let Course::Cut { extent, .. } = course { extent } else { self.room };
+        let (mut begin, mut batch, mut served, mut is_first) = (self.now, Extent::default(), 0, true);
+        let mut end = self.end(begin, left.within(room));
         for job in self.waiting {
-            if rows > 0 && rows.saturating_add(job.rows) > room {
+            let one = job.extent();
+            if batch.rows > 0 && batch.plus(one).exceeds(room) {
                 begin += end.saturating_duration_since(begin) / self.instances.max(1);
-                (room, rows, is_first) = (self.room, 0, false);
-                end = self.end(begin, left.min(room));
+                (room, batch, is_first) = (self.room, Extent::default(), false);
+                end = self.end(begin, left.within(room));
             }
-            if rows == 0 && job.rows > room {
-                end = self.end(begin, job.rows);
+            if batch.rows == 0 && one.exceeds(room) {
+                end = self.end(begin, one);
             }
             let is_served = end <= job.deadline;
             served += usize::from(is_served);
             if is_served || (is_first && course != Course::Drop) {
-                rows = rows.saturating_add(job.rows.max(1));
+                batch = batch.plus(one.or_one());
             }
-            left = left.saturating_sub(job.rows);
+            left = left.minus(one);
         }
         served
     }
 
-    fn end(&self, begin: Instant, rows: usize) -> Instant {
-        begin + self.cost.at_most(rows).unwrap_or_default().min(FOREVER)
+    /// All that waits.
+    fn all(&self) -> Extent {
+        self.waiting.iter().fold(Extent::default(), |all, job| all.plus(job.extent()))
+    }
+
+    fn end(&self, begin: Instant, batch: Extent) -> Instant {
+        begin + self.cost.at_most(batch.size).unwrap_or_default().min(FOREVER)
     }
 }
 
@@ -142,16 +147,16 @@ mod tests {
         let now = Instant::now();
         let (waiting, _receivers): (VecDeque<Job>, Vec<Receiver>) =
             waiting.iter().map(|(rows, patience)| testing::job_at(*rows, 0., now, *patience * MS)).unzip();
-        Outlook { waiting: &waiting, cost: &cost(), room, instances: 1, now }.course(jobs)
+        Outlook { waiting: &waiting, cost: &cost(), room: Extent::of_rows(room), instances: 1, now }.course(jobs)
     }
 
     #[test]
     fn an_urgent_job_is_not_made_late_by_those_that_can_wait() {
         let waiting = [(1, 20), (4, 900), (4, 900), (16, 900)];
-        assert_eq!(course(64, 4, &waiting), Course::Cut { jobs: 3, rows: 9 });
+        assert_eq!(course(64, 4, &waiting), Course::Cut { jobs: 3, extent: Extent::of_rows(9) });
         // Nor by those in front of it, if they can be told apart from those behind it.
         let waiting = [(4, 900), (1, 20), (30, 900)];
-        assert_eq!(course(64, 3, &waiting), Course::Cut { jobs: 2, rows: 5 });
+        assert_eq!(course(64, 3, &waiting), Course::Cut { jobs: 2, extent: Extent::of_rows(5) });
     }
 
     #[test]
@@ -174,6 +179,6 @@ mod tests {
     fn nobody_is_cut_off_for_one_where_others_would_be_late_for_it() {
         // One could be served alone, and then none of the others.
         let waiting: Vec<_> = [(1, 12)].into_iter().chain((0..7).map(|_| (1, 20))).collect();
-        assert_ne!(course(8, 8, &waiting), Course::Cut { jobs: 1, rows: 1 });
+        assert_ne!(course(8, 8, &waiting), Course::Cut { jobs: 1, extent: Extent::of_rows(1) });
     }
 }

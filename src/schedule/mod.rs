@@ -9,14 +9,17 @@
 mod copies_tests;
 mod cost;
 mod delay;
+mod extent;
 mod fair;
 mod instance;
 mod job;
 mod lanes;
 mod late;
+mod layout;
 mod order;
 pub mod padding;
 mod queue;
+pub mod ragged;
 mod run;
 mod size;
 #[cfg(test)]
@@ -25,10 +28,13 @@ pub mod turn;
 mod watch;
 
 pub use cost::Cost;
+pub use extent::Extent;
 pub use job::{Answer, Frame, Job, ReplyTo};
+pub use layout::Layout;
 pub use order::Place;
 pub use padding::Padding;
 pub use queue::{BatchQueue, Verdict};
+pub use ragged::Ragged;
 pub use size::{PREFERRED, Preferred};
 
 use crate::{
@@ -52,6 +58,9 @@ pub struct BatchPolicy {
     pub enabled: bool,
     /// Most rows of a batch; a single job that is larger runs alone.
     pub max_rows: usize,
+    /// Most elements of ragged inputs in a batch, beyond which a single job runs alone too; `None`: the model has no such
+    /// inputs, and what its batches cost goes with their rows.
+    pub max_elements: Option<usize>,
     /// How long the oldest job may be kept waiting for others while an instance is idle.
     pub max_delay: Duration,
     /// Most jobs that wait; beyond it they are refused. On lanes: on each lane.
@@ -91,6 +100,7 @@ impl Default for BatchPolicy {
         Self {
             enabled: false,
             max_rows: 64,
+            max_elements: None,
             max_delay: Duration::ZERO,
             max_queue: 1024,
             queue_delay: None,
@@ -192,7 +202,7 @@ pub struct Plan {
     /// Its metric handles.
     pub metrics: ModelMetrics,
     /// How jobs of different shapes are laid together; `None`: only those of one shape are.
-    pub padding: Option<Arc<Padding>>,
+    pub layout: Option<Arc<Layout>>,
     /// How long a run on a thread may take before it is ended, and as long again, ten seconds at most, before its instance is
     /// replaced; `None`: for ever.
     pub run_limit: Option<Duration>,
@@ -228,8 +238,8 @@ impl Scheduler {
         Ok(Self { plan, pool, turn: None })
     }
 
-    /// Runs jobs on the lanes, in batches of at most `max_rows` rows that should take no longer
-    /// than `budget`. `spare` runs, on a thread, the jobs that are larger than that.
+    /// Runs jobs on the lanes, in batches of at most `room` that should take no longer than `budget`. `spare` runs, on a
+    /// thread, the jobs that are larger than that.
     ///
     /// `on_lanes` holds one instance for each lane. Ready once the last lane has its own.
     ///
@@ -239,13 +249,15 @@ impl Scheduler {
     pub async fn on_lanes(
         plan: Plan,
         lanes: &turn::Lanes,
-        max_rows: usize,
+        room: Extent,
         budget: Duration,
         on_lanes: Vec<Box<dyn Backend>>,
         spare: Box<dyn Backend>,
     ) -> Result<Self, Error> {
         let mut scheduler = Self::on_threads(plan, vec![spare])?;
-        let policy = BatchPolicy { max_rows, ..scheduler.plan.policy };
+        let before = scheduler.plan.policy;
+        let max_elements = before.max_elements.map(|most| most.min(room.size));
+        let policy = BatchPolicy { max_rows: room.rows, max_elements, ..before };
         let turn = turn::Turn::new(&scheduler.plan, &scheduler.pool, lanes, policy, budget);
         // Stored first: if installing fails half-way, dropping the scheduler takes it off again.
         scheduler.turn = Some(Arc::clone(&turn));
@@ -261,9 +273,9 @@ impl Scheduler {
     /// or the model is being unloaded; [`Error::InvalidTensor`] for inputs that cannot be filled up because they
     /// contradict each other.
     pub fn submit(&self, mut job: Job) -> Result<(), Error> {
-        if let Some(padding) = &self.plan.padding {
-            padding.check(&job)?;
-            job.padding = Some(Arc::clone(padding));
+        if let Some(layout) = &self.plan.layout {
+            layout.check(&job)?;
+            job.layout = Some(Arc::clone(layout));
         }
         match &self.turn {
             Some(turn) => turn.submit(job),
@@ -293,6 +305,11 @@ impl Scheduler {
     /// How jobs become batches.
     pub fn policy(&self) -> &BatchPolicy {
         &self.plan.policy
+    }
+
+    /// How rows of different lengths are laid one behind the other, if they are.
+    pub fn ragged(&self) -> Option<&Ragged> {
+        self.plan.layout.as_deref().and_then(Layout::ragged)
     }
 
     /// What this version of the model has done.
@@ -335,9 +352,9 @@ impl Plan {
         Error::ModelNotReady { model: Arc::clone(&self.key.name), state }
     }
 
-    /// A batch of `rows` rows ran for `took`.
-    fn learn(&self, rows: usize, took: Duration) {
-        let size = self.cost.observe(rows, took);
+    /// A batch of this size ran for `took`.
+    fn learn(&self, extent: Extent, took: Duration) {
+        let size = self.cost.observe(extent.size, took);
         if let Some(cost) = self.cost.estimate(size) {
             self.metrics.batch_cost(size, cost);
         }

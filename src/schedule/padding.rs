@@ -4,7 +4,7 @@
 //! are filled up to the longest of a batch, with what, and which outputs have such an axis and are cut back. It also
 //! fills up rows, for models that take a fixed number of them. When a batch is formed is the queue's business.
 
-use super::Job;
+use super::{Job, layout::Laid};
 use crate::{
     error::Error,
     tensor::{Shape, Tensor, Tensors, pad},
@@ -59,14 +59,6 @@ pub enum Reach {
     Ratio(u32),
     /// All that are filled up to the same of these, ascending; each run has such a length, alone or not.
     Lengths(Vec<usize>),
-}
-
-/// Inputs of several jobs, laid together.
-#[derive(Debug)]
-pub(super) struct Laid {
-    pub(super) inputs: Tensors,
-    rows: usize,
-    lengths: Lengths,
 }
 
 // === impl Padding ===
@@ -213,15 +205,6 @@ impl Padding {
         };
         let inputs = self.inputs.iter().enumerate().map(together).collect::<Result<_, _>>()?;
         Ok(Laid { inputs, rows, lengths })
-    }
-
-    /// The inputs of one job as a run takes them.
-    ///
-    /// # Errors
-    ///
-    /// As for several: none of inputs that were checked.
-    pub fn alone(&self, inputs: Tensors) -> Result<Tensors, Error> {
-        if self.fills(&inputs) { Ok(self.lay(&[&inputs])?.inputs) } else { Ok(inputs) }
     }
 
     /// Elements of the inputs that are filled up.

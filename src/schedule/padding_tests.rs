@@ -4,7 +4,7 @@ use super::*;
 use crate::{
     backend::Backend,
     call::{Facts, ModelKey},
-    schedule::{BatchPolicy, BatchQueue, Plan, ReplyTo, Verdict, run, testing},
+    schedule::{BatchPolicy, BatchQueue, Layout, Plan, ReplyTo, Verdict, run, testing},
     telemetry::metrics::Metrics,
     tensor::{DataType, Signature, TensorSpec},
 };
@@ -68,7 +68,7 @@ fn signature() -> Arc<Signature> {
     })
 }
 
-fn padding(reach: Reach, rows: Option<usize>) -> Arc<Padding> {
+fn padding(reach: Reach, rows: Option<usize>) -> Arc<Layout> {
     let input = |name: &str, element: i64| PaddedInput {
         name: name.into(),
         axes: vec![(1, 0)],
@@ -79,17 +79,21 @@ fn padding(reach: Reach, rows: Option<usize>) -> Arc<Padding> {
     padding.inputs = vec![input("ids", FILL), input("mask", 0)];
     padding.outputs = vec![vec![(1, 0)], Vec::new()];
     padding.rows = rows;
-    Arc::new(padding)
+    Arc::new(Layout::Padded(padding))
 }
 
-fn plan(padding: &Arc<Padding>) -> Plan {
+fn of(layout: &Layout) -> &Padding {
+    layout.padding().unwrap()
+}
+
+fn plan(padding: &Arc<Layout>) -> Plan {
     let key = Arc::new(ModelKey { name: "masked".into(), version: "1".into() });
     Plan {
         metrics: Metrics::new().model(&key),
         key,
         signature: signature(),
-        policy: BatchPolicy { enabled: true, max_rows: padding.rows.unwrap_or(8), ..BatchPolicy::default() },
-        padding: Some(Arc::clone(padding)),
+        policy: BatchPolicy { enabled: true, max_rows: of(padding).rows.unwrap_or(8), ..BatchPolicy::default() },
+        layout: Some(Arc::clone(padding)),
         ..testing::plan()
     }
 }
@@ -103,7 +107,7 @@ fn inputs(rows: usize, length: usize, seed: usize) -> Tensors {
     [tensor(ids), tensor(mask)].into_iter().collect()
 }
 
-fn job(padding: &Arc<Padding>, inputs: Tensors) -> (Job, testing::Receiver) {
+fn job(padding: &Arc<Layout>, inputs: Tensors) -> (Job, testing::Receiver) {
     let (sender, receiver) = oneshot::channel();
     let now = Instant::now();
     let job = Job {
@@ -115,12 +119,12 @@ fn job(padding: &Arc<Padding>, inputs: Tensors) -> (Job, testing::Receiver) {
         reply: ReplyTo::Once(sender),
         facts: Arc::new(Facts::default()),
         turn: 0,
-        padding: Some(Arc::clone(padding)),
+        layout: Some(Arc::clone(padding)),
     };
     (job, receiver)
 }
 
-fn joins(padding: &Arc<Padding>, one: usize, other: usize) -> bool {
+fn joins(padding: &Arc<Layout>, one: usize, other: usize) -> bool {
     let (one, other) = (inputs(1, one, 1), inputs(1, other, 2));
     assert_eq!(padding.joins(&one, &other), padding.joins(&other, &one));
     padding.joins(&one, &other)
@@ -130,11 +134,11 @@ fn joins(padding: &Arc<Padding>, one: usize, other: usize) -> bool {
 fn what_an_element_is_worth_says_who_runs_together() {
     let padding = padding(Reach::Worth, None);
     assert!(joins(&padding, 5, 5) && !joins(&padding, 5, 6), "nothing was measured yet");
-    padding.set_worth(10);
+    of(&padding).set_worth(10);
     assert!(joins(&padding, 5, 15) && !joins(&padding, 5, 16));
     let rows = |short, long| padding.joins(&inputs(short, 5, 1), &inputs(long, 10, 2));
     assert!(rows(2, 9) && !rows(3, 1), "every row that is filled up counts");
-    padding.set_worth(usize::MAX);
+    of(&padding).set_worth(usize::MAX);
     assert!(joins(&padding, 1, 4000) && !joins(&padding, 0, 1), "nobody knows where nothing ends");
 }
 
@@ -229,7 +233,7 @@ proptest! {
         rows in prop::option::of(4_usize..9),
     ) {
         let padding = padding(reach, rows);
-        padding.set_worth(worth);
+        of(&padding).set_worth(worth);
         let plan = plan(&padding);
         let mut queue = BatchQueue::new(plan.policy);
         let mut backend = Masked::new(rows);

@@ -6,16 +6,16 @@
 //! The rules. Jobs wait by their level of priority, and within a level in the order they came, which
 //! is made fair between those who sent them (see [`fair`]). The first job decides: only
 //! jobs that are compatible with it join its batch, in their order. A batch has at most `max_rows`
-//! rows, unless its only job is larger by itself.
+//! rows, and `max_elements` elements of ragged inputs, unless its only job is larger by itself.
 //! Late and abandoned jobs are dropped here and never run. With `max_delay` zero an idle instance
 //! runs at once what is there; batches then form by themselves under load.
 //!
-//! What a batch will take is known by its rows (see [`Cost`]). So it is made smaller where that serves callers sooner and
-//! costs nothing ([`size`](super::size)), and where it would make somebody late who need not be ([`late`](super::late)).
-//! As long as nothing is known, or nobody is in danger, all that waits runs together.
+//! What a batch will take is known by its size (see [`Cost`] and [`Extent`]). So it is made smaller where that serves
+//! callers sooner and costs nothing ([`size`](super::size)), and where it would make somebody late who need not be
+//! ([`late`](super::late)). As long as nothing is known, or nobody is in danger, all that waits runs together.
 
 use super::{
-    BatchPolicy, Cost, Job, QUEUE_FULL, QUEUE_TIMEOUT, WhenLate,
+    BatchPolicy, Cost, Extent, Job, QUEUE_FULL, QUEUE_TIMEOUT, WhenLate,
     delay::QueueDelay,
     fair::{self, FairOrder},
     late::{Course, FOREVER, Outlook},
@@ -58,9 +58,9 @@ pub enum Verdict {
 struct Batch {
     jobs: usize,
     seen: usize,
-    rows: usize,
-    /// Most rows of this batch and of those like it.
-    room: usize,
+    extent: Extent,
+    /// The most that this batch and those like it may be.
+    room: Extent,
     /// The first of their deadlines.
     urgent: Instant,
     /// Until when it may wait for more; absent: it is complete.
@@ -69,13 +69,13 @@ struct Batch {
 
 impl Batch {
     /// None yet, with `first` to come first.
-    fn before(first: &Job, room: usize) -> Self {
-        Self { jobs: 0, seen: 0, rows: 0, room, urgent: first.deadline, due: None }
+    fn before(first: &Job, room: Extent) -> Self {
+        Self { jobs: 0, seen: 0, extent: Extent::default(), room, urgent: first.deadline, due: None }
     }
 
     fn add(&mut self, job: &Job) {
         self.jobs += 1;
-        self.rows = self.rows.saturating_add(job.rows);
+        self.extent = self.extent.plus(job.extent());
         self.urgent = self.urgent.min(job.deadline);
     }
 }
@@ -152,10 +152,10 @@ impl BatchQueue {
             if let Some(due) = batch.due.filter(|due| now < *due) {
                 return Verdict::Wait(Some(due));
             }
-            let (batch, cost) = match self.cost.at_most(batch.rows) {
+            let (batch, cost) = match self.cost.at_most(batch.extent.size) {
                 Some(cost) if cost >= WORTH => {
                     let batch = self.enough(batch);
-                    (batch, self.cost.at_most(batch.rows))
+                    (batch, self.cost.at_most(batch.extent.size))
                 }
                 cost => (batch, cost),
             };
@@ -190,14 +190,15 @@ impl BatchQueue {
     fn waiting(&self) -> Option<Batch> {
         let first = self.waiting.front()?;
         if !self.policy.enabled {
-            return Some(Batch { jobs: 1, seen: 1, rows: first.rows, ..Batch::before(first, 0) });
+            let alone = Batch::before(first, Extent::default());
+            return Some(Batch { jobs: 1, seen: 1, extent: first.extent(), ..alone });
         }
-        let mut preferred = None;
-        let mut batch = Batch::before(first, self.policy.max_rows);
+        let (mut preferred, room) = (None, self.policy.room());
+        let mut batch = Batch::before(first, room);
         for job in &self.waiting {
             if batch.jobs == 0 || job.is_compatible(first) {
                 // A later, smaller job might still fit; it must not overtake this one.
-                if batch.jobs > 0 && batch.rows.saturating_add(job.rows) > self.policy.max_rows {
+                if batch.jobs > 0 && batch.extent.plus(job.extent()).exceeds(room) {
                     batch.due = None;
                     return Some(preferred.unwrap_or(batch));
                 }
@@ -206,17 +207,18 @@ impl BatchQueue {
                 batch.due = Some(batch.due.map_or(patience, |due: Instant| due.min(patience)));
             }
             batch.seen += 1;
-            if self.policy.preferred.contains(batch.rows) {
-                preferred = Some(Batch { due: None, room: batch.rows, ..batch });
+            let rows = batch.extent.rows;
+            if self.policy.preferred.contains(rows) {
+                preferred = Some(Batch { due: None, room: self.policy.room_of(rows), ..batch });
             }
-            if batch.rows >= self.policy.max_rows {
+            if batch.extent.fills(room) {
                 batch.due = None;
                 break;
             }
         }
         // Nor may waiting make anybody late who would be in time now.
         if let (Some(due), false) = (&mut batch.due, self.policy.max_delay.is_zero())
-            && let Some(cost) = self.cost.at_most(batch.rows)
+            && let Some(cost) = self.cost.at_most(batch.extent.size)
         {
             *due = batch.urgent.checked_sub(cost).map_or(*due, |latest| latest.min(*due));
         }
@@ -230,9 +232,10 @@ impl BatchQueue {
         }
         let overload = self.waiting.len() > batch.jobs;
         let Some(limit) = self.size.limit(&self.cost, self.policy.max_rows, overload) else { return batch };
-        let part = Batch { room: limit, ..self.first(batch.seen, |next| next.rows <= limit) };
+        let room = self.policy.room_of(limit);
+        let part = Batch { room, ..self.first(batch.seen, |next| !next.extent.exceeds(room)) };
         let [Some(whole), Some(now), Some(then)] =
-            [batch.rows, part.rows, batch.rows - part.rows].map(|rows| self.cost.estimate(rows))
+            [batch.extent, part.extent, batch.extent.minus(part.extent)].map(|part| self.cost.estimate(part.size))
         else {
             return batch;
         };
@@ -244,7 +247,7 @@ impl BatchQueue {
 
     /// The first jobs of the batch that is among the first `seen`, as long as it `fits`; one at least.
     fn first(&self, seen: usize, fits: impl Fn(&Batch) -> bool) -> Batch {
-        let mut batch = Batch::before(&self.waiting[0], self.policy.max_rows);
+        let mut batch = Batch::before(&self.waiting[0], self.policy.room());
         for (seen, job) in self.waiting.iter().take(seen).enumerate() {
             if !job.is_compatible(&self.waiting[0]) {
                 continue;
@@ -269,22 +272,23 @@ impl BatchQueue {
         }
     }
 
-    fn outlook(&self, room: usize, now: Instant) -> Outlook<'_> {
+    fn outlook(&self, room: Extent, now: Instant) -> Outlook<'_> {
         Outlook { waiting: &self.waiting, cost: &self.cost, room, instances: self.instances, now }
     }
 
     /// Refuses those who would be late in the next batch, until it is full of others.
-    fn drop_late(&mut self, room: usize, now: Instant) {
+    fn drop_late(&mut self, room: Extent, now: Instant) {
         let end = self.outlook(room, now).end_of_full();
-        let mut rows = 0_usize;
+        let mut kept = Extent::default();
         for job in std::mem::take(&mut self.waiting) {
             // One that runs alone takes its own time.
-            let alone = |job: &Job| self.cost.at_most(job.rows).map_or(now, |cost| now + cost.min(FOREVER));
+            let alone = |job: &Job| self.cost.at_most(job.extent().size).map_or(now, |cost| now + cost.min(FOREVER));
             let end = if self.policy.enabled { end } else { alone(&job) };
-            if rows < room.max(1) && job.deadline < end {
+            let is_full = kept.rows > 0 && kept.fills(room);
+            if !is_full && job.deadline < end {
                 job.fail(Error::DeadlineExceeded { stage: Stage::Queued });
             } else {
-                rows = rows.saturating_add(job.rows.max(1));
+                kept = kept.plus(job.extent().or_one());
                 self.waiting.push_back(job);
             }
         }

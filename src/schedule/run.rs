@@ -2,7 +2,7 @@
 //!
 //! The same code runs on inference threads and on lanes; it does not know which.
 
-use super::{Job, Plan, ReplyTo, padding::Laid};
+use super::{Extent, Job, Layout, Plan, ReplyTo, layout::Laid, ragged::Cuts};
 use crate::{
     backend::Backend,
     call::{
@@ -69,7 +69,7 @@ fn alone_or_batch(backend: &mut dyn Backend, jobs: &mut Vec<Job>, plan: &Plan) -
 /// which it says only of more than one job.
 pub(super) fn batch(backend: &mut dyn Backend, jobs: &mut Vec<Job>, plan: &Plan) -> Ran {
     let started = Instant::now();
-    let mut rows = 0;
+    let mut extent = Extent::default();
     let mut queued = Duration::ZERO;
     for job in jobs.iter() {
         // A job whose batch has failed comes a second time, and has waited once.
@@ -79,14 +79,13 @@ pub(super) fn batch(backend: &mut dyn Backend, jobs: &mut Vec<Job>, plan: &Plan)
             queued += waited;
         }
         job.facts.run_since(started);
-        rows += job.rows;
+        extent = extent.plus(job.extent());
     }
+    let rows = extent.rows;
     let mut input = Duration::ZERO;
     let mut laid = None;
     let result = catch_unwind(AssertUnwindSafe(|| match jobs.as_slice() {
-        [only] if !plan.padding.as_ref().is_some_and(|padding| padding.fills(&only.inputs)) => {
-            backend.run(&only.inputs)
-        }
+        [only] if !plan.layout.as_ref().is_some_and(|layout| layout.changes(&only.inputs)) => backend.run(&only.inputs),
         many => {
             let inputs = gather(many, plan, &mut laid)?;
             input = started.elapsed();
@@ -94,8 +93,8 @@ pub(super) fn batch(backend: &mut dyn Backend, jobs: &mut Vec<Job>, plan: &Plan)
         }
     }));
     let took = started.elapsed();
-    let misfit = |outputs: &Tensors| match (&laid, &plan.padding) {
-        (Some(laid), Some(padding)) => padding.misfit(laid, outputs),
+    let misfit = |outputs: &Tensors| match (&laid, &plan.layout) {
+        (Some(laid), Some(layout)) => layout.misfit(laid, outputs),
         _ if jobs.len() == 1 || outputs.iter().all(|output| output.rows() == rows) => None,
         _ => Some("an output does not follow the rows of the inputs".to_owned()),
     };
@@ -120,7 +119,7 @@ pub(super) fn batch(backend: &mut dyn Backend, jobs: &mut Vec<Job>, plan: &Plan)
             let spent = Spent { input, infer: took - input, output: started.elapsed() - took };
             // Counted before anyone hears of it: who was answered finds itself in the statistics.
             plan.metrics.ran(jobs.len(), rows, queued, spent);
-            plan.learn(rows, took);
+            plan.learn(extent, took);
             note(jobs, Run { begun: started, over: started + took, rows, jobs: jobs.len() });
             answer(jobs, parts, started, took);
         }
@@ -133,9 +132,9 @@ pub(super) fn batch(backend: &mut dyn Backend, jobs: &mut Vec<Job>, plan: &Plan)
             jobs.drain(..).for_each(|job| job.fail(error.clone()));
         }
         Ok(Ok(outputs)) if jobs.len() == 1 => {
-            // Nothing is left to try: alone, too, it was filled up.
+            // Nothing is left to try: alone, too, it was laid out.
             plan.metrics.failed();
-            let error = Error::backend(misfit(&outputs).unwrap_or_default());
+            let error = Error::backend(format!("model `{}`: {}", plan.key, misfit(&outputs).unwrap_or_default()));
             jobs.drain(..).for_each(|job| job.fail(error.clone()));
         }
         // One caller's bad values must not fail the calls that happened to run with it, and outputs
@@ -254,11 +253,11 @@ fn panicked(plan: &Plan, panic: &(dyn std::any::Any + Send)) -> Error {
     Error::internal(format!("back end panicked: {text}"))
 }
 
-/// Inputs of several jobs as one: `laid` if they were filled up, else what is returned.
+/// Inputs of several jobs as one: `laid` where there is a layout, else what is returned.
 fn gather(jobs: &[Job], plan: &Plan, laid: &mut Option<Laid>) -> Result<Tensors, Error> {
-    if let Some(padding) = &plan.padding {
+    if let Some(layout) = &plan.layout {
         let jobs: SmallVec<[&Tensors; 64]> = jobs.iter().map(|job| &job.inputs).collect();
-        *laid = Some(padding.lay(&jobs)?);
+        *laid = Some(layout.lay(&jobs)?);
         return Ok(Tensors::new());
     }
     (0..plan.signature.inputs.len())
@@ -275,20 +274,28 @@ fn gather(jobs: &[Job], plan: &Plan, laid: &mut Option<Laid>) -> Result<Tensors,
 /// What each job of a batch is answered with, in their order. A batch of one keeps its outputs whole.
 type Parts = SmallVec<[Result<Vec<NamedTensor>, Error>; 1]>;
 
-fn apart(jobs: &[Job], outputs: Tensors, plan: &Plan, filled: bool) -> Parts {
-    if jobs.len() == 1 && !filled {
+fn apart(jobs: &[Job], outputs: Tensors, plan: &Plan, laid: bool) -> Parts {
+    if jobs.len() == 1 && !laid {
         return SmallVec::from_iter([Ok(named(plan, outputs))]);
     }
     let mut from = 0;
+    let layout = plan.layout.as_deref();
+    let mut cuts = layout.and_then(Layout::ragged).map(Cuts::new);
     let part = |job: &Job| {
         let range = from..from + job.rows;
         from = range.end;
+        if let Some(cuts) = &mut cuts {
+            cuts.next(&job.inputs);
+        }
         let one = |(at, (output, spec)): (usize, (&Tensor, &TensorSpec))| {
-            let back = match &plan.padding {
-                Some(padding) => padding.cut_back(at, output, range.clone(), &job.inputs)?,
-                None => None,
+            let tensor = match (&cuts, layout.and_then(Layout::padding)) {
+                (Some(cuts), _) => cuts.part(at, output, cut)?,
+                (None, Some(padding)) => match padding.cut_back(at, output, range.clone(), &job.inputs)? {
+                    Some(back) => back,
+                    None => cut(output, range.clone())?,
+                },
+                (None, None) => cut(output, range.clone())?,
             };
-            let tensor = back.map_or_else(|| cut(output, range.clone()), Ok)?;
             Ok(NamedTensor { name: spec.name.clone(), tensor })
         };
         outputs.iter().zip(&plan.signature.outputs).enumerate().map(one).collect()
@@ -298,7 +305,7 @@ fn apart(jobs: &[Job], outputs: Tensors, plan: &Plan, filled: bool) -> Parts {
 
 /// Counts what was filled up, where anything may be.
 fn count(jobs: &[Job], laid: Option<&Laid>, plan: &Plan) {
-    let Some(padding) = &plan.padding else { return };
+    let Some(padding) = plan.layout.as_deref().and_then(Layout::padding) else { return };
     let own = jobs.iter().map(|job| padding.elements(&job.inputs)).sum();
     let all = laid.map_or(own, |laid| padding.elements(&laid.inputs));
     plan.metrics.laid(own, all.saturating_sub(own));

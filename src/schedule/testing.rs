@@ -187,7 +187,7 @@ pub(crate) fn plan_of(script: &Script) -> Plan {
         key,
         signature: signature(),
         policy: BatchPolicy { enabled: !decoupled, max_queue: MAX_QUEUE, ..BatchPolicy::default() },
-        padding: None,
+        layout: None,
         run_limit: None,
         cost: Arc::default(),
         reopen: Arc::new(move || Ok(backend(&script))),
@@ -242,6 +242,6 @@ fn job_to(rows: usize, mark: f32, now: Instant, patience: Duration, reply: Reply
         reply,
         facts: Arc::default(),
         turn: 0,
-        padding: None,
+        layout: None,
     }
 }

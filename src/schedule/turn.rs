@@ -160,7 +160,7 @@ impl Turn {
     }
 
     pub(super) fn submit(&self, job: Job) -> Result<(), Error> {
-        let too_large = self.policy.enabled && job.rows > self.policy.max_rows;
+        let too_large = self.policy.enabled && job.extent().exceeds(self.policy.room());
         if too_large || self.has_moved() {
             return self.pool.submit(job);
         }

@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::schedule::{
-    Scheduler,
+    Extent, Scheduler,
     testing::{self, Fault, Script},
 };
 use std::future::Future;
@@ -25,7 +25,7 @@ async fn scheduler(script: &Script, lanes: &Lanes, budget: Duration) -> Arc<Sche
     let instances = (0..lanes.count()).map(|_| testing::backend(script)).collect();
     let spare = testing::backend(&script.spare());
     let plan = testing::plan_of(script);
-    Arc::new(Scheduler::on_lanes(plan, lanes, 64, budget, instances, spare).await.unwrap())
+    Arc::new(Scheduler::on_lanes(plan, lanes, Extent::of_rows(64), budget, instances, spare).await.unwrap())
 }
 
 async fn call(scheduler: &Scheduler, rows: usize) -> Result<testing::Answer, Error> {

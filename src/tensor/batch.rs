@@ -58,6 +58,31 @@ pub fn rows(tensor: &Tensor, range: Range<usize>) -> Result<Tensor, Error> {
     cut(tensor.dtype(), shape, data)
 }
 
+/// A tensor's first two axes as one, sharing its memory: rows of one length, one behind the other. What has fewer than two
+/// axes stays as it is.
+pub fn merge(tensor: &Tensor) -> Tensor {
+    let shape = match tensor.shape().dims() {
+        [rows, length, inner @ ..] => Shape::new(std::iter::once(rows * length).chain(inner.iter().copied())),
+        dims => Shape::new(dims.iter().copied()),
+    };
+    Tensor { dtype: tensor.dtype, shape, data: tensor.data.clone() }
+}
+
+/// A tensor's first axis as two, `rows` and `length`, sharing its memory: undoes [`merge`].
+///
+/// # Errors
+///
+/// [`Error::Internal`] if the axis is not as long as both together.
+pub fn split(tensor: &Tensor, rows: usize, length: usize) -> Result<Tensor, Error> {
+    match tensor.shape().dims() {
+        [all, inner @ ..] if rows.checked_mul(length) == Some(*all) => {
+            let shape = Shape::new([rows, length].into_iter().chain(inner.iter().copied()));
+            Ok(Tensor { dtype: tensor.dtype, shape, data: tensor.data.clone() })
+        }
+        _ => Err(Error::internal(format!("{rows} rows of {length} of a tensor of shape {}", tensor.shape()))),
+    }
+}
+
 fn cut(dtype: DataType, shape: Shape, data: Bytes) -> Result<Tensor, Error> {
     Tensor::new(dtype, shape, data).map_err(|error| Error::Internal(std::sync::Arc::new(error)))
 }
@@ -93,6 +118,19 @@ mod tests {
         let all = gather(&[&a, &b]).unwrap();
         assert_eq!(rows(&all, 0..1).unwrap(), a);
         assert_eq!(rows(&all, 1..2).unwrap(), b);
+    }
+
+    #[test]
+    fn rows_are_merged_and_split_without_a_copy() {
+        let rows = Tensor::of(DataType::Fp32, [2, 3, 1].into(), vec![0.0_f32; 6]).unwrap();
+        let flat = merge(&rows);
+        assert_eq!((flat.shape().dims(), flat.data().as_ptr()), (&[6, 1][..], rows.data().as_ptr()));
+        assert_eq!(split(&flat, 2, 3).unwrap(), rows);
+        assert_eq!(split(&flat, 3, 2).unwrap().shape().dims(), [3, 2, 1]);
+        assert!(split(&flat, 2, 2).is_err() && split(&flat, usize::MAX, 2).is_err());
+        let scalar = Tensor::of(DataType::Fp32, Shape::default(), vec![0.0_f32]).unwrap();
+        assert!(split(&scalar, 1, 1).is_err());
+        assert_eq!(merge(&scalar), scalar);
     }
 
     #[test]

@@ -5,12 +5,14 @@
 pub mod batch;
 mod dtype;
 pub mod half;
+mod marks;
 pub mod pad;
 mod shape;
 mod spec;
 pub mod view;
 
 pub use dtype::DataType;
+pub use marks::Marks;
 pub use shape::Shape;
 pub use spec::{AxisNames, Signature, TensorSpec};
 

@@ -30,6 +30,7 @@ mod overload;
 mod padding;
 mod parity;
 mod program;
+mod ragged;
 mod reload;
 mod renewal;
 mod repository;

@@ -11,13 +11,18 @@ use std::{fs, path::Path, sync::Arc};
 const FILL: i64 = 9;
 
 /// A server over `model` of `tests/models/good`, which says `yaml` of itself.
-async fn over(model: &str, yaml: &str) -> Running {
+pub async fn over(model: &str, yaml: &str) -> Running {
+    over_with(model, "model.yaml", yaml).await
+}
+
+/// The same with what it says in this file.
+pub async fn over_with(model: &str, file: &str, text: &str) -> Running {
     let setup = Setup::new();
     let models = setup.folder().join("models");
     fs::create_dir_all(models.join(model).join("1")).unwrap();
     let from = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("tests/models/good/{model}/1/model.onnx"));
     fs::copy(from, models.join(model).join("1/model.onnx")).unwrap();
-    fs::write(models.join(model).join("model.yaml"), yaml).unwrap();
+    fs::write(models.join(model).join(file), text).unwrap();
     let runtime = Runtime::load(None).unwrap_or_else(|error| panic!("{error}"));
     setup.start_with(&models, Arc::new(runtime), Vec::new()).await
 }

@@ -12,6 +12,9 @@
     fixed          [1,4] -> [1,4], no free axis, so nothing can be batched
     four           [4,3] -> [4,3], four rows and no others
     masked         ids and their mask, [-1,-1], -> a state of each id where the mask is 1, [-1,-1,2], and their sum, [-1,2]
+    ragged         rows one behind the other, [total], and all that can be said of where they are -> the sum of each row and its
+                   length, [rows], and each value less the sum of its row, [total]
+    nameless       the same without names of axes, and told no more than where rows end
     two_by_two     two inputs of two types, two outputs: their sum and their difference
     reduced        [-1,2] -> the sum of each row, and of all: an output without rows
     nonzero        [-1] -> [1,-1], as many columns as there are elements that are not zero: maybe none
@@ -73,6 +76,54 @@ def good(name, *arguments):
     (folder("good", name) / "model.onnx").write_bytes(model(name, *arguments).SerializeToString())
 
 
+def one_behind_the_other(total, rows, one_more, told):
+    """Sums by running totals; an element's row is how many rows end at or before it. All
+    marks say where rows are if `told`, else only `ends`."""
+    numbers = {"one": [1], "zero": [0], "before_last": [-1], "far": [2**62]}
+    numbers = [numpy_helper.from_array(np.array(number, dtype=np.int64), name) for name, number in numbers.items()]
+    numbers.append(numpy_helper.from_array(np.array(0, dtype=np.int64), "first"))
+    numbers.append(numpy_helper.from_array(np.array(1, dtype=np.int64), "step"))
+    numbers.append(numpy_helper.from_array(np.array([0], dtype=np.float32), "nothing"))
+    nodes = [helper.make_node("Cast", ["ends"], ["ends64"], to=TensorProto.INT64)]
+    if told:
+        nodes += [
+            helper.make_node("Cast", ["starts"], ["starts64"], to=TensorProto.INT64),
+            helper.make_node("Slice", ["bounds", "one", "far"], ["borders"]),
+            helper.make_node("Cast", ["counts"], ["lengths"], to=TensorProto.FLOAT),
+        ]
+    else:
+        nodes += [
+            helper.make_node("Slice", ["ends64", "zero", "before_last"], ["inner"]),
+            helper.make_node("Concat", ["zero", "inner"], ["starts64"], axis=0),
+            helper.make_node("Identity", ["ends64"], ["borders"]),
+            helper.make_node("Sub", ["ends64", "starts64"], ["counts64"]),
+            helper.make_node("Cast", ["counts64"], ["lengths"], to=TensorProto.FLOAT),
+        ]
+    nodes += [
+        helper.make_node("Concat", ["nothing", "values"], ["shifted"], axis=0),
+        helper.make_node("CumSum", ["shifted", "first"], ["running"]),
+        helper.make_node("Gather", ["running", "ends64"], ["upto"]),
+        helper.make_node("Gather", ["running", "starts64"], ["before"]),
+        helper.make_node("Sub", ["upto", "before"], ["sums"]),
+        helper.make_node("Shape", ["values"], ["shape"]),
+        helper.make_node("Squeeze", ["shape"], ["count"]),
+        helper.make_node("Range", ["first", "count", "step"], ["places"]),
+        helper.make_node("Unsqueeze", ["places", "one"], ["column"]),
+        helper.make_node("GreaterOrEqual", ["column", "borders"], ["behind"]),
+        helper.make_node("Cast", ["behind"], ["ones"], to=TensorProto.INT64),
+        helper.make_node("ReduceSum", ["ones", "one"], ["row"], keepdims=0),
+        helper.make_node("Gather", ["sums", "row"], ["own"]),
+        helper.make_node("Sub", ["values", "own"], ["deviations"]),
+    ]
+    inputs = [value("values", TensorProto.FLOAT, [total]), value("ends", TensorProto.INT32, [rows])]
+    if told:
+        inputs = [value("counts", TensorProto.INT64, [rows]), value("starts", TensorProto.FLOAT, [rows]), *inputs]
+        inputs.append(value("bounds", TensorProto.INT64, [one_more]))
+    outputs = [value(name, TensorProto.FLOAT, [axis]) for name, axis in (("sums", rows), ("lengths", rows), ("deviations", total))]
+    used = {name for node in nodes for name in node.input}
+    return nodes, inputs, outputs, [number for number in numbers if number.name in used]
+
+
 def external(location, length):
     """A model whose only weight is said to lie in the file `location`."""
     weight = TensorProto(name="weight", data_type=TensorProto.FLOAT, dims=[4], data_location=TensorProto.EXTERNAL)
@@ -118,6 +169,9 @@ def main():
     ]
     inputs = [value(name, TensorProto.INT64, ["rows", "seq"]) for name in ("ids", "mask")]
     good("masked", nodes, inputs, [value("states", fp32, ["rows", "seq", 2]), value("sum", fp32, ["rows", 2])], weights)
+
+    good("ragged", *one_behind_the_other("total", "rows", "bounds", True))
+    good("nameless", *one_behind_the_other(None, None, None, False))
 
     nodes = [
         helper.make_node("Cast", ["b"], ["c"], to=fp32),

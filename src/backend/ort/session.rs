@@ -96,7 +96,7 @@ impl Opened {
             outputs: session.outputs().iter().map(spec).collect(),
         };
         let is_servable = signature.inputs.iter().chain(&signature.outputs).all(|spec| spec.dtype.is_some());
-        let arena = policy(settings.arena, &signature);
+        let arena = policy(settings, &signature);
         let mut notes = passed_over;
         notes.push(memory_note(arena));
         if settings.explain {
@@ -120,9 +120,10 @@ impl Opened {
 
 /// What `auto` means for a model. Of rows there are at most so many; any other dimension that is free is the caller's
 /// to choose, and an arena that kept what the largest of them needed would be theirs as well.
-fn policy(arena: Arena, signature: &Signature) -> Arena {
-    let has_free_lengths = signature.inputs.iter().any(|spec| spec.dims.iter().skip(1).any(Option::is_none));
-    if arena == Arena::Auto && !has_free_lengths { Arena::Keep } else { arena }
+fn policy(settings: &SessionSettings, signature: &Signature) -> Arena {
+    let is_free = |spec: &TensorSpec| spec.dims.iter().skip(1).any(Option::is_none);
+    let has_free_lengths = settings.ragged || signature.inputs.iter().any(is_free);
+    if settings.arena == Arena::Auto && !has_free_lengths { Arena::Keep } else { settings.arena }
 }
 
 fn memory_note(arena: Arena) -> String {

@@ -37,7 +37,7 @@ impl Local {
             rows: self.rows,
             priority: 0,
             turn: 0,
-            padding: None,
+            layout: None,
             deadline: queued + PATIENCE,
             queued,
             reply: ReplyTo::Once(sender),

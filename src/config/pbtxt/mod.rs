@@ -5,6 +5,7 @@
 //! `model.yaml`, and nothing of the model: whether the two fit is found out when it is opened.
 
 mod ensemble;
+mod ragged;
 mod tensors;
 mod warmup;
 
@@ -72,6 +73,8 @@ pub(super) struct Said {
     /// The file of each version.
     pub(super) file: Option<String>,
     pub(super) declared: Option<Signature>,
+    /// What belongs to inputs in which rows lie one behind the other, by input.
+    pub(super) ragged: BTreeMap<String, Word<raw::Ragged>>,
     /// The graph of other models that it is.
     pub(super) ensemble: Option<Word<raw::ensemble::Ensemble>>,
     pub(super) samples: Vec<Sample>,
@@ -101,6 +104,7 @@ pub(super) fn read(config: &ModelConfig, name: &str, label: &str, problems: &mut
     reader.file();
     reader.notes();
     reader.tensors();
+    reader.ragged();
     reader.ensemble();
     reader.samples();
     reader.said
@@ -166,13 +170,6 @@ impl Reader<'_> {
         if config.model_operations.as_ref().is_some_and(|found| !found.op_library_filename.is_empty()) {
             let text = "has libraries of operators, which are not loaded here: the model could not run";
             self.problem("model_operations", text);
-        }
-        if !config.batch_input.is_empty() {
-            self.problem("batch_input", "is to be made of each batch, and is not made here: the model would miss it");
-        }
-        if !config.batch_output.is_empty() {
-            let text = "is to be cut by other shapes than its own, and is not here: rows would go to the wrong callers";
-            self.problem("batch_output", text);
         }
     }
 

@@ -23,7 +23,6 @@ impl Reader<'_> {
             for (said, field, text) in [
                 (input.optional, "optional", "has no effect: a call brings every input that the model has"),
                 (input.is_shape_tensor, "is_shape_tensor", "has no effect: ONNX Runtime reads shapes as other tensors"),
-                (input.allow_ragged_batch, "allow_ragged_batch", "has no effect: rows of other shapes run apart"),
                 (input.is_non_linear_format_io, "is_non_linear_format_io", "has no effect: tensors are row-major"),
             ] {
                 if said {

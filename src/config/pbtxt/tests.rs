@@ -193,12 +193,56 @@ fn what_would_be_served_wrongly_is_refused() {
             "ensemble_scheduling.step[0].model_namespace",
         ),
         ("model_operations { op_library_filename: \"a.so\" }", "model_operations"),
-        ("batch_input [{ kind: BATCH_ELEMENT_COUNT }]", "batch_input"),
-        ("batch_output [{ kind: BATCH_SCATTER_WITH_INPUT_SHAPE }]", "batch_output"),
     ] {
         assert!(only_problem(text).starts_with(&format!("{path}: ")), "{}", only_problem(text));
     }
     plain("model_transaction_policy { decoupled: false } model_operations { }");
+}
+
+#[test]
+fn ragged_batches_are_those_of_model_yaml() {
+    let text = |batches: &str| {
+        format!("max_batch_size: 8 input [{{ name: \"x\" dims: [ -1 ] allow_ragged_batch: true }}] {batches}")
+    };
+    let made = |kind: &str, target: &str| {
+        format!("{{ kind: {kind} target_name: \"{target}\" data_type: TYPE_INT32 source_input: \"x\" }}")
+    };
+    let all = format!(
+        "batch_input [ {}, {}, {} ] batch_output [ {{ target_name: \"y\" source_input: \"x\" }} ]",
+        made("BATCH_ELEMENT_COUNT", "n"),
+        made("BATCH_ACCUMULATED_ELEMENT_COUNT", "e"),
+        made("BATCH_ACCUMULATED_ELEMENT_COUNT_WITH_ZERO", "b"),
+    );
+    let found = plain(&text(&all));
+    let ragged = raw::Ragged {
+        counts: Some("n".into()),
+        starts: None,
+        ends: Some("e".into()),
+        bounds: Some("b".into()),
+        outputs: vec!["y".into()],
+    };
+    assert_eq!(found.ragged["x"].value, ragged);
+    // The model's own inputs must be of that type.
+    let declared = found.declared.unwrap().inputs;
+    let target = TensorSpec { name: "e".into(), dtype: Some(DataType::Int32), dims: Vec::new() };
+    assert_eq!((declared.len(), &declared[2]), (4, &target));
+    assert_eq!(plain(&text("")).ragged["x"].value, raw::Ragged::default());
+    let shape = made("BATCH_ITEM_SHAPE", "n");
+    let twice = format!("{}, {}", made("BATCH_ELEMENT_COUNT", "n"), made("BATCH_ELEMENT_COUNT", "m"));
+    let other = made("BATCH_ELEMENT_COUNT", "n").replace("\"x\"", "\"z\"");
+    let bytes = made("BATCH_ELEMENT_COUNT", "n").replace("INT32", "STRING");
+    for (batches, problem) in [
+        (format!("batch_input [{shape}]"), "batch_input[0].kind: is BATCH_ITEM_SHAPE, which is not made here"),
+        (format!("batch_input [{twice}]"), "batch_input[1]: says the same"),
+        (format!("batch_input [{other}]"), "batch_input[0].source_input: `z` is no input with `allow_ragged_batch"),
+        (format!("batch_input [{bytes}]"), "batch_input[0].data_type: is BYTES, expected INT32 or INT64 or FP32"),
+        ("batch_input [{ source_input: \"x\" }]".into(), "batch_input[0]: has 0 target_name and 1 source_input"),
+        ("batch_output [{ source_input: \"z\" target_name: \"y\" }]".into(), "batch_output[0].source_input: `z`"),
+    ] {
+        assert!(only_problem(&text(&batches)).starts_with(problem), "{}", only_problem(&text(&batches)));
+    }
+    let alone = "max_batch_size: 0 input [{ name: \"x\" allow_ragged_batch: true }]";
+    assert!(only_problem(alone).starts_with("input[0].allow_ragged_batch: is true, and `max_batch_size` is 0"));
 }
 
 #[test]
@@ -212,7 +256,6 @@ fn what_has_no_effect_is_said() {
         ("response_cache { enable: true }", "response_cache"),
         ("input [{ name: \"x\" optional: true }]", "input[0].optional"),
         ("input [{ name: \"x\" is_shape_tensor: true }]", "input[0].is_shape_tensor"),
-        ("input [{ name: \"x\" allow_ragged_batch: true }]", "input[0].allow_ragged_batch"),
         ("input [{ name: \"x\" is_non_linear_format_io: true }]", "input[0].is_non_linear_format_io"),
         ("output [{ name: \"y\" is_shape_tensor: true }]", "output[0].is_shape_tensor"),
         ("output [{ name: \"y\" is_non_linear_format_io: true }]", "output[0].is_non_linear_format_io"),

@@ -20,8 +20,8 @@ pub use limits::{
     Timers, WebSocket, WhenAway,
 };
 pub use models::{
-    Arena, Batching, Control, Execution, Input, Mode, ModelDefaults, ModelFile, Models, Optimization, Probe, Session,
-    Watch, WhenLate,
+    Arena, Batching, Control, Execution, Input, Mode, ModelDefaults, ModelFile, Models, Optimization, Probe, Ragged,
+    Session, Watch, WhenLate,
 };
 pub use pad::{Pad, Rows};
 pub use traffic::{Shadow, Traffic};

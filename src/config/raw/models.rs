@@ -90,6 +90,7 @@ pub struct ModelDefaults {
 pub struct Batching {
     pub enabled: Switch,
     pub max_rows: Number,
+    pub max_elements: Amount,
     pub max_delay: Delay,
     pub max_queue: Number,
     pub priorities: Number,
@@ -167,6 +168,19 @@ pub struct Input {
     pub pad: Option<Value>,
     pub mask: Option<String>,
     pub optional: bool,
+    pub ragged: Option<Ragged>,
+}
+
+/// Rows that lie in an input one behind the other: the inputs that say where they are, and the outputs that are like it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+#[expect(missing_docs, reason = "the keys are explained in docs/models.md")]
+pub struct Ragged {
+    pub counts: Option<String>,
+    pub starts: Option<String>,
+    pub ends: Option<String>,
+    pub bounds: Option<String>,
+    pub outputs: Vec<String>,
 }
 
 /// Where a model runs.
@@ -331,6 +345,7 @@ impl Default for Batching {
         Self {
             enabled: Switch::Auto,
             max_rows: Number(64),
+            max_elements: Amount::Auto,
             max_delay: Delay(Duration::ZERO),
             max_queue: Number(1024),
             priorities: Number(1),

@@ -7,8 +7,9 @@ use crate::{
         raw::{self, Amount, Execution, Load, Versions, Warmup},
         units::{Delay, Number, Span},
     },
-    model::{InputSettings, Pad, watch},
+    model::{InputSettings, Pad, RaggedSettings, watch},
     schedule::PREFERRED,
+    tensor::Marks,
 };
 use serde_json::Value;
 use std::{
@@ -111,6 +112,7 @@ pub(in crate::config) fn model_file(defaults: &ModelDefaults) -> raw::ModelFile 
         batching: raw::Batching {
             enabled: defaults.batching.enabled,
             max_rows: Number(defaults.batching.max_rows),
+            max_elements: defaults.batching.max_elements,
             max_delay: Delay(defaults.batching.max_delay),
             max_queue: Number(defaults.batching.max_queue),
             priorities: Number(defaults.batching.priorities as usize),
@@ -173,14 +175,34 @@ pub(in crate::config) fn model(raw: &raw::ModelFile, problems: &mut Problems) ->
 /// What is said of inputs: that it fits the model is seen when that is there.
 fn inputs(raw: &BTreeMap<String, raw::Input>, problems: &mut Problems) -> Vec<(Arc<str>, InputSettings)> {
     let mut inputs = Vec::with_capacity(raw.len());
-    for (name, raw::Input { pad, mask, optional }) in raw {
+    for (name, raw::Input { pad, mask, optional, ragged }) in raw {
         if matches!(pad, Some(Value::Array(_) | Value::Object(_))) {
             problems.push(format!("inputs.{name}.pad"), "is several values, expected a number, true, false or a text");
         }
         let mask = mask.as_deref().map(Arc::from);
-        inputs.push((name.as_str().into(), InputSettings { pad: pad.clone(), mask, optional: *optional }));
+        let ragged = ragged.as_ref().map(|raw| ragged_settings(&format!("inputs.{name}.ragged"), raw, problems));
+        let input = InputSettings { pad: pad.clone(), mask, optional: *optional, ragged };
+        inputs.push((name.as_str().into(), input));
     }
     inputs
+}
+
+fn ragged_settings(path: &str, raw: &raw::Ragged, problems: &mut Problems) -> RaggedSettings {
+    let said = |what: &Marks| match what {
+        Marks::Counts => &raw.counts,
+        Marks::Starts => &raw.starts,
+        Marks::Ends => &raw.ends,
+        Marks::Bounds => &raw.bounds,
+    };
+    let mut made: Vec<(Marks, Arc<str>)> = Vec::new();
+    for (what, target) in Marks::ALL.iter().filter_map(|what| Some((*what, said(what).as_deref()?))) {
+        if let Some((other, _)) = made.iter().find(|(_, before)| **before == *target) {
+            let text = format!("`{target}` is the input for `{}` too", other.name());
+            problems.push(format!("{path}.{}", what.name()), text);
+        }
+        made.push((what, target.into()));
+    }
+    RaggedSettings { made, outputs: raw.outputs.iter().map(|output| output.as_str().into()).collect() }
 }
 
 /// Hundredths; what is wrong with it has been said by [`check_pad`].
@@ -230,6 +252,7 @@ fn batching(raw: &raw::Batching) -> Batching {
     Batching {
         enabled: raw.enabled,
         max_rows: raw.max_rows.0,
+        max_elements: raw.max_elements,
         max_delay: raw.max_delay.0,
         max_queue: raw.max_queue.0,
         priorities: level(raw.priorities.0),

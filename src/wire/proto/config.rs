@@ -9,13 +9,13 @@ pub use read::{ConfigError, parse_config_json, parse_config_text};
 
 use super::{DESCRIPTOR, inference as pb};
 use crate::{
-    call::{ConfigReport, ImageFormat, ServedVersions, StepReport},
-    tensor::{DataType, TensorSpec},
+    call::{ConfigReport, ImageFormat, RaggedReport, ServedVersions, StepReport},
+    tensor::{DataType, Marks, TensorSpec},
 };
 use bytes::Bytes;
 use pb::{
-    model_config::SchedulingChoice, model_input::Format, model_instance_group::Kind, model_queue_policy::TimeoutAction,
-    model_version_policy as policy,
+    batch_input, batch_output, model_config::SchedulingChoice, model_input::Format, model_instance_group::Kind,
+    model_queue_policy::TimeoutAction, model_version_policy as policy,
 };
 use prost::Message;
 use prost_reflect::{DescriptorPool, DynamicMessage, MessageDescriptor, SerializeOptions};
@@ -96,6 +96,7 @@ pub fn encode_config(report: &ConfigReport) -> pb::ModelConfig {
                 data_type: data_type(spec.dtype).into(),
                 format: format(spec).into(),
                 dims: dims(spec, batches),
+                allow_ragged_batch: report.ragged.inputs.contains(&spec.name),
                 ..pb::ModelInput::default()
             })
             .collect(),
@@ -111,6 +112,8 @@ pub fn encode_config(report: &ConfigReport) -> pb::ModelConfig {
                 ..pb::ModelOutput::default()
             })
             .collect(),
+        batch_input: batch_inputs(&report.ragged),
+        batch_output: batch_outputs(&report.ragged),
         instance_group: instances(report),
         default_model_filename: (if is_ensemble { "" } else { report.file.as_ref() }).into(),
         metric_tags: texts(&report.notes.tags, str::to_owned),
@@ -131,6 +134,35 @@ pub fn encode_config(report: &ConfigReport) -> pb::ModelConfig {
         }),
         ..pb::ModelConfig::default()
     }
+}
+
+/// Inputs that are made of each batch. Triton has no word for where rows begin without where the last one ends.
+fn batch_inputs(ragged: &RaggedReport) -> Vec<pb::BatchInput> {
+    let kind = |marks| match marks {
+        Marks::Counts => Some(batch_input::Kind::BatchElementCount),
+        Marks::Ends => Some(batch_input::Kind::BatchAccumulatedElementCount),
+        Marks::Bounds => Some(batch_input::Kind::BatchAccumulatedElementCountWithZero),
+        Marks::Starts => None,
+    };
+    let input = |(name, marks, dtype, of): &(Arc<str>, Marks, DataType, Arc<str>)| {
+        Some(pb::BatchInput {
+            kind: kind(*marks)?.into(),
+            target_name: vec![name.as_ref().into()],
+            data_type: data_type(Some(*dtype)).into(),
+            source_input: vec![of.as_ref().into()],
+        })
+    };
+    ragged.made.iter().filter_map(input).collect()
+}
+
+/// Outputs that are cut by the lengths of an input.
+fn batch_outputs(ragged: &RaggedReport) -> Vec<pb::BatchOutput> {
+    let output = |(name, of): &(Arc<str>, Arc<str>)| pb::BatchOutput {
+        kind: batch_output::Kind::BatchScatterWithInputShape.into(),
+        target_name: vec![name.as_ref().into()],
+        source_input: vec![of.as_ref().into()],
+    };
+    ragged.outputs.iter().map(output).collect()
 }
 
 /// An ensemble has none: its models have.
@@ -235,6 +267,7 @@ mod tests {
                 tags: vec![("site".into(), "east".into())],
             },
             steps: Vec::new(),
+            ragged: RaggedReport::default(),
         }
     }
 
@@ -264,6 +297,30 @@ mod tests {
             (&"east".into(), &"net.onnx".into())
         );
         assert!(json.get("ensemble_scheduling").is_none() && json.get("optimization").is_none());
+    }
+
+    #[test]
+    fn what_is_ragged_is_told_in_tritons_words() {
+        let ragged = RaggedReport {
+            inputs: vec!["x".into()],
+            made: Marks::ALL.map(|marks| (marks.name().into(), marks, DataType::Int32, "x".into())).into(),
+            outputs: vec![("y".into(), "x".into())],
+        };
+        let json: serde_json::Value =
+            serde_json::from_slice(&encode_config_json(&ConfigReport { ragged, ..report() })).unwrap();
+        assert_eq!(json["input"][0]["allow_ragged_batch"], true);
+        let kinds: Vec<_> = json["batch_input"].as_array().unwrap().iter().map(|input| &input["kind"]).collect();
+        let expected =
+            ["BATCH_ELEMENT_COUNT", "BATCH_ACCUMULATED_ELEMENT_COUNT", "BATCH_ACCUMULATED_ELEMENT_COUNT_WITH_ZERO"];
+        assert_eq!(kinds, expected);
+        let counts = serde_json::json!({
+            "kind": "BATCH_ELEMENT_COUNT", "target_name": ["counts"], "data_type": "TYPE_INT32", "source_input": ["x"]
+        });
+        assert_eq!(json["batch_input"][0], counts);
+        let scattered = serde_json::json!({
+            "kind": "BATCH_SCATTER_WITH_INPUT_SHAPE", "target_name": ["y"], "source_input": ["x"]
+        });
+        assert_eq!(json["batch_output"], serde_json::json!([scattered]));
     }
 
     #[test]
