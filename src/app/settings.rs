@@ -2,7 +2,10 @@
 
 use super::memory;
 use crate::{
-    backend::{self, ort::probe},
+    backend::{
+        self,
+        ort::{optimized, probe},
+    },
     builtin::files,
     config::{
         self, Amount, Arena, Config, Execution, Kind, Limit, Load, LogFormat, LogLevel, Memory, Mode, Optimization,
@@ -80,6 +83,12 @@ pub fn probe(config: &Config, program: PathBuf) -> Option<probe::Settings> {
     };
     let (timeout, memory) = (config.models.probe_timeout, config.models.probe_memory);
     Some(probe::Settings { when, timeout, memory, program })
+}
+
+/// `models.optimized_cache`.
+pub fn optimized(config: &Config) -> Option<optimized::Settings> {
+    let (folder, size) = config.models.optimized_cache.clone()?;
+    Some(optimized::Settings { folder, size })
 }
 
 /// `models`, `runtime.turn`, `runtime.inference_cores`.

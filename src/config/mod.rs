@@ -160,6 +160,8 @@ pub struct Models {
     pub probe_timeout: Duration,
     /// What of memory it may take, bytes; `None`: by the size of the files.
     pub probe_memory: Option<u64>,
+    /// Where optimised graphs are kept, and how many bytes of them; `None`: nowhere.
+    pub optimized_cache: Option<(PathBuf, u64)>,
     /// What each model may say for itself.
     pub defaults: ModelDefaults,
 }

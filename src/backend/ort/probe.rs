@@ -7,14 +7,18 @@
 //! limits of time and memory; whatever it dies of is the reason why the file is refused. A file that passes may still end
 //! the server later, by what callers send: what the child tells is that loading does not.
 
-use super::{Runtime, files};
+use super::{
+    Runtime,
+    files::{self, Files},
+    optimized::{self, Cache},
+    sums::{self, identity},
+};
 use crate::backend::{Backend, Open, OpenError, SessionSettings};
 use std::{
     collections::HashSet,
     ffi::OsString,
-    fs,
     io::{self, Read},
-    os::unix::{fs::MetadataExt, process::ExitStatusExt},
+    os::unix::process::ExitStatusExt,
     path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Stdio},
     sync::{Arc, Mutex, PoisonError, mpsc},
@@ -73,12 +77,17 @@ pub enum When {
 #[derive(Debug)]
 pub struct Probed {
     runtime: Runtime,
+    cache: Option<Cache>,
     settings: Settings,
-    passed: Mutex<HashSet<Identity>>,
+    passed: Mutex<HashSet<Vec<sums::Identity>>>,
 }
 
-/// Files as they were: what is written anew or put in their place differs in one of these, whatever times it claims.
-type Identity = Vec<(u64, u64, u64, i64, i64)>;
+/// Opens models as [`Runtime`] does, with what is kept of them.
+#[derive(Debug)]
+struct Kept {
+    runtime: Runtime,
+    cache: Cache,
+}
 
 // === impl Settings ===
 
@@ -98,13 +107,13 @@ impl Settings {
 impl Probed {
     /// Opens with `runtime` what was tried as `settings` say.
     pub fn new(runtime: Runtime, settings: Settings) -> Self {
-        Self { runtime, settings, passed: Mutex::default() }
+        Self { runtime, cache: None, settings, passed: Mutex::default() }
     }
 
-    fn probe(&self, path: &Path) -> Result<(), OpenError> {
-        let found = files::find(path)?;
+    fn probe(&self, path: &Path, found: &Files) -> Result<(), OpenError> {
         let refuse = |reason: String| OpenError(format!("`{}` {reason}", path.display()));
-        let identity = identity(&found.paths).map_err(|error| refuse(format!("cannot be opened: {error}")))?;
+        let identities = found.paths.iter().map(|path| identity(path)).collect::<io::Result<Vec<_>>>();
+        let identity = identities.map_err(|error| refuse(format!("cannot be opened: {error}")))?;
         let passed = || self.passed.lock().unwrap_or_else(PoisonError::into_inner);
         if self.settings.when == When::Auto && passed().contains(&identity) {
             return Ok(());
@@ -124,8 +133,14 @@ impl Probed {
 
 impl Open for Probed {
     fn open(&self, path: &Path, settings: &SessionSettings) -> Result<Box<dyn Backend>, OpenError> {
-        self.probe(path)?;
-        self.runtime.open(path, settings)
+        let found = files::find(path)?;
+        let entry = self.cache.as_ref().and_then(|cache| cache.entry(&found, settings, true));
+        // What is kept is kept because it was tried: the same bytes, in the same way, by the same library.
+        let is_known = self.settings.when == When::Auto && entry.as_ref().is_some_and(|entry| entry.find().is_some());
+        if !is_known {
+            self.probe(path, &found)?;
+        }
+        self.runtime.open_kept(path, settings, entry.as_ref())
     }
 
     fn weight_bytes(&self, path: &Path) -> Option<u64> {
@@ -133,21 +148,27 @@ impl Open for Probed {
     }
 }
 
-/// `runtime` as models are to be opened with it: through [`Probed`] where there are `settings`.
-pub fn opener(runtime: Runtime, settings: Option<Settings>) -> Arc<dyn Open> {
-    match settings {
-        Some(settings) => Arc::new(Probed::new(runtime, settings)),
-        None => Arc::new(runtime),
+impl Open for Kept {
+    fn open(&self, path: &Path, settings: &SessionSettings) -> Result<Box<dyn Backend>, OpenError> {
+        let entry = self.cache.entry(&files::find(path)?, settings, false);
+        self.runtime.open_kept(path, settings, entry.as_ref())
+    }
+
+    fn weight_bytes(&self, path: &Path) -> Option<u64> {
+        self.runtime.weight_bytes(path)
     }
 }
 
-fn identity(paths: &[PathBuf]) -> io::Result<Identity> {
-    let of = |path: &PathBuf| {
-        let data = fs::metadata(path)?;
-        // The time of change cannot be set, the time of writing can.
-        Ok((data.dev(), data.ino(), data.size(), data.ctime(), data.ctime_nsec()))
-    };
-    paths.iter().map(of).collect()
+/// `runtime` as models are to be opened with it: files are tried first where `probe` says how, and what comes of optimising them
+/// is kept where `kept` says where.
+pub fn opener(runtime: Runtime, probe: Option<Settings>, kept: Option<optimized::Settings>) -> Arc<dyn Open> {
+    let digests = Arc::clone(&runtime.0.digests);
+    let cache = kept.map(|settings| Cache::new(settings, runtime.version(), digests));
+    match (probe, cache) {
+        (Some(settings), cache) => Arc::new(Probed { cache, ..Probed::new(runtime, settings) }),
+        (None, Some(cache)) => Arc::new(Kept { runtime, cache }),
+        (None, None) => Arc::new(runtime),
+    }
 }
 
 /// Has a child open the file at `path` and run it once.

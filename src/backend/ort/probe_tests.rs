@@ -1,7 +1,7 @@
 //! Children that are scripts: what a parent makes of each end.
 
 use super::*;
-use std::os::unix::fs::PermissionsExt;
+use std::{fs, os::unix::fs::PermissionsExt};
 
 /// A program that is a script, and what is said of a file that it tried.
 fn tried(script: &str, timeout: Duration) -> Result<(), String> {

@@ -28,6 +28,7 @@ pub struct Models {
     pub probe: Probe,
     pub probe_timeout: Span,
     pub probe_memory: Option<Size>,
+    pub optimized_cache: Option<OptimizedCache>,
     pub defaults: ModelDefaults,
 }
 
@@ -42,6 +43,15 @@ pub enum Probe {
     Always,
     /// None.
     Never,
+}
+
+/// Where optimised graphs are kept.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+#[expect(missing_docs, reason = "the keys are explained in config/sluicegate.full.yaml")]
+pub struct OptimizedCache {
+    pub directory: PathBuf,
+    pub size: Size,
 }
 
 /// When models are looked for.
@@ -242,8 +252,15 @@ impl Default for Models {
             probe: Probe::Auto,
             probe_timeout: Span(Duration::from_secs(120)),
             probe_memory: None,
+            optimized_cache: None,
             defaults: ModelDefaults::default(),
         }
+    }
+}
+
+impl Default for OptimizedCache {
+    fn default() -> Self {
+        Self { directory: PathBuf::new(), size: Size(8 << 30) }
     }
 }
 

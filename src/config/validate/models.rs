@@ -61,6 +61,12 @@ pub(super) fn models(raw: &raw::Models, folder: &Path, problems: &mut Problems) 
         probe: raw.probe,
         probe_timeout: raw.probe_timeout.0,
         probe_memory: raw.probe_memory.map(|size| size.0 as u64),
+        optimized_cache: raw.optimized_cache.as_ref().map(|cache| {
+            if cache.directory.as_os_str().is_empty() {
+                problems.missing("models.optimized_cache.directory", "expected a folder that nobody else may write");
+            }
+            (folder.join(&cache.directory), cache.size.0 as u64)
+        }),
         defaults: model_defaults(&raw.defaults),
     }
 }
