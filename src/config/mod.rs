@@ -164,6 +164,8 @@ pub struct Models {
     pub optimized_cache: Option<(PathBuf, u64)>,
     /// What each model may say for itself.
     pub defaults: ModelDefaults,
+    /// The same as it was written, for [`load_model`].
+    pub written: raw::ModelDefaults,
 }
 
 /// When models may change (`models.control`).

@@ -237,7 +237,7 @@ impl Workshop {
         let settings = &found.settings;
         drop(share);
         let share = self.share(found, 0, self.lanes + 1)?;
-        let samples = samples::make(settings, &shapes.signature, decision.batches, shapes.padding.as_ref())?;
+        let samples = samples::make(settings, &shapes, decision.batches)?;
         let mut instances = (0..self.lanes).map(|_| self.open(found, &session)).collect::<Result<Vec<_>, _>>()?;
         if settings.warmup {
             instances.iter_mut().for_each(|instance| warm(&mut **instance));
@@ -261,9 +261,10 @@ impl Workshop {
         let settings = &found.settings;
         let count = settings.instances.unwrap_or(1).max(1);
         let session = self.wide(settings, threads);
+        let is_measured = looked.as_ref().is_none_or(|first| first.session == session);
         let mut first = match looked {
             None => self.first(found, session.clone())?,
-            Some(first) if first.session == session => first,
+            Some(first) if is_measured => first,
             Some(mut first) => {
                 // It turned out too slow for a lane: open it again with its part of the cores. What it is is dropped before,
                 // not after: there may not be memory for both.
@@ -295,11 +296,15 @@ impl Workshop {
         }
         let decoupled = first.backend.is_decoupled();
         let mut shapes = first.shapes;
-        let samples = samples::make(settings, &shapes.signature, first.decision.batches, shapes.padding.as_ref())?;
-        instances.push(first.backend);
+        let samples = samples::make(settings, &shapes, first.decision.batches)?;
         if settings.warmup && !decoupled {
             instances.iter_mut().for_each(|instance| warm(&mut **instance));
+            // One that was measured is warm.
+            if !is_measured {
+                warm(&mut *first.backend);
+            }
         }
+        instances.push(first.backend);
         for instance in &mut instances {
             samples::run(&samples, &mut **instance)?;
         }
@@ -432,7 +437,7 @@ pub fn reason(error: &crate::error::Error) -> String {
 }
 
 /// Measures how far calls of a model are filled up, if any are, and sees whether its outputs can be cut back.
-fn fill_up(found: &Found, instance: &mut dyn Backend, shapes: &mut Shapes) -> Result<(), String> {
+pub(super) fn fill_up(found: &Found, instance: &mut dyn Backend, shapes: &mut Shapes) -> Result<(), String> {
     let Some(padding) = shapes.padding.as_mut().filter(|_| found.settings.warmup) else { return Ok(()) };
     worth::measure(instance, &shapes.signature, padding)?;
     let (reach, elements) = (&padding.reach, padding.worth());

@@ -73,6 +73,8 @@ fn register(
             values::append(builder, provider).err().map(|error| format!("provider `{kind}` is refused: {error}"))
         };
         match refused {
+            // It is asked again whenever one before it cannot take the model.
+            Some(reason) if passed_over.contains(&reason) => {}
             Some(reason) => passed_over.push(reason),
             None => {
                 added.push(kind);

@@ -102,6 +102,10 @@ fn what_clients_read_is_kept_for_them() {
     assert_eq!(problem, "input[0].format: is that of an image, and `dims` has 1 dimensions, expected 3");
     let obeyed = only_warning("parameters { key: \"intra_op_thread_count\" value { string_value: \"4\" } }");
     assert!(obeyed.contains("`threads` in model.yaml"), "{obeyed}");
+    for (name, key) in super::OBEYED {
+        let warning = only_warning(&format!("parameters {{ key: \"{name}\" value {{ string_value: \"1\" }} }}"));
+        assert!(warning.contains(&format!("`{key}` in model.yaml")) || key.is_empty(), "{warning}");
+    }
 }
 
 #[test]
@@ -154,7 +158,10 @@ fn instances_on_the_cpu_are_counted_together() {
     assert_eq!(count("instance_group [{ count: 2 kind: KIND_GPU }]"), None);
     assert_eq!(count("instance_group [{ count: 2 }, { count: 8 kind: KIND_MODEL }]"), Some(Amount::Exactly(2)));
     let gpu = only_warning("instance_group [{ count: 2 kind: KIND_GPU gpus: [ 0 ] }]");
-    assert!(gpu.starts_with("config.pbtxt instance_group[0].kind: is KIND_GPU: the model runs on the CPU"), "{gpu}");
+    assert!(
+        gpu.starts_with("config.pbtxt instance_group[0].kind: is KIND_GPU, and the count is not taken: `providers`"),
+        "{gpu}"
+    );
     for field in ["profile: \"a\"", "passive: true", "host_policy: \"a\"", "gpus: 1", "rate_limiter { priority: 1 }"] {
         let warning = only_warning(&format!("instance_group [{{ {field} }}]"));
         assert!(warning.contains("has no effect"), "{warning}");

@@ -147,6 +147,44 @@ pub struct ModelFile {
     pub inputs: BTreeMap<String, Input>,
 }
 
+impl From<ModelDefaults> for ModelFile {
+    /// The file that says what `defaults` say.
+    fn from(defaults: ModelDefaults) -> Self {
+        let ModelDefaults {
+            versions,
+            instances,
+            threads,
+            execution,
+            share_weights,
+            batching,
+            arena,
+            providers,
+            session,
+            run_limit,
+            warmup,
+            traffic,
+        } = defaults;
+        Self {
+            versions,
+            instances,
+            threads,
+            execution,
+            share_weights,
+            batching,
+            arena,
+            providers,
+            session,
+            run_limit,
+            warmup,
+            traffic,
+            class_labels: BTreeMap::new(),
+            version_labels: BTreeMap::new(),
+            ensemble: None,
+            inputs: BTreeMap::new(),
+        }
+    }
+}
+
 impl ModelFile {
     /// What `models.defaults` has too.
     pub fn shared(&self) -> ModelDefaults {
@@ -283,38 +321,7 @@ impl Default for Provider {
 
 impl Default for ModelFile {
     fn default() -> Self {
-        let ModelDefaults {
-            versions,
-            instances,
-            threads,
-            execution,
-            share_weights,
-            batching,
-            arena,
-            providers,
-            session,
-            run_limit,
-            warmup,
-            traffic,
-        } = ModelDefaults::default();
-        Self {
-            versions,
-            instances,
-            threads,
-            execution,
-            share_weights,
-            batching,
-            arena,
-            providers,
-            session,
-            run_limit,
-            warmup,
-            traffic,
-            class_labels: BTreeMap::new(),
-            version_labels: BTreeMap::new(),
-            ensemble: None,
-            inputs: BTreeMap::new(),
-        }
+        Self::from(ModelDefaults::default())
     }
 }
 
