@@ -35,6 +35,8 @@ pub(super) enum Wanted {
     Configured,
     /// What a load call asks for.
     One(LoadRequest),
+    /// What was found and could not be loaded then, as it was found.
+    Again(Box<Found>),
     /// What has changed of a model: versions that are `kept` are not loaded again if they would run the same.
     Renewed {
         name: Arc<str>,
@@ -58,7 +60,7 @@ pub(super) enum Event {
 }
 
 /// The steps of an ensemble.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Opened {
     pub(super) steps: Vec<ensemble::Does>,
     /// From the first look to the last file.
@@ -113,7 +115,7 @@ pub(super) struct First {
 impl Wanted {
     fn keeps(&self, found: &Found) -> bool {
         match self {
-            Self::Configured | Self::One(_) => false,
+            Self::Configured | Self::One(_) | Self::Again(_) => false,
             Self::Renewed { kept, .. } => {
                 let before = kept.get(&found.version).filter(|_| found.fault.is_none());
                 before.is_some_and(|before| before.runs_like(&found.settings))
@@ -129,6 +131,7 @@ impl Workshop {
         let (found, problems) = match wanted {
             Wanted::Configured => scan::scan(&self.settings),
             Wanted::One(request) => scan::one(&self.settings, request),
+            Wanted::Again(found) => (vec![Found::clone(found)], Vec::new()),
             Wanted::Renewed { name, .. } => {
                 let model = ModelRef { name: Arc::clone(name), version: None };
                 scan::one(&self.settings, &LoadRequest { model, config: None, files: Vec::new() })
