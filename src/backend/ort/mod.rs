@@ -14,9 +14,11 @@ mod sums;
 #[cfg(test)]
 mod tests;
 mod values;
+mod words;
 
 pub use library::LoadError;
 pub use values::disable_telemetry;
+pub use words::settings as settings_of_words;
 
 use super::{Backend, Open, OpenError, ProviderKind, SessionSettings};
 use builder::Built;
@@ -157,6 +159,7 @@ impl Runtime {
         // Before ONNX Runtime opens anything. A file that is swapped between this and the next line is in the hands of
         // someone who may write the models.
         let weight_bytes = files::check(path)?;
+        self.verify(path)?;
         let refuse = |reason| OpenError(format!("`{}` cannot be loaded: {reason}", path.display()));
         let (built, note) = match entry {
             None => (builder::build(self, path, settings, Graph::Optimize), None),
@@ -170,6 +173,16 @@ impl Runtime {
             tracing::warn!(model = %path.display(), reason, uses = %built.providers[0], "another provider is used");
         }
         Ok(Box::new(OrtBackend::new(built, self.clone(), weight_bytes, settings, note)?))
+    }
+
+    /// Holds a model's files against the list of checksums beside it, if there is one.
+    fn verify(&self, path: &Path) -> Result<(), OpenError> {
+        let folder = path.parent().unwrap_or(Path::new("."));
+        if folder.join(sums::LIST).symlink_metadata().is_err() {
+            return Ok(());
+        }
+        let verified = self.0.digests.verify(folder, &files::find(path)?.paths);
+        verified.map_err(|reason| OpenError(format!("`{}` is not what was published: {reason}", path.display())))
     }
 
     /// What is kept in `entry`, if it is there and can be used.

@@ -12,6 +12,7 @@ use super::{
     files::{self, Files},
     optimized::{self, Cache},
     sums::{self, identity},
+    words::words,
 };
 use crate::backend::{Backend, Open, OpenError, SessionSettings};
 use std::{
@@ -79,7 +80,8 @@ pub struct Probed {
     runtime: Runtime,
     cache: Option<Cache>,
     settings: Settings,
-    passed: Mutex<HashSet<Vec<sums::Identity>>>,
+    /// Files, and how they were opened.
+    passed: Mutex<HashSet<(Vec<sums::Identity>, Vec<String>)>>,
 }
 
 /// Opens models as [`Runtime`] does, with what is kept of them.
@@ -110,23 +112,24 @@ impl Probed {
         Self { runtime, cache: None, settings, passed: Mutex::default() }
     }
 
-    fn probe(&self, path: &Path, found: &Files) -> Result<(), OpenError> {
+    fn probe(&self, path: &Path, found: &Files, settings: &SessionSettings) -> Result<(), OpenError> {
         let refuse = |reason: String| OpenError(format!("`{}` {reason}", path.display()));
         let identities = found.paths.iter().map(|path| identity(path)).collect::<io::Result<Vec<_>>>();
-        let identity = identities.map_err(|error| refuse(format!("cannot be opened: {error}")))?;
+        let identities = identities.map_err(|error| refuse(format!("cannot be opened: {error}")))?;
+        let tried = (identities, words(settings));
         let passed = || self.passed.lock().unwrap_or_else(PoisonError::into_inner);
-        if self.settings.when == When::Auto && passed().contains(&identity) {
+        if self.settings.when == When::Auto && passed().contains(&tried) {
             return Ok(());
         }
         let memory = self.settings.memory.unwrap_or_else(|| found.bytes.saturating_mul(4).saturating_add(ROOM));
         let began = Instant::now();
-        try_out(&self.settings, self.runtime.library(), path, memory).map_err(refuse)?;
+        try_out(&self.settings, self.runtime.library(), path, memory, &tried.1).map_err(refuse)?;
         tracing::debug!(model = %path.display(), took = ?began.elapsed(), "tried in a process of its own");
         let mut passed = passed();
         if passed.len() >= REMEMBERED {
             passed.clear();
         }
-        passed.insert(identity);
+        passed.insert(tried);
         Ok(())
     }
 }
@@ -134,11 +137,12 @@ impl Probed {
 impl Open for Probed {
     fn open(&self, path: &Path, settings: &SessionSettings) -> Result<Box<dyn Backend>, OpenError> {
         let found = files::find(path)?;
+        self.runtime.verify(path)?;
         let entry = self.cache.as_ref().and_then(|cache| cache.entry(&found, settings, true));
         // What is kept is kept because it was tried: the same bytes, in the same way, by the same library.
         let is_known = self.settings.when == When::Auto && entry.as_ref().is_some_and(|entry| entry.find().is_some());
         if !is_known {
-            self.probe(path, &found)?;
+            self.probe(path, &found, settings)?;
         }
         self.runtime.open_kept(path, settings, entry.as_ref())
     }
@@ -171,18 +175,19 @@ pub fn opener(runtime: Runtime, probe: Option<Settings>, kept: Option<optimized:
     }
 }
 
-/// Has a child open the file at `path` and run it once.
+/// Has a child open the file at `path`, as `words` say, and run it once.
 ///
 /// # Errors
 ///
 /// In plain words: what the child said, what it died of, or which limit it ran into.
-fn try_out(settings: &Settings, library: &Path, path: &Path, memory: u64) -> Result<(), String> {
+fn try_out(settings: &Settings, library: &Path, path: &Path, memory: u64, words: &[String]) -> Result<(), String> {
     let option = |name: &str, value: OsString| [OsString::from(name), value];
     let mut command = Command::new(&settings.program);
     command
         .arg(COMMAND)
         .args(option("--onnxruntime", library.into()))
         .args(option("--memory", memory.to_string().into()))
+        .args(words.iter().flat_map(|word| option("--session", word.into())))
         .arg("--")
         .arg(path)
         .env_clear()

@@ -6,7 +6,7 @@ use std::{
     fs::{self, File},
     io::{self, Read},
     os::unix::fs::MetadataExt,
-    path::{Component, Path},
+    path::{Component, Path, PathBuf},
     sync::{Mutex, PoisonError},
     time::{SystemTime, UNIX_EPOCH},
 };
@@ -66,22 +66,26 @@ impl Digests {
         Ok(digest)
     }
 
-    /// Holds the files in `folder` against the list in it. Those that `needed` names must be in it; others are left alone if it
-    /// does not name them.
+    /// Holds the files in `folder` against the list in it. What is in those that are `needed` must be in it, by whatever name, as
+    /// they may be links; of others only those that it names are looked at.
     ///
     /// # Errors
     ///
     /// In plain words: the list cannot be read, or a file is not what it says.
-    pub(super) fn verify(&self, folder: &Path, needed: &[&str]) -> Result<(), String> {
+    pub(super) fn verify(&self, folder: &Path, needed: &[PathBuf]) -> Result<(), String> {
         let list = list(folder)?;
-        if let Some(name) = needed.iter().find(|name| !list.iter().any(|(_, listed)| listed == *name)) {
-            return Err(format!("`{LIST}` has no line for `{name}`"));
-        }
         for (digest, name) in &list {
             let found = self.of(&folder.join(name)).map_err(|error| format!("`{name}` cannot be read: {error}"))?;
             if found != *digest {
                 let (found, expected) = (hex(&found), hex(digest));
                 return Err(format!("`{name}` has the SHA-256 {found}, and `{LIST}` says {expected}"));
+            }
+        }
+        for path in needed {
+            let name = path.file_name().unwrap_or_default().to_string_lossy();
+            let found = self.of(path).map_err(|error| format!("`{name}` cannot be read: {error}"))?;
+            if !list.iter().any(|(digest, _)| *digest == found) {
+                return Err(format!("`{LIST}` has no line for `{name}`"));
             }
         }
         Ok(())
@@ -169,7 +173,8 @@ mod tests {
         fs::write(folder.path().join("model.onnx"), "abc").unwrap();
         fs::write(folder.path().join("data/w"), "").unwrap();
         fs::write(folder.path().join(LIST), list).unwrap();
-        Digests::default().verify(folder.path(), needed)
+        let needed: Vec<_> = needed.iter().map(|name| folder.path().join(name)).collect();
+        Digests::default().verify(folder.path(), &needed)
     }
 
     #[test]
