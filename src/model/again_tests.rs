@@ -140,6 +140,5 @@ async fn a_model_for_which_there_was_no_memory_is_loaded_when_there_is() {
     world.control.unload(reference(served)).await.unwrap();
     world.control.unload(reference(&left_out)).await.unwrap();
     world.until(|world| world.state(&left_out) == VersionState::Unloaded).await;
-    let [(_, state)] = [(0, world.state(served))];
-    assert_eq!(state, VersionState::Unloaded);
+    assert_eq!(world.state(served), VersionState::Unloaded);
 }

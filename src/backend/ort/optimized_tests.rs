@@ -169,7 +169,8 @@ fn what_is_damaged_is_made_anew_and_never_a_failed_load() {
         let digest = sums::hex(&Digests::default().of(&graph).unwrap());
         fs::write(&list, format!("{digest}  {GRAPH}\n")).unwrap();
     };
-    let damages: [(&str, &dyn Fn(&Path)); 8] = [
+    type Damage<'a> = (&'static str, &'a dyn Fn(&Path));
+    let damages: [Damage<'_>; 8] = [
         ("truncated", &|_| cut(&graph)),
         ("another bit", &|_| flip(&graph)),
         ("empty", &|_| fs::write(&graph, "").unwrap()),
