@@ -9,7 +9,7 @@ mod models;
 mod reload;
 mod settings;
 
-pub use settings::{lane_count, models as model_settings, probe as probe_settings};
+pub use settings::{lane_count, models as model_settings, optimized as optimized_settings, probe as probe_settings};
 
 use crate::{
     admin::Admin,

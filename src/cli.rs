@@ -153,9 +153,11 @@ fn load(file: Option<&Path>, overrides: Overrides) -> Result<(Config, Runtime), 
     Ok((config, runtime))
 }
 
-/// What opens models: the runtime, which has files tried first as `models.probe` says.
+/// What opens models: the runtime, which has files tried first as `models.probe` says, and keeps what comes of optimising them
+/// as `models.optimized_cache` does.
 fn opener(config: &Config, runtime: Runtime) -> io::Result<Arc<dyn Open>> {
-    Ok(probing::opener(runtime, app::probe_settings(config, probing::Settings::this_program()?)))
+    let probe = app::probe_settings(config, probing::Settings::this_program()?);
+    Ok(probing::opener(runtime, probe, app::optimized_settings(config)))
 }
 
 fn serve(arguments: &Serve) -> ExitCode {

@@ -35,11 +35,13 @@ pub(super) async fn serve(
             missing.await;
         }
     };
-    let Some(watcher) = watcher else {
-        missing.await;
-        return None;
+    let follow = async {
+        match watcher {
+            Some(watcher) => watcher.run().await,
+            None => std::future::pending().await,
+        }
     };
-    tokio::join!(missing, watcher.run());
+    tokio::join!(missing, follow, loader.load_what_fits());
     Some("the watcher of models")
 }
 

@@ -2,7 +2,10 @@
 
 use super::memory;
 use crate::{
-    backend::{self, ort::probe},
+    backend::{
+        self,
+        ort::{optimized, probe},
+    },
     builtin::files,
     config::{
         self, Amount, Arena, Config, Execution, Kind, Limit, Load, LogFormat, LogLevel, Memory, Mode, Optimization,
@@ -82,9 +85,15 @@ pub fn probe(config: &Config, program: PathBuf) -> Option<probe::Settings> {
     Some(probe::Settings { when, timeout, memory, program })
 }
 
+/// `models.optimized_cache`.
+pub fn optimized(config: &Config) -> Option<optimized::Settings> {
+    let (folder, size) = config.models.optimized_cache.clone()?;
+    Some(optimized::Settings { folder, size })
+}
+
 /// `models`, `runtime.turn`, `runtime.inference_cores`.
 pub fn models(config: &Config) -> model::Settings {
-    let (defaults, queue_delay) = (config.models.defaults.clone(), config.concurrency.queue_delay);
+    let (written, queue_delay) = (config.models.written.clone(), config.concurrency.queue_delay);
     // Twice the longest deadline: nobody waits any more, however long the call stood in the queue.
     let patience = config.deadline.max * 2;
     let memory = match config.models.memory {
@@ -98,7 +107,7 @@ pub fn models(config: &Config) -> model::Settings {
             Load::None => model::Load::None,
             Load::Named(names) => model::Load::Names(names.iter().cloned().collect()),
         },
-        defaults: model_settings(&defaults, queue_delay, patience),
+        defaults: model_settings(&config.models.defaults, queue_delay, patience),
         turn: schedule::TurnSettings {
             run: config.runtime.turn.run,
             budget: config.runtime.turn.budget,
@@ -106,7 +115,7 @@ pub fn models(config: &Config) -> model::Settings {
         },
         budget: model::budget::Budget::new(amount(config.runtime.inference_cores).unwrap_or(cores().get()), memory),
         reader: Some(model::Reader::new(move |source, _| {
-            let read = config::load_model(source.name, source.folder, source.config, &defaults);
+            let read = config::load_model(source.name, source.folder, source.config, &written);
             let read = read.map_err(|problems| problems.in_one_line())?;
             let settings = model_settings(&read.defaults, queue_delay, patience);
             Ok(model::ModelSettings {

@@ -92,6 +92,29 @@ pub enum Optimization {
     All,
 }
 
+// === impl Optimization ===
+
+impl Optimization {
+    /// All of them, the least first.
+    pub const ALL: [Self; 5] = [Self::Disabled, Self::Basic, Self::Extended, Self::Layout, Self::All];
+
+    /// The word used in configuration.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Disabled => "disabled",
+            Self::Basic => "basic",
+            Self::Extended => "extended",
+            Self::Layout => "layout",
+            Self::All => "all",
+        }
+    }
+
+    /// The level of this [`Optimization::name`].
+    pub fn named(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|level| level.name() == name)
+    }
+}
+
 // === impl SessionSettings ===
 
 impl Default for SessionSettings {

@@ -2,10 +2,11 @@
 
 use crate::{
     backend::{
-        Open, SessionSettings,
+        Open,
         ort::{
             Runtime,
             probe::{REFUSED, is_exhausted},
+            settings_of_words,
         },
     },
     model,
@@ -22,6 +23,9 @@ pub(super) struct Probe {
     /// Bytes of memory
     #[arg(long)]
     memory: u64,
+    /// How it is opened, one word of it: see [`crate::backend::ort::settings_of_words`]
+    #[arg(long)]
+    session: Vec<String>,
     /// The model file
     file: PathBuf,
 }
@@ -35,9 +39,8 @@ impl Probe {
             let runtime = Runtime::load(Some(&self.onnxruntime)).map_err(|error| error.to_string())?;
             // Now, so that the library is no part of it.
             limit(Resource::Data, data().saturating_add(self.memory));
-            // On the CPU, one thread and no options: what is tried is the file.
-            let mut backend =
-                runtime.open(&self.file, &SessionSettings::default()).map_err(|error| error.to_string())?;
+            let settings = settings_of_words(&self.session)?;
+            let mut backend = runtime.open(&self.file, &settings).map_err(|error| error.to_string())?;
             // What zeros do to a model that wants other inputs is no error, as at warm-up.
             let ran = model::run_on_zeros(&mut *backend).map_err(|error| model::reason(&error));
             match ran {

@@ -7,6 +7,7 @@
 
 mod later;
 mod live;
+mod log;
 mod model;
 mod pbtxt;
 pub mod problems;
@@ -17,6 +18,7 @@ pub mod units;
 mod validate;
 
 pub use live::{Changes, Source, Written};
+pub use log::{Log, LogFormat, LogLevel};
 pub use model::load_model;
 pub use problems::{Problem, Problems};
 pub use raw::{
@@ -45,7 +47,6 @@ use std::{
     net::SocketAddr,
     num::NonZeroU32,
     path::{Path, PathBuf},
-    str::FromStr,
     sync::Arc,
     time::Duration,
 };
@@ -158,8 +159,12 @@ pub struct Models {
     pub probe_timeout: Duration,
     /// What of memory it may take, bytes; `None`: by the size of the files.
     pub probe_memory: Option<u64>,
+    /// Where optimised graphs are kept, and how many bytes of them; `None`: nowhere.
+    pub optimized_cache: Option<(PathBuf, u64)>,
     /// What each model may say for itself.
     pub defaults: ModelDefaults,
+    /// The same as it was written, for [`load_model`].
+    pub written: raw::ModelDefaults,
 }
 
 /// When models may change (`models.control`).
@@ -310,42 +315,6 @@ pub struct Telemetry {
     pub otlp: Option<traces::Settings>,
 }
 
-/// The log (`telemetry.log`).
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct Log {
-    /// The least that is told.
-    pub level: LogLevel,
-    /// In what form.
-    pub format: LogFormat,
-}
-
-/// The least that is told.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-#[expect(missing_docs, reason = "the words of every log")]
-pub enum LogLevel {
-    Error,
-    Warn,
-    #[default]
-    Info,
-    Debug,
-    Trace,
-}
-
-/// The form of log lines.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum LogFormat {
-    /// Pretty on a terminal, else JSON.
-    #[default]
-    Auto,
-    /// For people.
-    Pretty,
-    /// For machines.
-    Json,
-}
-
 /// The graceful stop (contract 07 section 5).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Drain {
@@ -476,19 +445,6 @@ impl Default for Deadline {
 impl Default for ModelDefaults {
     fn default() -> Self {
         validate::model_defaults(&raw::ModelDefaults::default())
-    }
-}
-
-impl FromStr for LogFormat {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        match text {
-            "auto" => Ok(Self::Auto),
-            "pretty" => Ok(Self::Pretty),
-            "json" => Ok(Self::Json),
-            _ => Err(format!("`{text}` is not valid, expected auto, pretty or json")),
-        }
     }
 }
 

@@ -5,7 +5,7 @@
 //! `pbtxt` and `raw`; here it is only laid together.
 
 use super::{
-    ModelConfig, ModelDefaults, Problems,
+    ModelConfig, Problems,
     later::{LATER, LATER_IN_MODELS},
     pbtxt::{self, Said, Word},
     raw, source, validate,
@@ -44,7 +44,7 @@ pub fn load_model(
     name: &str,
     folder: &Path,
     config: Option<&str>,
-    defaults: &ModelDefaults,
+    defaults: &raw::ModelDefaults,
 ) -> Result<ModelConfig, Problems> {
     let mut problems = Problems::new(name);
     let read = |file: &str, problems: &mut Problems| {
@@ -85,7 +85,7 @@ pub fn load_model(
 }
 
 /// Lays `yaml`, the text of `model.yaml`, over what a model configuration has `said`, and that over `defaults`.
-fn lay(yaml: &str, said: Said, brought: bool, defaults: &ModelDefaults, problems: &mut Problems) -> ModelConfig {
+fn lay(yaml: &str, said: Said, brought: bool, defaults: &raw::ModelDefaults, problems: &mut Problems) -> ModelConfig {
     let mut tree = source::tree(yaml, problems);
     source::expand(&mut tree, &|name| std::env::var(name).ok(), problems);
     let shared = LATER.iter().filter_map(|path| path.strip_prefix("models.defaults."));
@@ -96,7 +96,7 @@ fn lay(yaml: &str, said: Said, brought: bool, defaults: &ModelDefaults, problems
         keys.retain(|key, _| !SHARED.contains(&key.as_str()));
     }
     let own = tree.clone();
-    source::underlay(&mut tree, &validate::model_file(defaults));
+    source::underlay(&mut tree, &raw::ModelFile::from(defaults.clone()));
     let mut raw: raw::ModelFile = source::read(tree, problems);
     // What could not be read says nothing that could be compared.
     if problems.list.is_empty() {

@@ -2,7 +2,10 @@
 
 use super::*;
 use crate::{
-    config::raw::{Amount, Rows, Switch, Versions},
+    config::{
+        raw::{Amount, Rows, Switch, Versions},
+        units::Number,
+    },
     model::{InputSettings, Pad, RaggedSettings},
     tensor::Marks,
 };
@@ -19,17 +22,30 @@ fn folder(files: &[(&str, &str)]) -> tempfile::TempDir {
 
 fn load(files: &[(&str, &str)], config: Option<&str>) -> Result<ModelConfig, String> {
     let folder = folder(files);
-    load_model("m", folder.path(), config, &ModelDefaults::default()).map_err(|problems| problems.in_one_line())
+    load_model("m", folder.path(), config, &raw::ModelDefaults::default()).map_err(|problems| problems.in_one_line())
 }
 
-fn yaml(text: &str, defaults: &ModelDefaults) -> Result<ModelConfig, Problems> {
+fn yaml(text: &str, defaults: &raw::ModelDefaults) -> Result<ModelConfig, Problems> {
     load_model("m", folder(&[(OURS, text)]).path(), None, defaults)
 }
 
 #[test]
+fn what_depends_on_another_key_goes_by_the_models_own_unless_it_was_written() {
+    let default = |defaults: &str, text: &str| {
+        let path = folder(&[("a.yaml", &format!("version: 1\nmodels: {{ defaults: {{ batching: {defaults} }} }}\n"))]);
+        let config = crate::config::Config::load(Some(&path.path().join("a.yaml")), Default::default()).unwrap();
+        yaml(text, &config.models.written).unwrap().defaults.batching.default_priority
+    };
+    // The lowest that the defaults have, in so many words: it stays that one where there are more.
+    assert_eq!(default("{ priorities: 3, default_priority: 3 }", "batching: { priorities: 5 }"), 3);
+    assert_eq!(default("{ priorities: 3 }", "batching: { priorities: 5 }"), 5);
+    assert_eq!(default("{ priorities: 3, default_priority: 2 }", ""), 2);
+}
+
+#[test]
 fn a_model_wins_over_the_defaults_key_by_key() {
-    let mut defaults = ModelDefaults { instances: Amount::Exactly(3), ..ModelDefaults::default() };
-    defaults.batching.max_queue = 7;
+    let mut defaults = raw::ModelDefaults { instances: Amount::Exactly(3), ..raw::ModelDefaults::default() };
+    defaults.batching.max_queue = Number(7);
     let text = "versions: { latest: 2 }\nbatching: { max_rows: 8 }\nclass_labels: { logits: labels.txt }\n";
     let model = yaml(text, &defaults).unwrap();
     assert_eq!(model.defaults.versions, Versions::Latest(2));
@@ -37,14 +53,14 @@ fn a_model_wins_over_the_defaults_key_by_key() {
     assert_eq!((model.defaults.batching.max_rows, model.defaults.batching.max_queue), (8, 7));
     assert!(model.class_labels["logits"].ends_with("labels.txt"));
     let unchanged = yaml("", &defaults).unwrap();
-    assert_eq!(unchanged.defaults, defaults);
+    assert_eq!(unchanged.defaults, validate::model_defaults(&defaults));
 }
 
 #[test]
 fn problems_of_a_model_are_all_named() {
     let text = "versions: []\nbatching: { max_row: 1, pad: some }\ncache: {}\nstate: {}\n\
                 class_labels: { a: ../x, b: /etc/passwd }\n";
-    let problems = yaml(text, &ModelDefaults::default()).unwrap_err();
+    let problems = yaml(text, &raw::ModelDefaults::default()).unwrap_err();
     assert_eq!(problems.list.len(), 7, "{problems}");
     assert!(problems.to_string().contains("model.yaml: `state` is not available in this version"), "{problems}");
 }
@@ -53,7 +69,7 @@ fn problems_of_a_model_are_all_named() {
 fn what_is_said_of_inputs_and_padding_is_read() {
     let text = "inputs: { ids: { pad: 0, mask: attention_mask }, kind: { pad: -inf, optional: true }, other: {} }\n\
                 batching: { pad: { lengths: [16, 64] }, rows: fixed }\n";
-    let model = yaml(text, &ModelDefaults::default()).unwrap();
+    let model = yaml(text, &raw::ModelDefaults::default()).unwrap();
     let inputs: Vec<_> = model.inputs.iter().map(|(name, input)| (&**name, input)).collect();
     let [("ids", ids), ("kind", kind), ("other", other)] = inputs[..] else { panic!("{inputs:?}") };
     assert_eq!((ids.pad.clone(), ids.mask.as_deref(), ids.optional), (Some(0.into()), Some("attention_mask"), false));
@@ -61,7 +77,8 @@ fn what_is_said_of_inputs_and_padding_is_read() {
     assert_eq!(*other, InputSettings::default());
     assert_eq!((&model.defaults.pad, model.defaults.rows), (&Pad::Lengths(vec![16, 64]), Rows::Fixed));
     // What the defaults say holds for a model that is silent.
-    let defaults = ModelDefaults { pad: Pad::Ratio(125), ..ModelDefaults::default() };
+    let mut defaults = raw::ModelDefaults::default();
+    defaults.batching.pad = raw::Pad::Ratio(1.25);
     assert_eq!(yaml("threads: 1\n", &defaults).unwrap().defaults.pad, Pad::Ratio(125));
     assert_eq!(yaml("batching: { pad: off }\n", &defaults).unwrap().defaults.pad, Pad::Off);
 }
@@ -70,12 +87,12 @@ fn what_is_said_of_inputs_and_padding_is_read() {
 fn ragged_inputs_are_read_from_either_file() {
     let ours = "inputs: { x: { ragged: { ends: e, bounds: b, outputs: [y] } }, z: { ragged: {} } }\n\
                 batching: { max_elements: 4096 }\n";
-    let model = yaml(ours, &ModelDefaults::default()).unwrap();
+    let model = yaml(ours, &raw::ModelDefaults::default()).unwrap();
     let ragged = |at: usize| model.inputs[at].1.ragged.clone().unwrap();
     assert_eq!(ragged(0).made, [(Marks::Ends, "e".into()), (Marks::Bounds, "b".into())]);
     assert_eq!((&ragged(0).outputs[..], ragged(1)), (&["y".into()][..], RaggedSettings::default()));
     assert_eq!(model.defaults.batching.max_elements, Amount::Exactly(4096));
-    let defaults = ModelDefaults::default();
+    let defaults = raw::ModelDefaults::default();
     for (text, says) in [
         ("batching: { max_elements: 0 }", "batching.max_elements"),
         ("inputs: { x: { ragged: { begins: e } } }", "inputs.x.ragged.begins: unknown key"),
@@ -114,14 +131,14 @@ fn padding_that_bounds_nothing_is_refused() {
         ("inputs: { ids: { pad: [1] } }", "inputs.ids.pad: is several values"),
         ("inputs: { ids: { padd: 1 } }", "inputs.ids.padd: unknown key"),
     ] {
-        let error = yaml(text, &ModelDefaults::default()).unwrap_err().to_string();
+        let error = yaml(text, &raw::ModelDefaults::default()).unwrap_err().to_string();
         assert!(error.contains(says), "{text}: {error}");
     }
 }
 
 #[test]
 fn a_folder_that_says_nothing_has_the_defaults() {
-    assert_eq!(load(&[], None).unwrap().defaults, ModelDefaults::default());
+    assert_eq!(load(&[], None).unwrap().defaults, crate::config::ModelDefaults::default());
 }
 
 #[test]
@@ -191,10 +208,10 @@ fn sizes_that_no_batch_can_have_are_not_preferred_and_lanes_keep_no_order() {
             "batching.preserve_order: is not for `execution: turn`",
         ),
     ] {
-        let error = yaml(text, &ModelDefaults::default()).unwrap_err().to_string();
+        let error = yaml(text, &raw::ModelDefaults::default()).unwrap_err().to_string();
         assert!(error.contains(complaint), "{error}");
     }
-    let batching = yaml("batching: { preferred: [16, 8] }", &ModelDefaults::default()).unwrap().defaults.batching;
+    let batching = yaml("batching: { preferred: [16, 8] }", &raw::ModelDefaults::default()).unwrap().defaults.batching;
     assert_eq!((batching.preferred, batching.timeout), (vec![8, 16], None));
 }
 
@@ -236,7 +253,7 @@ fn only_small_files_of_text_are_read() {
         assert!(load(&[(file, &large[1..])], None).is_ok());
         let folder = tempfile::tempdir().unwrap();
         let read = |folder: &Path| {
-            let read = load_model("m", folder, None, &ModelDefaults::default());
+            let read = load_model("m", folder, None, &raw::ModelDefaults::default());
             read.map_err(|problems| problems.in_one_line()).unwrap_err()
         };
         fs::write(folder.path().join(file), [0xFF]).unwrap();

@@ -38,6 +38,12 @@ impl Absent {
         self.0.get(place).is_some_and(Option::is_some)
     }
 
+    /// The inputs of `signature` that may be left out.
+    pub(super) fn names(&self, signature: &Signature) -> Vec<Arc<str>> {
+        let inputs = signature.inputs.iter().zip(&self.0).filter(|(_, made)| made.is_some());
+        inputs.map(|(spec, _)| Arc::clone(&spec.name)).collect()
+    }
+
     /// Adds to `inputs`, which nobody has checked, what they leave out and may.
     ///
     /// # Errors

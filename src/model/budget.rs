@@ -8,6 +8,7 @@ use std::{
     collections::HashMap,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
+use tokio::sync::Notify;
 
 /// What there is, and who has what.
 #[derive(Debug)]
@@ -16,12 +17,16 @@ pub struct Budget {
     /// Bytes; `None`: as many as there are.
     memory: Option<u64>,
     held: Mutex<Held>,
+    /// Told when a model that was served gives memory back.
+    freed: Notify,
 }
 
 #[derive(Debug, Default)]
 struct Held {
     next: u64,
     shares: HashMap<u64, Part>,
+    /// Who was refused last time, and how many bytes were asked for.
+    refused: HashMap<ModelKey, u64>,
 }
 
 #[derive(Debug)]
@@ -29,6 +34,8 @@ struct Part {
     key: ModelKey,
     threads: usize,
     bytes: u64,
+    /// Whether the model was ready.
+    is_known: bool,
 }
 
 /// A model's part of the budget, given back when it is dropped.
@@ -54,7 +61,7 @@ pub struct Want {
 impl Budget {
     /// A budget of so many cores, at least one, and so many bytes, if they are limited.
     pub fn new(cores: usize, memory: Option<u64>) -> Arc<Self> {
-        Arc::new(Self { cores: cores.max(1), memory, held: Mutex::default() })
+        Arc::new(Self { cores: cores.max(1), memory, held: Mutex::default(), freed: Notify::new() })
     }
 
     /// Cores for inference, whoever has them.
@@ -101,6 +108,7 @@ impl Budget {
             let taken: u64 = held.shares.values().map(|share| share.bytes).sum();
             let left = limit.saturating_sub(taken);
             if bytes > left {
+                held.refused.insert(key.clone(), bytes);
                 return Err(format!(
                     "it needs about {} of memory, and {} of {} for models (`models.memory`) are left",
                     mib(bytes),
@@ -111,8 +119,27 @@ impl Budget {
         }
         let number = held.next;
         held.next += 1;
-        held.shares.insert(number, Part { key: key.clone(), threads, bytes });
+        held.refused.remove(key);
+        held.shares.insert(number, Part { key: key.clone(), threads, bytes, is_known: false });
         Ok(Share { budget: Arc::clone(self), number })
+    }
+
+    /// Waits until a model that was served has given its memory back since this was last asked. For one who asks.
+    pub async fn freed(&self) {
+        self.freed.notified().await;
+    }
+
+    /// Whether a model was refused when it last asked.
+    pub fn refuses(&self, key: &ModelKey) -> bool {
+        self.lock().refused.contains_key(key)
+    }
+
+    /// Whether there is now what a model asked for when it was refused.
+    pub fn has_room(&self, key: &ModelKey) -> bool {
+        let held = self.lock();
+        let taken: u64 = held.shares.values().map(|share| share.bytes).sum();
+        let left = self.memory.map_or(u64::MAX, |limit| limit.saturating_sub(taken));
+        held.refused.get(key).is_some_and(|bytes| *bytes <= left)
     }
 
     fn lock(&self) -> MutexGuard<'_, Held> {
@@ -127,14 +154,17 @@ impl Share {
     /// Says what the model has turned out to need, now that it is there: it is not refused any more.
     pub fn set(&self, threads: usize, bytes: u64) {
         if let Some(share) = self.budget.lock().shares.get_mut(&self.number) {
-            (share.threads, share.bytes) = (threads, bytes);
+            (share.threads, share.bytes, share.is_known) = (threads, bytes, true);
         }
     }
 }
 
 impl Drop for Share {
     fn drop(&mut self) {
-        self.budget.lock().shares.remove(&self.number);
+        // What a load has taken and gives up changes nothing for others; it would be tried again for ever.
+        if self.budget.lock().shares.remove(&self.number).is_some_and(|share| share.is_known) {
+            self.budget.freed.notify_one();
+        }
     }
 }
 

@@ -9,14 +9,10 @@ use super::{
     ensemble::{self, Served},
     labels, samples,
     scan::{Found, scan},
+    shapes::Shapes,
     workshop::{self, First, Workshop, guarded, held, innermost_first, key, want},
 };
-use crate::{
-    backend::Open,
-    call::ModelRef,
-    telemetry::metrics::Metrics,
-    tensor::{Signature, TensorSpec},
-};
+use crate::{backend::Open, call::ModelRef, telemetry::metrics::Metrics, tensor::TensorSpec};
 use std::{collections::HashMap, sync::Arc};
 
 /// What is known of one version of a model, or of something that should have been one.
@@ -43,11 +39,14 @@ pub fn describe(settings: &Settings, opener: Arc<dyn Open>, lanes: usize) -> Vec
     // As the loader does: who runs on lanes is known before the cores are divided among the others.
     let (mut others, mut shares) = (Vec::new(), Vec::new());
     let mut tell = |found: &Found, first: Result<First, String>, threads: usize| {
-        let told = first.and_then(|first| Ok((lines(&workshop, found, &first, threads)?, first)));
+        let told = first.and_then(|mut first| {
+            let lines = guarded(|| lines(&workshop, found, &mut first, threads))?;
+            Ok((lines, first))
+        });
         let what = format!("{}/{}", found.name, found.version);
         match told {
             Ok(((lines, more), First { backend, shapes, decision, share, .. })) => {
-                served.add(found, &shapes.signature, decision.batches, backend.is_decoupled());
+                served.add(found, &shapes, decision.batches, backend.is_decoupled());
                 // Held to the end: whether all models fit is asked of all together.
                 shares.extend([share, more]);
                 Description { what, lines, problem: None }
@@ -85,10 +84,15 @@ struct Described(HashMap<Arc<str>, Vec<Version>>);
 type Version = (Arc<str>, Vec<Arc<str>>, Served);
 
 impl Described {
-    fn add(&mut self, found: &Found, signature: &Arc<Signature>, batches: bool, decoupled: bool) {
+    fn add(&mut self, found: &Found, shapes: &Shapes, batches: bool, decoupled: bool) {
+        let signature = Arc::clone(&shapes.signature);
+        let optional = shapes.absent.names(&signature);
+        self.served(found, Served { signature, batches, decoupled, optional });
+    }
+
+    fn served(&mut self, found: &Found, served: Served) {
         let labels = found.settings.routing.labels.iter().filter(|(_, of)| **of == found.version);
         let labels = labels.map(|(label, _)| Arc::clone(label)).collect();
-        let served = Served { signature: Arc::clone(signature), batches, decoupled };
         let versions = self.0.entry(Arc::clone(&found.name)).or_default();
         versions.push((Arc::clone(&found.version), labels, served));
         // Models on lanes are described before others, whatever their version.
@@ -126,15 +130,24 @@ fn ensemble(found: &Found, served: &mut Described) -> Description {
     let mut lines: Vec<_> = inputs.chain(signature.outputs.iter().map(|spec| line("output", spec))).collect();
     lines.push(format!("an ensemble of {steps} steps, which run with those of other calls"));
     lines.extend(settings.warnings.iter().map(|warning| format!("warning: {warning}")));
-    served.add(found, &signature, bound.batches, false);
+    served.served(found, Served { signature, batches: bound.batches, decoupled: false, optional: Vec::new() });
     Description { what, lines, problem: None }
 }
 
 /// What is said of a model that can be served, and its part of the memory besides that of the first instance; `threads` is 0 for
 /// one on lanes.
-fn lines(workshop: &Workshop, found: &Found, first: &First, threads: usize) -> Result<(Vec<String>, Share), String> {
-    let (settings, signature) = (&found.settings, &first.shapes.signature);
-    samples::make(settings, signature, first.decision.batches, first.shapes.layout.as_ref())?;
+fn lines(
+    workshop: &Workshop,
+    found: &Found,
+    first: &mut First,
+    threads: usize,
+) -> Result<(Vec<String>, Share), String> {
+    let settings = &found.settings;
+    // What the loader does before it serves a model: it may be refused for that.
+    let samples = samples::make(settings, &first.shapes, first.decision.batches)?;
+    samples::run(&samples, &mut *first.backend)?;
+    workshop::fill_up(found, &mut *first.backend, &mut first.shapes)?;
+    let signature = &first.shapes.signature;
     let inputs = signature.inputs.iter().map(|spec| line("input", spec));
     let outputs = signature.outputs.iter().map(|spec| line("output", spec));
     let mut lines: Vec<_> = inputs.chain(outputs).collect();
@@ -194,7 +207,7 @@ fn together(batches: bool, decoupled: bool) -> &'static str {
 mod tests {
     use super::*;
     use crate::model::{
-        ModelSettings, Reader, Sample,
+        Fill, ModelSettings, Reader, Sample, SampleInput,
         testing::{Opener, directory},
     };
 
@@ -231,6 +244,27 @@ mod tests {
         let sample = Sample { name: "s".into(), inputs: Vec::new(), runs: 1 };
         let sampled = described(&|settings| settings.samples = vec![sample.clone()]);
         assert_eq!(sampled.problem.as_deref(), Some("warm-up sample `s`: input `x` is missing"));
+    }
+
+    #[test]
+    fn what_the_loader_refuses_for_a_run_is_not_said_to_be_served() {
+        // It fails on zeros, as warm-up does not mind and a sample does.
+        let directory = directory(&[("a/1/model.onnx", "fails")]);
+        let described = |samples: Vec<Sample>| {
+            let mut settings = Settings { directories: vec![directory.path().to_owned()], ..Settings::default() };
+            settings.defaults.samples = samples;
+            describe(&settings, Arc::new(Opener::default()), 0).remove(0)
+        };
+        assert_eq!(described(Vec::new()).problem, None);
+        let input = SampleInput {
+            name: "x".into(),
+            dtype: crate::tensor::DataType::Fp32,
+            dims: vec![1, 4],
+            fill: Fill::Zeros,
+            given: None,
+        };
+        let problem = described(vec![Sample { name: "s".into(), inputs: vec![input], runs: 1 }]).problem.unwrap();
+        assert!(problem.starts_with("warm-up sample `s` failed: "), "{problem}");
     }
 
     #[test]

@@ -4,7 +4,9 @@
 //! business, which calls it gets the repository's.
 
 use super::{
-    Absent, Model, ModelSettings, Repository, Settings, State, declared, ensemble, labels,
+    Absent, Model, ModelSettings, Repository, Settings, State,
+    again::Waiting,
+    declared, ensemble, labels,
     picture::{self, Pictures},
     scan::{self, Found},
     workshop::{Event, Opened, Place, Prepared, Wanted, Workshop, key, reason},
@@ -16,7 +18,7 @@ use crate::{
     telemetry::metrics::Metrics,
 };
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, HashMap, HashSet},
     sync::Arc,
     time::SystemTime,
 };
@@ -25,11 +27,12 @@ use tokio::sync::{mpsc, oneshot};
 /// Loads the models of a directory into a repository.
 #[derive(Debug)]
 pub struct Loader {
-    settings: Arc<Settings>,
+    pub(super) settings: Arc<Settings>,
     opener: Arc<dyn Open>,
-    repository: Arc<Repository>,
+    pub(super) repository: Arc<Repository>,
     metrics: Arc<Metrics>,
     lanes: Option<Lanes>,
+    pub(super) waiting: Waiting,
 }
 
 /// What came of loading.
@@ -64,7 +67,7 @@ impl Loader {
         metrics: Arc<Metrics>,
         lanes: Option<Lanes>,
     ) -> Self {
-        Self { settings: Arc::new(settings), opener, repository, metrics, lanes }
+        Self { settings: Arc::new(settings), opener, repository, metrics, lanes, waiting: Waiting::default() }
     }
 
     /// Loads every model that is found and configured. To be called on the control runtime, when the lanes run: they
@@ -81,7 +84,8 @@ impl Loader {
         self.carry_out(Wanted::One(request)).await
     }
 
-    async fn carry_out(&self, wanted: Wanted) -> Loaded {
+    pub(super) async fn carry_out(&self, wanted: Wanted) -> Loaded {
+        let is_alone = matches!(&wanted, Wanted::One(request) if request.model.version.is_some());
         let workshop = Workshop {
             settings: Arc::clone(&self.settings),
             opener: Arc::clone(&self.opener),
@@ -90,7 +94,7 @@ impl Loader {
             explain: false,
         };
         let (sender, mut events) = mpsc::channel(1);
-        let (mut loaded, mut routings) = (Loaded::default(), BTreeMap::new());
+        let (mut loaded, mut routings, mut changed) = (Loaded::default(), BTreeMap::new(), HashSet::new());
         let work = move || workshop.work(&wanted, &sender);
         let thread = std::thread::Builder::new().name("loader".to_owned()).spawn(work);
         if let Err(error) = thread {
@@ -122,18 +126,28 @@ impl Loader {
                     }
                 }
                 Event::Prepared(found, prepared) => {
+                    changed.insert(Arc::clone(&found.name));
+                    let key = key(&found);
+                    self.waiting.forget(&key);
                     let placed = match prepared {
                         Ok(prepared) => {
-                            self.metrics.model_loaded(&key(&found), prepared.took, Some(prepared.memory));
+                            self.metrics.model_loaded(&key, prepared.took, Some(prepared.memory));
                             self.place(&found, *prepared).await
                         }
-                        Err(reason) => Err(reason),
+                        Err(reason) => {
+                            if self.settings.budget.refuses(&key) {
+                                self.waiting.wants_memory(key, &found, is_alone);
+                            }
+                            Err(reason)
+                        }
                     };
                     self.finish(&found, placed, &mut loaded);
                 }
                 Event::Opened(found, opened) => {
+                    changed.insert(Arc::clone(&found.name));
+                    self.waiting.forget(&key(&found));
                     let placed = opened.and_then(|opened| {
-                        self.metrics.model_loaded(&key(&found), opened.took, None);
+                        self.waiting.wants_models(key(&found), &found, &opened);
                         self.assemble(&found, opened)
                     });
                     self.finish(&found, placed, &mut loaded);
@@ -144,6 +158,7 @@ impl Loader {
         for (name, routing) in routings.iter().filter(|(name, _)| loaded.is_whole(name)) {
             self.repository.set_routing(name, routing);
         }
+        self.assemble_again(changed);
         loaded
     }
 
@@ -155,8 +170,10 @@ impl Loader {
 
     /// Forgets a version that is nowhere any more.
     pub(super) fn forget(&self, name: &Arc<str>, version: &Arc<str>) {
+        let key = ModelKey { name: Arc::clone(name), version: Arc::clone(version) };
+        self.waiting.forget(&key);
         self.repository.remove(name, version);
-        self.metrics.model_gone(&ModelKey { name: Arc::clone(name), version: Arc::clone(version) });
+        self.metrics.model_gone(&key);
     }
 
     /// What the models folders look like now.
@@ -189,7 +206,7 @@ impl Loader {
         self.metrics.model_state(&key, state);
     }
 
-    fn finish(&self, found: &Found, placed: Result<Model, String>, loaded: &mut Loaded) {
+    pub(super) fn finish(&self, found: &Found, placed: Result<Model, String>, loaded: &mut Loaded) {
         match placed {
             Ok(model) => {
                 self.metrics.model_load_ended(&found.name, true);
@@ -213,7 +230,7 @@ impl Loader {
     }
 
     /// Paths in a reason begin at the models' folder: callers read them too (contract 00 section 2, rule 3).
-    fn without_folders(&self, found: &Found, reason: &str) -> String {
+    pub(super) fn without_folders(&self, found: &Found, reason: &str) -> String {
         // Files that came in a load lie in a folder of no name; to the caller they are the model's.
         let brought = found.files.as_ref().map(|files| (files.path(), format!("{}/", found.name)));
         let folders = self.settings.directories.iter().map(|folder| (folder.as_path(), String::new()));
@@ -255,7 +272,7 @@ impl Loader {
     }
 
     /// Holds an ensemble against its models as they are served now.
-    fn assemble(&self, found: &Found, Opened { steps, .. }: Opened) -> Result<Model, String> {
+    pub(super) fn assemble(&self, found: &Found, Opened { steps, took }: Opened) -> Result<Model, String> {
         let settings = found.settings.ensemble.as_ref().ok_or("is no ensemble")?;
         let look = |wanted: &ModelRef| match self.repository.contains(wanted, &found.name, 0) {
             true => Err(format!("`{}` would be a part of itself", found.name)),
@@ -267,6 +284,7 @@ impl Loader {
         }
         let labels = labels::read(&found.settings, &found.folder, &graph.signature)?;
         let key = Arc::new(key(found));
+        self.metrics.model_loaded(&key, took, None);
         let batches = graph.batches && found.settings.batching.enabled != Some(false);
         let plan = Plan {
             metrics: self.metrics.model(&key),

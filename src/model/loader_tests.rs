@@ -104,6 +104,20 @@ async fn instances_are_as_many_as_configured() {
     assert_eq!(world.opener.opened.load(Ordering::Relaxed), 3);
 }
 
+#[tokio::test]
+async fn what_was_measured_is_not_warmed_up_again_and_what_was_not_is() {
+    let world = world(&[("a/1/model.onnx", "ok")], None, |settings| settings.defaults.instances = Some(2));
+    world.loader.load().await;
+    let runs: Vec<_> = world.opener.scripts.lock().unwrap().iter().map(|script| script.batches().len()).collect();
+    let alone = Opener::default();
+    let mut backend = alone.open(&world._directory.path().join("a/1/model.onnx"), &Default::default()).unwrap();
+    crate::model::measure::measure(&mut *backend, 1, &LAX);
+    let warm = alone.scripts.lock().unwrap()[0].batches().len();
+    // One row is measured as an instance is warmed up; then more rows are, and whether outputs follow them.
+    let single = world.opener.scripts.lock().unwrap()[0].batches().iter().filter(|rows| **rows == 1).count();
+    assert_eq!((single, runs[1]), (warm, warm), "{runs:?}");
+}
+
 /// A sample of `rows` rows.
 fn sample(rows: usize, runs: usize, fill: Fill) -> Vec<Sample> {
     let input = SampleInput { name: "x".into(), dtype: DataType::Fp32, dims: vec![rows, 4], fill, given: None };

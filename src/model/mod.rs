@@ -3,6 +3,7 @@
 //! Knows calls and schedulers; knows neither who calls nor over which wire.
 
 mod absent;
+mod again;
 pub mod budget;
 pub mod classify;
 mod compare;

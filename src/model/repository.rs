@@ -158,7 +158,8 @@ impl Repository {
     pub(super) fn served(&self, wanted: &ModelRef) -> Result<Served, String> {
         let model = self.resolve(wanted).map_err(|error| error.to_string())?;
         let (signature, batches) = (Arc::clone(&model.signature), model.batches());
-        Ok(Served { signature, batches, decoupled: model.decoupled })
+        let optional = model.absent.names(&signature);
+        Ok(Served { signature, batches, decoupled: model.decoupled, optional })
     }
 
     /// Whether the model `name` is part of what a step runs that names `wanted`, however deep below it.

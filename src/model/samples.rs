@@ -3,12 +3,11 @@
 //! What is made up is the same each time, so that what fails once fails again. Which samples there are is the
 //! configuration's to say; that they fit the model is checked here, as requests are.
 
-use super::{Fill, ModelSettings, signature};
+use super::{Fill, ModelSettings, shapes::Shapes, signature};
 use crate::{
     backend::Backend,
     call::NamedTensor,
-    schedule::Layout,
-    tensor::{DataType, Shape, Signature, Tensor, Tensors, view},
+    tensor::{DataType, Shape, Tensor, Tensors, view},
 };
 use std::{ops::ControlFlow, sync::Arc};
 
@@ -23,17 +22,14 @@ pub(super) struct Made {
     runs: usize,
 }
 
-/// Makes the inputs of every sample of `settings`. `batches` as in [`signature::check`]; `layout` is how the model takes them.
+/// Makes the inputs of every sample of `settings`, as calls of the model that has these `shapes` are made: what may be left out
+/// may be. `batches` as in [`signature::check`].
 ///
 /// # Errors
 ///
 /// For operators, in plain words: the sample, what it has and what the model has.
-pub(super) fn make(
-    settings: &ModelSettings,
-    signature: &Signature,
-    batches: bool,
-    layout: Option<&Layout>,
-) -> Result<Vec<Made>, String> {
+pub(super) fn make(settings: &ModelSettings, shapes: &Shapes, batches: bool) -> Result<Vec<Made>, String> {
+    let signature = &shapes.signature;
     let mut samples = Vec::with_capacity(settings.samples.len());
     for sample in &settings.samples {
         let wrong = |reason: &dyn std::fmt::Display| format!("warm-up sample `{}`: {reason}", sample.name);
@@ -46,8 +42,9 @@ pub(super) fn make(
             let tensor = tensor.map_err(|reason| wrong(&format!("input `{}`: {reason}", input.name)))?;
             inputs.push(NamedTensor { name: Arc::clone(&input.name), tensor });
         }
+        shapes.absent.complete(signature, &mut inputs).map_err(|error| wrong(&error))?;
         let checked = signature::check(signature, batches, inputs).map_err(|error| wrong(&error))?;
-        let inputs = match layout {
+        let inputs = match &shapes.layout {
             Some(layout) => layout.alone(checked.inputs).map_err(|error| wrong(&error))?,
             None => checked.inputs,
         };
@@ -135,9 +132,11 @@ impl Iterator for Numbers {
 mod tests {
     use super::*;
     use crate::{
-        model::{Sample, SampleInput},
+        model::{InputSettings, Sample, SampleInput, shapes::shapes},
         schedule::testing::{self, Script},
+        tensor::{AxisNames, Signature, TensorSpec},
     };
+    use std::slice::from_ref;
 
     fn settings(dims: &[usize], runs: usize) -> ModelSettings {
         let input = SampleInput {
@@ -151,11 +150,33 @@ mod tests {
         ModelSettings { samples, ..ModelSettings::default() }
     }
 
+    fn shaped(settings: &ModelSettings, signature: &Arc<Signature>) -> Shapes {
+        shapes(settings, signature, &AxisNames::default()).unwrap()
+    }
+
+    #[test]
+    fn a_sample_may_leave_out_what_a_call_may() {
+        let spec =
+            |name: &str| TensorSpec { name: name.into(), dtype: Some(DataType::Fp32), dims: vec![None, Some(4)] };
+        let signature = Arc::new(Signature { inputs: vec![spec("x"), spec("bias")], outputs: vec![spec("y")] });
+        let optional = InputSettings { pad: Some(0.5.into()), optional: true, ..InputSettings::default() };
+        let batches = Some(true);
+        let mut settings = ModelSettings { inputs: vec![("bias".into(), optional)], ..settings(&[2, 4], 1) };
+        settings.batching.enabled = batches;
+        let made = make(&settings, &shaped(&settings, &signature), true).unwrap();
+        let expected = Tensor::of(DataType::Fp32, [2, 4].into(), vec![0.5_f32; 8]).unwrap();
+        assert_eq!(made[0].inputs[1..], *from_ref(&expected));
+        settings.inputs.clear();
+        let error = make(&settings, &shaped(&settings, &signature), true).unwrap_err();
+        assert_eq!(error, "warm-up sample `warm`: input `bias` is missing");
+    }
+
     #[test]
     fn a_sample_is_run_as_often_as_it_says() {
         let script = Script::default();
         let mut backend = testing::backend(&script);
-        let samples = make(&settings(&[2, 4], 3), backend.signature(), true, None).unwrap();
+        let settings = settings(&[2, 4], 3);
+        let samples = make(&settings, &shaped(&settings, backend.signature()), true).unwrap();
         run(&samples, &mut *backend).unwrap();
         assert_eq!(script.batches(), [2, 2, 2]);
     }
@@ -163,13 +184,14 @@ mod tests {
     #[test]
     fn a_sample_that_contradicts_the_model_names_both() {
         let backend = testing::backend(&Script::default());
-        let error = make(&settings(&[2, 5], 1), backend.signature(), true, None).unwrap_err();
+        let make = |settings: &ModelSettings| make(settings, &shaped(settings, backend.signature()), true);
+        let error = make(&settings(&[2, 5], 1)).unwrap_err();
         assert_eq!(error, "warm-up sample `warm`: tensor `x` has shape [2, 5], expected [-1, 4]");
         let nothing = Sample { name: "nothing".into(), inputs: Vec::new(), runs: 1 };
         let nothing = ModelSettings { samples: vec![nothing], ..ModelSettings::default() };
-        let error = make(&nothing, backend.signature(), true, None).unwrap_err();
+        let error = make(&nothing).unwrap_err();
         assert_eq!(error, "warm-up sample `nothing`: input `x` is missing");
-        let error = make(&settings(&[usize::MAX, 4], 1), backend.signature(), true, None).unwrap_err();
+        let error = make(&settings(&[usize::MAX, 4], 1)).unwrap_err();
         assert!(error.ends_with("too large to make up"), "{error}");
     }
 

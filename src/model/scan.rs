@@ -313,7 +313,10 @@ pub(super) fn check_name(name: &str) -> Result<(), String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::{Load, Reader, testing::directory};
+    use crate::{
+        call::ModelRef,
+        model::{Load, Reader, testing::directory},
+    };
 
     fn settings(directory: &tempfile::TempDir) -> Settings {
         Settings { directories: vec![directory.path().to_owned()], ..Settings::default() }
@@ -321,6 +324,44 @@ mod tests {
 
     fn names(found: &[Found]) -> Vec<String> {
         found.iter().map(|found| format!("{}/{}", found.name, found.version)).collect()
+    }
+
+    /// Attack M1: names that lead elsewhere, hide, or read as others do.
+    #[test]
+    fn of_two_hundred_hostile_names_none_is_a_models() {
+        let mut names: Vec<String> = (0_u8..=127)
+            .filter(|byte| !byte.is_ascii_alphanumeric() && !b"._-".contains(byte))
+            .flat_map(|byte| [format!("m{}", byte as char), format!("{}m", byte as char)])
+            .collect();
+        for part in
+            ["..", "../m", "../../etc/passwd", "/m", "/", "m/", "m/..", "m/../n", "./m", ".", ".m", "..m", "stats"]
+        {
+            names.push(part.to_owned());
+            names.push(part.replace('/', "\\"));
+            names.push(part.replace('/', "%2f"));
+        }
+        // Letters of other scripts that look like ours, signs that are not seen, and slashes that are none.
+        let confusing = [
+            "\u{430}", "\u{2215}", "\u{ff0f}", "\u{2024}", "\u{ff0e}", "\u{200b}", "\u{202e}", "\u{feff}", "\u{ad}",
+            "é",
+        ];
+        names.extend(
+            confusing.iter().flat_map(|sign| [format!("m{sign}"), format!("{sign}{sign}m"), (*sign).to_owned()]),
+        );
+        names.extend([String::new(), "m".repeat(129), "C:m".to_owned(), "~".to_owned(), "$HOME".to_owned()]);
+        let bad = names.iter().filter(|name| *name != "stats" && check_name(name).is_ok()).collect::<Vec<_>>();
+        assert!(names.len() >= 200, "{}", names.len());
+        assert!(bad.is_empty(), "{bad:?}");
+        let directory = directory(&[("in/m/1/model.onnx", "ok"), ("out/1/model.onnx", "ok")]);
+        let settings = Settings { directories: vec![directory.path().join("in")], ..Settings::default() };
+        for name in names.iter().map(String::as_str).chain(["stats"]) {
+            let model = ModelRef { name: name.into(), version: None };
+            let (found, _) = one(&settings, &LoadRequest { model, config: None, files: Vec::new() });
+            assert!(found.is_empty(), "{name:?}: {found:?}");
+        }
+        for name in ["m", "M-1_a.b", "0", &"m".repeat(128)] {
+            assert_eq!(check_name(name), Ok(()), "{name}");
+        }
     }
 
     #[test]

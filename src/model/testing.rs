@@ -69,6 +69,12 @@ impl Open for Opener {
             "ok" => {}
             "slow" => script.take(Duration::from_millis(2)),
             "stream" => script.set(Fault::Stream(1)),
+            // As a model does that keeps its weights outside.
+            text if text.starts_with("needs ") => {
+                let weights = path.with_file_name(&text[6..]);
+                std::fs::metadata(weights)
+                    .map_err(|_| OpenError("keeps weights in what cannot be found".to_owned()))?;
+            }
             "extra" => script.set(Fault::ExtraRow),
             "fails" => script.fail_on(0.0),
             "panic" => script.set(Fault::Panic),

@@ -30,6 +30,10 @@ fn read(text: &str, defaults: &ModelSettings) -> Result<ModelSettings, String> {
 }
 
 async fn world(files: &[(&str, &str)]) -> World {
+    settling(files, Duration::from_millis(30)).await
+}
+
+async fn settling(files: &[(&str, &str)], settle: Duration) -> World {
     let directory = directory(files);
     let settings = Models {
         directories: vec![directory.path().to_owned()],
@@ -42,7 +46,7 @@ async fn world(files: &[(&str, &str)]) -> World {
     let opener = Arc::new(Opener::default());
     let loader = Loader::new(settings, opener.clone(), Arc::clone(&repository), Arc::clone(&metrics), None);
     let loader = Arc::new(loader);
-    let look = Settings { every: Duration::from_millis(10), settle: Duration::from_millis(30) };
+    let look = Settings { every: Duration::from_millis(10), settle };
     let watcher = Watcher::new(look, Arc::clone(&loader), Arc::clone(&repository)).await;
     loader.load().await;
     let watcher = tokio::spawn(watcher.run());
@@ -125,6 +129,39 @@ async fn a_version_whose_new_file_is_bad_goes_on_and_says_so() {
     world.until(&["m/1 ready goes on as it was loaded before: not a model: corrupt"]).await;
     world.write("m/1/model.onnx", "ok");
     world.until(&["m/1 ready"]).await;
+}
+
+#[tokio::test]
+async fn what_is_copied_file_by_file_is_loaded_once_it_is_whole_and_no_error_is_told() {
+    // Longer than even a busy machine pauses between two lines of this test.
+    let world = settling(&[("m/1/model.onnx", "ok")], Duration::from_secs(3)).await;
+    let opened = world.opener.opened.load(Ordering::Relaxed);
+    world.write("m/2/model.onnx", "needs weights.bin");
+    world.write("m/2/tokenizer.json", "{}");
+    // It has been seen by then, and is left alone: looks are 10 ms apart.
+    for _ in 0..5 {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+        assert_eq!(world.index(), ["m/1 ready"]);
+    }
+    let mut growing = fs::File::create(world.directory.path().join("m/2/weights.bin")).unwrap();
+    for _ in 0..5 {
+        std::io::Write::write_all(&mut growing, b"weights").unwrap();
+        tokio::time::sleep(Duration::from_millis(20)).await;
+        assert_eq!(world.index(), ["m/1 ready"]);
+    }
+    world.until(&["m/2 ready", "m/1 not ready unloaded"]).await;
+    assert_eq!(world.opener.opened.load(Ordering::Relaxed), opened + 1, "once, and not by halves");
+    assert!(!world.metrics.render().contains("outcome=\"failed\""));
+}
+
+#[tokio::test]
+async fn what_settles_by_halves_is_refused_and_loaded_when_it_is_whole() {
+    let world = world(&[("m/1/model.onnx", "ok")]).await;
+    world.write("m/2/model.onnx", "needs weights.bin");
+    let refused = "m/2 not ready not served: loading it failed: keeps weights in what cannot be found";
+    world.until(&[refused, "m/1 ready"]).await;
+    world.write("m/2/weights.bin", "weights");
+    world.until(&["m/2 ready", "m/1 not ready unloaded"]).await;
 }
 
 #[tokio::test]

@@ -35,6 +35,8 @@ pub(super) enum Wanted {
     Configured,
     /// What a load call asks for.
     One(LoadRequest),
+    /// What was found and could not be loaded then, as it was found.
+    Again(Box<Found>),
     /// What has changed of a model: versions that are `kept` are not loaded again if they would run the same.
     Renewed {
         name: Arc<str>,
@@ -58,7 +60,7 @@ pub(super) enum Event {
 }
 
 /// The steps of an ensemble.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Opened {
     pub(super) steps: Vec<ensemble::Does>,
     /// From the first look to the last file.
@@ -113,7 +115,7 @@ pub(super) struct First {
 impl Wanted {
     fn keeps(&self, found: &Found) -> bool {
         match self {
-            Self::Configured | Self::One(_) => false,
+            Self::Configured | Self::One(_) | Self::Again(_) => false,
             Self::Renewed { kept, .. } => {
                 let before = kept.get(&found.version).filter(|_| found.fault.is_none());
                 before.is_some_and(|before| before.runs_like(&found.settings))
@@ -129,6 +131,7 @@ impl Workshop {
         let (found, problems) = match wanted {
             Wanted::Configured => scan::scan(&self.settings),
             Wanted::One(request) => scan::one(&self.settings, request),
+            Wanted::Again(found) => (vec![Found::clone(found)], Vec::new()),
             Wanted::Renewed { name, .. } => {
                 let model = ModelRef { name: Arc::clone(name), version: None };
                 scan::one(&self.settings, &LoadRequest { model, config: None, files: Vec::new() })
@@ -246,7 +249,7 @@ impl Workshop {
         let settings = &found.settings;
         drop(share);
         let share = self.share(found, 0, self.lanes + 1)?;
-        let samples = samples::make(settings, &shapes.signature, decision.batches, shapes.layout.as_ref())?;
+        let samples = samples::make(settings, &shapes, decision.batches)?;
         let mut instances = (0..self.lanes).map(|_| self.open(found, &session)).collect::<Result<Vec<_>, _>>()?;
         if settings.warmup {
             instances.iter_mut().for_each(|instance| warm(&mut **instance, &shapes));
@@ -270,9 +273,10 @@ impl Workshop {
         let settings = &found.settings;
         let count = settings.instances.unwrap_or(1).max(1);
         let session = self.wide(settings, threads);
+        let is_measured = looked.as_ref().is_none_or(|first| first.session == session);
         let mut first = match looked {
             None => self.first(found, session.clone())?,
-            Some(first) if first.session == session => first,
+            Some(first) if is_measured => first,
             Some(mut first) => {
                 // It turned out too slow for a lane: open it again with its part of the cores. What it is is dropped before,
                 // not after: there may not be memory for both.
@@ -304,11 +308,15 @@ impl Workshop {
         }
         let decoupled = first.backend.is_decoupled();
         let mut shapes = first.shapes;
-        let samples = samples::make(settings, &shapes.signature, first.decision.batches, shapes.layout.as_ref())?;
-        instances.push(first.backend);
+        let samples = samples::make(settings, &shapes, first.decision.batches)?;
         if settings.warmup && !decoupled {
             instances.iter_mut().for_each(|instance| warm(&mut **instance, &shapes));
+            // One that was measured is warm.
+            if !is_measured {
+                warm(&mut *first.backend, &shapes);
+            }
         }
+        instances.push(first.backend);
         for instance in &mut instances {
             samples::run(&samples, &mut **instance)?;
         }
@@ -442,7 +450,7 @@ pub fn reason(error: &crate::error::Error) -> String {
 }
 
 /// Measures how far calls of a model are filled up, if any are, and sees whether its outputs can be cut back.
-fn fill_up(found: &Found, instance: &mut dyn Backend, shapes: &mut Shapes) -> Result<(), String> {
+pub(super) fn fill_up(found: &Found, instance: &mut dyn Backend, shapes: &mut Shapes) -> Result<(), String> {
     let Some(Layout::Padded(padding)) = shapes.layout.as_mut().filter(|_| found.settings.warmup) else { return Ok(()) };
     worth::measure(instance, &shapes.signature, padding)?;
     let (reach, elements) = (&padding.reach, padding.worth());

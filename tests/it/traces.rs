@@ -141,13 +141,51 @@ async fn one_trace_runs_from_a_websocket_message_to_the_run_of_onnx() {
     assert_eq!(spans.len(), 5, "{spans:#?}");
 }
 
-/// One call on each surface, with a context where that surface has its place for one.
-async fn call_with_context(running: &Running, surface: Surface, trace: &str) {
-    let request = Request::new("double", &[1, 4], vec![1.0; 4]);
+#[tokio::test]
+async fn the_steps_of_an_ensemble_are_spans_of_its_call_with_spans_of_their_own() {
+    let (collector, address) = Collector::start().await;
+    let setup = setup(address, "0");
+    let folder = setup.folder().join("models/both");
+    std::fs::create_dir_all(&folder).unwrap();
+    let yaml = "ensemble:\n  steps:\n    - { model: double, inputs: { x: x }, outputs: { y: z } }\n    \
+                - { model: slow, inputs: { x: z }, outputs: { y: y } }\n";
+    std::fs::write(folder.join("model.yaml"), yaml).unwrap();
+    let running = setup.start().await;
+    for (place, surface) in Surface::ALL.into_iter().enumerate() {
+        let trace = format!("{:032x}", 0xdef0 + place);
+        call_with_context(&running, surface, &trace, "both").await;
+        // The call with its own decode and encode, and two steps that decode, wait and run.
+        let spans = collector.spans(&trace, 3 + 2 * 4).await;
+        let call = spans.iter().find(|span| hex(&span.parent_span_id) == PARENT).unwrap();
+        assert_eq!(attribute(call, "sluicegate.model"), "both", "{surface:?}");
+        let steps: Vec<_> = spans
+            .iter()
+            .filter(|span| span.parent_span_id == call.span_id)
+            .filter(|span| span.attributes.iter().any(|attribute| attribute.key == "sluicegate.model"))
+            .collect();
+        let models: BTreeSet<_> = steps.iter().map(|step| attribute(step, "sluicegate.model").to_string()).collect();
+        assert_eq!(models, BTreeSet::from(["\"double\"".to_owned(), "\"slow\"".to_owned()]), "{surface:?}: {spans:#?}");
+        for step in steps {
+            assert_eq!(attribute(step, "sluicegate.code"), "ok", "{surface:?}");
+            let parts: BTreeSet<_> =
+                spans.iter().filter(|span| span.parent_span_id == step.span_id).map(|span| &*span.name).collect();
+            assert!(parts.is_superset(&BTreeSet::from(["queue", "run"])), "{surface:?}: {parts:?}");
+            let within = |span: &Span| {
+                span.start_time_unix_nano >= call.start_time_unix_nano
+                    && span.end_time_unix_nano <= call.end_time_unix_nano
+            };
+            assert!(within(step), "{surface:?}: {step:#?} in {call:#?}");
+        }
+    }
+}
+
+/// One call of `model` on each surface, with a context where that surface has its place for one.
+async fn call_with_context(running: &Running, surface: Surface, trace: &str, model: &str) {
+    let request = Request::new(model, &[1, 4], vec![1.0; 4]);
     match surface {
         Surface::Rest => {
             let body = json!({ "inputs": double_tensor() }).to_string();
-            let mut http = http_request(running, "POST", "/v2/models/double/infer", None, body);
+            let mut http = http_request(running, "POST", &format!("/v2/models/{model}/infer"), None, body);
             http.headers_mut().insert("traceparent", parent(trace).parse().unwrap());
             assert_eq!(http1(running, http).await.status(), 200);
         }
@@ -160,7 +198,7 @@ async fn call_with_context(running: &Running, surface: Surface, trace: &str) {
             let mut socket = crate::support::client::websocket_upgrade(running, None).await.unwrap();
             // Once for the whole session, in its hello.
             let hello = json!({ "type": "hello", "protocol": 1, "trace": { "traceparent": parent(trace) } });
-            let infer = json!({ "type": "infer", "id": "a", "model": "double", "inputs": double_tensor() });
+            let infer = json!({ "type": "infer", "id": "a", "model": model, "inputs": double_tensor() });
             for message in [hello, infer] {
                 socket.send(Message::text(message.to_string())).await.unwrap();
             }
@@ -169,8 +207,7 @@ async fn call_with_context(running: &Running, surface: Surface, trace: &str) {
         Surface::H2Stream => {
             let mut stream = Ndjson::open(running, None).await.unwrap();
             let trace = json!({ "traceparent": parent(trace) });
-            let line =
-                json!({ "type": "infer", "id": "a", "model": "double", "inputs": double_tensor(), "trace": trace });
+            let line = json!({ "type": "infer", "id": "a", "model": model, "inputs": double_tensor(), "trace": trace });
             stream.send(&line).await;
             assert_eq!(stream.next().await.unwrap()["type"], "output");
         }
@@ -183,7 +220,7 @@ async fn every_surface_takes_the_context_of_its_caller() {
     let running = setup(address, "0").start().await;
     for (place, surface) in Surface::ALL.into_iter().enumerate() {
         let trace = format!("{:032x}", 0xabc0 + place);
-        call_with_context(&running, surface, &trace).await;
+        call_with_context(&running, surface, &trace, "double").await;
         let spans = collector.spans(&trace, 5).await;
         let call = spans.iter().find(|span| span.name.starts_with('/')).unwrap();
         assert_eq!(attribute(call, "sluicegate.surface"), surface.name());

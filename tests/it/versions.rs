@@ -95,6 +95,70 @@ async fn a_thousand_swaps_under_load_lose_no_call_and_mix_no_answer() {
     assert!(calls.load(Ordering::Relaxed) > u64::from(SWAPS), "{calls:?} calls");
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_step_that_is_swapped_under_load_loses_no_call_of_its_ensemble_and_mixes_no_answer() {
+    let yaml = "ensemble: { steps: [{ model: m, inputs: { x: x }, outputs: { y: y } }] }";
+    let world = World::explicit("all", &[("m/1/model.onnx", "times 1"), ("e/model.yaml", yaml)]).await;
+    let (over, calls) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
+    let mut callers = Vec::new();
+    for surface in Surface::ALL {
+        let (mut client, over, calls) = (connect(surface, &world, None).await, Arc::clone(&over), Arc::clone(&calls));
+        callers.push(tokio::spawn(async move {
+            let (request, mut last) = (Request::new("e", &[2, 4], vec![1.0; 8]), 0.0);
+            while !over.load(Ordering::Relaxed) {
+                let answer = client.infer(&request).await.unwrap_or_else(|failure| panic!("{surface:?}: {failure:?}"));
+                let Data::Floats(values) = &answer.outputs["y"].1 else { panic!("floats") };
+                // The ensemble's own version stays; which of its model's ran is in the numbers.
+                assert!(values.iter().all(|value| *value == values[0]), "{surface:?}: {values:?}");
+                assert!(values[0] >= last, "{surface:?}: {} after {last}, which had taken over", values[0]);
+                last = values[0];
+                calls.fetch_add(1, Ordering::Relaxed);
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+            last
+        }));
+    }
+    for version in 2..=100 {
+        world.write(&format!("m/{version}/model.onnx"), &format!("times {version}"));
+        // On threads and on the lanes, so that they take over from each other.
+        world.write("m/model.yaml", if version % 4 == 0 { "warmup: auto" } else { "warmup: off" });
+        let (status, said) = world.rest("POST", "/v2/repository/models/m/load", "").await;
+        assert_eq!(status, 200, "{version}: {said}");
+        world.remove(&format!("m/{}", version - 1));
+    }
+    over.store(true, Ordering::Relaxed);
+    for caller in callers {
+        assert!(caller.await.unwrap() > 1.0, "busy all the while");
+    }
+    assert!(calls.load(Ordering::Relaxed) > 100, "{calls:?} calls");
+}
+
+#[tokio::test]
+async fn an_ensemble_answers_once_its_model_is_there_without_being_loaded_again() {
+    let yaml = "ensemble: { steps: [{ model: m, inputs: { x: x }, outputs: { y: y } }] }";
+    let watched = Setup::new().yaml("models: { control: watch, watch: { every: 20ms, settle: 40ms } }");
+    let explicit = Setup::new().yaml("models: { control: explicit }");
+    for (setup, loads) in [(watched, false), (explicit, true)] {
+        let world = World::start(setup, &[("e/model.yaml", yaml), ("n/1/model.onnx", "double")]).await;
+        let mut client = connect(Surface::Rest, &world, None).await;
+        let request = Request::new("e", &[1, 4], vec![1.0; 4]);
+        assert_eq!(client.infer(&request).await.unwrap_err().code, "not_ready");
+        world.write("m/7/model.onnx", "times 7");
+        if loads {
+            assert_eq!(world.rest("POST", "/v2/repository/models/m/load", "").await.0, 200);
+        }
+        let begun = Instant::now();
+        let answer = loop {
+            match client.infer(&request).await {
+                Ok(answer) => break answer,
+                Err(failure) => assert!(begun.elapsed() < Duration::from_secs(20), "{failure:?}"),
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        };
+        assert_eq!(answer.outputs["y"].1, Data::Floats(vec![7.0; 4]));
+    }
+}
+
 /// Two versions, of which each has a label.
 const LABELLED: &[(&str, &str)] = &[
     ("m/3/model.onnx", "times 3"),

@@ -3,7 +3,7 @@
 //! Providers are tried in the order in which they stand. One that cannot be used is passed over and the log says why, as
 //! long as a later one can: only when none is left is it an error, which names those that the library has.
 
-use super::{Runtime, values};
+use super::{Runtime, optimized::Graph, values};
 use crate::backend::{Arena, Optimization, Provider, ProviderKind, SessionSettings};
 use ort::{
     ep,
@@ -22,12 +22,17 @@ pub(super) struct Built {
     pub(super) passed_over: Vec<String>,
 }
 
-/// Makes a session of the model at `path`.
-pub(super) fn build(runtime: &Runtime, path: &Path, settings: &SessionSettings) -> Result<Built, String> {
+/// Makes a session of the model at `path`, whose graph is treated as `graph` says.
+pub(super) fn build(
+    runtime: &Runtime,
+    path: &Path,
+    settings: &SessionSettings,
+    graph: Graph<'_>,
+) -> Result<Built, String> {
     let mut passed_over = Vec::new();
     let mut wanted: &[Provider] = &settings.providers;
     loop {
-        let mut builder = options(runtime, settings)?;
+        let mut builder = options(runtime, settings, graph)?;
         let providers = register(runtime, &mut builder, &mut wanted, &mut passed_over)?;
         let Some((last, before)) = providers.split_last() else {
             return Err(format!("{}; this library has {}", passed_over.join("; "), runtime.providers().join(", ")));
@@ -68,6 +73,8 @@ fn register(
             values::append(builder, provider).err().map(|error| format!("provider `{kind}` is refused: {error}"))
         };
         match refused {
+            // It is asked again whenever one before it cannot take the model.
+            Some(reason) if passed_over.contains(&reason) => {}
             Some(reason) => passed_over.push(reason),
             None => {
                 added.push(kind);
@@ -82,12 +89,14 @@ fn register(
     Ok(added)
 }
 
-fn options(runtime: &Runtime, settings: &SessionSettings) -> Result<SessionBuilder, String> {
+fn options(runtime: &Runtime, settings: &SessionSettings, graph: Graph<'_>) -> Result<SessionBuilder, String> {
     let SessionSettings { threads, sharers, options, .. } = settings;
     // Each run has the thread that calls, and those of the pool besides; so however many share the session, together they
     // have what was meant for them.
     let pool = sharers.max(&1) * (threads.max(&1) - 1) + 1;
     let level = match options.optimization {
+        // Once more would find next to nothing, and take as long to look for it.
+        _ if matches!(graph, Graph::Optimized) => GraphOptimizationLevel::Disable,
         Optimization::Disabled => GraphOptimizationLevel::Disable,
         Optimization::Basic => GraphOptimizationLevel::Level1,
         Optimization::Extended => GraphOptimizationLevel::Level2,
@@ -111,6 +120,16 @@ fn options(runtime: &Runtime, settings: &SessionSettings) -> Result<SessionBuild
         }
         if settings.explain {
             builder = builder.with_config_entry("session.record_ep_graph_assignment_info", "1")?;
+        }
+        if let Graph::Keep(unfinished) = graph {
+            let (path, weights) = unfinished.target();
+            builder = builder.with_optimized_model_path(path)?;
+            if let Some(name) = weights {
+                builder =
+                    builder
+                        .with_config_entry("session.optimized_model_external_initializers_file_name", name)?
+                        .with_config_entry("session.optimized_model_external_initializers_min_size_in_bytes", "1024")?;
+            }
         }
         for (key, value) in &options.entries {
             builder = builder.with_config_entry(key, value)?;

@@ -6,17 +6,23 @@
 mod builder;
 mod files;
 mod library;
+pub mod optimized;
 pub mod probe;
 mod protobuf;
 mod session;
+mod sums;
 #[cfg(test)]
 mod tests;
 mod values;
+mod words;
 
 pub use library::LoadError;
 pub use values::disable_telemetry;
+pub use words::settings as settings_of_words;
 
 use super::{Backend, Open, OpenError, ProviderKind, SessionSettings};
+use builder::Built;
+use optimized::{Entry, Graph};
 use ort::{
     environment::Environment,
     logging::LogLevel,
@@ -29,6 +35,7 @@ use std::{
     path::Path,
     sync::{Arc, Mutex, PoisonError},
 };
+use sums::Digests;
 
 /// ONNX Runtime's own switch for its telemetry; read when its environment is made.
 const TELEMETRY_VARIABLE: &str = "ORT_DISABLE_TELEMETRY";
@@ -49,6 +56,8 @@ struct Inner {
     arena: MemoryInfo<'static>,
     /// By ONNX Runtime's names.
     providers: Vec<String>,
+    /// Of files that were read to know them.
+    digests: Arc<Digests>,
 }
 
 impl fmt::Debug for Runtime {
@@ -120,7 +129,7 @@ impl Runtime {
         let arena = MemoryInfo::new(AllocationDevice::CPU, 0, AllocatorType::Arena, MemoryType::Default)
             .map_err(|error| error.to_string())?;
         let providers = values::available_providers().map_err(|error| error.to_string())?;
-        Ok(Self(Arc::new(Inner { environment, library, memory, arena, providers })))
+        Ok(Self(Arc::new(Inner { environment, library, memory, arena, providers, digests: Arc::default() })))
     }
 
     fn memory(&self) -> &MemoryInfo<'static> {
@@ -140,6 +149,65 @@ impl Runtime {
         all.map(|name| known(name).map_or_else(|| name.clone(), |kind| kind.name().to_owned())).collect()
     }
 
+    /// Opens a model, with what is kept of it in `entry`.
+    fn open_kept(
+        &self,
+        path: &Path,
+        settings: &SessionSettings,
+        entry: Option<&Entry<'_>>,
+    ) -> Result<Box<dyn Backend>, OpenError> {
+        // Before ONNX Runtime opens anything. A file that is swapped between this and the next line is in the hands of
+        // someone who may write the models.
+        let weight_bytes = files::check(path)?;
+        self.verify(path)?;
+        let refuse = |reason| OpenError(format!("`{}` cannot be loaded: {reason}", path.display()));
+        let (built, note) = match entry {
+            None => (builder::build(self, path, settings, Graph::Optimize), None),
+            Some(entry) => match self.reopen(entry, settings) {
+                Some(built) => (Ok(built), Some("its graph was optimised before and is read from the cache")),
+                None => (self.keep(path, settings, entry), None),
+            },
+        };
+        let built = built.map_err(refuse)?;
+        for reason in &built.passed_over {
+            tracing::warn!(model = %path.display(), reason, uses = %built.providers[0], "another provider is used");
+        }
+        Ok(Box::new(OrtBackend::new(built, self.clone(), weight_bytes, settings, note)?))
+    }
+
+    /// Holds a model's files against the list of checksums beside it, if there is one.
+    fn verify(&self, path: &Path) -> Result<(), OpenError> {
+        let folder = path.parent().unwrap_or(Path::new("."));
+        if folder.join(sums::LIST).symlink_metadata().is_err() {
+            return Ok(());
+        }
+        let verified = self.0.digests.verify(folder, &files::find(path)?.paths);
+        verified.map_err(|reason| OpenError(format!("`{}` is not what was published: {reason}", path.display())))
+    }
+
+    /// What is kept in `entry`, if it is there and can be used.
+    fn reopen(&self, entry: &Entry<'_>, settings: &SessionSettings) -> Option<Built> {
+        let built = builder::build(self, &entry.find()?, settings, Graph::Optimized);
+        built.inspect_err(|reason| entry.discard(reason)).ok()
+    }
+
+    /// Optimises the model at `path`, and keeps what comes of it in `entry` if that can be.
+    fn keep(&self, path: &Path, settings: &SessionSettings, entry: &Entry<'_>) -> Result<Built, String> {
+        let Some(unfinished) = entry.begin() else { return builder::build(self, path, settings, Graph::Optimize) };
+        match builder::build(self, path, settings, Graph::Keep(&unfinished)) {
+            Ok(built) => {
+                unfinished.finish();
+                Ok(built)
+            }
+            // Whether the model is at fault or its writing is known without the latter.
+            Err(reason) => {
+                let built = builder::build(self, path, settings, Graph::Optimize)?;
+                entry.not_kept(&reason);
+                Ok(built)
+            }
+        }
+    }
+
     fn has(&self, kind: ProviderKind) -> bool {
         self.0.providers.iter().any(|name| name.as_bytes() == values::name(kind).to_bytes())
     }
@@ -147,15 +215,7 @@ impl Runtime {
 
 impl Open for Runtime {
     fn open(&self, path: &Path, settings: &SessionSettings) -> Result<Box<dyn Backend>, OpenError> {
-        // Before ONNX Runtime opens anything. A file that is swapped between this and the next line is in the hands of
-        // someone who may write the models.
-        let weight_bytes = files::check(path)?;
-        let built = builder::build(self, path, settings)
-            .map_err(|reason| OpenError(format!("`{}` cannot be loaded: {reason}", path.display())))?;
-        for reason in &built.passed_over {
-            tracing::warn!(model = %path.display(), reason, uses = %built.providers[0], "another provider is used");
-        }
-        Ok(Box::new(OrtBackend::new(built, self.clone(), weight_bytes, settings)?))
+        self.open_kept(path, settings, None)
     }
 
     fn weight_bytes(&self, path: &Path) -> Option<u64> {
@@ -166,6 +226,10 @@ impl Open for Runtime {
 /// ONNX Runtime's messages, into our log.
 fn log(level: LogLevel, _category: &str, session: &str, location: &str, message: &str) {
     match level {
+        // That what is kept is meant for machines like this one is what its name says.
+        LogLevel::Warning if message.starts_with("Serializing optimized model") => {
+            tracing::debug!(session, location, message, "onnx runtime says");
+        }
         LogLevel::Verbose => tracing::trace!(session, location, message, "onnx runtime says"),
         LogLevel::Info => tracing::debug!(session, location, message, "onnx runtime says"),
         LogLevel::Warning => tracing::warn!(session, location, message, "onnx runtime says"),

@@ -7,14 +7,19 @@
 //! limits of time and memory; whatever it dies of is the reason why the file is refused. A file that passes may still end
 //! the server later, by what callers send: what the child tells is that loading does not.
 
-use super::{Runtime, files};
+use super::{
+    Runtime,
+    files::{self, Files},
+    optimized::{self, Cache},
+    sums::{self, identity},
+    words::words,
+};
 use crate::backend::{Backend, Open, OpenError, SessionSettings};
 use std::{
     collections::HashSet,
     ffi::OsString,
-    fs,
     io::{self, Read},
-    os::unix::{fs::MetadataExt, process::ExitStatusExt},
+    os::unix::process::ExitStatusExt,
     path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Stdio},
     sync::{Arc, Mutex, PoisonError, mpsc},
@@ -73,12 +78,18 @@ pub enum When {
 #[derive(Debug)]
 pub struct Probed {
     runtime: Runtime,
+    cache: Option<Cache>,
     settings: Settings,
-    passed: Mutex<HashSet<Identity>>,
+    /// Files, and how they were opened.
+    passed: Mutex<HashSet<(Vec<sums::Identity>, Vec<String>)>>,
 }
 
-/// Files as they were: what is written anew or put in their place differs in one of these, whatever times it claims.
-type Identity = Vec<(u64, u64, u64, i64, i64)>;
+/// Opens models as [`Runtime`] does, with what is kept of them.
+#[derive(Debug)]
+struct Kept {
+    runtime: Runtime,
+    cache: Cache,
+}
 
 // === impl Settings ===
 
@@ -98,34 +109,42 @@ impl Settings {
 impl Probed {
     /// Opens with `runtime` what was tried as `settings` say.
     pub fn new(runtime: Runtime, settings: Settings) -> Self {
-        Self { runtime, settings, passed: Mutex::default() }
+        Self { runtime, cache: None, settings, passed: Mutex::default() }
     }
 
-    fn probe(&self, path: &Path) -> Result<(), OpenError> {
-        let found = files::find(path)?;
+    fn probe(&self, path: &Path, found: &Files, settings: &SessionSettings) -> Result<(), OpenError> {
         let refuse = |reason: String| OpenError(format!("`{}` {reason}", path.display()));
-        let identity = identity(&found.paths).map_err(|error| refuse(format!("cannot be opened: {error}")))?;
+        let identities = found.paths.iter().map(|path| identity(path)).collect::<io::Result<Vec<_>>>();
+        let identities = identities.map_err(|error| refuse(format!("cannot be opened: {error}")))?;
+        let tried = (identities, words(settings));
         let passed = || self.passed.lock().unwrap_or_else(PoisonError::into_inner);
-        if self.settings.when == When::Auto && passed().contains(&identity) {
+        if self.settings.when == When::Auto && passed().contains(&tried) {
             return Ok(());
         }
         let memory = self.settings.memory.unwrap_or_else(|| found.bytes.saturating_mul(4).saturating_add(ROOM));
         let began = Instant::now();
-        try_out(&self.settings, self.runtime.library(), path, memory).map_err(refuse)?;
+        try_out(&self.settings, self.runtime.library(), path, memory, &tried.1).map_err(refuse)?;
         tracing::debug!(model = %path.display(), took = ?began.elapsed(), "tried in a process of its own");
         let mut passed = passed();
         if passed.len() >= REMEMBERED {
             passed.clear();
         }
-        passed.insert(identity);
+        passed.insert(tried);
         Ok(())
     }
 }
 
 impl Open for Probed {
     fn open(&self, path: &Path, settings: &SessionSettings) -> Result<Box<dyn Backend>, OpenError> {
-        self.probe(path)?;
-        self.runtime.open(path, settings)
+        let found = files::find(path)?;
+        self.runtime.verify(path)?;
+        let entry = self.cache.as_ref().and_then(|cache| cache.entry(&found, settings, true));
+        // What is kept is kept because it was tried: the same bytes, in the same way, by the same library.
+        let is_known = self.settings.when == When::Auto && entry.as_ref().is_some_and(|entry| entry.find().is_some());
+        if !is_known {
+            self.probe(path, &found, settings)?;
+        }
+        self.runtime.open_kept(path, settings, entry.as_ref())
     }
 
     fn weight_bytes(&self, path: &Path) -> Option<u64> {
@@ -133,35 +152,42 @@ impl Open for Probed {
     }
 }
 
-/// `runtime` as models are to be opened with it: through [`Probed`] where there are `settings`.
-pub fn opener(runtime: Runtime, settings: Option<Settings>) -> Arc<dyn Open> {
-    match settings {
-        Some(settings) => Arc::new(Probed::new(runtime, settings)),
-        None => Arc::new(runtime),
+impl Open for Kept {
+    fn open(&self, path: &Path, settings: &SessionSettings) -> Result<Box<dyn Backend>, OpenError> {
+        let entry = self.cache.entry(&files::find(path)?, settings, false);
+        self.runtime.open_kept(path, settings, entry.as_ref())
+    }
+
+    fn weight_bytes(&self, path: &Path) -> Option<u64> {
+        self.runtime.weight_bytes(path)
     }
 }
 
-fn identity(paths: &[PathBuf]) -> io::Result<Identity> {
-    let of = |path: &PathBuf| {
-        let data = fs::metadata(path)?;
-        // The time of change cannot be set, the time of writing can.
-        Ok((data.dev(), data.ino(), data.size(), data.ctime(), data.ctime_nsec()))
-    };
-    paths.iter().map(of).collect()
+/// `runtime` as models are to be opened with it: files are tried first where `probe` says how, and what comes of optimising them
+/// is kept where `kept` says where.
+pub fn opener(runtime: Runtime, probe: Option<Settings>, kept: Option<optimized::Settings>) -> Arc<dyn Open> {
+    let digests = Arc::clone(&runtime.0.digests);
+    let cache = kept.map(|settings| Cache::new(settings, runtime.version(), digests));
+    match (probe, cache) {
+        (Some(settings), cache) => Arc::new(Probed { cache, ..Probed::new(runtime, settings) }),
+        (None, Some(cache)) => Arc::new(Kept { runtime, cache }),
+        (None, None) => Arc::new(runtime),
+    }
 }
 
-/// Has a child open the file at `path` and run it once.
+/// Has a child open the file at `path`, as `words` say, and run it once.
 ///
 /// # Errors
 ///
 /// In plain words: what the child said, what it died of, or which limit it ran into.
-fn try_out(settings: &Settings, library: &Path, path: &Path, memory: u64) -> Result<(), String> {
+fn try_out(settings: &Settings, library: &Path, path: &Path, memory: u64, words: &[String]) -> Result<(), String> {
     let option = |name: &str, value: OsString| [OsString::from(name), value];
     let mut command = Command::new(&settings.program);
     command
         .arg(COMMAND)
         .args(option("--onnxruntime", library.into()))
         .args(option("--memory", memory.to_string().into()))
+        .args(words.iter().flat_map(|word| option("--session", word.into())))
         .arg("--")
         .arg(path)
         .env_clear()

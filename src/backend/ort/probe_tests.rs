@@ -1,7 +1,7 @@
 //! Children that are scripts: what a parent makes of each end.
 
 use super::*;
-use std::os::unix::fs::PermissionsExt;
+use std::{fs, os::unix::fs::PermissionsExt};
 
 /// A program that is a script, and what is said of a file that it tried.
 fn tried(script: &str, timeout: Duration) -> Result<(), String> {
@@ -11,7 +11,7 @@ fn tried(script: &str, timeout: Duration) -> Result<(), String> {
     fs::set_permissions(&program, fs::Permissions::from_mode(0o700)).unwrap();
     let settings = Settings { when: When::Auto, timeout, memory: None, program };
     loop {
-        let result = try_out(&settings, Path::new("lib.so"), Path::new("m/1/model.onnx"), 1 << 30);
+        let result = try_out(&settings, Path::new("lib.so"), Path::new("m/1/model.onnx"), 1 << 30, &[]);
         // Another test that starts a program just now has the script open for writing until that program runs.
         if !result.as_ref().is_err_and(|reason| reason.contains("Text file busy")) {
             return result;
@@ -59,7 +59,7 @@ fn memory_that_ran_out_names_the_limit() {
 #[test]
 fn a_program_that_is_not_there_refuses_the_file_and_says_so() {
     let settings = Settings { when: When::Auto, timeout: LONG, memory: None, program: "/nowhere/program".into() };
-    let reason = try_out(&settings, Path::new("l"), Path::new("m"), 1).unwrap_err();
+    let reason = try_out(&settings, Path::new("l"), Path::new("m"), 1, &[]).unwrap_err();
     assert!(reason.contains("cannot be tried (`models.probe`)"), "{reason}");
 }
 

@@ -169,6 +169,97 @@ proptest! {
     }
 }
 
+/// Every model file of the tests, good, bad and hostile: what a mutation starts from.
+fn seeds() -> &'static [Vec<u8>] {
+    static SEEDS: std::sync::LazyLock<Vec<Vec<u8>>> = std::sync::LazyLock::new(|| {
+        let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/models");
+        let mut seeds = Vec::new();
+        for kind in ["good", "bad", "hostile"] {
+            for model in std::fs::read_dir(root.join(kind)).unwrap() {
+                seeds.push(std::fs::read(model.unwrap().path().join("1/model.onnx")).unwrap());
+            }
+        }
+        seeds.sort();
+        assert!(seeds.len() > 30, "{} seeds", seeds.len());
+        seeds
+    });
+    &SEEDS
+}
+
+/// What is done to a seed, all at places that are taken modulo its length.
+#[derive(Clone, Debug)]
+enum Mutation {
+    Set(usize, u8),
+    Cut(usize),
+    Remove(usize, usize),
+    Insert(usize, Vec<u8>),
+    /// The tail of another one.
+    Splice(usize, usize, usize),
+}
+
+fn mutation() -> impl Strategy<Value = Mutation> {
+    let place = any::<usize>;
+    prop_oneof![
+        6 => (place(), any::<u8>()).prop_map(|(at, byte)| Mutation::Set(at, byte)),
+        1 => place().prop_map(Mutation::Cut),
+        2 => (place(), 1_usize..16).prop_map(|(at, count)| Mutation::Remove(at, count)),
+        2 => (place(), prop::collection::vec(prop_oneof![Just(0xFF_u8), any::<u8>()], 1..12))
+            .prop_map(|(at, bytes)| Mutation::Insert(at, bytes)),
+        1 => (place(), place(), place()).prop_map(|(at, other, from)| Mutation::Splice(at, other, from)),
+    ]
+}
+
+fn mutated(seed: usize, mutations: &[Mutation]) -> Vec<u8> {
+    let seeds = seeds();
+    let mut bytes = seeds[seed % seeds.len()].clone();
+    for mutation in mutations {
+        let length = bytes.len();
+        match mutation {
+            Mutation::Set(at, byte) if length > 0 => bytes[at % length] = *byte,
+            Mutation::Cut(at) => bytes.truncate(at % (length + 1)),
+            Mutation::Remove(at, count) if length > 0 => {
+                let at = at % length;
+                bytes.drain(at..(at + count).min(length));
+            }
+            Mutation::Insert(at, more) => {
+                let at = at % (length + 1);
+                bytes.splice(at..at, more.iter().copied());
+            }
+            Mutation::Splice(at, other, from) => {
+                let other = &seeds[other % seeds.len()];
+                bytes.truncate(at % (length + 1));
+                bytes.extend(&other[from % (other.len() + 1)..]);
+            }
+            Mutation::Set(..) | Mutation::Remove(..) => {}
+        }
+    }
+    bytes
+}
+
+proptest! {
+    /// Attack M3's thousand files and more, each time others (`PROPTEST_CASES` makes it as many as one has time for).
+    #[test]
+    fn models_that_are_damaged_anywhere_are_read_or_refused_within_their_bounds(
+        seed: usize,
+        mutations in prop::collection::vec(mutation(), 1..6),
+    ) {
+        let bytes = mutated(seed, &mutations);
+        // Whatever it claims: no more locations than it has bytes.
+        if let Ok(found) = scan_lossy(&bytes) {
+            prop_assert!(found.keys().map(Vec::len).sum::<usize>() <= bytes.len());
+        }
+    }
+}
+
+#[test]
+fn every_seed_is_read_or_refused_as_the_folder_it_lies_in_says() {
+    let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/models/good");
+    for model in std::fs::read_dir(root).unwrap() {
+        let path = model.unwrap().path().join("1/model.onnx");
+        assert!(scan_lossy(&std::fs::read(&path).unwrap()).is_ok(), "{}", path.display());
+    }
+}
+
 fn scan_lossy(bytes: &[u8]) -> Result<BTreeMap<Vec<u8>, u64>, ScanError> {
     external_data(Cursor::new(bytes), bytes.len() as u64)
 }

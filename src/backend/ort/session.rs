@@ -84,7 +84,13 @@ const EVERY: Duration = Duration::from_secs(5);
 // === impl Opened ===
 
 impl Opened {
-    fn new(built: Built, runtime: Runtime, weight_bytes: u64, settings: &SessionSettings) -> Result<Self, OpenError> {
+    fn new(
+        built: Built,
+        runtime: Runtime,
+        weight_bytes: u64,
+        settings: &SessionSettings,
+        note: Option<&str>,
+    ) -> Result<Self, OpenError> {
         let Built { session, providers, passed_over } = built;
         let names =
             |outlets: &[Outlet]| outlets.iter().map(|outlet| CString::new(outlet.name())).collect::<Result<_, _>>();
@@ -98,6 +104,7 @@ impl Opened {
         let is_servable = signature.inputs.iter().chain(&signature.outputs).all(|spec| spec.dtype.is_some());
         let arena = policy(settings, &signature);
         let mut notes = passed_over;
+        notes.extend(note.map(ToOwned::to_owned));
         notes.push(memory_note(arena));
         if settings.explain {
             notes.extend(nodes_note(&session));
@@ -157,13 +164,15 @@ fn nodes_note(session: &Session) -> Vec<String> {
 // === impl OrtBackend ===
 
 impl OrtBackend {
+    /// An instance of a session that was made as `settings` say; `note` says what there is to know of it besides.
     pub(super) fn new(
         built: Built,
         runtime: Runtime,
         weight_bytes: u64,
         settings: &SessionSettings,
+        note: Option<&str>,
     ) -> Result<Self, OpenError> {
-        Self::of(Arc::new(Opened::new(built, runtime, weight_bytes, settings)?))
+        Self::of(Arc::new(Opened::new(built, runtime, weight_bytes, settings, note)?))
     }
 
     /// An instance of what was opened.

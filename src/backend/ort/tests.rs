@@ -455,3 +455,31 @@ fn plateau_child() {
     assert!(most[2] <= most[1] + most[1] / 10 + 8, "it still grows: {most:?} MiB");
     assert!(held < 4, "the arena still has {held} MiB");
 }
+
+#[test]
+fn files_are_what_the_list_beside_them_says_or_are_not_opened() {
+    let folder = tempfile::tempdir().unwrap();
+    for file in ["model.onnx", "weights.bin"] {
+        std::fs::copy(path("tests/models/good/external_data").with_file_name(file), folder.path().join(file)).unwrap();
+    }
+    let model = folder.path().join("model.onnx");
+    let open = || runtime().open(&model, &SessionSettings::default()).map(drop).map_err(|error| error.0);
+    let line = |file: &str| {
+        let digest = Digests::default().of(&folder.path().join(file)).unwrap();
+        format!("{}  {file}\n", sums::hex(&digest))
+    };
+    let list = |text: String| std::fs::write(folder.path().join(sums::LIST), text).unwrap();
+    assert_eq!(open(), Ok(()), "without a list");
+    list(line("model.onnx") + &line("weights.bin"));
+    assert_eq!(open(), Ok(()));
+    list(line("model.onnx"));
+    assert!(open().unwrap_err().ends_with("is not what was published: `SHA256SUMS` has no line for `weights.bin`"));
+    list(line("model.onnx") + &line("weights.bin"));
+    let weights = folder.path().join("weights.bin");
+    let mut changed = std::fs::read(&weights).unwrap();
+    changed[0] ^= 1;
+    std::fs::write(&weights, changed).unwrap();
+    assert!(open().unwrap_err().contains("`weights.bin` has the SHA-256"));
+    list(String::from("what"));
+    assert!(open().unwrap_err().contains("`SHA256SUMS` line 1: expected 64"));
+}

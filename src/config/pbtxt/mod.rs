@@ -33,16 +33,18 @@ const WARNINGS: usize = 64;
 /// Longest delay; beyond it, sums with the clock could overflow.
 const DELAY: Duration = Duration::from_secs(365 * 86_400);
 
-/// Parameters that Triton's back end for ONNX Runtime obeys, and this program does not.
-const OBEYED: [&str; 8] = [
-    "intra_op_thread_count",
-    "inter_op_thread_count",
-    "execution_mode",
-    "enable_mem_arena",
-    "enable_mem_pattern",
-    "memory.enable_memory_arena_shrinkage",
-    "session.use_device_allocator_for_initializers",
-    "optimization.graph_optimization_level",
+/// Parameters that Triton's back end for ONNX Runtime obeys and this program does not, and what says it in `model.yaml`; empty:
+/// nothing does.
+const OBEYED: [(&str, &str); 8] = [
+    ("intra_op_thread_count", "threads"),
+    ("inter_op_thread_count", "session.inter_op_threads"),
+    ("execution_mode", "session.execution_mode"),
+    ("enable_mem_arena", "arena"),
+    // Memory is never planned by shapes here: callers choose them.
+    ("enable_mem_pattern", ""),
+    ("memory.enable_memory_arena_shrinkage", "arena"),
+    ("session.use_device_allocator_for_initializers", "session.entries"),
+    ("optimization.graph_optimization_level", "session.graph_optimization_level"),
 ];
 
 /// A setting, and how the file has it.
@@ -183,12 +185,13 @@ impl Reader<'_> {
             (
                 config.optimization.is_some(),
                 "optimization",
-                "has no effect: ONNX Runtime optimises as it does by default",
+                "has no effect: `session.graph_optimization_level` in model.yaml says how far graphs are optimised, and \
+                 `providers` what runs them",
             ),
             (
                 !config.cc_model_filenames.is_empty(),
                 "cc_model_filenames",
-                "has no effect: models run on the CPU, from `default_model_filename`",
+                "has no effect: `default_model_filename` is the file, whatever `providers` in model.yaml says runs it",
             ),
             (agents, "model_repository_agents", "has no effect: files are read as they are"),
             (!config.runtime.is_empty(), "runtime", "has no effect: models run on ONNX Runtime"),
@@ -343,7 +346,7 @@ impl Reader<'_> {
             if said {
                 self.warn(
                     &format!("{path}.{field}"),
-                    "has no effect: instances run on the CPU, each when it is needed",
+                    "has no effect: each instance runs when it is needed, where `providers` in model.yaml says",
                 );
             }
         }
@@ -355,13 +358,18 @@ impl Reader<'_> {
             Ok(Kind::Cpu) => true,
             Ok(Kind::Auto) => {
                 if !group.gpus.is_empty() {
-                    self.warn(&format!("{path}.gpus"), "has no effect: the model runs on the CPU here");
+                    self.warn(
+                        &format!("{path}.gpus"),
+                        "has no effect: `providers` in model.yaml says which device runs the model",
+                    );
                 }
                 true
             }
             Ok(kind @ (Kind::Gpu | Kind::Model)) => {
-                let text =
-                    format!("is {}: the model runs on the CPU here, and the count is not taken", kind.as_str_name());
+                let text = format!(
+                    "is {}, and the count is not taken: `providers` and `instances` in model.yaml say what runs the model",
+                    kind.as_str_name()
+                );
                 self.warn(&format!("{path}.kind"), &text);
                 false
             }
@@ -411,12 +419,12 @@ impl Reader<'_> {
     fn notes(&mut self) {
         let sorted: BTreeMap<_, _> = self.config.parameters.iter().collect();
         for (name, parameter) in sorted {
-            if OBEYED.contains(&name.as_str()) {
-                let instead = match name.as_str() {
-                    "intra_op_thread_count" => "has no effect: `threads` in model.yaml says how many",
-                    _ => "has no effect: ONNX Runtime runs with its defaults",
+            if let Some((_, key)) = OBEYED.iter().find(|(obeyed, _)| obeyed == name) {
+                let text = match *key {
+                    "" => "has no effect: there is nothing like it here".to_owned(),
+                    key => format!("has no effect: `{key}` in model.yaml says that here"),
                 };
-                self.warn(&format!("parameters.{name}"), instead);
+                self.warn(&format!("parameters.{name}"), &text);
             }
             self.said.notes.parameters.push((name.as_str().into(), parameter.string_value.as_str().into()));
         }

@@ -21,7 +21,11 @@ impl Reader<'_> {
                 self.problem(format!("{path}.reshape"), RESHAPE);
             }
             for (said, field, text) in [
-                (input.optional, "optional", "has no effect: a call brings every input that the model has"),
+                (
+                    input.optional,
+                    "optional",
+                    "has no effect: `inputs` in model.yaml says what may be left out, and what stands for it",
+                ),
                 (input.is_shape_tensor, "is_shape_tensor", "has no effect: ONNX Runtime reads shapes as other tensors"),
                 (input.is_non_linear_format_io, "is_non_linear_format_io", "has no effect: tensors are row-major"),
             ] {

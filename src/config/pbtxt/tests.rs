@@ -102,6 +102,10 @@ fn what_clients_read_is_kept_for_them() {
     assert_eq!(problem, "input[0].format: is that of an image, and `dims` has 1 dimensions, expected 3");
     let obeyed = only_warning("parameters { key: \"intra_op_thread_count\" value { string_value: \"4\" } }");
     assert!(obeyed.contains("`threads` in model.yaml"), "{obeyed}");
+    for (name, key) in super::OBEYED {
+        let warning = only_warning(&format!("parameters {{ key: \"{name}\" value {{ string_value: \"1\" }} }}"));
+        assert!(warning.contains(&format!("`{key}` in model.yaml")) || key.is_empty(), "{warning}");
+    }
 }
 
 #[test]
@@ -154,7 +158,10 @@ fn instances_on_the_cpu_are_counted_together() {
     assert_eq!(count("instance_group [{ count: 2 kind: KIND_GPU }]"), None);
     assert_eq!(count("instance_group [{ count: 2 }, { count: 8 kind: KIND_MODEL }]"), Some(Amount::Exactly(2)));
     let gpu = only_warning("instance_group [{ count: 2 kind: KIND_GPU gpus: [ 0 ] }]");
-    assert!(gpu.starts_with("config.pbtxt instance_group[0].kind: is KIND_GPU: the model runs on the CPU"), "{gpu}");
+    assert!(
+        gpu.starts_with("config.pbtxt instance_group[0].kind: is KIND_GPU, and the count is not taken: `providers`"),
+        "{gpu}"
+    );
     for field in ["profile: \"a\"", "passive: true", "host_policy: \"a\"", "gpus: 1", "rate_limiter { priority: 1 }"] {
         let warning = only_warning(&format!("instance_group [{{ {field} }}]"));
         assert!(warning.contains("has no effect"), "{warning}");
@@ -333,4 +340,47 @@ fn an_ensemble_of_tritons_is_the_same_graph() {
     let logits = ensemble.outputs.unwrap()["logits"].clone();
     assert_eq!((logits.datatype.as_deref(), logits.shape), (Some("FP32"), Some(vec![-1, 10])));
     assert_eq!(ensemble.inputs.unwrap().len(), 1);
+}
+
+/// Configurations that tests, documents and people have written, which mutations start from: all fields that are read.
+const SEEDS: [&str; 4] = [
+    include_str!("../../../tests/models/config.pbtxt"),
+    "name: \"m\" platform: \"ensemble\" max_batch_size: 8 input [{ name: \"x\" data_type: TYPE_FP32 dims: [ -1, 4 ] }] \
+     output [{ name: \"y\" data_type: TYPE_FP32 dims: [ 4 ] }] ensemble_scheduling { step [{ model_name: \"a\" \
+     model_version: -1 input_map { key: \"x\" value: \"x\" } output_map { key: \"y\" value: \"y\" } }] }",
+    "instance_group [{ count: 2 kind: KIND_GPU gpus: [ 0 ] }, { passive: true }] version_policy: { specific: { versions: [ 1 ] } } \
+     dynamic_batching { preferred_batch_size: [ 4 ] max_queue_delay_microseconds: 100 priority_levels: 2 \
+     default_queue_policy { timeout_action: DELAY max_queue_size: 7 } }",
+    "model_warmup [{ name: \"a\" batch_size: 1 count: 3 inputs { key: \"x\" value { data_type: TYPE_INT64 dims: [ 4 ] \
+     zero_data: true } } }] parameters { key: \"execution_mode\" value { string_value: \"1\" } } optimization { graph \
+     { level: -1 } execution_accelerators { gpu_execution_accelerator [{ name: \"tensorrt\" }] } }",
+];
+
+proptest::proptest! {
+    /// Each time others (`PROPTEST_CASES` makes it as many as one has time for).
+    #[test]
+    fn configurations_that_are_damaged_anywhere_are_read_or_refused(
+        seed: proptest::sample::Index,
+        edits in proptest::collection::vec((proptest::prelude::any::<proptest::sample::Index>(), 0_usize..6, "[ -~]{0,6}|-?[0-9]{1,20}"), 1..5),
+    ) {
+        let mut text: Vec<char> = seed.get(&SEEDS).chars().collect();
+        for (at, cut, instead) in edits {
+            let at = at.index(text.len() + 1);
+            let end = (at + cut).min(text.len());
+            text.splice(at..end, instead.chars());
+        }
+        let text: String = text.into_iter().collect();
+        if let Ok(config) = parse_config_text(&text) {
+            let mut problems = Problems::new("");
+            let said = read(&config, "m", "config.pbtxt", &mut problems);
+            proptest::prop_assert!(said.warnings.len() <= WARNINGS + 1);
+        }
+    }
+}
+
+#[test]
+fn every_seed_is_a_configuration() {
+    for seed in SEEDS {
+        assert!(parse_config_text(seed).is_ok(), "{seed}");
+    }
 }

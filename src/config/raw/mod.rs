@@ -20,8 +20,8 @@ pub use limits::{
     Timers, WebSocket, WhenAway,
 };
 pub use models::{
-    Arena, Batching, Control, Execution, Input, Mode, ModelDefaults, ModelFile, Models, Optimization, Probe, Ragged,
-    Session, Watch, WhenLate,
+    Arena, Batching, Control, Execution, Input, Mode, ModelDefaults, ModelFile, Models, Optimization, OptimizedCache,
+    Probe, Ragged, Session, Watch, WhenLate,
 };
 pub use pad::{Pad, Rows};
 pub use traffic::{Shadow, Traffic};
@@ -284,6 +284,7 @@ impl Shaped for Config {
             },
             models: Models {
                 probe_memory: Some(Size(4 << 30)),
+                optimized_cache: Some(OptimizedCache::default()),
                 // A map by default, but a word or a list will do.
                 defaults: ModelDefaults {
                     versions: Versions::All,

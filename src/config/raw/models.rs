@@ -28,6 +28,7 @@ pub struct Models {
     pub probe: Probe,
     pub probe_timeout: Span,
     pub probe_memory: Option<Size>,
+    pub optimized_cache: Option<OptimizedCache>,
     pub defaults: ModelDefaults,
 }
 
@@ -42,6 +43,15 @@ pub enum Probe {
     Always,
     /// None.
     Never,
+}
+
+/// Where optimised graphs are kept.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+#[expect(missing_docs, reason = "the keys are explained in config/sluicegate.full.yaml")]
+pub struct OptimizedCache {
+    pub directory: PathBuf,
+    pub size: Size,
 }
 
 /// When models are looked for.
@@ -136,6 +146,44 @@ pub struct ModelFile {
     pub version_labels: BTreeMap<String, Version>,
     pub ensemble: Option<Ensemble>,
     pub inputs: BTreeMap<String, Input>,
+}
+
+impl From<ModelDefaults> for ModelFile {
+    /// The file that says what `defaults` say.
+    fn from(defaults: ModelDefaults) -> Self {
+        let ModelDefaults {
+            versions,
+            instances,
+            threads,
+            execution,
+            share_weights,
+            batching,
+            arena,
+            providers,
+            session,
+            run_limit,
+            warmup,
+            traffic,
+        } = defaults;
+        Self {
+            versions,
+            instances,
+            threads,
+            execution,
+            share_weights,
+            batching,
+            arena,
+            providers,
+            session,
+            run_limit,
+            warmup,
+            traffic,
+            class_labels: BTreeMap::new(),
+            version_labels: BTreeMap::new(),
+            ensemble: None,
+            inputs: BTreeMap::new(),
+        }
+    }
 }
 
 impl ModelFile {
@@ -256,8 +304,15 @@ impl Default for Models {
             probe: Probe::Auto,
             probe_timeout: Span(Duration::from_secs(120)),
             probe_memory: None,
+            optimized_cache: None,
             defaults: ModelDefaults::default(),
         }
+    }
+}
+
+impl Default for OptimizedCache {
+    fn default() -> Self {
+        Self { directory: PathBuf::new(), size: Size(8 << 30) }
     }
 }
 
@@ -280,38 +335,7 @@ impl Default for Provider {
 
 impl Default for ModelFile {
     fn default() -> Self {
-        let ModelDefaults {
-            versions,
-            instances,
-            threads,
-            execution,
-            share_weights,
-            batching,
-            arena,
-            providers,
-            session,
-            run_limit,
-            warmup,
-            traffic,
-        } = ModelDefaults::default();
-        Self {
-            versions,
-            instances,
-            threads,
-            execution,
-            share_weights,
-            batching,
-            arena,
-            providers,
-            session,
-            run_limit,
-            warmup,
-            traffic,
-            class_labels: BTreeMap::new(),
-            version_labels: BTreeMap::new(),
-            ensemble: None,
-            inputs: BTreeMap::new(),
-        }
+        Self::from(ModelDefaults::default())
     }
 }
 

@@ -7,7 +7,7 @@ mod models;
 mod session;
 mod traffic;
 
-pub(super) use models::{OUTSIDE, is_inside, is_plain, model, model_defaults, model_file};
+pub(super) use models::{OUTSIDE, is_inside, is_plain, model, model_defaults};
 pub(crate) use traffic::routing;
 
 use super::{Admin, Amount, Config, Drain, Listen, Overrides, Problems, Runtime, Telemetry, Turn, Written, raw};

@@ -5,7 +5,7 @@ use crate::{
     config::{
         Batching, Control, Kind, ModelConfig, ModelDefaults, Models, Problems,
         raw::{self, Amount, Execution, Load, Versions, Warmup},
-        units::{Delay, Number, Span},
+        units::Number,
     },
     model::{InputSettings, Pad, RaggedSettings, watch},
     schedule::PREFERRED,
@@ -62,7 +62,14 @@ pub(super) fn models(raw: &raw::Models, folder: &Path, problems: &mut Problems) 
         probe: raw.probe,
         probe_timeout: raw.probe_timeout.0,
         probe_memory: raw.probe_memory.map(|size| size.0 as u64),
+        optimized_cache: raw.optimized_cache.as_ref().map(|cache| {
+            if cache.directory.as_os_str().is_empty() {
+                problems.missing("models.optimized_cache.directory", "expected a folder that nobody else may write");
+            }
+            (folder.join(&cache.directory), cache.size.0 as u64)
+        }),
         defaults: model_defaults(&raw.defaults),
+        written: raw.defaults.clone(),
     }
 }
 
@@ -98,51 +105,6 @@ pub(in crate::config) fn model_defaults(raw: &raw::ModelDefaults) -> ModelDefaul
         run_limit: raw.run_limit,
         warmup: raw.warmup.clone(),
         traffic: raw.traffic.clone(),
-    }
-}
-
-/// The file that would say what `defaults` say; `model.yaml` is laid over it.
-pub(in crate::config) fn model_file(defaults: &ModelDefaults) -> raw::ModelFile {
-    raw::ModelFile {
-        versions: defaults.versions.clone(),
-        instances: defaults.instances,
-        threads: defaults.threads,
-        execution: defaults.execution,
-        share_weights: defaults.share_weights,
-        batching: raw::Batching {
-            enabled: defaults.batching.enabled,
-            max_rows: Number(defaults.batching.max_rows),
-            max_elements: defaults.batching.max_elements,
-            max_delay: Delay(defaults.batching.max_delay),
-            max_queue: Number(defaults.batching.max_queue),
-            priorities: Number(defaults.batching.priorities as usize),
-            default_priority: match defaults.batching {
-                // So that the lowest stays the default where a file says how many levels there are, and no more.
-                Batching { priorities, default_priority, .. } if priorities == default_priority => Amount::Auto,
-                Batching { default_priority, .. } => Amount::Exactly(default_priority as usize),
-            },
-            rows: defaults.rows,
-            pad: match &defaults.pad {
-                Pad::Auto => raw::Pad::Auto,
-                Pad::Off => raw::Pad::Off,
-                Pad::Ratio(hundredths) => raw::Pad::Ratio(f64::from(*hundredths) / 100.0),
-                Pad::Lengths(lengths) => raw::Pad::Lengths(lengths.clone()),
-            },
-            preferred: defaults.batching.preferred.iter().copied().map(Number).collect(),
-            timeout: defaults.batching.timeout.map(Span),
-            when_late: defaults.batching.when_late,
-            preserve_order: defaults.batching.preserve_order,
-        },
-        arena: defaults.arena,
-        providers: defaults.providers.clone(),
-        session: defaults.session.clone(),
-        run_limit: defaults.run_limit,
-        warmup: defaults.warmup.clone(),
-        traffic: defaults.traffic.clone(),
-        class_labels: Default::default(),
-        inputs: Default::default(),
-        version_labels: Default::default(),
-        ensemble: None,
     }
 }
 

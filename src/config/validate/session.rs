@@ -103,7 +103,7 @@ fn check_value(path: String, value: &str, problems: &mut Problems) {
 mod tests {
     use crate::{
         backend::ProviderKind,
-        config::{Config, Limit, Memory, ModelDefaults, load_model},
+        config::{Config, Limit, Memory, ModelDefaults, load_model, raw},
     };
     use std::time::Duration;
 
@@ -121,7 +121,7 @@ mod tests {
     fn of_a_model(text: &str) -> Result<ModelDefaults, String> {
         let folder = tempfile::tempdir().unwrap();
         std::fs::write(folder.path().join("model.yaml"), text).unwrap();
-        let read = load_model("m", folder.path(), None, &ModelDefaults::default());
+        let read = load_model("m", folder.path(), None, &raw::ModelDefaults::default());
         read.map(|model| model.defaults).map_err(|problems| problems.in_one_line())
     }
 

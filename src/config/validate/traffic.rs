@@ -129,13 +129,13 @@ fn millionths(share: f64) -> Option<u32> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::{ModelDefaults, load_model};
+    use crate::config::{load_model, raw};
     use std::fs;
 
     fn load(yaml: &str) -> Result<ModelConfig, Vec<String>> {
         let folder = tempfile::tempdir().unwrap();
         fs::write(folder.path().join("model.yaml"), yaml).unwrap();
-        load_model("m", folder.path(), None, &ModelDefaults::default()).map_err(|problems| {
+        load_model("m", folder.path(), None, &raw::ModelDefaults::default()).map_err(|problems| {
             problems.list.iter().map(|problem| format!("{}: {}", problem.path, problem.text)).collect()
         })
     }

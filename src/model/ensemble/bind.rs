@@ -22,6 +22,8 @@ pub(in crate::model) struct Served {
     /// Whether rows of several calls run together.
     pub(in crate::model) batches: bool,
     pub(in crate::model) decoupled: bool,
+    /// Inputs that a call may leave out.
+    pub(in crate::model) optional: Vec<Arc<str>>,
 }
 
 /// Finds what runs for a reference, or says why nothing does.
@@ -138,7 +140,7 @@ impl Binder<'_> {
             Does::Model(model) => look(model).and_then(|served| {
                 *batches &= served.batches;
                 let stream = || "answers with streams, and a step answers once".to_owned();
-                if served.decoupled { Err(stream()) } else { Ok(served.signature) }
+                if served.decoupled { Err(stream()) } else { Ok((served.signature, served.optional)) }
             }),
             Does::Builtin(_, builtin) => {
                 let fed = |input: &str| {
@@ -147,11 +149,11 @@ impl Binder<'_> {
                     let dims = known.dims.clone()?;
                     Some(TensorSpec { name: input.into(), dtype: Some(known.dtype?), dims })
                 };
-                builtin.signature(&fed).map(Arc::new)
+                builtin.signature(&fed).map(|signature| (Arc::new(signature), Vec::new()))
             }
         };
-        let signature = match found {
-            Ok(signature) => signature,
+        let (signature, optional) = match found {
+            Ok(found) => found,
             Err(reason) => {
                 // What could not be found out about a tensor was said where it is yielded.
                 let is_told = step.inputs.iter().any(|(_, tensor)| {
@@ -163,12 +165,13 @@ impl Binder<'_> {
                 return None;
             }
         };
-        self.fits(&called, at, &signature);
+        self.fits(&called, at, &signature, &optional);
         Some(signature)
     }
 
-    /// Holds the tensors of a step against its signature, and learns from it what they are.
-    fn fits(&mut self, called: &str, at: usize, signature: &Signature) {
+    /// Holds the tensors of a step against its signature, and learns from it what they are. What is `optional` may be fed by
+    /// nothing.
+    fn fits(&mut self, called: &str, at: usize, signature: &Signature, optional: &[Arc<str>]) {
         let step = &self.settings.steps[at];
         let mut taken = HashSet::new();
         for (input, tensor) in &step.inputs {
@@ -183,7 +186,8 @@ impl Binder<'_> {
                 self.problems.push(format!("{called}: input `{input}` cannot be `{tensor}`: {reason}"));
             }
         }
-        for spec in signature.inputs.iter().filter(|spec| !taken.contains(&spec.name)) {
+        let is_missing = |spec: &&TensorSpec| !taken.contains(&spec.name) && !optional.contains(&spec.name);
+        for spec in signature.inputs.iter().filter(is_missing) {
             self.problems.push(format!("{called}: input `{}` is fed by nothing", spec.name));
         }
         for (output, tensor) in &step.outputs {

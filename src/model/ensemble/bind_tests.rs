@@ -15,13 +15,18 @@ fn spec(name: &str, dtype: DataType, dims: &[Option<usize>]) -> TensorSpec {
 fn look(wanted: &ModelRef) -> Result<Served, String> {
     let of = |input: TensorSpec, output: TensorSpec, batches: bool| {
         let signature = Arc::new(Signature { inputs: vec![input], outputs: vec![output] });
-        Ok(Served { signature, batches, decoupled: *wanted.name == *"stream" })
+        Ok(Served { signature, batches, decoupled: *wanted.name == *"stream", optional: Vec::new() })
     };
     let vector = |name| spec(name, DataType::Fp32, &[None, Some(8)]);
     match &*wanted.name {
         "encoder" => of(spec("ids", DataType::Int64, &[None, None]), vector("hidden"), true),
         "head" => of(vector("x"), spec("y", DataType::Fp32, &[None, Some(3)]), true),
         "single" | "stream" => of(spec("x", DataType::Fp32, &[Some(1), Some(8)]), vector("y"), false),
+        "biased" => {
+            let inputs = vec![vector("x"), vector("bias")];
+            let signature = Arc::new(Signature { inputs, outputs: vec![vector("y")] });
+            Ok(Served { signature, batches: true, decoupled: false, optional: vec!["bias".into()] })
+        }
         other => Err(format!("model `{other}` is unknown")),
     }
 }
@@ -53,6 +58,15 @@ fn bound(settings: &Settings) -> Result<Graph, String> {
 
 fn problems(settings: &Settings) -> Vec<String> {
     bound(settings).unwrap_err().split("; ").map(str::to_owned).collect()
+}
+
+#[test]
+fn what_a_step_may_do_without_may_be_fed_by_nothing() {
+    let inputs = |graph: &Graph| graph.signature.inputs.iter().map(|spec| spec.name.to_string()).collect::<Vec<_>>();
+    assert_eq!(inputs(&bound(&graph(vec![step("biased", "x=a", "y=b")])).unwrap()), ["a"]);
+    assert_eq!(inputs(&bound(&graph(vec![step("biased", "x=a bias=c", "y=b")])).unwrap()), ["a", "c"]);
+    let problems = problems(&graph(vec![step("biased", "bias=c", "y=b")]));
+    assert_eq!(problems, ["step 1 (`biased`): input `x` is fed by nothing"]);
 }
 
 fn chain() -> Vec<Step> {

@@ -1,0 +1,145 @@
+//! Models that could not be loaded, and are loaded once what they waited for is there: an ensemble's models, or memory.
+//!
+//! What was found then is what is loaded: files that have changed since are somebody else's to load. A version that was taken
+//! out of service meanwhile stays out.
+
+use super::{
+    Loaded, Loader, Repository, State, control,
+    ensemble::DEPTH,
+    scan::Found,
+    workshop::{Opened, Wanted},
+};
+use crate::call::ModelKey;
+use std::{
+    collections::{HashMap, HashSet},
+    convert::Infallible,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+/// Who waits for what. As many as there are versions on disk.
+#[derive(Debug, Default)]
+pub(super) struct Waiting {
+    /// Ensembles, also those that are served: their models may become others.
+    ensembles: Mutex<HashMap<ModelKey, (Found, Opened)>>,
+    /// Models for which there was no memory, and whether each was to be loaded besides those that are served.
+    memory: Mutex<HashMap<ModelKey, (Found, bool)>>,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // Each change is one statement.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+// === impl Waiting ===
+
+impl Waiting {
+    pub(super) fn wants_models(&self, key: ModelKey, found: &Found, opened: &Opened) {
+        lock(&self.ensembles).insert(key, (found.clone(), opened.clone()));
+    }
+
+    pub(super) fn wants_memory(&self, key: ModelKey, found: &Found, is_alone: bool) {
+        lock(&self.memory).insert(key, (found.clone(), is_alone));
+    }
+
+    /// It is gone, or is being loaded anew.
+    pub(super) fn forget(&self, key: &ModelKey) {
+        lock(&self.ensembles).remove(key);
+        lock(&self.memory).remove(key);
+    }
+}
+
+// === impl Loader ===
+
+impl Loader {
+    /// Puts ensembles together again of which models have `changed`: those that could not be because of them, and those that
+    /// take or yield something else now. Others go on as they are.
+    pub(super) fn assemble_again(&self, mut changed: HashSet<Arc<str>>) {
+        let ensembles = lock(&self.waiting.ensembles);
+        // One that has changed may be part of another.
+        for _ in 0..=DEPTH {
+            let is_part = |found: &Found| {
+                let mut models = found.settings.ensemble.iter().flat_map(|ensemble| ensemble.models());
+                models.any(|model| changed.contains(&model.name))
+            };
+            let parts: Vec<_> = ensembles.iter().filter(|(_, (found, _))| is_part(found)).collect();
+            let again = parts.into_iter().filter(|(key, (found, opened))| self.is_new(key, found, opened));
+            let next: HashSet<_> = again.map(|(key, _)| Arc::clone(&key.name)).collect();
+            if next.is_empty() {
+                break;
+            }
+            changed = next;
+        }
+    }
+
+    /// Puts one ensemble together; whether it is another one than before.
+    fn is_new(&self, key: &ModelKey, found: &Found, opened: &Opened) -> bool {
+        match state(&self.repository, key) {
+            Some(State::Failed(before)) => match self.assemble(found, opened.clone()) {
+                Ok(model) => {
+                    self.finish(found, Ok(model), &mut Loaded::default());
+                    true
+                }
+                Err(reason) => {
+                    let reason = self.without_folders(found, &reason);
+                    if *before != *reason {
+                        tracing::error!(model = %key, reason, "model not loaded");
+                        self.repository.failed(&key.name, &key.version, &reason);
+                    }
+                    false
+                }
+            },
+            Some(State::Ready(before)) => match self.assemble(found, opened.clone()) {
+                Ok(model) if model.signature != before.signature || model.batches() != before.batches() => {
+                    self.finish(found, Ok(model), &mut Loaded::default());
+                    true
+                }
+                // What cannot be put together any more goes on as it is: each call says what is missing.
+                _ => false,
+            },
+            Some(State::Loading | State::Unloading | State::Unloaded) | None => false,
+        }
+    }
+
+    /// Loads models for which there was no memory as soon as there is, for ever. To be run on the control runtime.
+    pub async fn load_what_fits(self: Arc<Self>) -> Infallible {
+        loop {
+            self.settings.budget.freed().await;
+            let waiting: Vec<_> =
+                lock(&self.waiting.memory).iter().map(|(key, it)| (key.clone(), it.clone())).collect();
+            for (key, (found, is_alone)) in waiting {
+                if !self.settings.budget.has_room(&key) {
+                    continue;
+                }
+                let is_wanted = match state(&self.repository, &key) {
+                    Some(State::Failed(_) | State::Ready(_)) => true,
+                    Some(State::Loading | State::Unloading | State::Unloaded) | None => false,
+                };
+                if !is_wanted {
+                    self.waiting.forget(&key);
+                    continue;
+                }
+                tracing::info!(model = %key, "there is memory for the model now");
+                let versions = found.settings.versions.clone();
+                let loaded = self.carry_out(Wanted::Again(Box::new(found))).await;
+                if is_alone || !loaded.is_whole(&key.name) {
+                    continue;
+                }
+                // As a load by name does: what it was to take over from goes.
+                let serving = self.repository.serving(&key.name);
+                let chosen = versions.choose(serving.iter().filter_map(|version| version.parse().ok()).collect());
+                for version in serving.iter().filter(|it| it.parse().is_ok_and(|number| !chosen.contains(&number))) {
+                    control::retire(&self, &self.repository, &key.name, version, false);
+                }
+            }
+        }
+    }
+}
+
+fn state(repository: &Repository, key: &ModelKey) -> Option<State> {
+    let states = repository.states().into_iter();
+    states.filter(|(name, version, _)| *name == key.name && *version == key.version).map(|(.., state)| state).next()
+}
+
+#[cfg(test)]
+#[path = "again_tests.rs"]
+mod tests;
