@@ -7,6 +7,7 @@
 
 mod later;
 mod live;
+mod log_format;
 mod model;
 mod pbtxt;
 pub mod problems;
@@ -17,6 +18,7 @@ pub mod units;
 mod validate;
 
 pub use live::{Changes, Source, Written};
+pub use log_format::LogFormat;
 pub use model::load_model;
 pub use problems::{Problem, Problems};
 pub use raw::{
@@ -47,7 +49,6 @@ use std::{
     net::SocketAddr,
     num::NonZeroU32,
     path::{Path, PathBuf},
-    str::FromStr,
     sync::Arc,
     time::Duration,
 };
@@ -204,6 +205,8 @@ pub struct ModelDefaults {
     pub run_limit: Limit,
     /// What it is run on before it is ready.
     pub warmup: Warmup,
+    /// Whether and how answers are kept.
+    pub cache: raw::Cache,
     /// To which versions calls go that name none; checked.
     pub traffic: Option<raw::Traffic>,
 }
@@ -331,19 +334,6 @@ pub enum LogLevel {
     Info,
     Debug,
     Trace,
-}
-
-/// The form of log lines.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum LogFormat {
-    /// Pretty on a terminal, else JSON.
-    #[default]
-    Auto,
-    /// For people.
-    Pretty,
-    /// For machines.
-    Json,
 }
 
 /// The graceful stop (contract 07 section 5).
@@ -476,19 +466,6 @@ impl Default for Deadline {
 impl Default for ModelDefaults {
     fn default() -> Self {
         validate::model_defaults(&raw::ModelDefaults::default())
-    }
-}
-
-impl FromStr for LogFormat {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        match text {
-            "auto" => Ok(Self::Auto),
-            "pretty" => Ok(Self::Pretty),
-            "json" => Ok(Self::Json),
-            _ => Err(format!("`{text}` is not valid, expected auto, pretty or json")),
-        }
     }
 }
 

@@ -41,7 +41,7 @@ fn a_model_wins_over_the_defaults_key_by_key() {
 
 #[test]
 fn problems_of_a_model_are_all_named() {
-    let text = "versions: []\nbatching: { max_row: 1, pad: some }\ncache: {}\nstate: {}\n\
+    let text = "versions: []\nbatching: { max_row: 1, pad: some }\ncache: { age: 0s }\nstate: {}\n\
                 class_labels: { a: ../x, b: /etc/passwd }\n";
     let problems = yaml(text, &ModelDefaults::default()).unwrap_err();
     assert_eq!(problems.list.len(), 7, "{problems}");

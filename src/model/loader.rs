@@ -4,7 +4,7 @@
 //! business, which calls it gets the repository's.
 
 use super::{
-    Absent, Model, ModelSettings, Repository, Settings, State, declared, ensemble, labels,
+    Absent, Cache, Model, ModelSettings, Repository, Settings, State, declared, ensemble, labels,
     picture::{self, Pictures},
     scan::{self, Found},
     workshop::{Event, Opened, Place, Prepared, Wanted, Workshop, key, reason},
@@ -230,6 +230,9 @@ impl Loader {
             Place::Threads(instances) => instances.len(),
             Place::Lanes { instances, .. } => instances.len(),
         };
+        // What answers with streams has no answer to keep.
+        let cache = found.settings.cache.filter(|_| !decoupled);
+        let cache = cache.map(|settings| Cache::new(settings, self.metrics.cache(&key, &plan.metrics))).transpose()?;
         let scheduler = match (place, &self.lanes) {
             (Place::Threads(instances), _) => Scheduler::on_threads(plan, instances),
             (Place::Lanes { max_rows, instances, spare }, Some(lanes)) => {
@@ -246,6 +249,7 @@ impl Loader {
             decoupled,
             settings: Arc::new(found.settings.clone()),
             instances,
+            cache,
             absent,
             labels: labels.into(),
             since: SystemTime::now(),
@@ -290,6 +294,8 @@ impl Loader {
             labels: labels.into(),
             since: SystemTime::now(),
             files: found.files.clone(),
+            // What it answers depends on models that may be replaced while it stays: they keep answers, where they are to.
+            cache: None,
             absent: Absent::default(),
             ensemble: Some(ensemble),
         })

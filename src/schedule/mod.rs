@@ -25,7 +25,7 @@ pub mod turn;
 mod watch;
 
 pub use cost::Cost;
-pub use job::{Answer, Frame, Job, ReplyTo};
+pub use job::{Answer, Audience, Frame, Hearer, Job, ReplyTo};
 pub use order::Place;
 pub use padding::Padding;
 pub use queue::{BatchQueue, Verdict};

@@ -209,7 +209,6 @@ fn what_has_no_effect_is_said() {
         ("model_repository_agents { agents [{ name: \"checksum\" }] }", "model_repository_agents"),
         ("runtime: \"other.so\"", "runtime"),
         ("model_metrics { metric_control [{ metric_identifier { family: \"a\" } }] }", "model_metrics"),
-        ("response_cache { enable: true }", "response_cache"),
         ("input [{ name: \"x\" optional: true }]", "input[0].optional"),
         ("input [{ name: \"x\" is_shape_tensor: true }]", "input[0].is_shape_tensor"),
         ("input [{ name: \"x\" allow_ragged_batch: true }]", "input[0].allow_ragged_batch"),
@@ -223,7 +222,6 @@ fn what_has_no_effect_is_said() {
             only_warning(text)
         );
     }
-    plain("response_cache { enable: false }");
 }
 
 #[test]

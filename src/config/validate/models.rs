@@ -96,6 +96,7 @@ pub(in crate::config) fn model_defaults(raw: &raw::ModelDefaults) -> ModelDefaul
         session: raw.session.clone(),
         run_limit: raw.run_limit,
         warmup: raw.warmup.clone(),
+        cache: raw.cache,
         traffic: raw.traffic.clone(),
     }
 }
@@ -136,6 +137,7 @@ pub(in crate::config) fn model_file(defaults: &ModelDefaults) -> raw::ModelFile 
         session: defaults.session.clone(),
         run_limit: defaults.run_limit,
         warmup: defaults.warmup.clone(),
+        cache: defaults.cache,
         traffic: defaults.traffic.clone(),
         class_labels: Default::default(),
         inputs: Default::default(),
