@@ -225,6 +225,18 @@ fn what_has_no_effect_is_said() {
 }
 
 #[test]
+fn an_ensemble_of_tritons_keeps_no_answers() {
+    let step =
+        "step { model_name: \"a\" input_map { key: \"x\" value: \"x\" } output_map { key: \"y\" value: \"y\" } }";
+    let text = format!("platform: \"ensemble\" ensemble_scheduling {{ {step} }} response_cache {{ enable: true }}");
+    let warning = only_warning(&text);
+    assert!(
+        warning.starts_with("config.pbtxt response_cache: has no effect: an ensemble keeps no answers"),
+        "{warning}"
+    );
+}
+
+#[test]
 fn samples_have_whole_shapes() {
     let sample = |fields: &str, data: &str| {
         format!(
