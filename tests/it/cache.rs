@@ -379,9 +379,9 @@ async fn a_step_of_an_ensemble_is_answered_as_its_model_says() {
     }
     let stats = statistics(&world, 1).await;
     assert_eq!((count(&stats, "cache_hit"), count(&stats, "cache_miss"), &stats["execution_count"]), (2, 1, &json!(1)));
-    let (_, index) = world.rest("POST", "/v2/repository/index", "").await;
-    let reason = index.as_array().unwrap().iter().find(|entry| entry["name"] == "f").unwrap()["reason"].to_string();
-    assert!(reason.contains("`cache` is not for an ensemble"), "{reason}");
+    let (status, refusal) = world.rest("POST", "/v2/repository/models/f/load", "").await;
+    assert_ne!(status, 200);
+    assert!(refusal["error"].as_str().unwrap().contains("cache: is not for an ensemble"), "{refusal}");
 }
 
 #[tokio::test]

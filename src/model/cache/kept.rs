@@ -59,6 +59,7 @@ pub(super) struct Gone {
     entries: Vec<Arc<Entry>>,
 }
 
+#[derive(Clone, Copy)]
 enum Why {
     Aged,
     Squeezed,
