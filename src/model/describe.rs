@@ -237,6 +237,11 @@ mod tests {
         };
         let warned = described(&|settings| settings.warnings = vec!["optimization: has no effect".to_owned()]);
         assert_eq!(warned.lines.last().unwrap(), "warning: optimization: has no effect");
+        let cache =
+            CacheSettings { memory: 5 << 20, age: std::time::Duration::from_secs(60), scope: CacheScope::Identity };
+        let keeps = described(&|settings| settings.cache = Some(cache));
+        let line = "keeps answers for 60s, in 5.0 MiB at most, and shares them among the calls of one identity";
+        assert_eq!(keeps.lines.last().unwrap(), line);
         let sample = Sample { name: "s".into(), inputs: Vec::new(), runs: 1 };
         let sampled = described(&|settings| settings.samples = vec![sample.clone()]);
         assert_eq!(sampled.problem.as_deref(), Some("warm-up sample `s`: input `x` is missing"));
