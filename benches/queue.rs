@@ -29,7 +29,7 @@ fn jobs(
                 priority: 0,
                 deadline: now + Duration::from_secs(3600),
                 queued: now,
-                reply: ReplyTo::Once(sender),
+                reply: ReplyTo::Once(sender.into()),
                 facts: Arc::new(Facts::default()),
                 turn: 0,
                 layout: None,

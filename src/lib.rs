@@ -30,7 +30,8 @@
 //!    read.
 //! 4. [`call::Gateway`] enters the stack ([`stack`]): trace, metrics, panic guard, deadline, authenticate, rate limit,
 //!    admit, decode, authorise, sessions, reserve.
-//! 5. [`model::router`] resolves the model, checks names, types and shapes, and submits a job to the model's scheduler.
+//! 5. [`model::router`] resolves the model, checks names, types and shapes, and submits a job to the model's scheduler, unless the
+//!    answer is kept.
 //! 6. [`schedule`] runs the job alone or in a batch: on the lane at the end of its turn ([`schedule::turn`]), or on an
 //!    inference thread (`schedule/instance.rs`).
 //! 7. The reply climbs back; every layer that holds something lets go of it when the reply is *over*, which for a stream
@@ -113,6 +114,8 @@
 //!   the batch and the encoder have their part in it and no layer waits for them.
 //! - `Live` is not one type: grants, rates and deadlines are swapped where they are asked, and front-ends by connection
 //!   (`app/live.rs`).
+//! - Answers may be kept, per version and below all layers (`model/cache`): equal calls that come together wait for one job, whose
+//!   answer goes to an [`schedule::Audience`] instead of one caller.
 //! - Some wire forms do not say the type or shape of an input (V1, `generate`, `/predict`). They become
 //!   `call::Inputs::Untyped`: a parser that the router calls with the signature. The router still knows no wire.
 //! - Loading and unloading are calls (`call::Manage`) that the router hands to `model::control`; besides, models follow

@@ -194,6 +194,7 @@ fn model_settings(
         pad: settings.pad.clone(),
         fixed_rows: settings.rows == Rows::Fixed,
         warmup: settings.warmup != Warmup::Off,
+        cache: settings.cache.settings(),
         ..model::ModelSettings::default()
     }
 }

@@ -4,6 +4,7 @@
 //! read), [`Identified`] (sender proven), [`Decoded`] (body decoded). The stages are types, so a
 //! stack that charges a rate before it knows who calls does not compile.
 
+mod cached;
 mod gateway;
 mod identity;
 mod inputs;
@@ -23,6 +24,7 @@ mod stream;
 pub mod trace;
 mod watch;
 
+pub use cached::Cached;
 pub use gateway::Gateway;
 pub use identity::{ANONYMOUS, Certificate, Credentials, Identity, Peer, Scope};
 pub use inputs::{Expected, Inputs, Labels, Untyped};
@@ -307,6 +309,7 @@ pub struct Facts {
     /// Set by `Trace`, if the call is traced.
     pub trace: OnceLock<Box<trace::Trace>>,
     over: Said<Instant, 2>,
+    cached: AtomicU8,
     stage: AtomicU8,
 }
 
@@ -340,6 +343,16 @@ impl Facts {
     /// Gives its sender that share.
     pub fn set_share(&self, share: u32) {
         self.share.store(share, Ordering::Relaxed);
+    }
+
+    /// What its model's cache had for the call; `None` where answers are not kept.
+    pub fn cached(&self) -> Option<Cached> {
+        Cached::ALL.get(usize::from(self.cached.load(Ordering::Relaxed)).wrapping_sub(1)).copied()
+    }
+
+    /// Says what its model's cache has for the call. A call that waited for another's run may still have to run.
+    pub fn set_cached(&self, cached: Cached) {
+        self.cached.store(cached as u8 + 1, Ordering::Relaxed);
     }
 
     /// The headers of the call that were kept.

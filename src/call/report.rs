@@ -160,6 +160,8 @@ pub struct ConfigReport {
     pub versions: ServedVersions,
     /// Outputs whose classes have labels, and the files that these are in.
     pub labels: Vec<(Arc<str>, Arc<str>)>,
+    /// Whether answers are kept.
+    pub caches: bool,
     /// The file of each version.
     pub file: Arc<str>,
     /// What it says that only clients read.
@@ -241,7 +243,7 @@ pub struct StatisticsReport {
     pub name: Arc<str>,
     /// The version.
     pub version: Arc<str>,
-    /// When it last ran, as milliseconds since 1970; 0: never.
+    /// When it last ran or gave an answer that was kept, as milliseconds since 1970; 0: never.
     pub last_inference: u64,
     /// Rows that were run for calls that succeeded.
     pub inferences: u64,
@@ -251,7 +253,7 @@ pub struct StatisticsReport {
     pub success: Tally,
     /// Calls that were not.
     pub fail: Tally,
-    /// Waits for an instance, one per job.
+    /// Waits for an instance, one per job, and for the run of another call that asked the same.
     pub queue: Tally,
     /// Laying inputs together; the whole batch's time for each of its jobs.
     pub compute_input: Tally,
@@ -259,6 +261,10 @@ pub struct StatisticsReport {
     pub compute_infer: Tally,
     /// Cutting outputs apart; the whole batch's time for each of its jobs.
     pub compute_output: Tally,
+    /// Calls that were answered without a run of their own, and looking for their answers.
+    pub cache_hit: Tally,
+    /// Calls that were not, of a model that keeps answers, and looking for theirs.
+    pub cache_miss: Tally,
     /// Runs by the number of their rows, each once.
     pub batches: Vec<BatchReport>,
 }

@@ -88,7 +88,7 @@ pub struct Record {
 /// One part of a call.
 #[derive(Clone, Debug)]
 pub struct Span {
-    /// What was done: `decode`, `queue`, `run`, `batch`, `builtin`, `stream`, `encode`.
+    /// What was done: `decode`, `cache`, `shared`, `queue`, `run`, `batch`, `builtin`, `stream`, `encode`.
     pub name: &'static str,
     /// Its own name.
     pub id: SpanId,

@@ -207,6 +207,8 @@ pub struct ModelDefaults {
     pub run_limit: Limit,
     /// What it is run on before it is ready.
     pub warmup: Warmup,
+    /// Whether and how answers are kept.
+    pub cache: raw::Cache,
     /// To which versions calls go that name none; checked.
     pub traffic: Option<raw::Traffic>,
 }

@@ -31,7 +31,7 @@ const BROUGHT: &str = "config";
 const LARGEST: usize = 1 << 20;
 
 /// Keys of `model.yaml` whose settings a model configuration of Triton's has too.
-const SHARED: [&str; 4] = ["versions", "instances", "batching", "class_labels"];
+const SHARED: [&str; 5] = ["versions", "instances", "batching", "cache", "class_labels"];
 
 /// Reads what the model `name` says of itself in its `folder`, over `defaults`: `config.pbtxt`, and `model.yaml` with the
 /// keys of `models.defaults` and those of the model alone. `config` is a model configuration as JSON that a load call
@@ -102,6 +102,9 @@ fn lay(yaml: &str, said: Said, brought: bool, defaults: &raw::ModelDefaults, pro
     if problems.list.is_empty() {
         settle(&mut raw, &own, &said, problems);
     }
+    if raw.ensemble.is_some() && own.get("cache").is_some_and(|cache| cache != "off") {
+        problems.push("cache", "is not for an ensemble: the models that it is made of keep answers, where they say so");
+    }
     let config = validate::model(&raw, problems);
     ModelConfig {
         file: said.file.map(Arc::from),
@@ -128,6 +131,7 @@ fn settle(raw: &mut raw::ModelFile, own: &Value, said: &Said, problems: &mut Pro
     one.settle("batching.timeout", &mut raw.batching.timeout, said.timeout.as_ref());
     one.settle("batching.when_late", &mut raw.batching.when_late, said.when_late.as_ref());
     one.settle("batching.preserve_order", &mut raw.batching.preserve_order, said.preserve_order.as_ref());
+    one.cache(&mut raw.cache, said.cache.as_ref());
     if let Some(Word { value, text }) = &said.ensemble {
         match &raw.ensemble {
             None => raw.ensemble = Some(value.clone()),
@@ -169,6 +173,18 @@ impl Settle<'_> {
             let ours = ours.as_str().map_or_else(|| ours.to_string(), str::to_owned);
             self.contradiction(key, &ours, text);
         }
+    }
+
+    /// Triton says whether answers are kept, and nothing of how.
+    fn cache(&mut self, ours: &mut raw::Cache, theirs: Option<&Word<bool>>) {
+        let Some(Word { value, text }) = theirs else { return };
+        if (*ours != raw::Cache::Off) == *value {
+            return;
+        }
+        if self.own.get("cache").is_some() {
+            return self.contradiction("cache", &if *value { "off" } else { "on" }, text);
+        }
+        *ours = if *value { raw::Cache::On(raw::Keep::default()) } else { raw::Cache::Off };
     }
 
     fn contradiction(&mut self, key: &str, ours: &dyn Display, theirs: &str) {

@@ -4,7 +4,7 @@ use super::*;
 use crate::{
     config::{
         raw::{Amount, Rows, Switch, Versions},
-        units::Number,
+        units::{Number, Size},
     },
     model::{InputSettings, Pad, RaggedSettings},
     tensor::Marks,
@@ -57,8 +57,53 @@ fn a_model_wins_over_the_defaults_key_by_key() {
 }
 
 #[test]
+fn answers_are_kept_as_either_file_says() {
+    let theirs = |enable: bool| format!("response_cache {{ enable: {enable} }}");
+    let keep = |memory: usize| raw::Cache::On(raw::Keep { memory: Size(memory), ..raw::Keep::default() });
+    let read = |ours: &str, theirs: &str, default: raw::Cache| {
+        let folder = folder(&[(OURS, ours), (THEIRS, theirs)]);
+        let defaults = raw::ModelDefaults { cache: default, ..raw::ModelDefaults::default() };
+        load_model("m", folder.path(), None, &defaults).map(|model| model.defaults.cache)
+    };
+    let off = raw::Cache::Off;
+    for (ours, theirs, default, expected) in [
+        ("", theirs(true), off, keep(64 << 20)),
+        ("", theirs(true), keep(7), keep(7)),
+        ("", theirs(false), keep(7), off),
+        ("cache: { memory: 5B }", theirs(true), off, keep(5)),
+        ("cache: off", theirs(false), keep(7), off),
+        ("cache: off", String::new(), keep(7), off),
+        ("cache: {}", String::new(), keep(7), keep(7)),
+        ("cache: { age: 10m }", String::new(), keep(7), keep(7)),
+    ] {
+        assert_eq!(read(ours, &theirs, default).unwrap(), expected, "{ours} {theirs} {default:?}");
+    }
+    for (ours, theirs, text) in [
+        ("cache: off", theirs(true), "cache: is off and contradicts `response_cache { enable: true }` in config.pbtxt"),
+        ("cache: {}", theirs(false), "cache: is on and contradicts `response_cache { enable: false }` in config.pbtxt"),
+    ] {
+        let problem = read(ours, &theirs, off).unwrap_err().to_string();
+        assert!(problem.contains(text), "{problem}");
+    }
+    // A configuration that a call brings stands for all that it could have said.
+    let brought = |json: &str| load(&[(OURS, "cache: {}")], Some(json)).unwrap().defaults.cache;
+    assert_eq!((brought("{}"), brought(r#"{"response_cache":{"enable":true}}"#)), (off, keep(64 << 20)));
+}
+
+#[test]
+fn an_ensemble_keeps_no_answers() {
+    let graph = "ensemble: { steps: [{ model: a, inputs: { x: x }, outputs: { y: y } }] }\n";
+    let defaults = raw::ModelDefaults { cache: raw::Cache::On(raw::Keep::default()), ..raw::ModelDefaults::default() };
+    // It is not what the defaults are about.
+    yaml(graph, &defaults).unwrap();
+    yaml(&format!("cache: off\n{graph}"), &defaults).unwrap();
+    let problem = yaml(&format!("cache: {{}}\n{graph}"), &defaults).unwrap_err().to_string();
+    assert!(problem.contains("cache: is not for an ensemble"), "{problem}");
+}
+
+#[test]
 fn problems_of_a_model_are_all_named() {
-    let text = "versions: []\nbatching: { max_row: 1, pad: some }\ncache: {}\nstate: {}\n\
+    let text = "versions: []\nbatching: { max_row: 1, pad: some }\ncache: { age: 0s }\nstate: {}\n\
                 class_labels: { a: ../x, b: /etc/passwd }\n";
     let problems = yaml(text, &raw::ModelDefaults::default()).unwrap_err();
     assert_eq!(problems.list.len(), 7, "{problems}");

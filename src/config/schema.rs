@@ -61,7 +61,10 @@ impl Described {
                     path.pop();
                 }
                 // A key with nothing behind it is as good as absent.
-                json!({ "type": ["object", "null"], "properties": properties, "additionalProperties": false })
+                let map =
+                    json!({ "type": ["object", "null"], "properties": properties, "additionalProperties": false });
+                // A word in place of a map is what it is by default.
+                if default.is_string() { json!({ "anyOf": [{ "enum": [default] }, map] }) } else { map }
             }
             Value::Array(list) if list.first().is_some_and(Value::is_object) => {
                 path.push("0".into());
@@ -248,6 +251,7 @@ mod tests {
             "models: { directory: [a, b], load: [x], defaults: { versions: [1, 3], instances: 2, batching: { enabled: true } } }",
             "models: { load: none, defaults: { versions: all, instances: auto, batching: { enabled: auto } } }",
             "limits: { rate: [{ name: a, limit: 5/day, burst: 3 }], size: { body: 1MiB }, concurrency: { per_identity: 3 } }",
+            "models: { defaults: { cache: { memory: 1MiB, scope: model } } }",
             "telemetry: { otlp: { endpoint: \"http://collector:4317\", sample: 0.01 } }",
         ] {
             assert_eq!(wrong(text), [""; 0], "{text}");
@@ -264,6 +268,8 @@ mod tests {
             "auth: { anonymous: sometimes }",
             "runtime: { kind: threads }",
             "grpc: { web: 1 }",
+            "models: { defaults: { cache: maybe } }",
+            "models: { defaults: { cache: { size: 1MiB } } }",
             "grants: { to: [anonymous] }",
             "telemetry: { metrics: { on_api: \"maybe\" } }",
         ] {

@@ -85,14 +85,14 @@ pub(super) fn refuse_later(tree: &mut Value, later: &[&str], problems: &mut Prob
     }
 }
 
-/// Puts `base` under the tree: what the tree does not say, `base` says. `batching` is merged key by key, every other
+/// Puts `base` under the tree: what the tree does not say, `base` says. `batching` and `cache` are merged key by key, every other
 /// value is replaced as a whole: `versions: { latest: 2 }` has nothing in common with what it replaces.
 pub(super) fn underlay(tree: &mut Value, base: &impl Serialize) {
     let (Value::Object(tree), Ok(Value::Object(base))) = (tree, serde_json::to_value(base)) else { return };
     for (key, below) in base {
         match (tree.get_mut(&key), below) {
             (None, below) => drop(tree.insert(key, below)),
-            (Some(Value::Object(above)), Value::Object(below)) if key == "batching" => {
+            (Some(Value::Object(above)), Value::Object(below)) if key == "batching" || key == "cache" => {
                 below.into_iter().for_each(|(key, value)| _ = above.entry(key).or_insert(value));
             }
             (Some(_), _) => {}

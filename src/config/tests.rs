@@ -1,6 +1,7 @@
 //! What people write and what comes of it.
 
 use super::*;
+use crate::model::CacheScope;
 use proptest::prelude::*;
 use serde_json::Value;
 
@@ -157,14 +158,28 @@ fn an_unknown_key_is_named_with_the_nearest_valid_one() {
 
 #[test]
 fn what_comes_later_says_so() {
-    for (text, key) in [
-        ("idempotency: { age: 10m }", "idempotency"),
-        ("models: { defaults: { cache: { memory: 1MiB } } }", "models.defaults.cache"),
-    ] {
-        assert_eq!(only_problem(text), format!("`{key}` is not available in this version"));
-    }
+    assert_eq!(only_problem("idempotency: { age: 10m }"), "`idempotency` is not available in this version");
     let text = "limits: { rate: [{ name: a, limit: 1/s, unit: tokens }] }";
     assert!(only_problem(text).contains("available in this version"), "{text}");
+}
+
+#[test]
+fn how_answers_are_kept_is_read_and_bounded() {
+    let cache = |text: &str| {
+        parse(&format!("models: {{ defaults: {{ cache: {text} }} }}")).unwrap().models.defaults.cache.settings()
+    };
+    assert_eq!((cache("off"), Config::default().models.defaults.cache.settings()), (None, None));
+    let default = cache("{}").unwrap();
+    assert_eq!(
+        (default.memory, default.age, default.scope),
+        (64 << 20, Duration::from_secs(600), CacheScope::Identity)
+    );
+    let shared = cache("{ memory: 1MiB, age: 5s, scope: model }").unwrap();
+    assert_eq!((shared.memory, shared.age, shared.scope), (1 << 20, Duration::from_secs(5), CacheScope::Model));
+    for text in ["{ memory: 0 }", "{ memory: -1 }", "{ age: 0s }", "{ scope: group }", "{ size: 1MiB }", "on", "true"] {
+        let problem = only_problem(&format!("models: {{ defaults: {{ cache: {text} }} }}"));
+        assert!(problem.starts_with("models.defaults.cache"), "{problem}");
+    }
 }
 
 /// Contract 10 section 5: zero and negative values are errors, for every limit there is.

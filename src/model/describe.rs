@@ -3,14 +3,14 @@
 //! Opens and measures every model once, as the loader does, and serves none.
 
 use super::{
-    Settings,
+    CacheScope, CacheSettings, Settings,
     budget::{Share, mib},
     declared,
     ensemble::{self, Served},
     labels, samples,
     scan::{Found, scan},
     shapes::Shapes,
-    workshop::{self, First, Workshop, guarded, held, innermost_first, key, want},
+    workshop::{self, First, Workshop, guarded, held, innermost_first, kept, key, want},
 };
 use crate::{backend::Open, call::ModelRef, telemetry::metrics::Metrics, tensor::TensorSpec};
 use std::{collections::HashMap, sync::Arc};
@@ -172,11 +172,12 @@ fn lines(
         }
     };
     let each = held(&*first.backend, found);
-    first.share.set(0, each);
+    first.share.set(0, each.saturating_add(kept(settings)));
     let memory = each * sessions as u64;
     let more = workshop.settings.budget.take(&key(found), 0, memory - each)?;
     let one = if sessions == 1 { String::new() } else { format!(", in {sessions} sessions") };
     lines.push(format!("holds {} of memory{one}", mib(memory)));
+    lines.extend(settings.cache.filter(|_| !first.backend.is_decoupled()).map(keeps));
     lines.extend(first.backend.notes());
     let called = settings.routing.labels.iter().filter(|(_, version)| **version == found.version);
     lines.extend(called.map(|(label, _)| format!("callers may name it by the label `{label}`")));
@@ -193,6 +194,14 @@ fn line(kind: &str, spec: &TensorSpec) -> String {
             format!("{kind} `{}`: of a type that the protocol cannot carry, so the model cannot be called", spec.name)
         }
     }
+}
+
+fn keeps(CacheSettings { memory, age, scope }: CacheSettings) -> String {
+    let whose = match scope {
+        CacheScope::Identity => "the calls of one identity",
+        CacheScope::Model => "all who may call it",
+    };
+    format!("keeps answers for {age:?}, in {} at most, and shares them among {whose}", mib(memory as u64))
 }
 
 fn together(batches: bool, decoupled: bool) -> &'static str {
@@ -241,6 +250,11 @@ mod tests {
         };
         let warned = described(&|settings| settings.warnings = vec!["optimization: has no effect".to_owned()]);
         assert_eq!(warned.lines.last().unwrap(), "warning: optimization: has no effect");
+        let cache =
+            CacheSettings { memory: 5 << 20, age: std::time::Duration::from_secs(60), scope: CacheScope::Identity };
+        let keeps = described(&|settings| settings.cache = Some(cache));
+        let line = "keeps answers for 60s, in 5.0 MiB at most, and shares them among the calls of one identity";
+        assert_eq!(keeps.lines.last().unwrap(), line);
         let sample = Sample { name: "s".into(), inputs: Vec::new(), runs: 1 };
         let sampled = described(&|settings| settings.samples = vec![sample.clone()]);
         assert_eq!(sampled.problem.as_deref(), Some("warm-up sample `s`: input `x` is missing"));

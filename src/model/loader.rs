@@ -4,7 +4,7 @@
 //! business, which calls it gets the repository's.
 
 use super::{
-    Absent, Model, ModelSettings, Repository, Settings, State,
+    Absent, Cache, Model, ModelSettings, Repository, Settings, State,
     again::Waiting,
     declared, ensemble, labels,
     picture::{self, Pictures},
@@ -247,6 +247,9 @@ impl Loader {
             Place::Threads(instances) => instances.len(),
             Place::Lanes { instances, .. } => instances.len(),
         };
+        // What answers with streams has no answer to keep.
+        let cache = found.settings.cache.filter(|_| !decoupled);
+        let cache = cache.map(|settings| Cache::new(settings, self.metrics.cache(&key, &plan.metrics))).transpose()?;
         let scheduler = match (place, &self.lanes) {
             (Place::Threads(instances), _) => Scheduler::on_threads(plan, instances),
             (Place::Lanes { room, instances, spare }, Some(lanes)) => {
@@ -263,6 +266,7 @@ impl Loader {
             decoupled,
             settings: Arc::new(found.settings.clone()),
             instances,
+            cache,
             absent,
             labels: labels.into(),
             since: SystemTime::now(),
@@ -308,6 +312,8 @@ impl Loader {
             labels: labels.into(),
             since: SystemTime::now(),
             files: found.files.clone(),
+            // What it answers depends on models that may be replaced while it stays: they keep answers, where they are to.
+            cache: None,
             absent: Absent::default(),
             ensemble: Some(ensemble),
         })

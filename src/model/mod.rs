@@ -5,6 +5,7 @@
 mod absent;
 mod again;
 pub mod budget;
+mod cache;
 pub mod classify;
 mod compare;
 pub mod control;
@@ -35,6 +36,7 @@ mod workshop;
 mod worth;
 
 pub use absent::Absent;
+pub use cache::{CacheScope, CacheSettings};
 pub use loader::{Loaded, Loader};
 pub use measure::run_on_zeros;
 pub use repository::Repository;
@@ -56,9 +58,13 @@ use crate::{
     schedule::{Scheduler, WhenLate},
     tensor::Signature,
 };
+use cache::Cache;
 use classify::Labels;
 use ensemble::Ensemble;
-use std::{sync::Arc, time::SystemTime};
+use std::{
+    sync::Arc,
+    time::{Instant, SystemTime},
+};
 use tempfile::TempDir;
 
 /// One version of a model that runs. Never changed in place: another version is another model.
@@ -80,6 +86,8 @@ pub struct Model {
     pub settings: Arc<ModelSettings>,
     /// Instances that run it.
     pub instances: usize,
+    /// Its answers, if they are kept.
+    cache: Option<Arc<Cache>>,
     /// What stands for inputs that a call may leave out.
     pub absent: Absent,
     /// The labels of each output's classes, in the signature's order.
@@ -100,6 +108,14 @@ impl Model {
     pub fn labels_of(&self, name: &str) -> Option<&Labels> {
         let place = self.signature.outputs.iter().position(|spec| *spec.name == *name)?;
         self.labels.get(place)?.as_ref()
+    }
+
+    /// Looks after its runs and its answers; see [`tend`].
+    fn tend(&self, now: Instant) {
+        self.scheduler.tend(now);
+        if let Some(cache) = &self.cache {
+            cache.tend(now);
+        }
     }
 
     /// What it has done so far.
@@ -129,6 +145,7 @@ impl Model {
                 VersionPolicy::Only(versions) => ServedVersions::Only(versions.clone()),
             },
             labels: self.settings.labels.iter().map(|(output, path)| (Arc::clone(output), file(path))).collect(),
+            caches: self.cache.is_some(),
             file: Arc::clone(&self.settings.file),
             notes: self.settings.notes.clone(),
             steps: self.ensemble.as_ref().map(|ensemble| ensemble.report()).unwrap_or_default(),

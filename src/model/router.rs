@@ -5,6 +5,7 @@
 
 use super::{
     Model, Repository,
+    cache::{self, Found},
     classify::classify,
     control::Control,
     ensemble,
@@ -14,9 +15,9 @@ use super::{
 };
 use crate::{
     call::{
-        Call, Chunk, Decoded, Expected, Head, Identity, InferRequest, InferResponse, Inputs, Inspect, Leaving, Manage,
-        ModelKey, ModelRef, NamedTensor, Operation, Reply, ReplyStream, Report, RequestedOutput, ServerReport, Timing,
-        Work,
+        Cached, Call, Chunk, Decoded, Expected, Head, Identity, InferRequest, InferResponse, Inputs, Inspect, Leaving,
+        Manage, ModelKey, ModelRef, NamedTensor, Operation, Reply, ReplyStream, Report, RequestedOutput, ServerReport,
+        Timing, Work,
     },
     error::{Error, Stage},
     schedule::{Answer, Job, ReplyTo},
@@ -77,8 +78,8 @@ enum Inner {
     /// Inputs that the signature makes tensors of.
     Typing(BoxFuture<'static, Result<Vec<NamedTensor>, Error>>, Option<Box<Asked>>),
     Waiting(Waiting),
-    /// The steps of an ensemble.
-    Steps(BoxFuture<'static, Result<Answer, Error>>, Option<Box<Asked>>),
+    /// The steps of an ensemble, or a run that answers others too.
+    Shared(BoxFuture<'static, Result<Answer, Error>>, Option<Box<Asked>>),
     /// Something that takes its time elsewhere: the loader's.
     Elsewhere(BoxFuture<'static, Result<Report, Error>>),
 }
@@ -91,6 +92,8 @@ struct Asked {
     client_id: Option<Arc<str>>,
     outputs: Vec<RequestedOutput>,
     priority: u32,
+    /// Who asks, where answers are kept.
+    asker: Option<Arc<str>>,
     /// A copy of the call, for a shadow.
     copied: Option<Box<Copied>>,
     /// What the steps of an ensemble need.
@@ -178,7 +181,8 @@ impl Router {
         let (outputs, priority) = (request.outputs, request.priority);
         let within = || Box::new(Within { router: self.clone(), sender: Arc::clone(sender), depth });
         let within = model.ensemble.is_some().then(within);
-        let asked = Asked { head, model, client_id, outputs, priority, copied, within };
+        let asker = model.cache.is_some().then(|| Arc::clone(sender.id()));
+        let asked = Asked { head, model, client_id, outputs, priority, asker, copied, within };
         match request.inputs {
             Inputs::Tensors(inputs) => asked.submit(inputs),
             Inputs::Untyped(inputs) => {
@@ -285,7 +289,7 @@ impl Asked {
         if let Some(copied) = &mut self.copied {
             copied.inputs(&inputs);
         }
-        let within = self.within.take();
+        let (within, asker) = (self.within.take(), self.asker.take());
         let Self { head, model, .. } = &self;
         model.absent.complete(&model.signature, &mut inputs)?;
         let checked = signature::check(&model.signature, model.batches(), inputs)?;
@@ -308,7 +312,22 @@ impl Asked {
                 priority: self.priority,
                 depth,
             };
-            return Ok(Inner::Steps(Box::pin(ensemble::run(run, checked.inputs)), Some(Box::new(self))));
+            return Ok(Inner::Shared(Box::pin(ensemble::run(run, checked.inputs)), Some(Box::new(self))));
+        }
+        if let (Some(cache), Some(asker)) = (&model.cache, asker) {
+            let (model, head) = (Arc::clone(model), head.clone());
+            let asked = cache::Asked {
+                model,
+                head,
+                asker,
+                inputs: checked.inputs,
+                rows: checked.rows,
+                priority: self.priority,
+            };
+            return match cache.answer(asked)? {
+                Found::Kept(answer) => self.reply(answer).map(Inner::reply),
+                Found::Coming(answer) => Ok(Inner::Shared(answer, Some(Box::new(self)))),
+            };
         }
         let job = |reply| Job {
             inputs: checked.inputs,
@@ -331,7 +350,7 @@ impl Asked {
             return Ok(Inner::reply(Reply::Stream(stream)));
         }
         let (sender, answer) = oneshot::channel();
-        model.scheduler.submit(job(ReplyTo::Once(sender)))?;
+        model.scheduler.submit(job(ReplyTo::Once(sender.into())))?;
         Ok(Inner::Waiting(Waiting { answer, asked: self, answered: false }))
     }
 }
@@ -340,7 +359,9 @@ impl Asked {
     fn reply(&mut self, Answer { outputs, timing }: Answer) -> Result<Reply, Error> {
         let Self { head, model, client_id, outputs: wanted, copied, .. } = self;
         head.facts.timing.set(timing);
-        if let Some(copied) = copied.take() {
+        // What did not run has no time that a copy could be held against.
+        let ran = head.facts.cached().is_none_or(|cached| cached == Cached::Miss);
+        if let Some(copied) = copied.take().filter(|_| ran) {
             copied.send(model, &outputs, timing);
         }
         respond(model, client_id.take(), wanted, outputs, timing).map(Reply::Infer)
@@ -390,7 +411,7 @@ impl fmt::Debug for Inner {
             Self::Ready(_) => "Ready",
             Self::Typing(..) => "Typing",
             Self::Waiting(_) => "Waiting",
-            Self::Steps(..) => "Steps",
+            Self::Shared(..) => "Shared",
             Self::Elsewhere(_) => "Elsewhere",
         })
     }
@@ -410,18 +431,17 @@ impl Drop for Waiting {
 impl Waiting {
     fn reply(&mut self, answer: Result<Result<Answer, Error>, oneshot::error::RecvError>) -> Result<Reply, Error> {
         self.answered = true;
-        let answer = answer.unwrap_or_else(|_| Err(self.unanswered()))?;
+        let answer = answer.unwrap_or_else(|_| Err(unanswered(&self.asked.head)))?;
         self.asked.reply(answer)
     }
+}
 
-    /// A job that was dropped without an answer is late, or a bug.
-    fn unanswered(&self) -> Error {
-        let head = &self.asked.head;
-        if Instant::now() >= head.deadline {
-            return Error::DeadlineExceeded { stage: head.facts.stage() };
-        }
-        Error::internal("a job was dropped without an answer")
+/// A job that was dropped without an answer is late, or a bug.
+pub(super) fn unanswered(head: &Head) -> Error {
+    if Instant::now() >= head.deadline {
+        return Error::DeadlineExceeded { stage: head.facts.stage() };
     }
+    Error::internal("a job was dropped without an answer")
 }
 
 impl Future for Routed {
@@ -449,9 +469,9 @@ impl Future for Routed {
                     let answer = ready!(Pin::new(&mut waiting.answer).poll(cx));
                     waiting.reply(answer)
                 }
-                Inner::Steps(steps, asked) => {
-                    let answer = ready!(steps.as_mut().poll(cx));
-                    let asked = asked.take().ok_or_else(|| Error::internal("an ensemble was answered twice"));
+                Inner::Shared(answer, asked) => {
+                    let answer = ready!(answer.as_mut().poll(cx));
+                    let asked = asked.take().ok_or_else(|| Error::internal("a call was answered twice"));
                     answer.and_then(|answer| asked?.reply(answer))
                 }
                 Inner::Elsewhere(work) => ready!(work.as_mut().poll(cx)).map(Reply::Report),

@@ -199,7 +199,7 @@ async fn run(target: &Arc<Model>, mut inputs: Vec<NamedTensor>, settings: &Shado
         priority: target.scheduler.policy().priorities.levels(),
         deadline: now + settings.timeout,
         queued: now,
-        reply: ReplyTo::Once(sender),
+        reply: ReplyTo::Once(sender.into()),
         facts: Arc::new(Facts::default()),
         turn: 0,
         layout: None,

@@ -3,7 +3,7 @@
 //! Plain data: how it is written in a file is known to `config` alone, which also supplies the
 //! reader of `model.yaml`.
 
-use super::{Routing, budget::Budget, ensemble};
+use super::{CacheSettings, Routing, budget::Budget, ensemble};
 use crate::{
     backend::{Arena, Provider, SessionOptions, SessionSettings},
     call::Notes,
@@ -88,6 +88,8 @@ pub struct ModelSettings {
     pub fixed_rows: bool,
     /// What is said of inputs, by name.
     pub inputs: Vec<(Arc<str>, InputSettings)>,
+    /// How answers are kept; absent: they are not.
+    pub cache: Option<CacheSettings>,
     /// Whether it is run before it is ready. Without, nothing is measured and `auto` means threads.
     pub warmup: bool,
     /// What metadata calls its kind.
@@ -296,6 +298,7 @@ impl Default for ModelSettings {
             pad: Pad::Auto,
             fixed_rows: false,
             inputs: Vec::new(),
+            cache: None,
             warmup: true,
             // Contract 01 section 2.2: what Triton reports.
             platform: "onnxruntime_onnx".into(),
@@ -408,6 +411,7 @@ impl VersionPolicy {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::CacheScope;
 
     #[test]
     fn a_policy_chooses_versions_by_number() {
@@ -422,6 +426,7 @@ mod tests {
     fn a_version_runs_otherwise_where_its_session_its_memory_or_its_limit_is_another() {
         let before = ModelSettings::default();
         assert!(before.runs_like(&ModelSettings { versions: VersionPolicy::All, ..before.clone() }));
+        let cache = CacheSettings { memory: 1, age: Duration::from_secs(1), scope: CacheScope::Model };
         let session = SessionOptions { parallel: Some(2), ..SessionOptions::default() };
         let others = [
             ModelSettings { arena: Arena::Shrink, ..before.clone() },
@@ -429,6 +434,7 @@ mod tests {
             ModelSettings { session, ..before.clone() },
             ModelSettings { run_limit: Some(Duration::from_millis(7)), ..before.clone() },
             ModelSettings { share_weights: !before.share_weights, ..before.clone() },
+            ModelSettings { cache: Some(cache), ..before.clone() },
         ];
         assert!(others.iter().all(|other| !before.runs_like(other)));
     }

@@ -1,4 +1,5 @@
-//! Looks after the runs of all models: what takes too long is ended, what does not end replaced.
+//! Looks after the runs of all models, and the answers that they keep: what takes too long is ended, what does not end
+//! replaced, what is too old let go of.
 
 use super::{Repository, State};
 use std::{
@@ -11,13 +12,13 @@ use std::{
 const EVERY: Duration = Duration::from_millis(500);
 
 /// Looks after what `repository` serves, for ever. A version that has been replaced is not looked after: its runs are those that
-/// were under way, and nothing new waits for them.
+/// were under way, and nothing new waits for them; its answers go with it.
 pub async fn tend(repository: Arc<Repository>) -> Infallible {
     loop {
         tokio::time::sleep(EVERY).await;
         for (_, _, state) in repository.states() {
             if let State::Ready(model) = state {
-                model.scheduler.tend(Instant::now());
+                model.tend(Instant::now());
             }
         }
     }

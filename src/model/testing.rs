@@ -3,11 +3,11 @@
 //!
 //! A file's text says what becomes of it: `ok`, `slow`, `corrupt`, `panic`, `stream`, `extra`, `fails`.
 
-use super::{Model, ModelSettings};
+use super::{Cache, Model, ModelSettings};
 use crate::{
     backend::{Backend, Open, OpenError, SessionSettings},
     schedule::{
-        Scheduler,
+        Plan, Scheduler,
         testing::{self, Fault, Script},
     },
 };
@@ -23,21 +23,22 @@ use std::{
 pub(super) fn model(name: &str, version: &str) -> Arc<Model> {
     let mut plan = testing::plan();
     plan.key = Arc::new(crate::call::ModelKey { name: name.into(), version: version.into() });
-    finish(plan, &Script::default())
+    finish(plan, &Script::default(), None)
 }
 
 pub(super) fn scripted(script: &Script) -> Arc<Model> {
-    finish(testing::plan_of(script), script)
+    finish(testing::plan_of(script), script, None)
 }
 
 /// A version under a script.
 pub(super) fn scripted_as(name: &str, version: &str, script: &Script) -> Arc<Model> {
     let mut plan = testing::plan_of(script);
     plan.key = Arc::new(crate::call::ModelKey { name: name.into(), version: version.into() });
-    finish(plan, script)
+    finish(plan, script, None)
 }
 
-fn finish(plan: crate::schedule::Plan, script: &Script) -> Arc<Model> {
+/// A version that runs by this plan, over a script, and keeps its answers here.
+pub(super) fn finish(plan: Plan, script: &Script, cache: Option<Arc<Cache>>) -> Arc<Model> {
     let backend = testing::backend(script);
     Arc::new(Model {
         key: Arc::clone(&plan.key),
@@ -45,6 +46,7 @@ fn finish(plan: crate::schedule::Plan, script: &Script) -> Arc<Model> {
         decoupled: backend.is_decoupled(),
         settings: Arc::new(ModelSettings { platform: "test".into(), ..ModelSettings::default() }),
         instances: 1,
+        cache,
         absent: crate::model::Absent::default(),
         labels: Arc::new([None]),
         since: SystemTime::now(),

@@ -259,7 +259,7 @@ impl Workshop {
         }
         fill_up(found, &mut *spare, &mut shapes)?;
         let memory = held(&*spare, found) * (instances.len() as u64 + 1);
-        share.set(0, memory);
+        share.set(0, memory.saturating_add(kept(settings)));
         let absent = std::mem::take(&mut shapes.absent);
         let plan = self.plan(found, shapes, session, &decision, share, cost);
         let room = Extent { rows: decision.turn_rows.unwrap_or(1), size: decision.turn_elements };
@@ -324,7 +324,7 @@ impl Workshop {
             fill_up(found, &mut **instance, &mut shapes)?;
         }
         let memory = instances.last().map_or(0, |instance| held(&**instance, found)) * sessions as u64;
-        first.share.set(threads * count, memory);
+        first.share.set(threads * count, memory.saturating_add(kept(settings)));
         let absent = std::mem::take(&mut shapes.absent);
         let plan = self.plan(found, shapes, session, &first.decision, first.share, first.cost);
         let took = first.took + began.elapsed();
@@ -342,10 +342,11 @@ impl Workshop {
         SessionSettings { explain: self.explain, ..settings.session(threads, sharers) }
     }
 
-    /// The model's part of the budget, with as many sessions.
+    /// The model's part of the budget, with as many sessions, and what its answers may take.
     fn share(&self, found: &Found, threads: usize, sessions: usize) -> Result<Share, String> {
         let bytes = self.opener.weight_bytes(&found.path).unwrap_or(found.bytes);
-        self.settings.budget.take(&key(found), threads, bytes.saturating_mul(sessions as u64))
+        let bytes = bytes.saturating_mul(sessions as u64).saturating_add(kept(&found.settings));
+        self.settings.budget.take(&key(found), threads, bytes)
     }
 
     fn plan(
@@ -433,6 +434,11 @@ pub(super) fn innermost_first(mut left: Vec<Found>) -> Vec<Found> {
         order.push(left.remove(next));
     }
     order
+}
+
+/// Bytes that the answers of a version may take, which are its own from the start: it must not grow into what others have.
+pub(super) fn kept(settings: &ModelSettings) -> u64 {
+    settings.cache.map_or(0, |cache| cache.memory as u64)
 }
 
 /// Bytes that an instance holds, with what it shares.

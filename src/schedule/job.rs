@@ -49,12 +49,28 @@ pub struct Answer {
 /// Makes a response of the outputs of one step of a stream, or says why they make none.
 pub type Frame = Box<dyn Fn(Vec<NamedTensor>, Timing) -> Result<InferResponse, Error> + Send>;
 
+/// Several callers who wait for the same answer, as one. Dropping it unheard tells them that there is none.
+pub trait Audience: Send {
+    /// True once none of them waits any more.
+    fn is_gone(&self) -> bool;
+    /// Tells all of them. Called on whatever thread the job ran on, so it must not wait.
+    fn hear(self: Box<Self>, answer: Result<Answer, Error>);
+}
+
+/// Who waits for one answer.
+pub enum Hearer {
+    /// A caller.
+    One(oneshot::Sender<Result<Answer, Error>>),
+    /// Callers who sent the same.
+    Many(Box<dyn Audience>),
+}
+
 /// Where the answer of a job goes.
 pub enum ReplyTo {
     /// One answer.
-    Once(oneshot::Sender<Result<Answer, Error>>),
+    Once(Hearer),
     /// One answer, not before those of the places before its own (`batching.preserve_order`).
-    InOrder(oneshot::Sender<Result<Answer, Error>>, Place),
+    InOrder(Hearer, Place),
     /// Any number of answers; the end is told by dropping the sender.
     Stream {
         /// The caller's stream; empty when the job is submitted, with room for at least two
@@ -73,7 +89,7 @@ impl Job {
     /// True once the caller has dropped its end. Nobody needs to tell us.
     pub fn is_abandoned(&self) -> bool {
         match &self.reply {
-            ReplyTo::Once(sender) | ReplyTo::InOrder(sender, _) => sender.is_closed(),
+            ReplyTo::Once(hearer) | ReplyTo::InOrder(hearer, _) => hearer.is_gone(),
             ReplyTo::Stream { sender, .. } => sender.is_closed(),
         }
     }
@@ -103,11 +119,11 @@ impl Job {
     /// Answers with the outputs of a whole run.
     pub fn succeed(self, outputs: Vec<NamedTensor>, timing: Timing) {
         match self.reply {
-            // A caller that has gone does not want to know; both sends then fail, and that is fine.
-            ReplyTo::Once(sender) => drop(sender.send(Ok(Answer { outputs, timing }))),
-            ReplyTo::InOrder(sender, place) => place.answer(sender, Ok(Answer { outputs, timing })),
+            ReplyTo::Once(hearer) => hearer.hear(Ok(Answer { outputs, timing })),
+            ReplyTo::InOrder(hearer, place) => place.answer(hearer, Ok(Answer { outputs, timing })),
             ReplyTo::Stream { sender, frame, .. } => {
                 self.facts.timing.set(timing);
+                // A caller that has gone does not want to know.
                 drop(sender.try_send(frame(outputs, timing).map(Chunk::Tensors)));
             }
         }
@@ -129,10 +145,45 @@ impl Job {
 
     /// Has its answer wait for its turn at `place`; a stream has none.
     pub(super) fn in_order(mut self, place: impl FnOnce() -> Place) -> Self {
-        if let ReplyTo::Once(sender) = self.reply {
-            self.reply = ReplyTo::InOrder(sender, place());
+        if let ReplyTo::Once(hearer) = self.reply {
+            self.reply = ReplyTo::InOrder(hearer, place());
         }
         self
+    }
+}
+
+// === impl Hearer ===
+
+impl Hearer {
+    /// True once nobody waits any more.
+    pub fn is_gone(&self) -> bool {
+        match self {
+            Self::One(sender) => sender.is_closed(),
+            Self::Many(audience) => audience.is_gone(),
+        }
+    }
+
+    pub(super) fn hear(self, answer: Result<Answer, Error>) {
+        match self {
+            // A caller that has gone does not want to know; the send then fails, and that is fine.
+            Self::One(sender) => drop(sender.send(answer)),
+            Self::Many(audience) => audience.hear(answer),
+        }
+    }
+}
+
+impl From<oneshot::Sender<Result<Answer, Error>>> for Hearer {
+    fn from(sender: oneshot::Sender<Result<Answer, Error>>) -> Self {
+        Self::One(sender)
+    }
+}
+
+impl fmt::Debug for Hearer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::One(_) => "One",
+            Self::Many(_) => "Many",
+        })
     }
 }
 
@@ -141,8 +192,8 @@ impl Job {
 impl ReplyTo {
     pub(super) fn fail(self, error: Error) {
         match self {
-            Self::Once(sender) => drop(sender.send(Err(error))),
-            Self::InOrder(sender, place) => place.answer(sender, Err(error)),
+            Self::Once(hearer) => hearer.hear(Err(error)),
+            Self::InOrder(hearer, place) => place.answer(hearer, Err(error)),
             Self::Stream { sender, .. } => drop(sender.try_send(Err(error))),
         }
     }

@@ -29,7 +29,7 @@ mod watch;
 
 pub use cost::Cost;
 pub use extent::Extent;
-pub use job::{Answer, Frame, Job, ReplyTo};
+pub use job::{Answer, Audience, Frame, Hearer, Job, ReplyTo};
 pub use layout::Layout;
 pub use order::Place;
 pub use padding::Padding;

@@ -4,7 +4,7 @@
 //! next batch, and whoever gives the answer that was missing gives those after it too. Bounded by the calls in flight: each
 //! answer that is kept has a caller, whose deadline does not depend on it.
 
-use super::Answer;
+use super::{Answer, job::Hearer};
 use crate::error::Error;
 use std::{
     collections::VecDeque,
@@ -12,7 +12,6 @@ use std::{
     ops::Range,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
-use tokio::sync::oneshot::Sender;
 
 type Result = std::result::Result<Answer, Error>;
 
@@ -39,7 +38,7 @@ enum Kept {
     Missing,
     /// Nobody waits for its answer, or there was none.
     Nothing,
-    Answer(Sender<Result>, Box<Result>),
+    Answer(Hearer, Box<Result>),
 }
 
 /// A place in the order. Dropping it gives the place up.
@@ -129,8 +128,8 @@ impl State {
 
 impl Kept {
     fn give(self) {
-        if let Self::Answer(sender, answer) = self {
-            drop(sender.send(*answer));
+        if let Self::Answer(hearer, answer) = self {
+            hearer.hear(*answer);
         }
     }
 }
@@ -144,9 +143,9 @@ impl Place {
     }
 
     /// Answers once all before it are answered.
-    pub(super) fn answer(self, sender: Sender<Result>, answer: Result) {
-        // A caller that has gone need not be kept in memory.
-        let kept = if sender.is_closed() { Kept::Nothing } else { Kept::Answer(sender, Box::new(answer)) };
+    pub(super) fn answer(self, hearer: Hearer, answer: Result) {
+        // For a caller that has gone it need not be kept in memory.
+        let kept = if hearer.is_gone() { Kept::Nothing } else { Kept::Answer(hearer, Box::new(answer)) };
         self.order.settle(self.number, kept);
         // Dropping it finds the place settled: its number is below the next, or what is kept there is no longer missing.
     }
@@ -187,7 +186,7 @@ mod tests {
         let mut jobs: Vec<_> = places.into_iter().zip(senders).map(Some).collect();
         let mut give = |index: usize| {
             let (place, sender) = jobs[index].take().unwrap();
-            place.answer(sender, answer());
+            place.answer(sender.into(), answer());
         };
         give(2);
         give(1);
@@ -202,7 +201,7 @@ mod tests {
         let order = Arc::new(Order::default());
         let (first, second) = (order.place(), order.place());
         let (sender, mut receiver) = oneshot::channel();
-        second.answer(sender, answer());
+        second.answer(sender.into(), answer());
         assert!(receiver.try_recv().is_err());
         drop(first);
         assert!(receiver.try_recv().is_ok());
@@ -213,11 +212,11 @@ mod tests {
         let order = Arc::new(Order::default());
         let (first, second) = (order.place(), order.place());
         let ((late, mut last), (sender, mut receiver)) = (oneshot::channel(), oneshot::channel());
-        second.answer(sender, answer());
+        second.answer(sender.into(), answer());
         assert!(receiver.try_recv().is_err());
         order.pass_over(0..1);
         assert!(receiver.try_recv().is_ok());
-        first.answer(late, answer());
+        first.answer(late.into(), answer());
         assert!(last.try_recv().is_ok());
     }
 
@@ -239,7 +238,7 @@ mod tests {
             let mut over = [false; 12];
             for index in order_of_ends {
                 let (place, sender) = jobs[index].take().unwrap();
-                if given_up[index] { drop((place, sender)) } else { place.answer(sender, answer()) }
+                if given_up[index] { drop((place, sender)) } else { place.answer(sender.into(), answer()) }
                 over[index] = true;
                 let given = over.iter().take_while(|over| **over).count();
                 for (at, receiver) in receivers.iter_mut().enumerate() {

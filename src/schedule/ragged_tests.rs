@@ -121,7 +121,7 @@ fn job(plan: &Plan, inputs: Tensors) -> (Job, testing::Receiver) {
         priority: 0,
         deadline: now + Duration::from_secs(60),
         queued: now,
-        reply: ReplyTo::Once(sender),
+        reply: ReplyTo::Once(sender.into()),
         facts: Arc::new(Facts::default()),
         turn: 0,
         layout: plan.layout.clone(),

@@ -209,7 +209,7 @@ pub(crate) fn job(rows: usize, mark: f32) -> (Job, Receiver) {
 
 pub(crate) fn job_at(rows: usize, mark: f32, now: Instant, patience: Duration) -> (Job, Receiver) {
     let (sender, receiver) = oneshot::channel();
-    (job_to(rows, mark, now, patience, ReplyTo::Once(sender)), receiver)
+    (job_to(rows, mark, now, patience, ReplyTo::Once(sender.into())), receiver)
 }
 
 pub(crate) fn stream_job(capacity: usize) -> (Job, mpsc::Receiver<Result<Chunk, Error>>) {

@@ -4,6 +4,7 @@
 //! reports; label values come from configuration or the repository, never from a client's bytes (invariant 9).
 //! What the page looks like is the matter of [`page`], and of [`nv`] for the families that Triton has.
 
+mod cache;
 mod exemplars;
 mod families;
 mod gauge;
@@ -15,6 +16,7 @@ pub mod page;
 mod process;
 mod shadow;
 
+pub use cache::CacheMetrics;
 pub use gauge::{Gauge, Kind};
 pub use model::ModelMetrics;
 pub use shadow::{ShadowDifference, ShadowEnd};

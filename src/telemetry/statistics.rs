@@ -12,7 +12,7 @@ use std::{
     collections::BTreeMap,
     sync::{
         Mutex, PoisonError,
-        atomic::{AtomicI64, AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering},
     },
     time::{Duration, SystemTime},
 };
@@ -31,6 +31,9 @@ pub struct Statistics {
     compute_input: Counter,
     compute_infer: Counter,
     compute_output: Counter,
+    cache_hit: Counter,
+    cache_miss: Counter,
+    has_cache: AtomicBool,
     inferences: AtomicU64,
     executions: AtomicU64,
     last: AtomicU64,
@@ -121,8 +124,7 @@ impl Statistics {
         self.compute_output.add(jobs, spent.output * jobs);
         self.inferences.fetch_add(rows, Ordering::Relaxed);
         self.executions.fetch_add(1, Ordering::Relaxed);
-        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-        self.last.fetch_max(u64::try_from(now.as_millis()).unwrap_or(u64::MAX), Ordering::Relaxed);
+        self.answered_now();
         // A panic cannot happen under this lock, and half a sum would be no reason to stop either.
         let mut batches = self.batches.lock().unwrap_or_else(PoisonError::into_inner);
         let size = match batches.len() < SIZES || batches.contains_key(&rows) {
@@ -134,6 +136,34 @@ impl Statistics {
         batch.spent.input += spent.input;
         batch.spent.infer += spent.infer;
         batch.spent.output += spent.output;
+    }
+
+    /// A call was answered without a run of its own: it had waited for `waited`, and it took `looked` to see that there is an
+    /// answer, or will be.
+    pub fn spared(&self, waited: Duration, looked: Duration) {
+        self.queue.add(1, waited);
+        self.cache_hit.add(1, looked);
+        self.answered_now();
+    }
+
+    /// A call was not, which was seen in `looked`.
+    pub fn missed(&self, looked: Duration) {
+        self.cache_miss.add(1, looked);
+    }
+
+    /// The model keeps answers.
+    pub fn has_cache(&self) {
+        self.has_cache.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether the model keeps answers.
+    pub fn keeps_answers(&self) -> bool {
+        self.has_cache.load(Ordering::Relaxed)
+    }
+
+    fn answered_now(&self) {
+        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        self.last.fetch_max(u64::try_from(now.as_millis()).unwrap_or(u64::MAX), Ordering::Relaxed);
     }
 
     /// What the counters of `model` say now.
@@ -160,6 +190,8 @@ impl Statistics {
             compute_input: self.compute_input.tally(),
             compute_infer: self.compute_infer.tally(),
             compute_output: self.compute_output.tally(),
+            cache_hit: self.cache_hit.tally(),
+            cache_miss: self.cache_miss.tally(),
             batches: batches.collect(),
         }
     }
@@ -252,6 +284,18 @@ mod tests {
         assert_eq!(report.success, Tally { count: 2, nanos: 11 });
         assert_eq!(report.fail, Tally { count: 2, nanos: 7 });
         assert_eq!(report.last_inference, 0);
+    }
+
+    #[test]
+    fn calls_without_a_run_wait_and_run_nothing() {
+        let statistics = Statistics::default();
+        statistics.missed(Duration::from_nanos(5));
+        statistics.ran(1, 4, Duration::from_millis(1), millis(1, 10, 2));
+        statistics.spared(Duration::from_millis(2), Duration::from_nanos(7));
+        let report = statistics.report(&key());
+        assert_eq!((report.cache_hit, report.cache_miss), (Tally { count: 1, nanos: 7 }, Tally { count: 1, nanos: 5 }));
+        assert_eq!(report.queue, Tally { count: 2, nanos: 3_000_000 });
+        assert_eq!((report.compute_infer.count, report.inferences, report.executions), (1, 4, 1));
     }
 
     #[test]

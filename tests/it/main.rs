@@ -8,6 +8,7 @@ mod allocations;
 mod auth;
 mod bad_input;
 mod bench;
+mod cache;
 mod canary;
 mod cancel;
 mod collisions;

@@ -223,7 +223,8 @@ async fn a_configuration_comes_back_as_clients_read_it() {
     assert_eq!(config["model_transaction_policy"]["decoupled"], false, "there, and a boolean");
     assert_eq!(config["parameters"]["team"]["string_value"], "vision");
     assert_eq!(config["metric_tags"]["site"], "east");
-    assert!(config.get("response_cache").is_none() && config.get("sequence_batching").is_none());
+    assert_eq!(config["response_cache"]["enable"], true);
+    assert!(config.get("sequence_batching").is_none());
     // Every name is in the metadata too: perf_analyzer looks there.
     let (_, metadata) = world.rest("GET", "/v2/models/a", "").await;
     assert_eq!(metadata["inputs"], json!([{ "name": "x", "datatype": "FP32", "shape": [-1, 4] }]));

@@ -40,7 +40,7 @@ impl Local {
             layout: None,
             deadline: queued + PATIENCE,
             queued,
-            reply: ReplyTo::Once(sender),
+            reply: ReplyTo::Once(sender.into()),
             facts: Arc::new(Facts::default()),
         };
         let refused = |error: crate::error::Error| Failure::Refused(error.code().name().to_owned());

@@ -70,6 +70,8 @@ pub(super) struct Said {
     pub(super) timeout: Option<Word<Option<Span>>>,
     pub(super) when_late: Option<Word<WhenLate>>,
     pub(super) preserve_order: Option<Word<bool>>,
+    /// Whether answers are kept.
+    pub(super) cache: Option<Word<bool>>,
     /// Files in the model's folder, by output.
     pub(super) labels: BTreeMap<String, Word<PathBuf>>,
     /// The file of each version.
@@ -104,6 +106,7 @@ pub(super) fn read(config: &ModelConfig, name: &str, label: &str, problems: &mut
     reader.instances();
     reader.versions();
     reader.file();
+    reader.cache();
     reader.notes();
     reader.tensors();
     reader.ragged();
@@ -180,7 +183,6 @@ impl Reader<'_> {
         let config = self.config;
         let agents = config.model_repository_agents.as_ref().is_some_and(|found| !found.agents.is_empty());
         let metrics = config.model_metrics.as_ref().is_some_and(|found| !found.metric_control.is_empty());
-        let cached = config.response_cache.is_some_and(|cache| cache.enable);
         for (said, path, text) in [
             (
                 config.optimization.is_some(),
@@ -196,12 +198,21 @@ impl Reader<'_> {
             (agents, "model_repository_agents", "has no effect: files are read as they are"),
             (!config.runtime.is_empty(), "runtime", "has no effect: models run on ONNX Runtime"),
             (metrics, "model_metrics", "has no effect: metrics are the same for all models"),
-            (cached, "response_cache", "has no effect: there is no response cache in this version"),
         ] {
             if said {
                 self.warn(path, text);
             }
         }
+    }
+
+    fn cache(&mut self) {
+        let Some(cache) = self.config.response_cache else { return };
+        if cache.enable && self.is_ensemble() {
+            let text =
+                "has no effect: an ensemble keeps no answers; the models that it is made of do, where they say so";
+            return self.warn("response_cache", text);
+        }
+        self.said.cache = Some(Word::new(cache.enable, format!("response_cache {{ enable: {} }}", cache.enable)));
     }
 
     fn batching(&mut self) {

@@ -260,7 +260,6 @@ fn what_has_no_effect_is_said() {
         ("model_repository_agents { agents [{ name: \"checksum\" }] }", "model_repository_agents"),
         ("runtime: \"other.so\"", "runtime"),
         ("model_metrics { metric_control [{ metric_identifier { family: \"a\" } }] }", "model_metrics"),
-        ("response_cache { enable: true }", "response_cache"),
         ("input [{ name: \"x\" optional: true }]", "input[0].optional"),
         ("input [{ name: \"x\" is_shape_tensor: true }]", "input[0].is_shape_tensor"),
         ("input [{ name: \"x\" is_non_linear_format_io: true }]", "input[0].is_non_linear_format_io"),
@@ -273,7 +272,18 @@ fn what_has_no_effect_is_said() {
             only_warning(text)
         );
     }
-    plain("response_cache { enable: false }");
+}
+
+#[test]
+fn an_ensemble_of_tritons_keeps_no_answers() {
+    let step =
+        "step { model_name: \"a\" input_map { key: \"x\" value: \"x\" } output_map { key: \"y\" value: \"y\" } }";
+    let text = format!("platform: \"ensemble\" ensemble_scheduling {{ {step} }} response_cache {{ enable: true }}");
+    let warning = only_warning(&text);
+    assert!(
+        warning.starts_with("config.pbtxt response_cache: has no effect: an ensemble keeps no answers"),
+        "{warning}"
+    );
 }
 
 #[test]

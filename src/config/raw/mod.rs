@@ -4,6 +4,7 @@
 //! there is one source of each number. Nothing is checked here beyond types and units.
 
 mod auth;
+mod cache;
 mod choice;
 pub mod ensemble;
 mod limits;
@@ -14,6 +15,7 @@ mod traffic;
 pub use auth::{
     Anonymous, ApiKeys, Auth, AuthWebSocket, Certificate, CertificateName, Clients, Demand, Jwt, Mtls, Tls,
 };
+pub use cache::{Cache, Keep, Scope};
 pub use choice::{Amount, Limit, Load, Memory, Names, Paths, Provider, Switch, Version, Versions, Warmup, Word};
 pub use limits::{
     Address, Concurrency, Connections, Deadline, Http2, Limits, Policy, PolicyBy, PolicyUnit, Redis, Shared, Sizes,
@@ -288,6 +290,7 @@ impl Shaped for Config {
                 // A map by default, but a word or a list will do.
                 defaults: ModelDefaults {
                     versions: Versions::All,
+                    cache: Cache::On(Keep::default()),
                     traffic: Some(Traffic::example()),
                     ..ModelDefaults::default()
                 },
@@ -310,7 +313,8 @@ impl Traffic {
 
 impl Shaped for ModelFile {
     fn example() -> Self {
-        Self { versions: Versions::All, traffic: Some(Traffic::example()), ..Self::default() }
+        let cache = Cache::On(Keep::default());
+        Self { versions: Versions::All, cache, traffic: Some(Traffic::example()), ..Self::default() }
     }
 }
 

@@ -1,6 +1,7 @@
 //! `models`, and `NAME/model.yaml`, as people write them.
 
 use super::{
+    cache::Cache,
     choice::{Amount, Limit, Load, Memory, Paths, Provider, Switch, Version, Versions, Warmup, Word},
     ensemble::Ensemble,
     pad::{Pad, Rows},
@@ -90,6 +91,7 @@ pub struct ModelDefaults {
     pub session: Session,
     pub run_limit: Limit,
     pub warmup: Warmup,
+    pub cache: Cache,
     pub traffic: Option<Traffic>,
 }
 
@@ -141,6 +143,7 @@ pub struct ModelFile {
     pub session: Session,
     pub run_limit: Limit,
     pub warmup: Warmup,
+    pub cache: Cache,
     pub traffic: Option<Traffic>,
     pub class_labels: BTreeMap<String, PathBuf>,
     pub version_labels: BTreeMap<String, Version>,
@@ -163,6 +166,7 @@ impl From<ModelDefaults> for ModelFile {
             session,
             run_limit,
             warmup,
+            cache,
             traffic,
         } = defaults;
         Self {
@@ -177,6 +181,7 @@ impl From<ModelDefaults> for ModelFile {
             session,
             run_limit,
             warmup,
+            cache,
             traffic,
             class_labels: BTreeMap::new(),
             version_labels: BTreeMap::new(),
@@ -189,7 +194,7 @@ impl From<ModelDefaults> for ModelFile {
 impl ModelFile {
     /// What `models.defaults` has too.
     pub fn shared(&self) -> ModelDefaults {
-        let Self { instances, threads, execution, share_weights, arena, run_limit, .. } = *self;
+        let Self { instances, threads, execution, share_weights, arena, run_limit, cache, .. } = *self;
         ModelDefaults {
             versions: self.versions.clone(),
             instances,
@@ -202,6 +207,7 @@ impl ModelFile {
             session: self.session.clone(),
             run_limit,
             warmup: self.warmup.clone(),
+            cache,
             traffic: self.traffic.clone(),
         }
     }
@@ -353,6 +359,7 @@ impl Default for ModelDefaults {
             session: Session::default(),
             run_limit: Limit::Auto,
             warmup: Warmup::Auto,
+            cache: Cache::Off,
             traffic: None,
         }
     }

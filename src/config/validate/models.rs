@@ -104,6 +104,7 @@ pub(in crate::config) fn model_defaults(raw: &raw::ModelDefaults) -> ModelDefaul
         session: raw.session.clone(),
         run_limit: raw.run_limit,
         warmup: raw.warmup.clone(),
+        cache: raw.cache,
         traffic: raw.traffic.clone(),
     }
 }

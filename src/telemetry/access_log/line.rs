@@ -64,6 +64,9 @@ impl Entry {
         if let Some(timing) = self.facts.timing.get() {
             text.raw(",\"queue_us\":").duration(timing.queue).raw(",\"run_us\":").duration(timing.compute);
         }
+        if let Some(cached) = self.facts.cached() {
+            text.raw(",\"cache\":\"").raw(cached.name()).raw("\"");
+        }
         if let Some(trace) = self.facts.trace.get() {
             // Few calls are traced, so this one may take the long way.
             text.raw(",\"trace_id\":").string(&trace.id().to_string());
@@ -84,6 +87,9 @@ impl Entry {
         write!(text, " took {:.1?}", now.saturating_duration_since(self.received))?;
         if let Some(timing) = self.facts.timing.get() {
             write!(text, " (queue {:.1?}, run {:.1?})", timing.queue, timing.compute)?;
+        }
+        if let Some(cached) = self.facts.cached() {
+            write!(text, " cache={}", cached.name())?;
         }
         if end != End::Complete {
             write!(text, " while {}", self.facts.stage().name())?;

@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::{
-    call::{Identity, ModelKey, Scope, Timing},
+    call::{Cached, Identity, ModelKey, Scope, Timing},
     error::Stage,
 };
 use std::sync::mpsc::{Receiver, sync_channel};
@@ -40,6 +40,7 @@ fn known(head: &Head) {
     facts.identity.set(Arc::new(Identity::proven("we\"b\n", Vec::new(), Scope::Granted))).unwrap();
     facts.model.set(Arc::new(ModelKey { name: "digits".into(), version: "3".into() })).unwrap();
     facts.timing.set(Timing { queue: Duration::from_micros(7), compute: Duration::from_micros(40) });
+    facts.set_cached(Cached::Shared);
     facts.reach(Stage::Running);
 }
 
@@ -81,6 +82,7 @@ fn a_line_says_everything_that_is_known_of_the_call() {
         ("model", "digits"),
         ("version", "3"),
         ("code", "ok"),
+        ("cache", "shared"),
         ("stage", "running"),
         ("peer", "[::1]:9"),
     ] {
@@ -95,7 +97,7 @@ fn what_is_not_known_is_left_out() {
     let text = logged(Format::Json, |log| log.begin(&head()).end(End::Abandoned));
     let line: serde_json::Value = serde_json::from_str(&text).unwrap();
     assert_eq!(line["code"], "cancelled");
-    for absent in ["identity", "model", "version", "queue_us", "run_us"] {
+    for absent in ["identity", "model", "version", "queue_us", "run_us", "cache"] {
         assert!(line.get(absent).is_none(), "{absent}");
     }
 }
@@ -109,7 +111,7 @@ fn a_line_for_people_is_one_line() {
     });
     assert_eq!(text.lines().count(), 1, "{text}");
     assert!(text.contains("CALL internal websocket infer digits/3 took"), "{text}");
-    assert!(text.contains("while running identity=we\"b\\n peer=[::1]:9 call_id=abc-1"), "{text}");
+    assert!(text.contains(" cache=shared while running identity=we\"b\\n peer=[::1]:9 call_id=abc-1"), "{text}");
 }
 
 #[test]

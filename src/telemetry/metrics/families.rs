@@ -53,6 +53,9 @@ pub(super) struct Families {
     pub(super) model_load: HistogramVec,
     pub(super) model_memory: IntGaugeVec,
     pub(super) model_loads: IntCounterVec,
+    pub(super) cache_calls: IntCounterVec,
+    pub(super) cache_bytes: IntGaugeVec,
+    pub(super) cache_evictions: IntCounterVec,
     pub(super) shadow_calls: IntCounterVec,
     pub(super) shadow_duration: HistogramVec,
     pub(super) shadow_difference: HistogramVec,
@@ -188,6 +191,21 @@ impl Families {
             ),
             model_memory: gauge("sluicegate_model_memory_bytes", "Memory of a model version.", &["model", "version"]),
             model_loads: counter("sluicegate_model_loads_total", "Loads that are over.", &["model", "outcome"]),
+            cache_calls: counter(
+                "sluicegate_cache_calls_total",
+                "Calls of models that keep answers: hit, shared (the run was another call's) or miss.",
+                &["model", "outcome"],
+            ),
+            cache_bytes: gauge(
+                "sluicegate_cache_bytes",
+                "What the answers that are kept count as, by the version that gave them.",
+                &["model", "version"],
+            ),
+            cache_evictions: counter(
+                "sluicegate_cache_evictions_total",
+                "Answers that are kept no longer: too old, or for want of room.",
+                &["model", "reason"],
+            ),
             shadow_calls: counter(
                 "sluicegate_shadow_calls_total",
                 "Copies of calls by what became of them, by the version that they were for.",

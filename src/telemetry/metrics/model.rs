@@ -30,7 +30,7 @@ pub struct ModelMetrics {
     elements: IntCounter,
     padding: IntCounter,
     batch_cost: Arc<BatchCost>,
-    statistics: Arc<Statistics>,
+    pub(super) statistics: Arc<Statistics>,
 }
 
 /// The learnt costs of one version. Made when first told: few models see all sizes.

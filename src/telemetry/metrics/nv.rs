@@ -45,6 +45,20 @@ const COUNTERS: &[Column] = &[
     }),
 ];
 
+/// The same of those models that keep answers. Triton has these families only where there is a cache.
+const CACHE: &[Column] = &[
+    ("nv_cache_num_hits_per_model", "Requests that were answered without a run of their own.", |row| {
+        row.report.cache_hit.count
+    }),
+    ("nv_cache_num_misses_per_model", "Requests that there was no answer for.", |row| row.report.cache_miss.count),
+    ("nv_cache_hit_duration_per_model", "Finding answers, in microseconds together.", |row| {
+        row.report.cache_hit.nanos / 1000
+    }),
+    ("nv_cache_miss_duration_per_model", "Looking for answers in vain, in microseconds together.", |row| {
+        row.report.cache_miss.nanos / 1000
+    }),
+];
+
 /// A model version that is loaded.
 struct Row<'a> {
     name: &'a str,
@@ -100,12 +114,16 @@ impl View {
 }
 
 fn models_of(page: &mut Page, rows: &[Row<'_>]) {
-    for (name, help, value) in COUNTERS {
-        page.family(name, Kind::BareCounter, help);
-        for row in rows {
-            page.sample("", &row.labels(), value(row) as f64);
+    let mut columns = |columns: &[Column], rows: &[&Row<'_>]| {
+        for (name, help, value) in columns.iter().filter(|_| !rows.is_empty()) {
+            page.family(name, Kind::BareCounter, help);
+            for row in rows {
+                page.sample("", &row.labels(), value(row) as f64);
+            }
         }
-    }
+    };
+    columns(COUNTERS, &rows.iter().collect::<Vec<_>>());
+    columns(CACHE, &rows.iter().filter(|row| row.about.statistics.keeps_answers()).collect::<Vec<_>>());
     page.family("nv_inference_request_failure", Kind::BareCounter, "Requests that failed, by why.");
     for row in rows {
         for reason in Reason::ALL {

@@ -92,6 +92,7 @@ impl Metrics {
             let _ = self.families.model_state.remove_label_values(&[labels[0], labels[1], state]);
         }
         let _ = self.families.model_memory.remove_label_values(&labels);
+        let _ = self.families.cache_bytes.remove_label_values(&labels);
         self.families.shadow_difference.remove_label_values(&labels);
         let with = |last: &str| [labels[0], labels[1], last].map(str::to_owned);
         for size in 0..SIZES {

@@ -43,7 +43,6 @@ pub(super) fn write_statistics(out: &mut Vec<u8>, reports: &[StatisticsReport]) 
             write_integer(out, number);
         }
         out.extend_from_slice(b",\"inference_stats\":{");
-        let never = Tally::default();
         write_tallies(
             out,
             &[
@@ -53,8 +52,8 @@ pub(super) fn write_statistics(out: &mut Vec<u8>, reports: &[StatisticsReport]) 
                 ("compute_input", report.compute_input),
                 ("compute_infer", report.compute_infer),
                 ("compute_output", report.compute_output),
-                ("cache_hit", never),
-                ("cache_miss", never),
+                ("cache_hit", report.cache_hit),
+                ("cache_miss", report.cache_miss),
             ],
         );
         out.extend_from_slice(b"},\"response_stats\":{},\"batch_stats\":");

@@ -132,6 +132,8 @@ pub fn encode_config(report: &ConfigReport) -> pb::ModelConfig {
                 })
             })
         }),
+        // There only where it is on, as Triton has it.
+        response_cache: report.caches.then_some(pb::ModelResponseCache { enable: true }),
         ..pb::ModelConfig::default()
     }
 }
@@ -260,6 +262,7 @@ mod tests {
             priorities: (3, 2),
             versions: ServedVersions::Latest(1),
             labels: vec![("y".into(), "labels.txt".into())],
+            caches: true,
             file: "net.onnx".into(),
             notes: Notes {
                 formats: vec![("x".into(), ImageFormat::Nchw)],
@@ -296,6 +299,7 @@ mod tests {
             (&json["metric_tags"]["site"], &json["default_model_filename"]),
             (&"east".into(), &"net.onnx".into())
         );
+        assert_eq!(json["response_cache"]["enable"], true);
         assert!(json.get("ensemble_scheduling").is_none() && json.get("optimization").is_none());
     }
 
@@ -328,6 +332,7 @@ mod tests {
         let config = encode_config(&ConfigReport { max_rows: None, ..report() });
         assert_eq!((config.max_batch_size, config.input[0].dims.as_slice()), (Some(0), &[-1, 4][..]));
         assert!(config.scheduling_choice.is_none());
+        assert!(encode_config(&ConfigReport { caches: false, ..report() }).response_cache.is_none());
         let json: serde_json::Value =
             serde_json::from_slice(&encode_config_json(&ConfigReport { max_rows: None, ..report() })).unwrap();
         assert_eq!(json["max_batch_size"], 0, "there, and a number");

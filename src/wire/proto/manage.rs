@@ -143,7 +143,6 @@ pub fn encode_statistics(reports: &[StatisticsReport]) -> pb::ModelStatisticsRes
 }
 
 fn statistics(report: &StatisticsReport) -> pb::ModelStatistics {
-    let never = Tally::default();
     pb::ModelStatistics {
         name: report.name.as_ref().into(),
         version: report.version.as_ref().into(),
@@ -157,8 +156,8 @@ fn statistics(report: &StatisticsReport) -> pb::ModelStatistics {
             compute_input: duration(report.compute_input),
             compute_infer: duration(report.compute_infer),
             compute_output: duration(report.compute_output),
-            cache_hit: duration(never),
-            cache_miss: duration(never),
+            cache_hit: duration(report.cache_hit),
+            cache_miss: duration(report.cache_miss),
         }),
         batch_stats: report.batches.iter().map(batch).collect(),
         memory_usage: Vec::new(),
