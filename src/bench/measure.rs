@@ -20,7 +20,7 @@ const LONGEST: u64 = 3_600_000_000_000;
 const DIGITS: u8 = 3;
 
 /// How long answers are waited for at the end of a phase.
-const PATIENCE: Duration = Duration::from_secs(30);
+pub(super) const PATIENCE: Duration = Duration::from_secs(30);
 
 /// What became of the requests of one phase.
 #[derive(Debug)]
@@ -36,6 +36,7 @@ pub(super) struct Recorder {
     in_time: u64,
     unsent: u64,
     errors: BTreeMap<String, u64>,
+    deserted: bool,
 }
 
 // === impl Recorder ===
@@ -43,7 +44,16 @@ pub(super) struct Recorder {
 impl Recorder {
     /// A recorder for requests until `end`.
     pub(super) fn new(end: Instant) -> Self {
-        Self { end, latency: histogram(), stages: None, answers: 0, in_time: 0, unsent: 0, errors: BTreeMap::new() }
+        Self {
+            end,
+            latency: histogram(),
+            stages: None,
+            answers: 0,
+            in_time: 0,
+            unsent: 0,
+            errors: BTreeMap::new(),
+            deserted: false,
+        }
     }
 
     /// Counts a request that was due at `since` and over at `now`. Only answers have a latency: a server that refuses
@@ -101,6 +111,11 @@ impl Recorder {
         self.unsent
     }
 
+    /// Whether no caller was left at the end: the rate is then that of a part of the time.
+    pub(super) fn is_deserted(&self) -> bool {
+        self.deserted
+    }
+
     /// Requests that failed, by code.
     pub(super) fn errors(&self) -> &BTreeMap<String, u64> {
         &self.errors
@@ -140,6 +155,7 @@ pub(super) async fn phase(clients: Vec<Client>, pace: Pace, length: Duration) ->
     let waits = queue.unsent().await;
     let mut recorder = locked(&recorder);
     recorder.unsent(&waits);
+    recorder.deserted = left.is_empty();
     if late {
         recorder.fail("no_answer".to_owned(), waiting);
     }

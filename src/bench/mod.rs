@@ -31,7 +31,7 @@ mod source;
 
 pub use arguments::Arguments;
 
-use measure::Recorder;
+use measure::{PATIENCE, Recorder};
 use pace::Pace;
 use progress::Progress;
 use report::{Asked, Report, Run};
@@ -51,7 +51,7 @@ pub struct BenchError(String);
 pub struct Outcome {
     /// A table, or JSON if that was asked for; ends with a line break.
     pub text: String,
-    /// False if a run had not a single answer.
+    /// False if a run had not a single answer, or all its callers lost their connections before its end.
     pub answered: bool,
 }
 
@@ -92,7 +92,7 @@ pub fn run(arguments: &Arguments) -> Result<Outcome, BenchError> {
         let runtime = runtime.enable_all().event_interval(EVENT_INTERVAL).build().map_err(BenchError::new)?;
         if arguments.engine { engine::run(&runtime, arguments)? } else { runtime.block_on(servers(arguments))? }
     };
-    let answered = report.runs.iter().all(|run| run.answers > 0);
+    let answered = report.runs.iter().all(|run| run.answers > 0 && !run.deserted);
     let text = if arguments.json { report.json() } else { report.table() };
     Ok(Outcome { text, answered })
 }
@@ -107,9 +107,16 @@ async fn servers(arguments: &Arguments) -> Result<Report, BenchError> {
     }
     let mut sources = Vec::new();
     for address in arguments.url.iter().chain(&arguments.against) {
-        sources.push(Source::server(address, arguments).await?);
+        let source = Source::server(address, arguments);
+        sources.push(patiently(&address.to_string(), source).await?);
     }
     campaign(&sources, arguments).await
+}
+
+/// What `server` does, if it does it at all: one that takes connections and says nothing must not hold its caller for ever.
+async fn patiently<T>(server: &str, work: impl Future<Output = Result<T, BenchError>>) -> Result<T, BenchError> {
+    let silent = |_| BenchError(format!("{server}: no answer within {PATIENCE:?}"));
+    tokio::time::timeout(PATIENCE, work).await.map_err(silent)?
 }
 
 async fn spin() {
@@ -126,7 +133,7 @@ async fn campaign(sources: &[Source], arguments: &Arguments) -> Result<Report, B
     let rounds = arguments.rounds.get();
     let mut first = Vec::with_capacity(sources.len());
     for source in sources {
-        first.push(source.first().await?);
+        first.push(patiently(source.name(), source.first()).await?);
     }
     let total = sources.len() * rounds * arguments.concurrency.len();
     let progress = Progress::start(total, lengths.warmup + lengths.measured);
@@ -160,7 +167,7 @@ async fn once(
     pace: Pace,
     lengths: Lengths,
 ) -> Result<(Recorder, Option<inquire::Stages>), BenchError> {
-    let mut clients = source.connect(callers).await?;
+    let mut clients = patiently(source.name(), source.connect(callers)).await?;
     if !lengths.warmup.is_zero() {
         (clients, _) = measure::phase(clients, pace, lengths.warmup).await;
     }
@@ -169,4 +176,16 @@ async fn once(
     let after = source.tally().await;
     let stages = before.zip(after).and_then(|(before, after)| after.since(before));
     Ok((recorder, stages))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_server_that_says_nothing_is_not_waited_for_for_ever() {
+        let silent = patiently::<()>("http://a:1", std::future::pending()).await.unwrap_err();
+        assert_eq!(silent.to_string(), "http://a:1: no answer within 30s");
+        assert_eq!(patiently("http://a:1", async { Ok(7) }).await, Ok(7));
+    }
 }

@@ -45,6 +45,8 @@ pub(super) struct Run {
     /// Answers per second.
     rate: f64,
     pub(super) answers: u64,
+    /// Nobody was left to ask at the end.
+    pub(super) deserted: bool,
     unsent: u64,
     errors: BTreeMap<String, u64>,
     latency: Quantiles,
@@ -92,6 +94,7 @@ impl Run {
             rows: asked.rows,
             rate: recorder.in_time() as f64 / length.as_secs_f64(),
             answers: recorder.answers(),
+            deserted: recorder.is_deserted(),
             unsent: recorder.unsent_count(),
             errors: recorder.errors().clone(),
             latency: quantiles(recorder.latency()),
@@ -107,6 +110,9 @@ impl Run {
 
     fn errors_text(&self) -> String {
         let mut words: Vec<_> = self.errors.iter().map(|(code, count)| format!("{code} {count}")).collect();
+        if self.deserted {
+            words.push("all callers lost".to_owned());
+        }
         if self.unsent > 0 {
             words.push(format!("unsent {}", self.unsent));
         }

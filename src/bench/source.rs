@@ -147,7 +147,10 @@ impl Source {
     /// What the model has done so far, if the server tells.
     pub(super) async fn tally(&self) -> Option<Tally> {
         match self {
-            Self::Server(target) => inquire::tally(&target.server, target.surface.is_grpc()).await,
+            Self::Server(target) => {
+                let tally = inquire::tally(&target.server, target.surface.is_grpc());
+                tokio::time::timeout(super::measure::PATIENCE, tally).await.ok().flatten()
+            }
             Self::Engine(engine) => Some(Tally::from(&engine.model.statistics())),
         }
     }
