@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
-"""Makes the models of the benches: `tiny`, an MLP of 4-16-3, `mid`, one of 768-3072-3072-768 (57 MB), `deep`, one of 2000 layers
+"""Makes the models of the benches: `tiny`, an MLP of 4-16-3, `slow`, one of 4-1024-1024-3 (4 MB), `mid`, one of 768-3072-3072-768 (57 MB), `deep`, one of 2000 layers
 of 8 (4000 nodes, 0.8 MB), and `bert`.
 
     python3 benches/models.py FOLDER
 
-FOLDER becomes a repository (NAME/VERSION/model.onnx). `tiny` and `mid` have a free batch axis, an input `x` and an output
+FOLDER becomes a repository (NAME/VERSION/model.onnx). `tiny`, `slow` and `mid` have a free batch axis, an input `x` and an output
 `y`. `bert` has the shape of a small sentence encoder (MiniLM: six layers of 384, twelve heads; 44 MB with its 1000
 words): `input_ids` and `attention_mask`, [rows, seq], to `pooled`, [rows, 384], the mean of what is not masked. Their weights are made up and the same each time. Needs nothing but Python: ONNX is written as the protobuf it is,
 and random weights are made by the million as one large integer.
@@ -17,7 +17,7 @@ import sys
 
 FLOAT, INT64 = 1, 7
 IR_VERSION, OPSET = 9, 19
-SIZES = {"tiny": (4, 16, 3), "mid": (768, 3072, 3072, 768), "deep": (8,) * 2001}
+SIZES = {"tiny": (4, 16, 3), "slow": (4, 1024, 1024, 3), "mid": (768, 3072, 3072, 768), "deep": (8,) * 2001}
 
 
 def varint(number):
