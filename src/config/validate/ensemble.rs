@@ -151,6 +151,14 @@ fn picture(path: &str, raw: &raw::Step, problems: &mut Problems) -> Option<image
             problems.push(format!("{path}.{key}"), format!("{numbers:?} is not valid, expected {expected}"));
         }
     }
+    // What is made of a picture is work as well as what it was.
+    let largest = found.max_pixels.0.max(found.width.0.saturating_mul(found.height.0));
+    let max_call_pixels = found.max_call_pixels.map_or(largest.saturating_mul(image::LARGEST), |number| number.0);
+    if max_call_pixels < found.max_pixels.0 {
+        let text =
+            format!("{max_call_pixels} is below `max_pixels`, {}: a call may have one picture", found.max_pixels.0);
+        problems.push(format!("{path}.max_call_pixels"), text);
+    }
     Some(image::Settings {
         width: found.width.0,
         height: found.height.0,
@@ -164,6 +172,7 @@ fn picture(path: &str, raw: &raw::Step, problems: &mut Problems) -> Option<image
         std: found.std,
         max_pixels: found.max_pixels.0,
         max_images: found.max_images.0,
+        max_call_pixels,
     })
 }
 

@@ -9,13 +9,12 @@ use crate::{
     call::{End, Facts, Head, Identity, InferRequest, NamedTensor, Reply, Timing, trace::Trace},
     error::{Code, Error},
     model::{Model, router::Router},
-    offload::offload,
+    offload::{InPieces, is_small},
     schedule::Answer,
     telemetry::statistics::{Outcome, Spent},
     tensor::{Tensor, Tensors},
 };
 use futures_util::{StreamExt, future::BoxFuture, stream::FuturesUnordered};
-use smallvec::SmallVec;
 use std::{
     sync::Arc,
     time::{Duration, Instant},
@@ -157,7 +156,7 @@ fn begin(run: &Run, at: usize, step: &Bound, inputs: Vec<NamedTensor>) -> BoxFut
     }
 }
 
-/// Runs a built-in step, on a thread for that if it would hold the lane up.
+/// Runs a built-in step, on a thread for that if it would hold the lane up, and there piece by piece.
 async fn build(
     builtin: Arc<dyn Builtin>,
     mut inputs: Vec<NamedTensor>,
@@ -171,20 +170,44 @@ async fn build(
     let signature = builtin.signature(&fed).map_err(Error::invalid)?;
     let order = |name: &Arc<str>| signature.inputs.iter().position(|spec| spec.name == *name);
     inputs.sort_by_key(|input| order(&input.name));
-    let tensors: SmallVec<[Tensor; 4]> = inputs.into_iter().map(|input| input.tensor).collect();
-    let waiting = Instant::now();
-    let work = builtin.work(&tensors);
-    let (outputs, begun, over) = offload(work, move || {
-        let begun = Instant::now();
-        Ok((builtin.run(&tensors)?, begun, Instant::now()))
-    })
-    .await?;
+    let tensors: Tensors = inputs.into_iter().map(|input| input.tensor).collect();
+    let (waiting, work) = (Instant::now(), builtin.work(&tensors));
+    let mut pieces = builtin.begin(tensors);
+    let (mut begun, mut compute) = (None, Duration::ZERO);
+    let outputs = if is_small(work) {
+        begun = Some(waiting);
+        let made = loop {
+            if let Some(made) = pieces(&|| true)? {
+                break made;
+            }
+        };
+        compute = waiting.elapsed();
+        made
+    } else {
+        // Dropping this future, as the end of the deadline does, ends the piece that runs.
+        let thread = InPieces::begin()?;
+        loop {
+            let piece = thread.next(move |wanted| {
+                let begun = Instant::now();
+                let made = pieces(wanted)?;
+                Ok((pieces, made, begun, begun.elapsed()))
+            });
+            let (rest, made, at, took) = piece.await?;
+            pieces = rest;
+            begun = begun.or(Some(at));
+            compute += took;
+            if let Some(made) = made {
+                break made;
+            }
+        }
+    };
+    let over = Instant::now();
     if let Some(trace) = facts.trace.get() {
-        trace.note("builtin", begun, over);
+        trace.note("builtin", begun.unwrap_or(waiting), over);
     }
     let names = signature.outputs.iter().map(|spec| Arc::clone(&spec.name));
     let outputs = names.zip(outputs).map(|(name, tensor)| NamedTensor { name, tensor }).collect();
-    Ok((outputs, Timing { queue: begun.duration_since(waiting), compute: over.duration_since(begun) }))
+    Ok((outputs, Timing { queue: over.duration_since(waiting).saturating_sub(compute), compute }))
 }
 
 /// The error of a step as the ensemble's caller may read it: its own tensors, and no names of models that it may not know.
