@@ -9,7 +9,7 @@ use super::{
     ensemble::{self, Served},
     labels, samples,
     scan::{Found, scan},
-    workshop::{self, First, Workshop, guarded, held, innermost_first, key, want},
+    workshop::{self, First, Graphs, Workshop, guarded, held, innermost_first, key, want},
 };
 use crate::{
     backend::Open,
@@ -70,8 +70,9 @@ pub fn describe(settings: &Settings, opener: Arc<dyn Open>, lanes: usize) -> Vec
         };
         descriptions.push(tell(&found, first, threads));
     }
+    let graphs = workshop::graphs(&ensembles);
     for found in innermost_first(ensembles) {
-        descriptions.push(ensemble(&found, &mut served));
+        descriptions.push(ensemble(&found, &graphs, &mut served));
     }
     descriptions.sort_by(|a, b| a.what.cmp(&b.what));
     descriptions
@@ -107,11 +108,11 @@ impl Described {
 }
 
 /// Describes an ensemble whose models were described before it.
-fn ensemble(found: &Found, served: &mut Described) -> Description {
+fn ensemble(found: &Found, graphs: &Graphs, served: &mut Described) -> Description {
     let what = format!("{}/{}", found.name, found.version);
     let settings = &found.settings;
     let bound = settings.ensemble.as_ref().ok_or_else(|| "is no ensemble".to_owned()).and_then(|graph| {
-        let steps = workshop::open_steps(found)?.steps;
+        let steps = guarded(|| workshop::open_steps(found, graphs))?.steps;
         let bound = ensemble::bind(graph, steps, &|wanted| served.look(wanted))?;
         settings.declared.as_ref().map_or(Ok(()), |declared| declared::check(declared, &bound.signature))?;
         labels::read(settings, &found.folder, &bound.signature)?;

@@ -5,14 +5,15 @@
 
 use super::{
     Model, Routing, State,
-    ensemble::{DEPTH, Served},
+    ensemble::{DEPTH, Ensemble, Served},
     shadow::Aim,
     state::{Version, Versions, not_found},
     traffic::{Caller, Routes},
 };
 use crate::{
     call::{
-        CatalogEntry, IndexEntry, MOST_HEADERS, ModelRef, ModelReport, Readiness, Report, Steering, VersionsReport,
+        CatalogEntry, IndexEntry, MOST_HEADERS, ModelRef, ModelReport, Readiness, Report, Steering, VersionState,
+        VersionsReport,
     },
     error::Error,
 };
@@ -141,17 +142,47 @@ impl Repository {
     /// [`Error::ModelNotFound`] if there is none of that name or version.
     pub fn is_ready(&self, wanted: &ModelRef) -> Result<bool, Error> {
         match self.resolve(wanted) {
-            Ok(model) => Ok(self.would_run(&model, 0)),
+            Ok(model) => Ok(self.would_run(&model)),
             Err(Error::ModelNotReady { .. }) => Ok(false),
             Err(error) => Err(error),
         }
     }
 
-    /// Whether `model`, below `depth` ensembles, would take a call now: an ensemble would if all its models would.
-    fn would_run(&self, model: &Model, depth: usize) -> bool {
-        let Some(ensemble) = &model.ensemble else { return model.scheduler.is_ready() };
-        let would = |wanted| self.resolve(wanted).is_ok_and(|model| self.would_run(&model, depth + 1));
-        depth <= DEPTH && ensemble.models().all(would)
+    /// Whether `model` would take a call now: an ensemble would if all its models would and still fit it.
+    fn would_run(&self, model: &Model) -> bool {
+        match &model.ensemble {
+            Some(ensemble) => self.trouble(ensemble, 0).is_none(),
+            None => model.scheduler.is_ready(),
+        }
+    }
+
+    /// Why `ensemble`, below `depth` others, would take no call now, as its callers may read it: they may not know its
+    /// models.
+    fn trouble(&self, ensemble: &Ensemble, depth: usize) -> Option<String> {
+        if depth > DEPTH {
+            return Some("ensembles within ensembles, too many or in a circle".to_owned());
+        }
+        ensemble.parts().find_map(|(at, wanted, step)| {
+            let trouble = match self.resolve(wanted) {
+                Err(_) => "its model is not served".to_owned(),
+                Ok(found) => match (step.misfit(&found), &found.ensemble) {
+                    (Some(reason), _) => format!("its model was replaced by one that does not fit: {reason}"),
+                    (None, Some(inner)) => format!("its model is not ready: {}", self.trouble(inner, depth + 1)?),
+                    (None, None) if found.scheduler.is_ready() => return None,
+                    (None, None) => "its model is not ready".to_owned(),
+                },
+            };
+            Some(format!("step {at}: {trouble}"))
+        })
+    }
+
+    /// What has become of a version, and why it is not served. An ensemble is served as long as its models are.
+    fn told(&self, version: &Version) -> (VersionState, Arc<str>) {
+        let model = version.state.model();
+        match model.as_ref().and_then(|model| self.trouble(model.ensemble.as_deref()?, 0)) {
+            Some(trouble) => (VersionState::Failed, format!("not ready: {trouble}").into()),
+            None => version.told(),
+        }
     }
 
     /// What a step of an ensemble would run, for whoever loads it.
@@ -167,7 +198,7 @@ impl Repository {
             return true;
         }
         let ensemble = self.resolve(wanted).ok().and_then(|model| model.ensemble.clone());
-        ensemble.is_some_and(|ensemble| ensemble.models().any(|inner| self.contains(inner, name, depth + 1)))
+        ensemble.is_some_and(|ensemble| ensemble.parts().any(|(_, inner, _)| self.contains(inner, name, depth + 1)))
     }
 
     /// Each version of a model, or the one that is named, with what has become of it.
@@ -189,11 +220,11 @@ impl Repository {
         Ok(VersionsReport {
             name: Arc::clone(&wanted.name),
             since: seconds(newest.as_deref()),
-            ready: newest.is_some_and(|model| self.would_run(&model, 0)),
+            ready: newest.is_some_and(|model| self.would_run(&model)),
             versions: entries
                 .into_iter()
                 .map(|version| {
-                    let (state, reason) = version.told();
+                    let (state, reason) = self.told(version);
                     (Arc::clone(&version.name), state, reason)
                 })
                 .collect(),
@@ -226,11 +257,11 @@ impl Repository {
         let unknown: Vec<_> = unknown.map(|name| IndexEntry { name, version: None, reason: "".into() }).collect();
         let known = models.iter().flat_map(|(name, versions)| versions.list.iter().map(move |version| (name, version)));
         let mut entries: Vec<_> = known
-            .filter(|(_, version)| !ready || matches!(version.state, State::Ready(_)))
             .map(|(name, version)| {
-                let (state, reason) = version.told();
+                let (state, reason) = self.told(version);
                 IndexEntry { name: Arc::clone(name), version: Some((Arc::clone(&version.name), state)), reason }
             })
+            .filter(|entry| !ready || entry.version.as_ref().is_some_and(|(_, state)| *state == VersionState::Ready))
             .chain(unknown)
             .collect();
         // Stable, so the versions of a model stay in their order.

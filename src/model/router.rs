@@ -83,6 +83,9 @@ enum Inner {
     Elsewhere(BoxFuture<'static, Result<Report, Error>>),
 }
 
+/// Whether the model that was chosen for a call may run it.
+type Fits<'a> = dyn Fn(&Model) -> Result<(), Error> + 'a;
+
 /// An inference whose model is known.
 #[derive(Debug)]
 struct Asked {
@@ -132,14 +135,21 @@ impl Router {
         Self(Arc::new(Parts { repository, control, switches, shadows }))
     }
 
-    /// The step of an ensemble: as a call of `sender`'s with this head, below `depth` ensembles.
-    pub(super) fn step(&self, head: Head, sender: &Arc<Identity>, request: InferRequest, depth: usize) -> Routed {
+    /// The step of an ensemble: as a call of `sender`'s with this head, below `depth` ensembles, to a model that `fits`.
+    pub(super) fn step(
+        &self,
+        head: Head,
+        sender: &Arc<Identity>,
+        request: InferRequest,
+        depth: usize,
+        fits: &Fits<'_>,
+    ) -> Routed {
         if depth > ensemble::DEPTH {
             return Routed(Inner::Ready(Some(Err(Error::internal(
                 "ensembles within ensembles, too many or in a circle",
             )))));
         }
-        Routed::of(self.infer(head, sender, request, depth))
+        Routed::of(self.infer(head, sender, request, depth, fits))
     }
 
     /// A version of a model, if it takes calls.
@@ -161,7 +171,7 @@ impl Service<Decoded> for Router {
     fn call(&mut self, call: Decoded) -> Routed {
         let Call { head, sender, input } = call;
         Routed::of(match input {
-            Operation::Infer(request) => self.infer(head, &sender, request, 0),
+            Operation::Infer(request) => self.infer(head, &sender, request, 0, &|_| Ok(())),
             Operation::Inspect(question) => self.0.inspect(&head, sender, question),
             Operation::Manage(change) => self.0.manage(change),
         })
@@ -169,8 +179,16 @@ impl Service<Decoded> for Router {
 }
 
 impl Router {
-    fn infer(&self, head: Head, sender: &Arc<Identity>, request: InferRequest, depth: usize) -> Result<Inner, Error> {
+    fn infer(
+        &self,
+        head: Head,
+        sender: &Arc<Identity>,
+        request: InferRequest,
+        depth: usize,
+        fits: &Fits<'_>,
+    ) -> Result<Inner, Error> {
         let (model, aim) = self.0.repository.route(&Caller::new(sender, &head.facts, &request))?;
+        fits(&model)?;
         learn(&head, &model);
         signature::check_outputs(&model.signature, &request.outputs)?;
         let client_id = request.client_id.filter(|id| !id.is_empty());

@@ -37,6 +37,9 @@ pub(in crate::model) struct Run {
     pub(in crate::model) depth: usize,
 }
 
+/// What callers read where a model was swapped for one that does not fit.
+const MISFIT: &str = "not ready: a model that it is made of was replaced by one that does not fit";
+
 /// A step that is over: its number, its outputs and what it took.
 type Done = (usize, Result<(Vec<NamedTensor>, Timing), Error>);
 
@@ -140,7 +143,12 @@ fn begin(run: &Run, at: usize, step: &Bound, inputs: Vec<NamedTensor>) -> BoxFut
             let mut request = InferRequest::new(model.clone(), inputs);
             request.priority = run.priority;
             request.outputs = step.outputs.iter().map(|(name, _)| Arc::clone(name).into()).collect();
-            let routed = run.router.step(head, &run.sender, request, run.depth + 1);
+            let fits = |found: &Model| {
+                let Some(reason) = step.misfit(found) else { return Ok(()) };
+                tracing::warn!(ensemble = %run.model.key, step = at + 1, model = %found.key, reason, "a model does not fit");
+                Err(Error::ModelNotReady { model: Arc::clone(&found.key.name), state: MISFIT })
+            };
+            let routed = run.router.step(head, &run.sender, request, run.depth + 1, &fits);
             Box::pin(async move {
                 let reply = routed.await;
                 let timing = watched.facts.timing.get().unwrap_or_default();
@@ -167,7 +175,7 @@ async fn build(
         let dims = input.tensor.shape().dims().iter().copied().map(Some).collect();
         Some(crate::tensor::TensorSpec { name: name.into(), dtype: Some(input.tensor.dtype()), dims })
     };
-    let signature = builtin.signature(&fed).map_err(Error::invalid)?;
+    let signature = builtin.signature(&fed).map_err(Error::backend)?;
     let order = |name: &Arc<str>| signature.inputs.iter().position(|spec| spec.name == *name);
     inputs.sort_by_key(|input| order(&input.name));
     let tensors: Tensors = inputs.into_iter().map(|input| input.tensor).collect();
@@ -212,16 +220,19 @@ async fn build(
 
 /// The error of a step as the ensemble's caller may read it: its own tensors, and no names of models that it may not know.
 fn translated(error: Error, ensemble: &Ensemble, run: &Run, at: usize) -> Error {
+    let not_ready = |state| Error::ModelNotReady { model: Arc::clone(&run.model.key.name), state };
     match error {
         Error::InvalidTensor { tensor, reason } => {
-            let step = ensemble.steps[at].inputs.iter().find(|(name, _)| *name == tensor);
-            let tensor = step.map_or(tensor, |(_, place)| Arc::clone(&ensemble.tensors[*place]));
-            Error::InvalidTensor { tensor, reason }
+            match ensemble.steps[at].inputs.iter().find(|(name, _)| *name == tensor) {
+                Some((_, place)) => Error::InvalidTensor { tensor: Arc::clone(&ensemble.tensors[*place]), reason },
+                // None that the caller could have sent.
+                None => Error::backend(format!("step {}: tensor `{tensor}` {reason}", at + 1)),
+            }
         }
+        Error::ModelNotReady { state: MISFIT, .. } => not_ready(MISFIT),
         Error::ModelNotFound { model, .. } | Error::ModelNotReady { model, .. } => {
             tracing::debug!(ensemble = %run.model.key, step = %model, "a step's model is not served");
-            let state = "not ready: a model that it is made of is not served";
-            Error::ModelNotReady { model: Arc::clone(&run.model.key.name), state }
+            not_ready("not ready: a model that it is made of is not served")
         }
         error => error,
     }
