@@ -117,14 +117,16 @@ impl Pictures {
             let wrong = |reason: String| Error::tensor("image", format!("{reason} in row {row}"));
             let (columns, lines, head) = decode::head(file, self.settings.max_pixels).map_err(wrong)?;
             let mut resizing = Resizing::new((columns, lines), (width, height));
+            let mut left = false;
             let taken = head.rows(|row| {
                 resizing.row(row);
-                wanted()
+                left = !wanted();
+                !left
             });
             taken.map_err(wrong)?;
-            let picture = resizing.finish().ok_or_else(|| match wanted() {
-                true => Error::internal("a picture lacks rows"),
-                false => Error::Cancelled,
+            let picture = resizing.finish().ok_or_else(|| match left {
+                true => Error::Cancelled,
+                false => Error::internal("a picture lacks rows"),
             })?;
             self.pixels.reserve_exact((rows - row) * width * height * 3);
             self.settings.write(&picture, &mut self.pixels);

@@ -64,7 +64,8 @@ impl Tokenize {
         let mut tokenizer: Tokenizer = text.parse().map_err(|error: tokenizers::Error| wrong(&error))?;
         let growth = Growth::of(&text).map_err(|reason| format!("`{name}` {reason}"))?;
         let special = tokenizer.get_post_processor().map_or(0, |processor| processor.added_tokens(false));
-        if settings.special_tokens && settings.max_length < special {
+        // Whether they are added or not: the crate takes them off when it is told the length.
+        if settings.max_length < special {
             let most = settings.max_length;
             return Err(format!("`{name}` adds {special} special tokens, and `max_length` has room for {most}"));
         }

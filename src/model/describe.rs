@@ -289,4 +289,38 @@ mod tests {
         let problem = descriptions[2].problem.as_deref().unwrap();
         assert!(problem.contains("step 1 (`none`): model `none` is unknown, or would not be served"), "{problem}");
     }
+    #[test]
+    fn ensembles_in_a_circle_and_steps_that_cannot_be_made_are_problems_of_their_own() {
+        let files = [("b/1/model.onnx", "ok"), ("e1/model.yaml", "e2"), ("e2/model.yaml", "e1"), ("t/model.yaml", "")];
+        let directory = directory(&files);
+        let merges =
+            r#"{"version":"1.0","added_tokens":[],"model":{"type":"BPE","vocab":{"a":0,"b":1},"merges":["a b"]}}"#;
+        std::fs::write(directory.path().join("t/tokenizer.json"), merges).unwrap();
+        let reader = Reader::new(|source, defaults| {
+            let file = std::fs::read_to_string(source.folder.join("model.yaml")).unwrap();
+            let what = match &*file {
+                "" => ensemble::What::Builtin(crate::builtin::Settings::Tokenize(crate::builtin::tokenize::Settings {
+                    file: "tokenizer.json".into(),
+                    max_length: 8,
+                    fill: false,
+                    special_tokens: true,
+                    max_bytes: 64,
+                    max_texts: 8,
+                })),
+                name => ensemble::What::Model(ModelRef { name: name.into(), version: None }),
+            };
+            let named = |name: &str, tensor: &str| vec![(name.into(), tensor.into())];
+            let steps = vec![ensemble::Step { what, inputs: named("text", "in"), outputs: named("input_ids", "out") }];
+            let graph = ensemble::Settings { steps, in_flight: 1, inputs: None, outputs: None };
+            Ok(ModelSettings { ensemble: Some(Arc::new(graph)), ..defaults.clone() })
+        });
+        let directories = vec![directory.path().to_owned()];
+        let settings = Settings { directories, reader: Some(reader), ..Settings::default() };
+        let descriptions = describe(&settings, Arc::new(Opener::default()), 1);
+        let problem = |at: usize| descriptions[at].problem.as_deref();
+        assert_eq!((&*descriptions[0].what, problem(0)), ("b/1", None), "the others are described all the same");
+        assert_eq!(problem(1), Some("`e1` would be a part of itself"));
+        assert_eq!(problem(2), Some("`e2` would be a part of itself"));
+        assert!(problem(3).unwrap().starts_with("step 1 (`builtin/tokenize`): "), "{:?}", problem(3));
+    }
 }
