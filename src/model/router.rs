@@ -16,7 +16,7 @@ use crate::{
     call::{
         Call, Chunk, Decoded, Expected, Head, Identity, InferRequest, InferResponse, Inputs, Inspect, Leaving, Manage,
         ModelKey, ModelRef, NamedTensor, Operation, Reply, ReplyStream, Report, RequestedOutput, ServerReport, Timing,
-        Work,
+        UnloadRequest, Work,
     },
     error::{Error, Stage},
     schedule::{Answer, Job, ReplyTo},
@@ -271,8 +271,15 @@ impl Parts {
                 let (name, loading) = (Arc::clone(&request.model.name), control()?.load(request));
                 Inner::Elsewhere(Box::pin(async move { loading.await.map(|()| Report::Loaded(name)) }))
             }
-            Manage::Unload(model) => {
-                let (name, unloading) = (Arc::clone(&model.name), control()?.unload(model));
+            Manage::Unload(UnloadRequest { model, dependents }) => {
+                let control = control()?;
+                let found = self.repository.resolve(&model).ok().filter(|_| dependents);
+                if found.is_some_and(|found| found.ensemble.is_some()) {
+                    // Others may need its models, and each has its own grants.
+                    let text = "`unload_dependents` of an ensemble: its models are unloaded by calls of their own";
+                    return Err(Error::Unimplemented(text.into()));
+                }
+                let (name, unloading) = (Arc::clone(&model.name), control.unload(model));
                 Inner::Elsewhere(Box::pin(async move { unloading.await.map(|()| Report::Unloaded(name)) }))
             }
             Manage::Trace(change) => {
