@@ -5,7 +5,7 @@
 
 use super::{
     Model, Routing, State,
-    ensemble::{DEPTH, Ensemble, Served},
+    ensemble::{DEPTH, Served},
     shadow::Aim,
     state::{Version, Versions, not_found},
     traffic::{Caller, Routes},
@@ -145,43 +145,6 @@ impl Repository {
             Ok(model) => Ok(self.would_run(&model)),
             Err(Error::ModelNotReady { .. }) => Ok(false),
             Err(error) => Err(error),
-        }
-    }
-
-    /// Whether `model` would take a call now: an ensemble would if all its models would and still fit it.
-    fn would_run(&self, model: &Model) -> bool {
-        match &model.ensemble {
-            Some(ensemble) => self.trouble(ensemble, 0).is_none(),
-            None => model.scheduler.is_ready(),
-        }
-    }
-
-    /// Why `ensemble`, below `depth` others, would take no call now, as its callers may read it: they may not know its
-    /// models.
-    fn trouble(&self, ensemble: &Ensemble, depth: usize) -> Option<String> {
-        if depth > DEPTH {
-            return Some("ensembles within ensembles, too many or in a circle".to_owned());
-        }
-        ensemble.parts().find_map(|(at, wanted, step)| {
-            let trouble = match self.resolve(wanted) {
-                Err(_) => "its model is not served".to_owned(),
-                Ok(found) => match (step.misfit(&found), &found.ensemble) {
-                    (Some(reason), _) => format!("its model was replaced by one that does not fit: {reason}"),
-                    (None, Some(inner)) => format!("its model is not ready: {}", self.trouble(inner, depth + 1)?),
-                    (None, None) if found.scheduler.is_ready() => return None,
-                    (None, None) => "its model is not ready".to_owned(),
-                },
-            };
-            Some(format!("step {at}: {trouble}"))
-        })
-    }
-
-    /// What has become of a version, and why it is not served. An ensemble is served as long as its models are.
-    fn told(&self, version: &Version) -> (VersionState, Arc<str>) {
-        let model = version.state.model();
-        match model.as_ref().and_then(|model| self.trouble(model.ensemble.as_deref()?, 0)) {
-            Some(trouble) => (VersionState::Failed, format!("not ready: {trouble}").into()),
-            None => version.told(),
         }
     }
 

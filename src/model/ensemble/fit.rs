@@ -1,11 +1,13 @@
 //! Whether a model that took the place of another still fits the step that runs it.
 //!
 //! Models may be swapped under an ensemble. What its callers see stays what it was when it was loaded, so a step wants of
-//! its model what it had then: what does not fit makes the ensemble not ready, and is no fault of its callers.
+//! its model what it had then: what does not fit makes the ensemble not ready, and is no fault of its callers. That it is
+//! as ready as its models is said here too, for all who ask.
 
-use super::Bound;
+use super::{Bound, DEPTH, Ensemble};
 use crate::{
-    model::{Model, declared::shape},
+    call::VersionState,
+    model::{Model, Repository, declared::shape, state::Version},
     tensor::{Signature, TensorSpec},
 };
 use std::sync::Arc;
@@ -48,4 +50,45 @@ fn differs(kind: &str, name: &Arc<str>, expected: &[TensorSpec], found: &[Tensor
     let may_be = |(a, b): (&Option<usize>, &Option<usize>)| a.is_none() || b.is_none() || a == b;
     let fits = found.dims.len() == expected.dims.len() && found.dims.iter().zip(&expected.dims).all(may_be);
     (!fits).then(|| format!("its {kind} `{name}` has shape {}, expected {}", shape(&found), shape(&expected)))
+}
+
+// === impl Repository ===
+
+impl Repository {
+    /// Whether `model` would take a call now: an ensemble would if all its models would and still fit it.
+    pub(in crate::model) fn would_run(&self, model: &Model) -> bool {
+        match &model.ensemble {
+            Some(ensemble) => self.trouble(ensemble, 0).is_none(),
+            None => model.scheduler.is_ready(),
+        }
+    }
+
+    /// Why `ensemble`, below `depth` others, would take no call now, as its callers may read it: they may not know its
+    /// models.
+    fn trouble(&self, ensemble: &Ensemble, depth: usize) -> Option<String> {
+        if depth > DEPTH {
+            return Some("ensembles within ensembles, too many or in a circle".to_owned());
+        }
+        ensemble.parts().find_map(|(at, wanted, step)| {
+            let trouble = match self.resolve(wanted) {
+                Err(_) => "its model is not served".to_owned(),
+                Ok(found) => match (step.misfit(&found), &found.ensemble) {
+                    (Some(reason), _) => format!("its model was replaced by one that does not fit: {reason}"),
+                    (None, Some(inner)) => format!("its model is not ready: {}", self.trouble(inner, depth + 1)?),
+                    (None, None) if found.scheduler.is_ready() => return None,
+                    (None, None) => "its model is not ready".to_owned(),
+                },
+            };
+            Some(format!("step {at}: {trouble}"))
+        })
+    }
+
+    /// What has become of a version, and why it is not served. An ensemble is served as long as its models are.
+    pub(in crate::model) fn told(&self, version: &Version) -> (VersionState, Arc<str>) {
+        let model = version.state.model();
+        match model.as_ref().and_then(|model| self.trouble(model.ensemble.as_deref()?, 0)) {
+            Some(trouble) => (VersionState::Failed, format!("not ready: {trouble}").into()),
+            None => version.told(),
+        }
+    }
 }
