@@ -215,3 +215,26 @@ fn declared(path: &str, raw: &BTreeMap<String, raw::Tensor>, problems: &mut Prob
     };
     raw.iter().map(one).collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn image(parameters: serde_json::Value) -> (Option<image::Settings>, String) {
+        let raw = raw::Step { model: "builtin/image".into(), parameters: Some(parameters), ..raw::Step::default() };
+        let mut problems = Problems::new("model.yaml");
+        let found = picture("parameters", &raw, &mut problems);
+        (found, problems.to_string())
+    }
+
+    #[test]
+    fn a_call_may_have_eight_of_the_largest_pictures_unless_it_says_otherwise() {
+        let most = |parameters| image(parameters).0.unwrap().max_call_pixels;
+        assert_eq!(most(serde_json::json!({})), 8 * (16 << 20));
+        assert_eq!(most(serde_json::json!({ "max_pixels": 1000, "width": 100, "height": 100 })), 80_000);
+        assert_eq!(most(serde_json::json!({ "max_pixels": 1000, "max_call_pixels": 1000 })), 1000);
+        let (_, problem) = image(serde_json::json!({ "max_pixels": 1000, "max_call_pixels": 999 }));
+        assert!(problem.contains("parameters.max_call_pixels"), "{problem}");
+        assert!(problem.contains("999 is below `max_pixels`, 1000: a call may have one picture"), "{problem}");
+    }
+}
