@@ -6,12 +6,13 @@
 mod decode;
 mod resize;
 
-use super::{Builtin, Fed, spec, yielded};
+use super::{Builtin, Fed, Pieces, Wanted, spec, yielded};
 use crate::{
     error::Error,
     tensor::{DataType, Shape, Signature, Tensor, Tensors},
 };
-use resize::resize;
+use resize::Resizing;
+use std::sync::Arc;
 
 /// Bytes of JSON that take as long as one byte of a picture: some 20 MB of JPEG are decoded in a second.
 const DECODING: usize = 16;
@@ -37,7 +38,12 @@ pub struct Settings {
     pub max_pixels: usize,
     /// Most pictures of a call.
     pub max_images: usize,
+    /// Most pixels that the pictures of a call may have together.
+    pub max_call_pixels: usize,
 }
+
+/// Pictures of the most pixels that a call may have, unless it is said how many pixels that is.
+pub const LARGEST: usize = 8;
 
 /// None of its numbers is NaN: a configuration cannot say that.
 impl Eq for Settings {}
@@ -85,25 +91,94 @@ impl Builtin for Image {
         if inputs.iter().all(|input| input.rows() == 0) { 0 } else { bytes.saturating_add(1 << 20) }
     }
 
-    fn run(&self, inputs: &[Tensor]) -> Result<Tensors, Error> {
-        let settings = &self.0;
-        let rows = inputs[0].rows();
-        let wrong = |reason: String| Error::tensor("image", reason);
-        if rows > settings.max_images {
-            return Err(wrong(format!("has {rows} pictures, expected at most {}", settings.max_images)));
+    fn begin(self: Arc<Self>, inputs: Tensors) -> Pieces {
+        let mut pictures = Pictures { settings: self.0.clone(), files: inputs[0].clone(), done: 0, pixels: Vec::new() };
+        Box::new(move |wanted| pictures.next(wanted))
+    }
+}
+
+/// Pictures of a call, some of which were done.
+struct Pictures {
+    settings: Settings,
+    files: Tensor,
+    done: usize,
+    pixels: Vec<f32>,
+}
+
+impl Pictures {
+    /// Does one more. Before the first the heads of all are looked at.
+    fn next(&mut self, wanted: &Wanted<'_>) -> Result<Option<Tensors>, Error> {
+        if self.done == 0 {
+            self.check(wanted)?;
         }
-        let (width, height) = (settings.width, settings.height);
-        let mut pixels = Vec::with_capacity(rows * width * height * 3);
-        for (row, file) in inputs[0].iter_strings().enumerate() {
-            let picture = decode::decode(file, settings.max_pixels);
-            let picture = picture.map_err(|reason| wrong(format!("{reason} in row {row}")))?;
-            settings.write(&resize(picture, width, height), &mut pixels);
+        let (rows, row) = (self.files.rows(), self.done);
+        let (width, height) = (self.settings.width, self.settings.height);
+        if let Some(file) = self.files.iter_strings().nth(row) {
+            let wrong = |reason: String| Error::tensor("image", format!("{reason} in row {row}"));
+            let (columns, lines, head) = decode::head(file, self.settings.max_pixels).map_err(wrong)?;
+            let mut resizing = Resizing::new((columns, lines), (width, height));
+            let mut left = false;
+            let taken = head.rows(|row| {
+                resizing.row(row);
+                left = !wanted();
+                !left
+            });
+            taken.map_err(wrong)?;
+            let picture = resizing.finish().ok_or_else(|| match left {
+                true => Error::Cancelled,
+                false => Error::internal("a picture lacks rows"),
+            })?;
+            self.pixels.reserve_exact((rows - row) * width * height * 3);
+            self.settings.write(&picture, &mut self.pixels);
+            self.done += 1;
         }
-        let dims = match settings.layout {
+        if self.done < rows {
+            return Ok(None);
+        }
+        let dims = match self.settings.layout {
             Layout::Nchw => [rows, 3, height, width],
             Layout::Nhwc => [rows, height, width, 3],
         };
-        Ok([yielded(Tensor::of(DataType::Fp32, Shape::from(dims), pixels))?].into())
+        let pixels = std::mem::take(&mut self.pixels);
+        Ok(Some([yielded(Tensor::of(DataType::Fp32, Shape::from(dims), pixels))?].into()))
+    }
+
+    /// Looks at how many pictures there are and how large each says it is.
+    fn check(&self, wanted: &Wanted<'_>) -> Result<(), Error> {
+        let Settings { width, height, max_pixels, max_images, max_call_pixels, .. } = self.settings;
+        let wrong = |reason: String| Error::tensor("image", reason);
+        let rows = self.files.rows();
+        if rows > max_images {
+            return Err(wrong(format!("has {rows} pictures, expected at most {max_images}")));
+        }
+        let mut all = 0_usize;
+        for (row, file) in self.files.iter_strings().enumerate() {
+            if !wanted() {
+                return Err(Error::Cancelled);
+            }
+            let read = decode::head(file, max_pixels);
+            let (columns, lines, _) = read.map_err(|reason| wrong(format!("{reason} in row {row}")))?;
+            let pixels = columns.saturating_mul(lines);
+            if pixels == 0 || pixels > max_pixels {
+                let text = format!("has {columns} x {lines} pixels, expected 1 to {max_pixels} in row {row}");
+                return Err(wrong(text));
+            }
+            // Columns come first, so a picture that is narrow and tall is made wide before it is made short.
+            let widened = width.saturating_mul(lines);
+            let most = max_pixels.max(width * height);
+            if widened > most {
+                let text = format!(
+                    "has {columns} x {lines} pixels, which would be {width} x {lines} while it is resized, expected at \
+                     most {most} in row {row}"
+                );
+                return Err(wrong(text));
+            }
+            all = all.saturating_add(pixels.max(widened));
+        }
+        if all > max_call_pixels {
+            return Err(wrong(format!("has pictures of {all} pixels together, expected at most {max_call_pixels}")));
+        }
+        Ok(())
     }
 }
 

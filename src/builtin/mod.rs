@@ -2,7 +2,7 @@
 //!
 //! Each takes and yields named tensors as a model does. What it is to do is said once, in its [`Settings`]; files that it
 //! needs are read when it is opened. It knows nothing of calls or of the graph it is part of: whoever runs it decides
-//! where, by how much work it says a run is.
+//! where, by how much work it says a run is, and does a long run piece by piece.
 
 pub mod files;
 pub mod image;
@@ -22,6 +22,7 @@ use crate::{
 use std::{
     borrow::Cow,
     fmt,
+    panic::{AssertUnwindSafe, catch_unwind},
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -46,13 +47,20 @@ pub trait Builtin: Send + Sync + fmt::Debug {
         inputs.iter().map(|input| input.data().len()).sum()
     }
 
-    /// Runs it. `inputs` are in the signature's order and fit it; the result is in the order of its outputs.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::InvalidTensor`] names the input by the step's own name for it.
-    fn run(&self, inputs: &[Tensor]) -> Result<Tensors, Error>;
+    /// Begins a run. `inputs` are in the signature's order and fit it; the result is in the order of its outputs.
+    fn begin(self: Arc<Self>, inputs: Tensors) -> Pieces;
 }
+
+/// A run that was begun: each call does a piece of it, and the last has what it yields. Not to be called after that, nor
+/// after an error.
+///
+/// # Errors
+///
+/// [`Error::InvalidTensor`] names the input by the step's own name for it; [`Error::Cancelled`] if nobody waits any more.
+pub type Pieces = Box<dyn FnMut(&Wanted<'_>) -> Result<Option<Tensors>, Error> + Send>;
+
+/// Whether anybody still waits for what is made. A piece that takes long asks again and again.
+pub type Wanted<'a> = dyn Fn() -> bool + 'a;
 
 /// What is known of the tensor that feeds an input; `None`: nothing.
 pub type Fed<'a> = dyn Fn(&str) -> Option<TensorSpec> + 'a;
@@ -98,6 +106,12 @@ impl Settings {
     ///
     /// For operators, in plain words: a file that is not there or is not what it should be.
     pub fn open(&self, folder: &Path) -> Result<Arc<dyn Builtin>, String> {
+        // Readers of files are those of others, and some panic on files that nobody would write.
+        let made = catch_unwind(AssertUnwindSafe(|| self.make(folder)));
+        made.unwrap_or_else(|_| Err("making it panicked: one of its files is not what it should be".to_owned()))
+    }
+
+    fn make(&self, folder: &Path) -> Result<Arc<dyn Builtin>, String> {
         Ok(match self {
             Self::Softmax => Arc::new(Softmax),
             Self::TopK { k, labels } => Arc::new(TopK::open(*k, labels.as_deref(), folder)?),
@@ -168,6 +182,16 @@ mod testing {
 
     pub(super) fn integers(tensor: &Tensor) -> Vec<i64> {
         tensor.data().as_chunks().0.iter().map(|bytes| i64::from_le_bytes(*bytes)).collect()
+    }
+
+    /// All of a run.
+    pub(super) fn run(step: impl Builtin + 'static, inputs: &[Tensor]) -> Result<Tensors, Error> {
+        let mut pieces = Arc::new(step).begin(inputs.iter().cloned().collect());
+        loop {
+            if let Some(outputs) = pieces(&|| true)? {
+                return Ok(outputs);
+            }
+        }
     }
 
     pub(super) fn near(found: &Tensor, expected: &[f32]) {

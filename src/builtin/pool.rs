@@ -1,10 +1,11 @@
 //! What makes one vector of a text's tokens: the mean under a mask, and the length taken out of it.
 
-use super::{Builtin, Fed, each_row, each_row_signature, floats, floats_fed, spec, yielded};
+use super::{Builtin, Fed, Pieces, each_row, each_row_signature, floats, floats_fed, spec, yielded};
 use crate::{
     error::Error,
     tensor::{DataType, Shape, Signature, Tensor, Tensors},
 };
+use std::sync::Arc;
 
 /// Least number of tokens that a sum is divided by, as sentence-transformers has it.
 const TOKENS: f64 = 1e-9;
@@ -35,6 +36,12 @@ impl Builtin for MeanPool {
         })
     }
 
+    fn begin(self: Arc<Self>, inputs: Tensors) -> Pieces {
+        Box::new(move |_| self.run(&inputs).map(Some))
+    }
+}
+
+impl MeanPool {
     fn run(&self, inputs: &[Tensor]) -> Result<Tensors, Error> {
         let (x, mask) = (&inputs[0], &inputs[1]);
         let [rows, tokens, width] = *x.shape().dims() else { return Err(Error::internal("a mean over no tokens")) };
@@ -48,7 +55,8 @@ impl Builtin for MeanPool {
         for row in 0..rows {
             let mut sum = vec![0_f64; width];
             let counts = &counts[row * tokens..][..tokens];
-            for (token, count) in counts.iter().enumerate().filter(|(_, count)| **count != 0) {
+            // Tokens that count nothing are added too: what is no number there makes the mean none, as it does in Python.
+            for (token, count) in counts.iter().enumerate() {
                 let vector = &values[(row * tokens + token) * width..][..width];
                 sum.iter_mut().zip(vector).for_each(|(sum, value)| *sum += f64::from(*value) * *count as f64);
             }
@@ -64,9 +72,17 @@ impl Builtin for Normalize {
         each_row_signature(fed)
     }
 
+    fn begin(self: Arc<Self>, inputs: Tensors) -> Pieces {
+        Box::new(move |_| self.run(&inputs).map(Some))
+    }
+}
+
+impl Normalize {
     fn run(&self, inputs: &[Tensor]) -> Result<Tensors, Error> {
         each_row(&inputs[0], |row| {
-            let length = row.iter().map(|value| f64::from(*value).powi(2)).sum::<f64>().sqrt().max(LENGTH);
+            let length = row.iter().map(|value| f64::from(*value).powi(2)).sum::<f64>().sqrt();
+            // Not `max`, which would make a length of what is no number.
+            let length = if length < LENGTH { LENGTH } else { length };
             row.iter_mut().for_each(|value| *value = (f64::from(*value) / length) as f32);
         })
     }
@@ -105,5 +121,17 @@ mod tests {
     fn vectors_get_the_length_one_and_zeros_stay_zeros() {
         let y = Normalize.run(&[tensor(&[2, 2], &[3.0, 4.0, 0.0, 0.0])]).unwrap();
         near(&y[0], &[0.6, 0.8, 0.0, 0.0]);
+    }
+    #[test]
+    fn what_is_no_number_spoils_its_row_as_it_does_in_python() {
+        // torch.nn.functional.normalize, and (x * mask).sum(1) / mask.sum(1).clamp(min=1e-9).
+        let is_nan = |y: &Tensor| floats(y).iter().map(|value| value.is_nan()).collect::<Vec<_>>();
+        let y = Normalize.run(&[tensor(&[2, 2], &[f32::NAN, 1.0, 0.0, 2.0])]).unwrap();
+        assert_eq!(is_nan(&y[0]), [true, true, false, false]);
+        let x = tensor(&[2, 2, 1], &[1.0, f32::NAN, 1.0, 5.0]);
+        let y = MeanPool.run(&[x, mask([2, 2], &[1, 0, 1, 0])]).unwrap();
+        assert_eq!(is_nan(&y[0]), [true, false]);
+        let x = tensor(&[1, 2, 1], &[1.0, f32::INFINITY]);
+        assert_eq!(is_nan(&MeanPool.run(&[x, mask([1, 2], &[1, 0])]).unwrap()[0]), [true]);
     }
 }

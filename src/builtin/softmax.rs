@@ -1,10 +1,11 @@
 //! Soft-max over the last axis: numbers that are positive and sum to 1.
 
-use super::{Builtin, Fed, each_row, each_row_signature};
+use super::{Builtin, Fed, Pieces, each_row, each_row_signature};
 use crate::{
     error::Error,
     tensor::{Signature, Tensor, Tensors},
 };
+use std::sync::Arc;
 
 /// `x`, FP32 of any shape, to `y` of the same: `exp(x) / Σ exp(x)` over the last axis, the largest taken off first, as
 /// ONNX defines it.
@@ -16,6 +17,12 @@ impl Builtin for Softmax {
         each_row_signature(fed)
     }
 
+    fn begin(self: Arc<Self>, inputs: Tensors) -> Pieces {
+        Box::new(move |_| self.run(&inputs).map(Some))
+    }
+}
+
+impl Softmax {
     fn run(&self, inputs: &[Tensor]) -> Result<Tensors, Error> {
         each_row(&inputs[0], |row| {
             let largest = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);

@@ -2,16 +2,21 @@
 //!
 //! The crate that reads it is the one that Python uses, so the tokens are the same, whatever the tokenizer is made of.
 
-use super::{Builtin, Fed, files, spec, yielded};
+mod growth;
+
+use super::{Builtin, Fed, Pieces, Wanted, files, spec, yielded};
 use crate::{
     error::Error,
     tensor::{DataType, Shape, Signature, Tensor, Tensors},
 };
-use std::path::Path;
-use tokenizers::{PaddingDirection, Tokenizer, TruncationParams};
+use growth::Growth;
+use std::{path::Path, sync::Arc};
+use tokenizers::{Encoding, PaddingDirection, PostProcessor, Tokenizer, TruncationParams};
 
 /// Bytes of JSON that take as long as one byte of text, some 2 MB of which are tokenised in a second.
 const TOKENISING: usize = 128;
+/// Bytes of texts that are done in one piece, some 10 ms. A longer text is one of its own.
+const PIECE: usize = 16 << 10;
 
 /// How text becomes tokens.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -36,6 +41,7 @@ pub struct Tokenize {
     settings: Settings,
     tokenizer: Tokenizer,
     pad: Pad,
+    growth: Growth,
 }
 
 /// What fills a row up.
@@ -56,6 +62,13 @@ impl Tokenize {
         let text = files::text(folder, &settings.file)?.ok_or_else(|| format!("`{name}` is not there"))?;
         let wrong = |error: &dyn std::fmt::Display| format!("`{name}` is no tokenizer: {error}");
         let mut tokenizer: Tokenizer = text.parse().map_err(|error: tokenizers::Error| wrong(&error))?;
+        let growth = Growth::of(&text).map_err(|reason| format!("`{name}` {reason}"))?;
+        let special = tokenizer.get_post_processor().map_or(0, |processor| processor.added_tokens(false));
+        // Whether they are added or not: the crate takes them off when it is told the length.
+        if settings.max_length < special {
+            let most = settings.max_length;
+            return Err(format!("`{name}` adds {special} special tokens, and `max_length` has room for {most}"));
+        }
         let pad = match tokenizer.get_padding() {
             Some(found) => Pad {
                 id: found.pad_id.into(),
@@ -74,7 +87,7 @@ impl Tokenize {
         };
         tokenizer.with_padding(None);
         tokenizer.with_truncation(Some(truncation)).map_err(|error| wrong(&error))?;
-        Ok(Self { settings: settings.clone(), tokenizer, pad })
+        Ok(Self { settings: settings.clone(), tokenizer, pad, growth })
     }
 }
 
@@ -88,30 +101,55 @@ impl Builtin for Tokenize {
         })
     }
 
+    /// What texts may become counts, not what they are.
     fn work(&self, inputs: &[Tensor]) -> usize {
-        inputs.iter().map(|input| input.data().len().saturating_mul(TOKENISING)).sum()
+        let each = TOKENISING.saturating_mul(self.growth.beyond_the_usual());
+        inputs.iter().map(|input| input.data().len().saturating_mul(each)).sum()
     }
 
-    fn run(&self, inputs: &[Tensor]) -> Result<Tensors, Error> {
-        let rows = inputs[0].rows();
+    fn begin(self: Arc<Self>, inputs: Tensors) -> Pieces {
+        let mut encoded = Vec::new();
+        Box::new(move |wanted| self.next(&inputs[0], &mut encoded, wanted))
+    }
+}
+
+impl Tokenize {
+    /// Does some more of the texts.
+    fn next(&self, texts: &Tensor, encoded: &mut Vec<Encoding>, wanted: &Wanted<'_>) -> Result<Option<Tensors>, Error> {
+        let (rows, mut spent) = (texts.rows(), 0);
         let wrong = |reason: String| Error::tensor("text", reason);
         if rows > self.settings.max_texts {
             return Err(wrong(format!("has {rows} texts, expected at most {}", self.settings.max_texts)));
         }
-        let mut encoded = Vec::with_capacity(rows);
-        for (row, text) in inputs[0].iter_strings().enumerate() {
+        for (row, text) in texts.iter_strings().enumerate().skip(encoded.len()) {
             if text.len() > self.settings.max_bytes {
                 let (found, most) = (text.len(), self.settings.max_bytes);
                 return Err(wrong(format!("has {found} bytes in row {row}, expected at most {most}")));
             }
+            if spent > 0 && spent + text.len() > PIECE {
+                return Ok(None);
+            }
+            spent += text.len();
             let text = std::str::from_utf8(text).map_err(|_| wrong(format!("is not UTF-8 in row {row}")))?;
+            let most = self.settings.max_bytes.saturating_mul(growth::ALLOWED);
+            if !self.growth.fits(&self.tokenizer, text, most, wanted)? {
+                return Err(wrong(format!("becomes more than {most} bytes when row {row} is normalised")));
+            }
+            if !wanted() {
+                return Err(Error::Cancelled);
+            }
             let found = self.tokenizer.encode_fast(text, self.settings.special_tokens);
             encoded.push(found.map_err(|error| Error::backend(format!("a tokenizer failed: {error}")))?);
         }
+        self.columns(encoded).map(Some)
+    }
+
+    /// All texts as tensors, filled up.
+    fn columns(&self, encoded: &[Encoding]) -> Result<Tensors, Error> {
         let longest = encoded.iter().map(|row| row.get_ids().len()).max().unwrap_or(0);
         let width = if self.settings.fill { self.settings.max_length } else { longest };
         let mut columns = [(); 3].map(|()| Vec::<i64>::with_capacity(encoded.len() * width));
-        for row in &encoded {
+        for row in encoded {
             let values = [row.get_ids(), row.get_attention_mask(), row.get_type_ids()];
             for ((column, values), pad) in columns.iter_mut().zip(values).zip([self.pad.id, 0, self.pad.type_id]) {
                 let padding = std::iter::repeat_n(pad, width.saturating_sub(values.len()));

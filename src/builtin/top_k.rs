@@ -1,6 +1,6 @@
 //! The best classes of the last axis: their numbers, indices and names.
 
-use super::{Builtin, Fed, files, floats, floats_fed, last_axis, spec, yielded};
+use super::{Builtin, Fed, Pieces, files, floats, floats_fed, last_axis, spec, yielded};
 use crate::{
     error::Error,
     tensor::{DataType, Shape, Signature, Tensor, Tensors},
@@ -37,6 +37,12 @@ impl Builtin for TopK {
         Ok(Signature { inputs: vec![spec("x", DataType::Fp32, dims.iter().copied())], outputs })
     }
 
+    fn begin(self: Arc<Self>, inputs: Tensors) -> Pieces {
+        Box::new(move |_| self.run(&inputs).map(Some))
+    }
+}
+
+impl TopK {
     fn run(&self, inputs: &[Tensor]) -> Result<Tensors, Error> {
         let x = &inputs[0];
         let (all, width) = (floats(x), last_axis(x));

@@ -12,7 +12,7 @@ pub enum Manage {
     /// Loads a model, or loads it again.
     Load(LoadRequest),
     /// Stops serving a model, or the one version that is named.
-    Unload(ModelRef),
+    Unload(UnloadRequest),
     /// Changes trace settings.
     Trace(TraceChange),
     /// Changes logging.
@@ -28,6 +28,15 @@ pub struct LoadRequest {
     pub config: Option<Arc<str>>,
     /// Files that replace its folder, as `VERSION/NAME`.
     pub files: Vec<(Arc<str>, Bytes)>,
+}
+
+/// A model to unload.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct UnloadRequest {
+    /// Which model; with a version, that one alone.
+    pub model: ModelRef,
+    /// Whether the models that it is made of are to go with it.
+    pub dependents: bool,
 }
 
 /// Trace settings to change.
@@ -62,7 +71,7 @@ impl Manage {
     pub fn model(&self) -> Option<&ModelRef> {
         match self {
             Self::Load(request) => Some(&request.model),
-            Self::Unload(model) => Some(model),
+            Self::Unload(request) => Some(&request.model),
             Self::Trace(change) => change.model.as_ref(),
             Self::Logging(_) | Self::Nothing => None,
         }

@@ -29,7 +29,7 @@ pub use gateway::Gateway;
 pub use identity::{ANONYMOUS, Certificate, Credentials, Identity, Peer, Scope};
 pub use inputs::{Expected, Inputs, Labels, Untyped};
 pub use interrupt::{Armed, Interrupt, Leaving, Stop};
-pub use manage::{LoadRequest, LoggingChange, Manage, NewValues, TraceChange};
+pub use manage::{LoadRequest, LoggingChange, Manage, NewValues, TraceChange, UnloadRequest};
 pub use operation::{
     InferRequest, Inspect, ModelKey, ModelRef, NamedTensor, Operation, Parameter, Parameters, RequestedOutput,
 };

@@ -196,10 +196,13 @@ fn unload(loader: &Arc<Loader>, repository: &Arc<Repository>, busy: &Arc<Busy>, 
     }
     for (version, state, _) in versions {
         match state {
-            VersionState::Ready => retire(loader, repository, &model.name, &version, false),
+            // An ensemble whose models are gone is there all the same.
+            _ if repository.is_serving(&model.name, &version) => {
+                retire(loader, repository, &model.name, &version, false);
+            }
             // It is out of service already; from now on because that is wanted.
             VersionState::Failed => repository.set(&model.name, &version, &State::Unloaded),
-            VersionState::Loading | VersionState::Unloading | VersionState::Unloaded => {}
+            VersionState::Ready | VersionState::Loading | VersionState::Unloading | VersionState::Unloaded => {}
         }
     }
     Ok(())

@@ -10,7 +10,7 @@ use super::{
     labels, samples,
     scan::{Found, scan},
     shapes::Shapes,
-    workshop::{self, First, Workshop, guarded, held, innermost_first, kept, key, want},
+    workshop::{self, First, Graphs, Workshop, guarded, held, innermost_first, kept, key, want},
 };
 use crate::{backend::Open, call::ModelRef, telemetry::metrics::Metrics, tensor::TensorSpec};
 use std::{collections::HashMap, sync::Arc};
@@ -69,8 +69,9 @@ pub fn describe(settings: &Settings, opener: Arc<dyn Open>, lanes: usize) -> Vec
         };
         descriptions.push(tell(&found, first, threads));
     }
+    let graphs = workshop::graphs(&ensembles);
     for found in innermost_first(ensembles) {
-        descriptions.push(ensemble(&found, &mut served));
+        descriptions.push(ensemble(&found, &graphs, &mut served));
     }
     descriptions.sort_by(|a, b| a.what.cmp(&b.what));
     descriptions
@@ -111,11 +112,11 @@ impl Described {
 }
 
 /// Describes an ensemble whose models were described before it.
-fn ensemble(found: &Found, served: &mut Described) -> Description {
+fn ensemble(found: &Found, graphs: &Graphs, served: &mut Described) -> Description {
     let what = format!("{}/{}", found.name, found.version);
     let settings = &found.settings;
     let bound = settings.ensemble.as_ref().ok_or_else(|| "is no ensemble".to_owned()).and_then(|graph| {
-        let steps = workshop::open_steps(found)?.steps;
+        let steps = guarded(|| workshop::open_steps(found, graphs))?.steps;
         let bound = ensemble::bind(graph, steps, &|wanted| served.look(wanted))?;
         settings.declared.as_ref().map_or(Ok(()), |declared| declared::check(declared, &bound.signature))?;
         labels::read(settings, &found.folder, &bound.signature)?;
@@ -335,5 +336,39 @@ mod tests {
         assert_eq!(descriptions[0].lines[0], "input `in`: FP32, of shape any x 4");
         let problem = descriptions[2].problem.as_deref().unwrap();
         assert!(problem.contains("step 1 (`none`): model `none` is unknown, or would not be served"), "{problem}");
+    }
+    #[test]
+    fn ensembles_in_a_circle_and_steps_that_cannot_be_made_are_problems_of_their_own() {
+        let files = [("b/1/model.onnx", "ok"), ("e1/model.yaml", "e2"), ("e2/model.yaml", "e1"), ("t/model.yaml", "")];
+        let directory = directory(&files);
+        let merges =
+            r#"{"version":"1.0","added_tokens":[],"model":{"type":"BPE","vocab":{"a":0,"b":1},"merges":["a b"]}}"#;
+        std::fs::write(directory.path().join("t/tokenizer.json"), merges).unwrap();
+        let reader = Reader::new(|source, defaults| {
+            let file = std::fs::read_to_string(source.folder.join("model.yaml")).unwrap();
+            let what = match &*file {
+                "" => ensemble::What::Builtin(crate::builtin::Settings::Tokenize(crate::builtin::tokenize::Settings {
+                    file: "tokenizer.json".into(),
+                    max_length: 8,
+                    fill: false,
+                    special_tokens: true,
+                    max_bytes: 64,
+                    max_texts: 8,
+                })),
+                name => ensemble::What::Model(ModelRef { name: name.into(), version: None }),
+            };
+            let named = |name: &str, tensor: &str| vec![(name.into(), tensor.into())];
+            let steps = vec![ensemble::Step { what, inputs: named("text", "in"), outputs: named("input_ids", "out") }];
+            let graph = ensemble::Settings { steps, in_flight: 1, inputs: None, outputs: None };
+            Ok(ModelSettings { ensemble: Some(Arc::new(graph)), ..defaults.clone() })
+        });
+        let directories = vec![directory.path().to_owned()];
+        let settings = Settings { directories, reader: Some(reader), ..Settings::default() };
+        let descriptions = describe(&settings, Arc::new(Opener::default()), 1);
+        let problem = |at: usize| descriptions[at].problem.as_deref();
+        assert_eq!((&*descriptions[0].what, problem(0)), ("b/1", None), "the others are described all the same");
+        assert_eq!(problem(1), Some("`e1` would be a part of itself"));
+        assert_eq!(problem(2), Some("`e2` would be a part of itself"));
+        assert!(problem(3).unwrap().starts_with("step 1 (`builtin/tokenize`): "), "{:?}", problem(3));
     }
 }

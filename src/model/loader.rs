@@ -220,6 +220,10 @@ impl Loader {
                 self.metrics.model_load_ended(&found.name, false);
                 let reason = self.without_folders(found, &reason);
                 tracing::error!(model = %found.name, version = %found.version, reason, "model not loaded");
+                let reason = match &found.settings.ensemble {
+                    Some(graph) => graph.for_callers(&found.name, &reason),
+                    None => reason,
+                };
                 self.repository.failed(&found.name, &found.version, &reason);
                 if !self.repository.is_serving(&found.name, &found.version) {
                     self.says(&found.name, &found.version, "failed");
@@ -279,7 +283,7 @@ impl Loader {
     pub(super) fn assemble(&self, found: &Found, Opened { steps, took }: Opened) -> Result<Model, String> {
         let settings = found.settings.ensemble.as_ref().ok_or("is no ensemble")?;
         let look = |wanted: &ModelRef| match self.repository.contains(wanted, &found.name, 0) {
-            true => Err(format!("`{}` would be a part of itself", found.name)),
+            true => Err(ensemble::part_of_itself(&found.name)),
             false => self.repository.served(wanted),
         };
         let graph = ensemble::bind(settings, steps, &look)?;

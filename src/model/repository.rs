@@ -12,7 +12,8 @@ use super::{
 };
 use crate::{
     call::{
-        CatalogEntry, IndexEntry, MOST_HEADERS, ModelRef, ModelReport, Readiness, Report, Steering, VersionsReport,
+        CatalogEntry, IndexEntry, MOST_HEADERS, ModelRef, ModelReport, Readiness, Report, Steering, VersionState,
+        VersionsReport,
     },
     error::Error,
 };
@@ -141,17 +142,10 @@ impl Repository {
     /// [`Error::ModelNotFound`] if there is none of that name or version.
     pub fn is_ready(&self, wanted: &ModelRef) -> Result<bool, Error> {
         match self.resolve(wanted) {
-            Ok(model) => Ok(self.would_run(&model, 0)),
+            Ok(model) => Ok(self.would_run(&model)),
             Err(Error::ModelNotReady { .. }) => Ok(false),
             Err(error) => Err(error),
         }
-    }
-
-    /// Whether `model`, below `depth` ensembles, would take a call now: an ensemble would if all its models would.
-    fn would_run(&self, model: &Model, depth: usize) -> bool {
-        let Some(ensemble) = &model.ensemble else { return model.scheduler.is_ready() };
-        let would = |wanted| self.resolve(wanted).is_ok_and(|model| self.would_run(&model, depth + 1));
-        depth <= DEPTH && ensemble.models().all(would)
     }
 
     /// What a step of an ensemble would run, for whoever loads it.
@@ -168,7 +162,7 @@ impl Repository {
             return true;
         }
         let ensemble = self.resolve(wanted).ok().and_then(|model| model.ensemble.clone());
-        ensemble.is_some_and(|ensemble| ensemble.models().any(|inner| self.contains(inner, name, depth + 1)))
+        ensemble.is_some_and(|ensemble| ensemble.parts().any(|(_, inner, _)| self.contains(inner, name, depth + 1)))
     }
 
     /// Each version of a model, or the one that is named, with what has become of it.
@@ -190,11 +184,11 @@ impl Repository {
         Ok(VersionsReport {
             name: Arc::clone(&wanted.name),
             since: seconds(newest.as_deref()),
-            ready: newest.is_some_and(|model| self.would_run(&model, 0)),
+            ready: newest.is_some_and(|model| self.would_run(&model)),
             versions: entries
                 .into_iter()
                 .map(|version| {
-                    let (state, reason) = version.told();
+                    let (state, reason) = self.told(version);
                     (Arc::clone(&version.name), state, reason)
                 })
                 .collect(),
@@ -227,11 +221,11 @@ impl Repository {
         let unknown: Vec<_> = unknown.map(|name| IndexEntry { name, version: None, reason: "".into() }).collect();
         let known = models.iter().flat_map(|(name, versions)| versions.list.iter().map(move |version| (name, version)));
         let mut entries: Vec<_> = known
-            .filter(|(_, version)| !ready || matches!(version.state, State::Ready(_)))
             .map(|(name, version)| {
-                let (state, reason) = version.told();
+                let (state, reason) = self.told(version);
                 IndexEntry { name: Arc::clone(name), version: Some((Arc::clone(&version.name), state)), reason }
             })
+            .filter(|entry| !ready || entry.version.as_ref().is_some_and(|(_, state)| *state == VersionState::Ready))
             .chain(unknown)
             .collect();
         // Stable, so the versions of a model stay in their order.

@@ -17,7 +17,7 @@ use crate::{
     call::{
         Cached, Call, Chunk, Decoded, Expected, Head, Identity, InferRequest, InferResponse, Inputs, Inspect, Leaving,
         Manage, ModelKey, ModelRef, NamedTensor, Operation, Reply, ReplyStream, Report, RequestedOutput, ServerReport,
-        Timing, Work,
+        Timing, UnloadRequest, Work,
     },
     error::{Error, Stage},
     schedule::{Answer, Job, ReplyTo},
@@ -84,6 +84,9 @@ enum Inner {
     Elsewhere(BoxFuture<'static, Result<Report, Error>>),
 }
 
+/// Whether the model that was chosen for a call may run it.
+type Fits<'a> = dyn Fn(&Model) -> Result<(), Error> + 'a;
+
 /// An inference whose model is known.
 #[derive(Debug)]
 struct Asked {
@@ -135,14 +138,21 @@ impl Router {
         Self(Arc::new(Parts { repository, control, switches, shadows }))
     }
 
-    /// The step of an ensemble: as a call of `sender`'s with this head, below `depth` ensembles.
-    pub(super) fn step(&self, head: Head, sender: &Arc<Identity>, request: InferRequest, depth: usize) -> Routed {
+    /// The step of an ensemble: as a call of `sender`'s with this head, below `depth` ensembles, to a model that `fits`.
+    pub(super) fn step(
+        &self,
+        head: Head,
+        sender: &Arc<Identity>,
+        request: InferRequest,
+        depth: usize,
+        fits: &Fits<'_>,
+    ) -> Routed {
         if depth > ensemble::DEPTH {
             return Routed(Inner::Ready(Some(Err(Error::internal(
                 "ensembles within ensembles, too many or in a circle",
             )))));
         }
-        Routed::of(self.infer(head, sender, request, depth))
+        Routed::of(self.infer(head, sender, request, depth, fits))
     }
 
     /// A version of a model, if it takes calls.
@@ -164,7 +174,7 @@ impl Service<Decoded> for Router {
     fn call(&mut self, call: Decoded) -> Routed {
         let Call { head, sender, input } = call;
         Routed::of(match input {
-            Operation::Infer(request) => self.infer(head, &sender, request, 0),
+            Operation::Infer(request) => self.infer(head, &sender, request, 0, &|_| Ok(())),
             Operation::Inspect(question) => self.0.inspect(&head, sender, question),
             Operation::Manage(change) => self.0.manage(change),
         })
@@ -172,8 +182,16 @@ impl Service<Decoded> for Router {
 }
 
 impl Router {
-    fn infer(&self, head: Head, sender: &Arc<Identity>, request: InferRequest, depth: usize) -> Result<Inner, Error> {
+    fn infer(
+        &self,
+        head: Head,
+        sender: &Arc<Identity>,
+        request: InferRequest,
+        depth: usize,
+        fits: &Fits<'_>,
+    ) -> Result<Inner, Error> {
         let (model, aim) = self.0.repository.route(&Caller::new(sender, &head.facts, &request))?;
+        fits(&model)?;
         learn(&head, &model);
         signature::check_outputs(&model.signature, &request.outputs)?;
         let client_id = request.client_id.filter(|id| !id.is_empty());
@@ -257,8 +275,15 @@ impl Parts {
                 let (name, loading) = (Arc::clone(&request.model.name), control()?.load(request));
                 Inner::Elsewhere(Box::pin(async move { loading.await.map(|()| Report::Loaded(name)) }))
             }
-            Manage::Unload(model) => {
-                let (name, unloading) = (Arc::clone(&model.name), control()?.unload(model));
+            Manage::Unload(UnloadRequest { model, dependents }) => {
+                let control = control()?;
+                let found = self.repository.resolve(&model).ok().filter(|_| dependents);
+                if found.is_some_and(|found| found.ensemble.is_some()) {
+                    // Others may need its models, and each has its own grants.
+                    let text = "`unload_dependents` of an ensemble: its models are unloaded by calls of their own";
+                    return Err(Error::Unimplemented(text.into()));
+                }
+                let (name, unloading) = (Arc::clone(&model.name), control.unload(model));
                 Inner::Elsewhere(Box::pin(async move { unloading.await.map(|()| Report::Unloaded(name)) }))
             }
             Manage::Trace(change) => {

@@ -10,6 +10,7 @@ use crate::{
         Plan, Scheduler,
         testing::{self, Fault, Script},
     },
+    tensor::{Signature, TensorSpec},
 };
 use std::{
     path::Path,
@@ -35,6 +36,14 @@ pub(super) fn scripted_as(name: &str, version: &str, script: &Script) -> Arc<Mod
     let mut plan = testing::plan_of(script);
     plan.key = Arc::new(crate::call::ModelKey { name: name.into(), version: version.into() });
     finish(plan, script, None)
+}
+
+/// A version that takes `input` and yields `output`, under a script that knows nothing of that.
+pub(super) fn shaped_as(name: &str, version: &str, input: TensorSpec, output: TensorSpec) -> Arc<Model> {
+    let mut plan = testing::plan();
+    plan.key = Arc::new(crate::call::ModelKey { name: name.into(), version: version.into() });
+    plan.signature = Arc::new(Signature { inputs: vec![input], outputs: vec![output] });
+    finish(plan, &Script::default(), None)
 }
 
 /// A version that runs by this plan, over a script, and keeps its answers here.

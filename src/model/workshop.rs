@@ -169,8 +169,9 @@ impl Workshop {
                 return;
             }
         }
+        let graphs = graphs(&ensembles);
         for found in innermost_first(ensembles) {
-            let opened = guarded(|| open_steps(&found));
+            let opened = guarded(|| open_steps(&found, &graphs));
             if events.blocking_send(Event::Opened(Box::new(found), opened)).is_err() {
                 return;
             }
@@ -407,10 +408,22 @@ pub(super) fn want(found: &Found) -> Want {
     }
 }
 
-/// Opens the built-in steps of an ensemble.
-pub(super) fn open_steps(found: &Found) -> Result<Opened, String> {
+/// Graphs by the names of their ensembles.
+pub(super) type Graphs = HashMap<Arc<str>, Arc<ensemble::Settings>>;
+
+/// Those of `ensembles`, which are loaded together.
+pub(super) fn graphs(ensembles: &[Found]) -> Graphs {
+    let graph = |found: &Found| Some((Arc::clone(&found.name), Arc::clone(found.settings.ensemble.as_ref()?)));
+    ensembles.iter().filter_map(graph).collect()
+}
+
+/// Opens the built-in steps of an ensemble, which is one of `graphs`.
+pub(super) fn open_steps(found: &Found, graphs: &Graphs) -> Result<Opened, String> {
     let began = Instant::now();
     let settings = found.settings.ensemble.as_ref().ok_or("is no ensemble")?;
+    if let Some(circle) = ensemble::circle(&found.name, &|name| graphs.get(name).cloned()) {
+        return Err(circle);
+    }
     if let Some(sample) = found.settings.samples.first() {
         return Err(format!("warm-up sample `{}`: an ensemble is not warmed up, its models are", sample.name));
     }

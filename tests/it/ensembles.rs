@@ -5,6 +5,7 @@
 use crate::support::{
     Running, Setup,
     client::{Answer, Client, Data, Request, http_request, http1},
+    scripts::World,
     until,
 };
 use base64::{Engine, engine::general_purpose::STANDARD};
@@ -237,11 +238,83 @@ async fn an_ensemble_that_cannot_be_is_named_with_what_is_wrong() {
     let index: Value = serde_json::from_slice(response.body()).unwrap();
     let entry = index.as_array().unwrap().iter().find(|entry| entry["name"] == "broken").unwrap();
     let reason = entry["reason"].as_str().unwrap();
-    for problem in [
-        "step 1 (`nowhere`): model `nowhere` is unknown",
-        "step 2 (`double`): has no input `z`, it has `x`",
-        "step 2 (`double`): input `x` is fed by nothing",
-    ] {
+    for problem in
+        ["step 1: its model is unknown", "step 2: has no input `z`, it has `x`", "step 2: input `x` is fed by nothing"]
+    {
         assert!(reason.contains(problem), "{reason}");
     }
+    assert!(!reason.contains("nowhere") && !reason.contains("double"), "callers may not know its models: {reason}");
+}
+
+#[tokio::test]
+async fn a_swap_for_a_model_that_does_not_fit_is_no_fault_of_callers_on_every_surface() {
+    let yaml = "ensemble: { steps: [{ model: a, inputs: { x: x }, outputs: { y: z } }, \
+                { model: b, inputs: { x: z }, outputs: { y: y } }] }\n";
+    let files = [("a/1/model.onnx", "double"), ("b/1/model.onnx", "double"), ("both/model.yaml", yaml)];
+    let world = World::explicit("[a, b, both]", &files).await;
+    let said = async |body: &'static str| {
+        let (_, index) = world.rest("POST", "/v2/repository/index", body).await;
+        index.as_array().unwrap().iter().find(|entry| entry["name"] == "both").cloned()
+    };
+    let ready = async || world.rest("GET", "/v2/models/both/ready", "").await.0 == 200;
+    let code = async |surface| {
+        let mut client = Client::connect(surface, &world.running, None).await.unwrap();
+        client.infer(&both()).await.map_or_else(|failure| failure.code, |_| "ok".to_owned())
+    };
+    for (model, expected) in [("double", "ok"), ("renamed", "not_ready"), ("double", "ok")] {
+        world.write("b/1/model.onnx", model);
+        assert_eq!(world.rest("POST", "/v2/repository/models/b/load", "").await.0, 200);
+        for surface in Surface::ALL {
+            assert_eq!(code(surface).await, expected, "{surface:?}");
+        }
+        assert_eq!(ready().await, expected == "ok");
+        let entry = said("").await.unwrap();
+        assert_eq!(entry["state"], if expected == "ok" { "READY" } else { "UNAVAILABLE" }, "{entry}");
+        assert_eq!(said(r#"{"ready":true}"#).await.is_some(), expected == "ok");
+        let reason = "not ready: step 2: its model was replaced by one that does not fit: nothing feeds its input `zz`";
+        assert_eq!(entry["reason"].as_str().unwrap_or(""), if expected == "ok" { "" } else { reason });
+    }
+    let all = r#"{"parameters":{"unload_dependents":true}}"#;
+    let (status, error) = world.rest("POST", "/v2/repository/models/both/unload", all).await;
+    assert_eq!((status, &error["code"]), (501, &json!("unimplemented")), "{error}");
+    assert_eq!(world.rest("POST", "/v2/repository/models/b/unload", "").await.0, 200);
+    assert!(!ready().await && said(r#"{"ready":true}"#).await.is_none());
+    assert_eq!(world.rest("POST", "/v2/repository/models/both/unload", "").await.0, 200);
+    assert_ne!(said("").await.unwrap()["state"], "READY");
+}
+
+/// A PNG file of 16 Mi black pixels, some 16 KB.
+fn large() -> Vec<u8> {
+    let mut out = Vec::new();
+    let mut encoder = png::Encoder::new(&mut out, 4096, 4096);
+    encoder.set_color(png::ColorType::Grayscale);
+    encoder.write_header().unwrap().write_image_data(&vec![0; 4096 * 4096]).unwrap();
+    out
+}
+
+#[tokio::test]
+async fn large_pictures_hold_nobody_up_once_their_caller_is_told_that_the_time_is_up_on_every_surface() {
+    let (running, expected) = (served().await, expected());
+    let small: Vec<_> = texts(&expected["png"]["files"]).iter().map(|file| STANDARD.decode(file).unwrap()).collect();
+    let files = vec![large(); 8];
+    for surface in Surface::ALL.into_iter().filter(|surface| *surface != Surface::Rest) {
+        let mut client = Client::connect(surface, &running, None).await.unwrap();
+        let request = Request {
+            input: "image".into(),
+            data: Data::Blobs(files.clone()),
+            timeout: Some(Duration::from_millis(100)),
+            ..Request::new("look", &[files.len()], vec![])
+        };
+        assert_eq!(client.infer(&request).await.unwrap_err().code, "deadline_exceeded", "{surface:?}");
+    }
+    // What they left behind would take far longer than this call may.
+    look(&running, Surface::Rest, &small).await;
+    let nine = vec![files[0].clone(); 9];
+    let mut client = Client::connect(Surface::Grpc, &running, None).await.unwrap();
+    let request = Request { input: "image".into(), data: Data::Blobs(nine), ..Request::new("look", &[9], vec![]) };
+    let failure = client.infer(&request).await.unwrap_err();
+    assert_eq!(
+        (&*failure.code, &*failure.message),
+        ("invalid_argument", "tensor `image` has pictures of 150994944 pixels together, expected at most 134217728")
+    );
 }

@@ -142,6 +142,35 @@ async fn one_trace_runs_from_a_websocket_message_to_the_run_of_onnx() {
 }
 
 #[tokio::test]
+async fn each_step_of_an_ensemble_has_a_span_within_that_of_the_call() {
+    let (collector, address) = Collector::start().await;
+    let runtime = Runtime::load(None).unwrap_or_else(|error| panic!("{error}"));
+    let models = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/ensemble/models");
+    let running = setup(address, "0").start_with(&models, Arc::new(runtime), Vec::new()).await;
+    let body = json!({ "inputs": [{ "name": "text", "datatype": "BYTES", "shape": [1], "data": ["a text"] }] });
+    let mut request = http_request(&running, "POST", "/v2/models/embed/infer", None, body.to_string());
+    request.headers_mut().insert("traceparent", parent(TRACE).parse().unwrap());
+    assert_eq!(http1(&running, request).await.status(), 200);
+
+    // The call, its parts, three built-in steps, and one of a model with its queue and its run.
+    let spans = collector.spans(TRACE, 8).await;
+    let call = named(&spans, "/v2/models/{model}/infer");
+    assert_eq!(attribute(call, "sluicegate.model"), "embed");
+    let builtin: Vec<_> = spans.iter().filter(|span| span.name == "builtin").collect();
+    assert_eq!(builtin.len(), 3, "{spans:#?}");
+    let step = named(&spans, "step");
+    for span in builtin.iter().copied().chain([step]) {
+        assert_eq!(span.parent_span_id, call.span_id);
+        assert!(span.start_time_unix_nano >= call.start_time_unix_nano);
+        assert!(span.end_time_unix_nano <= call.end_time_unix_nano);
+    }
+    assert_eq!(attribute(step, "sluicegate.model"), "encoder");
+    for name in ["queue", "run"] {
+        assert_eq!(named(&spans, name).parent_span_id, step.span_id, "{name}");
+    }
+}
+
+#[tokio::test]
 async fn the_steps_of_an_ensemble_are_spans_of_its_call_with_spans_of_their_own() {
     let (collector, address) = Collector::start().await;
     let setup = setup(address, "0");

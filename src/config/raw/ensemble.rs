@@ -101,6 +101,8 @@ pub struct Image {
     pub std: [f32; 3],
     pub max_pixels: Number,
     pub max_images: Number,
+    /// Of a call; `None`: of eight of its largest pictures.
+    pub max_call_pixels: Option<Number>,
 }
 
 /// Where channels stand.
@@ -150,6 +152,7 @@ impl Default for Image {
             std: [1.0; 3],
             max_pixels: Number(16 << 20),
             max_images: Number(64),
+            max_call_pixels: None,
         }
     }
 }

@@ -151,6 +151,14 @@ fn picture(path: &str, raw: &raw::Step, problems: &mut Problems) -> Option<image
             problems.push(format!("{path}.{key}"), format!("{numbers:?} is not valid, expected {expected}"));
         }
     }
+    // What is made of a picture is work as well as what it was.
+    let largest = found.max_pixels.0.max(found.width.0.saturating_mul(found.height.0));
+    let max_call_pixels = found.max_call_pixels.map_or(largest.saturating_mul(image::LARGEST), |number| number.0);
+    if max_call_pixels < found.max_pixels.0 {
+        let text =
+            format!("{max_call_pixels} is below `max_pixels`, {}: a call may have one picture", found.max_pixels.0);
+        problems.push(format!("{path}.max_call_pixels"), text);
+    }
     Some(image::Settings {
         width: found.width.0,
         height: found.height.0,
@@ -164,6 +172,7 @@ fn picture(path: &str, raw: &raw::Step, problems: &mut Problems) -> Option<image
         std: found.std,
         max_pixels: found.max_pixels.0,
         max_images: found.max_images.0,
+        max_call_pixels,
     })
 }
 
@@ -205,4 +214,27 @@ fn declared(path: &str, raw: &BTreeMap<String, raw::Tensor>, problems: &mut Prob
         Declared { name: name.as_str().into(), dtype, dims }
     };
     raw.iter().map(one).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn image(parameters: serde_json::Value) -> (Option<image::Settings>, String) {
+        let raw = raw::Step { model: "builtin/image".into(), parameters: Some(parameters), ..raw::Step::default() };
+        let mut problems = Problems::new("model.yaml");
+        let found = picture("parameters", &raw, &mut problems);
+        (found, problems.to_string())
+    }
+
+    #[test]
+    fn a_call_may_have_eight_of_the_largest_pictures_unless_it_says_otherwise() {
+        let most = |parameters| image(parameters).0.unwrap().max_call_pixels;
+        assert_eq!(most(serde_json::json!({})), 8 * (16 << 20));
+        assert_eq!(most(serde_json::json!({ "max_pixels": 1000, "width": 100, "height": 100 })), 80_000);
+        assert_eq!(most(serde_json::json!({ "max_pixels": 1000, "max_call_pixels": 1000 })), 1000);
+        let (_, problem) = image(serde_json::json!({ "max_pixels": 1000, "max_call_pixels": 999 }));
+        assert!(problem.contains("parameters.max_call_pixels"), "{problem}");
+        assert!(problem.contains("999 is below `max_pixels`, 1000: a call may have one picture"), "{problem}");
+    }
 }

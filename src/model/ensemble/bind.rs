@@ -26,6 +26,9 @@ pub(in crate::model) struct Served {
     pub(in crate::model) optional: Vec<Arc<str>>,
 }
 
+/// What is said of a sequence or a map: no protocol carries it, and so no step.
+const NO_TENSOR: &str = "is no tensor, and only tensors go from step to step";
+
 /// Finds what runs for a reference, or says why nothing does.
 type Look<'a> = dyn Fn(&ModelRef) -> Result<Served, String> + 'a;
 
@@ -37,6 +40,8 @@ pub(in crate::model) struct Graph {
     pub(in crate::model) batches: bool,
     settings: Settings,
     opened: Vec<Does>,
+    /// Of each step.
+    signatures: Vec<Option<Arc<Signature>>>,
     tensors: Vec<Arc<str>>,
 }
 
@@ -74,7 +79,7 @@ pub(in crate::model) fn bind(settings: &Settings, opened: Vec<Does>, look: &Look
     }
     let tensors = binder.known.into_keys().collect();
     let batches = batches && signature.is_batchable();
-    Ok(Graph { signature, batches, settings: settings.clone(), opened, tensors })
+    Ok(Graph { signature, batches, settings: settings.clone(), opened, signatures, tensors })
 }
 
 // === impl Binder ===
@@ -182,6 +187,9 @@ impl Binder<'_> {
                 self.problems.push(format!("{called}: has no input `{input}`, {}", has(&signature.inputs)));
                 continue;
             };
+            if spec.dtype.is_none() {
+                self.problems.push(format!("{called}: input `{input}` {NO_TENSOR}"));
+            }
             if let Err(reason) = self.known.entry(Arc::clone(tensor)).or_default().narrow(spec) {
                 self.problems.push(format!("{called}: input `{input}` cannot be `{tensor}`: {reason}"));
             }
@@ -194,6 +202,9 @@ impl Binder<'_> {
             match signature.outputs.iter().find(|spec| spec.name == *output) {
                 None => self.problems.push(format!("{called}: has no output `{output}`, {}", has(&signature.outputs))),
                 Some(spec) => {
+                    if spec.dtype.is_none() {
+                        self.problems.push(format!("{called}: output `{output}` {NO_TENSOR}"));
+                    }
                     let known = Known { dtype: spec.dtype, dims: Some(spec.dims.clone()) };
                     self.known.insert(Arc::clone(tensor), known);
                 }
@@ -319,7 +330,7 @@ impl Known {
 impl Graph {
     /// The graph as it runs, reporting to `metrics`.
     pub(in crate::model) fn finish(self, metrics: ModelMetrics) -> Ensemble {
-        let Self { signature, settings, opened, tensors, .. } = self;
+        let Self { signature, settings, opened, signatures, tensors, .. } = self;
         let place = |name: &Arc<str>| tensors.binary_search(name).unwrap_or_default();
         let numbered = |list: &[(Arc<str>, Arc<str>)]| -> Vec<(Arc<str>, usize)> {
             list.iter().map(|(name, tensor)| (Arc::clone(name), place(tensor))).collect()
@@ -327,8 +338,11 @@ impl Graph {
         let steps: Vec<Bound> = settings
             .steps
             .iter()
-            .zip(opened)
-            .map(|(step, does)| Bound { does, inputs: numbered(&step.inputs), outputs: numbered(&step.outputs) })
+            .zip(opened.into_iter().zip(signatures))
+            .map(|(step, (does, signature))| {
+                let expected = signature.filter(|_| matches!(does, Does::Model(_)));
+                Bound { does, expected, inputs: numbered(&step.inputs), outputs: numbered(&step.outputs) }
+            })
             .collect();
         let ends = |specs: &[TensorSpec]| -> Vec<usize> { specs.iter().map(|spec| place(&spec.name)).collect() };
         let (inputs, outputs) = (ends(&signature.inputs), ends(&signature.outputs));

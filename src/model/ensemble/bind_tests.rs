@@ -170,3 +170,46 @@ fn what_is_declared_is_held_against_the_steps() {
         "input `hidden` is yielded by step 3 (`encoder`) too"
     );
 }
+
+#[test]
+fn what_is_no_tensor_goes_from_no_step_to_another() {
+    let sequence = |name: &str| TensorSpec { name: name.into(), dtype: None, dims: Vec::new() };
+    let look = |wanted: &ModelRef| {
+        let x = spec("x", DataType::Fp32, &[None]);
+        let signature = match &*wanted.name {
+            "splits" => Signature { inputs: vec![x], outputs: vec![sequence("y")] },
+            _ => Signature { inputs: vec![sequence("y")], outputs: vec![x] },
+        };
+        Ok(Served { signature: Arc::new(signature), batches: false, decoupled: false, optional: Vec::new() })
+    };
+    let bound = |steps: Vec<Step>| {
+        let settings = graph(steps);
+        bind(&settings, settings.open(Path::new("/nowhere")).unwrap(), &look).unwrap_err()
+    };
+    let problem = bound(vec![step("splits", "x=a", "y=b")]);
+    assert_eq!(problem, "step 1 (`splits`): output `y` is no tensor, and only tensors go from step to step");
+    let problem = bound(vec![step("splits", "x=a", "y=b"), step("joins", "y=b", "x=c")]);
+    assert!(problem.contains("step 2 (`joins`): input `y` is no tensor"), "{problem}");
+}
+
+#[test]
+fn a_circle_of_ensembles_is_one_and_callers_hear_no_names_of_models() {
+    let graphs = |name: &str| {
+        let steps = match name {
+            "self" => vec![step("self", "x=a", "y=b")],
+            "e1" => vec![step("head", "x=a", "y=b"), step("e2", "x=b", "y=c")],
+            "e2" => vec![step("e1", "x=a", "y=b")],
+            "apart" => vec![step("e1", "x=a", "y=b")],
+            _ => return None,
+        };
+        Some(Arc::new(graph(steps)))
+    };
+    let circle = |name| crate::model::ensemble::circle(name, &graphs);
+    assert_eq!(circle("self").unwrap(), "`self` would be a part of itself");
+    assert_eq!(circle("e1").unwrap(), "`e1` would be a part of itself");
+    assert_eq!(circle("e2").unwrap(), "`e2` would be a part of itself");
+    assert_eq!((circle("apart"), circle("head")), (None, None));
+    let settings = graph(vec![step("head", "x=a", "y=b")]);
+    let told = settings.for_callers("e", "step 1 (`head`): version `7` of model `head` is unknown; input `z` is none");
+    assert_eq!(told, "step 1: version `7` of its model is unknown; input `z` is none");
+}

@@ -6,6 +6,7 @@
 //! has no sender to be asked for grants or charged: that was done once, for the ensemble.
 
 mod bind;
+mod fit;
 mod run;
 
 pub(super) use bind::{Served, bind};
@@ -16,9 +17,10 @@ use crate::{
     call::ModelRef,
     error::Error,
     telemetry::metrics::ModelMetrics,
-    tensor::DataType,
+    tensor::{DataType, Signature},
 };
 use std::{
+    collections::HashSet,
     path::Path,
     sync::{
         Arc,
@@ -99,8 +101,10 @@ pub struct Ensemble {
 
 /// A step whose tensors are numbered.
 #[derive(Debug)]
-struct Bound {
+pub(super) struct Bound {
     does: Does,
+    /// What its model took and yielded when it was held against it.
+    expected: Option<Arc<Signature>>,
     inputs: Vec<(Arc<str>, usize)>,
     outputs: Vec<(Arc<str>, usize)>,
 }
@@ -147,6 +151,14 @@ impl Settings {
         })
     }
 
+    /// `reason`, which is about the ensemble `name`, as its callers may read it: they need no grant for its models, so these
+    /// are not named.
+    pub(super) fn for_callers(&self, name: &str, reason: &str) -> String {
+        self.models().filter(|model| *model.name != *name).fold(reason.to_owned(), |text, ModelRef { name, .. }| {
+            text.replace(&format!(" (`{name}`):"), ":").replace(&format!("model `{name}`"), "its model")
+        })
+    }
+
     /// How a step is called in messages.
     fn called(&self, at: usize) -> String {
         match &self.steps[at].what {
@@ -156,13 +168,35 @@ impl Settings {
     }
 }
 
+/// Why the ensemble `name` cannot be, if it would be a part of itself, where `graph` has the graph of each that is loaded
+/// with it.
+pub(super) fn circle(name: &str, graph: &dyn Fn(&str) -> Option<Arc<Settings>>) -> Option<String> {
+    let (mut left, mut seen) = (vec![Arc::<str>::from(name)], HashSet::new());
+    while let Some(next) = left.pop() {
+        for model in graph(&next).iter().flat_map(|graph| graph.models()) {
+            if *model.name == *name {
+                return Some(part_of_itself(name));
+            }
+            if seen.insert(Arc::clone(&model.name)) {
+                left.push(Arc::clone(&model.name));
+            }
+        }
+    }
+    None
+}
+
+/// What is said of an ensemble that would run itself.
+pub(super) fn part_of_itself(name: &str) -> String {
+    format!("`{name}` would be a part of itself")
+}
+
 // === impl Ensemble ===
 
 impl Ensemble {
-    /// The models that it is made of.
-    pub(super) fn models(&self) -> impl Iterator<Item = &ModelRef> {
-        self.steps.iter().filter_map(|step| match &step.does {
-            Does::Model(model) => Some(model),
+    /// The steps that run a model: their number from 1, the model, and the step.
+    pub(super) fn parts(&self) -> impl Iterator<Item = (usize, &ModelRef, &Bound)> {
+        self.steps.iter().enumerate().filter_map(|(at, step)| match &step.does {
+            Does::Model(model) => Some((at + 1, model, step)),
             Does::Builtin(..) => None,
         })
     }

@@ -9,13 +9,12 @@ use crate::{
     call::{End, Facts, Head, Identity, InferRequest, NamedTensor, Reply, Timing, trace::Trace},
     error::{Code, Error},
     model::{Model, router::Router},
-    offload::offload,
+    offload::{InPieces, is_small},
     schedule::Answer,
     telemetry::statistics::{Outcome, Spent},
     tensor::{Tensor, Tensors},
 };
 use futures_util::{StreamExt, future::BoxFuture, stream::FuturesUnordered};
-use smallvec::SmallVec;
 use std::{
     sync::Arc,
     time::{Duration, Instant},
@@ -37,6 +36,9 @@ pub(in crate::model) struct Run {
     /// Ensembles around this one.
     pub(in crate::model) depth: usize,
 }
+
+/// What callers read where a model was swapped for one that does not fit.
+const MISFIT: &str = "not ready: a model that it is made of was replaced by one that does not fit";
 
 /// A step that is over: its number, its outputs and what it took.
 type Done = (usize, Result<(Vec<NamedTensor>, Timing), Error>);
@@ -141,7 +143,12 @@ fn begin(run: &Run, at: usize, step: &Bound, inputs: Vec<NamedTensor>) -> BoxFut
             let mut request = InferRequest::new(model.clone(), inputs);
             request.priority = run.priority;
             request.outputs = step.outputs.iter().map(|(name, _)| Arc::clone(name).into()).collect();
-            let routed = run.router.step(head, &run.sender, request, run.depth + 1);
+            let fits = |found: &Model| {
+                let Some(reason) = step.misfit(found) else { return Ok(()) };
+                tracing::warn!(ensemble = %run.model.key, step = at + 1, model = %found.key, reason, "a model does not fit");
+                Err(Error::ModelNotReady { model: Arc::clone(&found.key.name), state: MISFIT })
+            };
+            let routed = run.router.step(head, &run.sender, request, run.depth + 1, &fits);
             Box::pin(async move {
                 let reply = routed.await;
                 let timing = watched.facts.timing.get().unwrap_or_default();
@@ -157,7 +164,7 @@ fn begin(run: &Run, at: usize, step: &Bound, inputs: Vec<NamedTensor>) -> BoxFut
     }
 }
 
-/// Runs a built-in step, on a thread for that if it would hold the lane up.
+/// Runs a built-in step, on a thread for that if it would hold the lane up, and there piece by piece.
 async fn build(
     builtin: Arc<dyn Builtin>,
     mut inputs: Vec<NamedTensor>,
@@ -168,37 +175,64 @@ async fn build(
         let dims = input.tensor.shape().dims().iter().copied().map(Some).collect();
         Some(crate::tensor::TensorSpec { name: name.into(), dtype: Some(input.tensor.dtype()), dims })
     };
-    let signature = builtin.signature(&fed).map_err(Error::invalid)?;
+    let signature = builtin.signature(&fed).map_err(Error::backend)?;
     let order = |name: &Arc<str>| signature.inputs.iter().position(|spec| spec.name == *name);
     inputs.sort_by_key(|input| order(&input.name));
-    let tensors: SmallVec<[Tensor; 4]> = inputs.into_iter().map(|input| input.tensor).collect();
-    let waiting = Instant::now();
-    let work = builtin.work(&tensors);
-    let (outputs, begun, over) = offload(work, move || {
-        let begun = Instant::now();
-        Ok((builtin.run(&tensors)?, begun, Instant::now()))
-    })
-    .await?;
+    let tensors: Tensors = inputs.into_iter().map(|input| input.tensor).collect();
+    let (waiting, work) = (Instant::now(), builtin.work(&tensors));
+    let mut pieces = builtin.begin(tensors);
+    let (mut begun, mut compute) = (None, Duration::ZERO);
+    let outputs = if is_small(work) {
+        begun = Some(waiting);
+        let made = loop {
+            if let Some(made) = pieces(&|| true)? {
+                break made;
+            }
+        };
+        compute = waiting.elapsed();
+        made
+    } else {
+        // Dropping this future, as the end of the deadline does, ends the piece that runs.
+        let thread = InPieces::begin()?;
+        loop {
+            let piece = thread.next(move |wanted| {
+                let begun = Instant::now();
+                let made = pieces(wanted)?;
+                Ok((pieces, made, begun, begun.elapsed()))
+            });
+            let (rest, made, at, took) = piece.await?;
+            pieces = rest;
+            begun = begun.or(Some(at));
+            compute += took;
+            if let Some(made) = made {
+                break made;
+            }
+        }
+    };
+    let over = Instant::now();
     if let Some(trace) = facts.trace.get() {
-        trace.note("builtin", begun, over);
+        trace.note("builtin", begun.unwrap_or(waiting), over);
     }
     let names = signature.outputs.iter().map(|spec| Arc::clone(&spec.name));
     let outputs = names.zip(outputs).map(|(name, tensor)| NamedTensor { name, tensor }).collect();
-    Ok((outputs, Timing { queue: begun.duration_since(waiting), compute: over.duration_since(begun) }))
+    Ok((outputs, Timing { queue: over.duration_since(waiting).saturating_sub(compute), compute }))
 }
 
 /// The error of a step as the ensemble's caller may read it: its own tensors, and no names of models that it may not know.
 fn translated(error: Error, ensemble: &Ensemble, run: &Run, at: usize) -> Error {
+    let not_ready = |state| Error::ModelNotReady { model: Arc::clone(&run.model.key.name), state };
     match error {
         Error::InvalidTensor { tensor, reason } => {
-            let step = ensemble.steps[at].inputs.iter().find(|(name, _)| *name == tensor);
-            let tensor = step.map_or(tensor, |(_, place)| Arc::clone(&ensemble.tensors[*place]));
-            Error::InvalidTensor { tensor, reason }
+            match ensemble.steps[at].inputs.iter().find(|(name, _)| *name == tensor) {
+                Some((_, place)) => Error::InvalidTensor { tensor: Arc::clone(&ensemble.tensors[*place]), reason },
+                // None that the caller could have sent.
+                None => Error::backend(format!("step {}: tensor `{tensor}` {reason}", at + 1)),
+            }
         }
+        Error::ModelNotReady { state: MISFIT, .. } => not_ready(MISFIT),
         Error::ModelNotFound { model, .. } | Error::ModelNotReady { model, .. } => {
             tracing::debug!(ensemble = %run.model.key, step = %model, "a step's model is not served");
-            let state = "not ready: a model that it is made of is not served";
-            Error::ModelNotReady { model: Arc::clone(&run.model.key.name), state }
+            not_ready("not ready: a model that it is made of is not served")
         }
         error => error,
     }

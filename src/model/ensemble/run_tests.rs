@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::{
-    call::{Call, CallId, Decoded, Inspect, Intent, ModelRef, Operation, Peer, Report, Scope, Surface},
+    call::{Call, CallId, Decoded, Inspect, Intent, ModelRef, Operation, Peer, Report, Scope, Surface, VersionState},
     model::{
         ModelSettings, Repository, State,
         ensemble::{self, IN_FLIGHT, Settings, Step, What},
@@ -12,7 +12,7 @@ use crate::{
         Plan, Scheduler,
         testing::{self as jobs, Script},
     },
-    tensor::Signature,
+    tensor::{DataType, Signature, TensorSpec},
 };
 use std::path::Path;
 use tower::Service;
@@ -191,6 +191,70 @@ async fn ensembles_may_be_steps_and_a_circle_ends() {
     add(&repository, "both", 64, vec![step("outer", &[("a", "a")], &[("d", "c")])]);
     add(&repository, "outer", 64, vec![step("both", &[("a", "a")], &[("c", "d")])]);
     assert!(matches!(router.call(call("outer", 1)).await.unwrap_err(), Error::Internal(_)));
+}
+
+/// What the index, with and without `ready`, the question whether it is ready, and its versions say of `both`.
+async fn told(repository: &Arc<Repository>) -> (Vec<String>, bool, bool, String) {
+    let index = |ready| {
+        let Report::Index(entries) = repository.index(Vec::new(), ready) else { panic!() };
+        entries.into_iter().find(|entry| *entry.name == *"both")
+    };
+    let (state, reason) = index(false).map(|entry| (entry.version.unwrap().1, entry.reason)).unwrap();
+    let wanted = ModelRef { name: "both".into(), version: None };
+    let versions = repository.versions(&wanted).unwrap();
+    assert_eq!((versions.versions[0].1, &versions.versions[0].2), (state, &reason));
+    assert_eq!(state == VersionState::Ready, versions.ready);
+    let ready = repository.is_ready(&wanted).unwrap();
+    (vec![format!("{state:?}")], index(true).is_some(), ready, reason.to_string())
+}
+
+#[tokio::test]
+async fn a_model_that_does_not_fit_any_more_makes_the_ensemble_not_ready_and_blames_no_caller() {
+    let (one, two) = (Script::default(), Script::default());
+    let repository = world(&[("one", &one), ("two", &two)]);
+    chain(&repository, IN_FLIGHT);
+    let mut router = Router::new(Arc::clone(&repository));
+    let ready = || (vec!["Ready".to_owned()], true, true, String::new());
+    assert_eq!(told(&repository).await, ready());
+    let spec = |name: &str, dtype, width| TensorSpec { name: name.into(), dtype: Some(dtype), dims: vec![None, width] };
+    let float = DataType::Fp32;
+    for (input, output, reason) in [
+        (spec("zz", float, None), spec("y", float, None), "nothing feeds its input `zz`"),
+        (spec("x", DataType::Int64, None), spec("y", float, None), "its input `x` has datatype INT64, expected FP32"),
+        (spec("x", float, Some(5)), spec("y", float, None), "its input `x` has shape [-1, 5], expected [-1, 4]"),
+        (spec("x", float, None), spec("q", float, None), "it has no output `y`"),
+    ] {
+        let second = State::Ready(testing::shaped_as("two", "2", input, output));
+        repository.set(&"two".into(), &"2".into(), &second);
+        let expected = format!("not ready: step 2: its model was replaced by one that does not fit: {reason}");
+        assert_eq!(told(&repository).await, (vec!["Failed".to_owned()], false, false, expected));
+        let error = router.call(call("both", 1)).await.unwrap_err();
+        assert_eq!(error.code(), Code::NotReady, "{error}");
+        assert!(error.to_string().contains("was replaced by one that does not fit"), "{error}");
+        assert!(!error.to_string().contains("zz") && !error.to_string().contains("two"), "{error}");
+    }
+    // One that fits is as good as the one before, whatever else is the same.
+    repository.set(&"two".into(), &"2".into(), &State::Ready(testing::scripted_as("two", "2", &two)));
+    assert_eq!(told(&repository).await, ready());
+    router.call(call("both", 1)).await.unwrap();
+    repository.remove(&"two".into(), "1");
+    repository.remove(&"two".into(), "2");
+    let gone = "not ready: step 2: its model is not served".to_owned();
+    assert_eq!(told(&repository).await, (vec!["Failed".to_owned()], false, false, gone));
+}
+
+#[tokio::test]
+async fn an_ensemble_is_not_ready_where_one_within_it_is_not() {
+    let (one, two) = (Script::default(), Script::default());
+    let repository = world(&[("one", &one), ("two", &two)]);
+    add(&repository, "inner", 1, CHAIN.iter().map(|(name, a, b)| step(name, a, b)).collect());
+    add(&repository, "both", 1, vec![step("inner", &[("a", "a")], &[("c", "d")])]);
+    assert!(told(&repository).await.2);
+    repository.remove(&"one".into(), "1");
+    let reason = told(&repository).await.3;
+    assert_eq!(reason, "not ready: step 1: its model is not ready: step 1: its model is not served");
+    let error = Router::new(repository).call(call("both", 1)).await.unwrap_err();
+    assert_eq!((error.code(), error.to_string().contains("inner")), (Code::NotReady, false), "{error}");
 }
 
 trait Renamed {

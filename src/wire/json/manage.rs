@@ -5,7 +5,7 @@
 
 use super::reader::Reader;
 use crate::{
-    call::{LoadRequest, LoggingChange, ModelRef, TraceChange},
+    call::{LoadRequest, LoggingChange, ModelRef, TraceChange, UnloadRequest},
     error::Error,
     wire::{Settings, reserved},
 };
@@ -59,17 +59,17 @@ pub fn decode_load(body: &[u8], model: ModelRef, settings: &Settings) -> Result<
 /// # Errors
 ///
 /// As [`decode_load`].
-pub fn decode_unload(body: &[u8], mut model: ModelRef, settings: &Settings) -> Result<ModelRef, Error> {
+pub fn decode_unload(body: &[u8], model: ModelRef, settings: &Settings) -> Result<UnloadRequest, Error> {
+    let mut request = UnloadRequest { model, dependents: false };
     parameters(body, settings, |reader, name| {
         match name {
-            // Nothing here depends on another model.
-            "unload_dependents" => drop(reader.boolean()?),
-            reserved::VERSION => model.version = Some(reader.string()?.into()),
+            "unload_dependents" => request.dependents = reader.boolean()?,
+            reserved::VERSION => request.model.version = Some(reader.string()?.into()),
             _ => return Err(reserved::unknown_unload_parameter(name)),
         }
         Ok(())
     })?;
-    Ok(model)
+    Ok(request)
 }
 
 /// Reads new trace settings: strings, lists of strings, or `null` to go back to the server's.
@@ -181,7 +181,8 @@ mod tests {
         for body in [&b""[..], b" \n", b"{}"] {
             assert!(!decode_index(body, &settings()).unwrap());
             assert_eq!(decode_load(body, model(), &settings()).unwrap().files, []);
-            assert_eq!(decode_unload(body, model(), &settings()).unwrap(), model());
+            let unload = UnloadRequest { model: model(), dependents: false };
+            assert_eq!(decode_unload(body, model(), &settings()).unwrap(), unload);
         }
         assert!(decode_index(br#"{"ready":true}"#, &settings()).unwrap());
     }

@@ -4,7 +4,7 @@ use super::{given, inference as pb};
 use crate::{
     call::{
         BatchReport, IndexEntry, LoadRequest, Logging, LoggingChange, ModelRef, NewValues, StatisticsReport, Tally,
-        TraceChange, VersionState,
+        TraceChange, UnloadRequest, VersionState,
     },
     error::Error,
     wire::reserved,
@@ -45,19 +45,19 @@ pub fn decode_load(message: pb::RepositoryModelLoadRequest) -> Result<LoadReques
 /// # Errors
 ///
 /// As [`decode_load`].
-pub fn decode_unload(message: pb::RepositoryModelUnloadRequest) -> Result<ModelRef, Error> {
-    let mut model = model(message.model_name, message.repository_name)?;
+pub fn decode_unload(message: pb::RepositoryModelUnloadRequest) -> Result<UnloadRequest, Error> {
+    let model = model(message.model_name, message.repository_name)?;
+    let mut request = UnloadRequest { model, dependents: false };
     for (name, ModelRepositoryParameter { parameter_choice: value }) in message.parameters {
         match (&*name, value) {
-            // Nothing here depends on another model.
-            ("unload_dependents", Some(ParameterChoice::BoolParam(_))) => {}
+            ("unload_dependents", Some(ParameterChoice::BoolParam(all))) => request.dependents = all,
             ("unload_dependents", _) => return Err(wrong(&name, "`true` or `false`")),
-            (reserved::VERSION, Some(ParameterChoice::StringParam(version))) => model.version = given(version),
+            (reserved::VERSION, Some(ParameterChoice::StringParam(version))) => request.model.version = given(version),
             (reserved::VERSION, _) => return Err(wrong(&name, "a string")),
             _ => return Err(reserved::unknown_unload_parameter(&name)),
         }
     }
-    Ok(model)
+    Ok(request)
 }
 
 /// KServe's messages have the model's name where Triton's have the repository's (contract 02 section 5).

@@ -18,7 +18,7 @@ use std::{
 };
 use tempfile::TempDir;
 
-/// Opens files by their text: `double`, `times N` (N times what goes in), `fails`, `held` (runs wait while told so), `gate` (opening it waits), and anything else is
+/// Opens files by their text: `double`, `times N` (N times what goes in), `renamed` (its input is `zz`), `fails`, `held` (runs wait while told so), `gate` (opening it waits), and anything else is
 /// no model.
 #[derive(Debug, Default)]
 struct Scripts {
@@ -68,7 +68,14 @@ impl Open for Scripts {
                 drop(self.gate.opened.wait_while(state, |state| !state.open).unwrap());
                 Ok(Box::new(Fake::new()))
             }
-            text if text.starts_with("times ") => Ok(Box::new(Times(text[6..].parse().unwrap(), Fake::new()))),
+            text if text.starts_with("times ") => {
+                Ok(Box::new(Times(text[6..].parse().unwrap(), Arc::clone(Fake::new().signature()))))
+            }
+            "renamed" => {
+                let mut signature = Signature::clone(Fake::new().signature());
+                signature.inputs[0].name = "zz".into();
+                Ok(Box::new(Times(2.0, Arc::new(signature))))
+            }
             // As ONNX Runtime words it: with the path.
             text => Err(OpenError(format!("load model from {} failed: {text}", path.display()))),
         }
@@ -76,11 +83,11 @@ impl Open for Scripts {
 }
 
 /// Multiplies what goes in, with the inputs and outputs of a fake: its answers tell which of several it is.
-struct Times(f32, Fake);
+struct Times(f32, Arc<Signature>);
 
 impl Backend for Times {
     fn signature(&self) -> &Arc<Signature> {
-        self.1.signature()
+        &self.1
     }
 
     fn run(&mut self, inputs: &[Tensor]) -> Result<Tensors, Error> {
