@@ -9,9 +9,10 @@ use crate::{
 };
 use futures_util::FutureExt;
 use std::{pin::pin, sync::Arc};
-use tokio::sync::watch;
+use tokio::sync::{oneshot, watch};
 
-/// Loads all models, tells what came of it, and follows their folders as `settings` say. Its name, if it ends though it
+/// Loads all models, tells what came of it, and follows their folders as `settings` say. `scanned` is dropped when it is
+/// known which models there are. Its name, if it ends though it
 /// should not.
 pub(super) async fn serve(
     loader: Arc<Loader>,
@@ -20,12 +21,13 @@ pub(super) async fn serve(
     required: Vec<Arc<str>>,
     ready: Readiness,
     tell: watch::Sender<Option<Arc<Loaded>>>,
+    scanned: oneshot::Sender<()>,
 ) -> Option<&'static str> {
     let watcher = match settings {
         Some(settings) => Some(Watcher::new(settings, Arc::clone(&loader), Arc::clone(&models)).await),
         None => None,
     };
-    let loaded = loader.load().await;
+    let loaded = loader.load_telling(scanned).await;
     let mut missing = pin!(await_required(&required, &models, &ready));
     // Before anybody hears of it: whoever waits for models looks at readiness next.
     let is_over = (&mut missing).now_or_never().is_some();
@@ -52,7 +54,10 @@ async fn await_required(required: &[Arc<str>], models: &Repository, ready: &Read
         let wanted = ModelRef { name: Arc::clone(name), version: None };
         !models.is_ready(&wanted).unwrap_or(false)
     };
-    while let Some(name) = required.iter().find(is_missing) {
+    loop {
+        let missing: Vec<_> = required.iter().filter(is_missing).cloned().collect();
+        let Some(name) = missing.first() else { break };
+        ready.set_missing(missing.clone());
         if !told {
             tracing::error!(model = %name, "not ready: a required model is not loaded");
             told = true;

@@ -125,9 +125,13 @@ pub struct CatalogEntry {
 pub struct IndexEntry {
     /// The model's name.
     pub name: Arc<str>,
-    /// A version and its state; absent for a model that was never loaded.
-    pub version: Option<(Arc<str>, VersionState)>,
-    /// Why it is not served; empty if it is.
+    /// A version; absent for a model that was never loaded, or that is none.
+    pub version: Option<Arc<str>>,
+    /// What has become of it; absent for a model that was never loaded.
+    pub state: Option<VersionState>,
+    /// The labels that mean the version.
+    pub labels: Vec<Arc<str>>,
+    /// Why it is not served, or not as it should be; empty if all is well.
     pub reason: Arc<str>,
 }
 

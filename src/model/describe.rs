@@ -34,7 +34,8 @@ pub struct Description {
 pub fn describe(settings: &Settings, opener: Arc<dyn Open>, lanes: usize) -> Vec<Description> {
     let (found, problems) = scan(settings);
     let problem = |what, reason| Description { what, lines: Vec::new(), problem: Some(reason) };
-    let mut descriptions: Vec<_> = problems.into_iter().map(|(what, reason)| problem(what, reason)).collect();
+    let mut descriptions: Vec<_> =
+        problems.into_iter().map(|found| problem(found.about.to_string(), found.reason)).collect();
     let (ensembles, found): (Vec<_>, Vec<_>) =
         found.into_iter().partition(|found| found.settings.ensemble.is_some() && found.fault.is_none());
     let mut served = Described::default();

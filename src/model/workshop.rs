@@ -111,6 +111,15 @@ pub(super) struct First {
 // === impl Wanted ===
 
 impl Wanted {
+    /// The model that it is about; `None`: all.
+    pub(super) fn about(&self) -> Option<&Arc<str>> {
+        match self {
+            Self::Configured => None,
+            Self::One(request) => Some(&request.model.name),
+            Self::Renewed { name, .. } => Some(name),
+        }
+    }
+
     fn keeps(&self, found: &Found) -> bool {
         match self {
             Self::Configured | Self::One(_) => false,
@@ -126,7 +135,7 @@ impl Wanted {
 
 impl Workshop {
     pub(super) fn work(&self, wanted: &Wanted, events: &mpsc::Sender<Event>) {
-        let (found, problems) = match wanted {
+        let (mut found, problems) = match wanted {
             Wanted::Configured => scan::scan(&self.settings),
             Wanted::One(request) => scan::one(&self.settings, request),
             Wanted::Renewed { name, .. } => {
@@ -134,6 +143,10 @@ impl Workshop {
                 scan::one(&self.settings, &LoadRequest { model, config: None, files: Vec::new() })
             }
         };
+        // What a call asks for is done as a whole or not at all.
+        if matches!(wanted, Wanted::One(_)) && problems.iter().any(Problem::is_about_all) {
+            found.clear();
+        }
         // What stays has its cores, and is not divided among the others.
         let (kept, found): (Vec<_>, Vec<_>) = found.into_iter().partition(|found| wanted.keeps(found));
         let stays: Vec<_> = kept.iter().map(key).collect();
@@ -201,6 +214,9 @@ impl Workshop {
         let settings = &found.settings;
         let share = self.share(found, session.threads * session.sharers, 1)?;
         let mut backend = self.open(found, &session)?;
+        if backend.signature().outputs.is_empty() {
+            return Err("has no outputs, so that no call could be answered".to_owned());
+        }
         if let Some(declared) = &settings.declared {
             declared::check(declared, backend.signature())?;
         }

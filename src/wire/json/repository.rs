@@ -12,11 +12,13 @@ pub(super) fn write_index(out: &mut Vec<u8>, entries: &[IndexEntry]) {
     write_list(out, entries, |out, entry| {
         out.extend_from_slice(b"{\"name\":");
         write_string(out, &entry.name);
-        if let Some((version, state)) = &entry.version {
+        if let Some(version) = &entry.version {
             out.extend_from_slice(b",\"version\":");
             write_string(out, version);
+        }
+        if let Some(state) = entry.state {
             out.extend_from_slice(b",\"state\":");
-            write_string(out, index_state(*state));
+            write_string(out, index_state(state));
         }
         if !entry.reason.is_empty() {
             out.extend_from_slice(b",\"reason\":");

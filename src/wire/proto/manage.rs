@@ -120,8 +120,8 @@ pub fn decode_logging(message: pb::LogSettingsRequest) -> Result<Option<LoggingC
 pub fn encode_index(entries: &[IndexEntry]) -> pb::RepositoryIndexResponse {
     let models = entries.iter().map(|entry| pb::repository_index_response::ModelIndex {
         name: entry.name.as_ref().into(),
-        version: entry.version.as_ref().map_or_else(String::new, |(version, _)| version.as_ref().into()),
-        state: entry.version.as_ref().map_or_else(String::new, |(_, state)| index_state(*state).into()),
+        version: entry.version.as_deref().unwrap_or_default().into(),
+        state: entry.state.map_or_else(String::new, |state| index_state(state).into()),
         reason: entry.reason.as_ref().into(),
     });
     pb::RepositoryIndexResponse { models: models.collect() }

@@ -1,0 +1,123 @@
+//! Finding models on disk.
+
+use super::*;
+use crate::model::{Load, Reader, testing::directory};
+
+fn settings(directory: &tempfile::TempDir) -> Settings {
+    Settings { directories: vec![directory.path().to_owned()], ..Settings::default() }
+}
+
+fn names(found: &[Found]) -> Vec<String> {
+    found.iter().map(|found| format!("{}/{}", found.name, found.version)).collect()
+}
+
+#[test]
+fn the_latest_version_is_found_and_other_files_are_passed_over() {
+    let directory = directory(&[
+        ("digits/1/model.onnx", "ok"),
+        ("digits/2/model.onnx", "ok"),
+        ("digits/labels.txt", ""),
+        ("digits/train.py", ""),
+        ("scripts/make.py", ""),
+        (".hidden/1/model.onnx", "ok"),
+        ("README.md", ""),
+    ]);
+    let (found, problems) = scan(&settings(&directory));
+    assert_eq!(names(&found), ["digits/2"]);
+    assert_eq!(found[0].bytes, 2);
+    assert_eq!(problems, []);
+}
+
+#[test]
+fn what_looks_like_a_model_and_is_none_is_reported() {
+    let directory = directory(&[
+        ("flat/model.onnx", "ok"),
+        ("bad name/1/model.onnx", "ok"),
+        ("stats/1/model.onnx", "ok"),
+        ("mixed/1/model.onnx", "ok"),
+        ("mixed/latest/model.onnx", "ok"),
+        ("mixed/01/model.onnx", "ok"),
+    ]);
+    let (found, problems) = scan(&settings(&directory));
+    assert_eq!(names(&found), ["mixed/1"]);
+    let mut whats: Vec<_> = problems.iter().map(|(what, _)| &**what).collect();
+    whats.sort_unstable();
+    assert_eq!(whats, ["bad name", "flat", "mixed/01", "mixed/latest", "stats"]);
+}
+
+#[test]
+fn what_is_no_regular_file_is_not_opened() {
+    let directory = directory(&[("a/1/x", ""), ("b/1/x", ""), ("c/1/model.onnx", "ok"), ("d/1/model.onnx/x", "")]);
+    let fifo = directory.path().join("a/1/model.onnx");
+    assert!(std::process::Command::new("mkfifo").arg(&fifo).status().unwrap().success());
+    let _socket = std::os::unix::net::UnixListener::bind(directory.path().join("b/1/model.onnx")).unwrap();
+    std::os::unix::fs::symlink(&fifo, directory.path().join("c/model.yaml")).unwrap();
+    let reader = Reader::new(|_, _| panic!("it would wait for ever"));
+    let (found, problems) = scan(&Settings { reader: Some(reader), ..settings(&directory) });
+    assert_eq!((names(&found), problems), (["a/1", "b/1", "c/1", "d/1"].map(str::to_owned).to_vec(), Vec::new()));
+    let files = ["model.onnx", "model.onnx", "model.yaml", "model.onnx"];
+    for (found, file) in found.iter().zip(files) {
+        assert_eq!(found.fault.as_deref(), Some(&*format!("`{file}` is not a regular file")), "{}", found.name);
+    }
+}
+
+#[test]
+fn a_directory_that_is_not_there_is_reported() {
+    let settings = Settings { directories: vec!["/nonexistent".into()], ..Settings::default() };
+    let (found, problems) = scan(&settings);
+    assert!(found.is_empty());
+    assert_eq!(problems[0].0, "/nonexistent");
+}
+
+#[test]
+fn of_two_models_with_one_name_the_first_is_served() {
+    let one = directory(&[("m/1/model.onnx", "ok")]);
+    let two = directory(&[("m/2/model.onnx", "ok")]);
+    let directories = vec![one.path().to_owned(), two.path().to_owned()];
+    let (found, problems) = scan(&Settings { directories, ..Settings::default() });
+    assert_eq!(names(&found), ["m/1"]);
+    assert_eq!(problems.len(), 1);
+}
+
+#[test]
+fn only_what_is_asked_for_is_loaded() {
+    let directory = directory(&[("a/1/model.onnx", "ok"), ("b/1/model.onnx", "ok")]);
+    let load = Load::Names(["b".to_owned()].into());
+    assert_eq!(names(&scan(&Settings { load, ..settings(&directory) }).0), ["b/1"]);
+    assert!(scan(&Settings { load: Load::None, ..settings(&directory) }).0.is_empty());
+}
+
+#[test]
+fn a_models_own_settings_are_read_and_never_ignored() {
+    let directory = directory(&[("m/1/model.onnx", "ok"), ("m/2/model.onnx", "ok"), ("m/model.yaml", "")]);
+    let (found, problems) = scan(&settings(&directory));
+    assert_eq!((names(&found), problems), (vec!["m/2".to_owned()], Vec::new()));
+    assert!(found[0].fault.is_some(), "served with other settings than its own it would be wrong");
+    let reader = Reader::new(|_, defaults| Ok(ModelSettings { versions: VersionPolicy::All, ..defaults.clone() }));
+    let (found, _) = scan(&Settings { reader: Some(reader), ..settings(&directory) });
+    assert_eq!(names(&found), ["m/1", "m/2"]);
+}
+
+#[test]
+fn a_version_that_is_configured_must_be_there() {
+    let directory = directory(&[("m/1/model.onnx", "ok")]);
+    let mut settings = settings(&directory);
+    settings.defaults.versions = VersionPolicy::Only(vec![1, 7]);
+    let (found, problems) = scan(&settings);
+    assert_eq!(names(&found), ["m/1"]);
+    assert_eq!(problems[0].0, "m/7");
+}
+
+#[test]
+fn what_names_a_version_that_is_not_served_is_told() {
+    let directory = directory(&[("m/3/model.onnx", "ok"), ("m/4/model.onnx", "ok"), ("m/model.yaml", "")]);
+    let labels = [("stable".into(), "3".into()), ("canary".into(), "4".into())].into();
+    let routing = Arc::new(crate::model::Routing { labels, ..Default::default() });
+    let reader = Reader::new(move |_, defaults| {
+        Ok(ModelSettings { routing: Arc::clone(&routing), versions: VersionPolicy::Latest(1), ..defaults.clone() })
+    });
+    let (found, problems) = scan(&Settings { reader: Some(reader), ..settings(&directory) });
+    assert_eq!(names(&found), ["m/4"]);
+    let reason = "label `stable` is version 3, which is not served: it is not there, or not among `versions`";
+    assert_eq!(problems, [("m".to_owned(), reason.to_owned())]);
+}
