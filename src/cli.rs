@@ -25,6 +25,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use keys::Keys;
 use probe::Probe;
 use std::{
+    borrow::Cow,
     fmt::{self, Write as _},
     io::{self, Write as _},
     net::SocketAddr,
@@ -277,14 +278,19 @@ fn explain(text: &mut String, config: &Config, runtime: &Runtime, opener: Arc<dy
     writeln!(text, "models from {}", folders.join(", "))?;
     let descriptions = describe(&settings, opener, app::lane_count(config));
     for description in &descriptions {
-        writeln!(text, "\n{}", description.what)?;
+        writeln!(text, "\n{}", printable(&description.what))?;
         for line in &description.lines {
-            writeln!(text, "  {line}")?;
+            writeln!(text, "  {}", printable(line))?;
         }
         if let Some(problem) = &description.problem {
             problems += 1;
-            writeln!(text, "  problem: {problem}")?;
+            writeln!(text, "  problem: {}", printable(problem))?;
         }
+    }
+    for name in missing(config, &descriptions) {
+        problems += 1;
+        writeln!(text, "\n{}", printable(name))?;
+        writeln!(text, "  problem: is listed in `models.required` and would not be served: the server is never ready")?;
     }
     if let Some(problem) = predicted(config, &descriptions) {
         problems += 1;
@@ -306,6 +312,17 @@ fn explain(text: &mut String, config: &Config, runtime: &Runtime, opener: Arc<dy
     Ok(problems > 0)
 }
 
+/// Required models that would not be served, as far as is known: a load call may still bring them.
+fn missing<'a>(config: &'a Config, descriptions: &[Description]) -> Vec<&'a str> {
+    let is_served = |name: &str| {
+        let of_it = |what: &str| what.rsplit_once('/').is_some_and(|(model, _)| model == name);
+        descriptions.iter().any(|found| found.problem.is_none() && of_it(&found.what))
+    };
+    let may_come = config.models.control == config::Control::Explicit;
+    let required = config.models.required.iter().map(|name| &**name);
+    required.filter(|name| !may_come && !is_served(name)).collect()
+}
+
 /// What is wrong with the model behind `POST /predict`, as far as is known: a load call may still bring it.
 fn predicted(config: &Config, descriptions: &[Description]) -> Option<String> {
     let model = &config.frontend.rest.predict.as_ref()?.model;
@@ -320,6 +337,15 @@ fn predicted(config: &Config, descriptions: &[Description]) -> Option<String> {
         Some(version) => format!("no version {version} of a model `{}` would be served", model.name),
         None => format!("no model `{}` would be served", model.name),
     })
+}
+
+/// A line with names in it that come from files: what a terminal would obey is written out.
+fn printable(line: &str) -> Cow<'_, str> {
+    if !line.contains(char::is_control) {
+        return line.into();
+    }
+    let shown = |c: char| if c.is_control() { c.escape_default().to_string() } else { c.to_string() };
+    line.chars().map(shown).collect()
 }
 
 fn wrong(problems: &Problems) -> ExitCode {

@@ -57,6 +57,13 @@ impl Report {
     }
 }
 
+impl IndexEntry {
+    /// Whether it is about a version of which a reader may know: by its number, or by a label that means it.
+    pub fn is_known(&self, may_see: impl Fn(&Arc<str>) -> bool) -> bool {
+        self.version.as_ref().is_none_or(|version| may_see(version) || self.labels.iter().any(may_see))
+    }
+}
+
 /// What the server is (contract 01 section 2.1).
 #[derive(Clone, Copy, Debug)]
 pub struct ServerReport {

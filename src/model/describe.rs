@@ -229,7 +229,7 @@ mod tests {
         };
         let warned = described(&|settings| settings.warnings = vec!["optimization: has no effect".to_owned()]);
         assert_eq!(warned.lines.last().unwrap(), "warning: optimization: has no effect");
-        let sample = Sample { name: "s".into(), inputs: Vec::new(), runs: 1 };
+        let sample = Sample { name: "s".into(), inputs: Vec::new(), outputs: Vec::new(), runs: 1 };
         let sampled = described(&|settings| settings.samples = vec![sample.clone()]);
         assert_eq!(sampled.problem.as_deref(), Some("warm-up sample `s`: input `x` is missing"));
     }

@@ -27,6 +27,9 @@ use tokio::sync::{mpsc, oneshot};
 /// The longest name of a folder that is shown in the index though it is no model's.
 const SHOWN: usize = 128;
 
+/// Bytes of a name that is no model's in a line of the log: as much as callers get of a text in an answer.
+const LOGGED: usize = 1024;
+
 /// Loads the models of a directory into a repository.
 #[derive(Debug)]
 pub struct Loader {
@@ -309,7 +312,9 @@ impl Loader {
         let (mut refused, mut troubles) = (Vec::new(), BTreeMap::<Arc<str>, Vec<String>>::new());
         for problem in problems {
             let (what, mut reason) = (problem.about.to_string(), problem.reason.clone());
-            tracing::error!(what = what.escape_debug().to_string(), reason, "not loaded");
+            // It may be a caller's, however long, or a folder's, whatever is in it.
+            let shown = what[..what.floor_char_boundary(LOGGED)].escape_debug();
+            tracing::error!(what = %shown, reason, "not loaded");
             let name = match &problem.about {
                 About::Directory(_) => None,
                 About::Model(name) | About::Version(name, _) => Some(name),

@@ -107,7 +107,7 @@ async fn instances_are_as_many_as_configured() {
 /// A sample of `rows` rows.
 fn sample(rows: usize, runs: usize, fill: Fill) -> Vec<Sample> {
     let input = SampleInput { name: "x".into(), dtype: DataType::Fp32, dims: vec![rows, 4], fill, given: None };
-    vec![Sample { name: "seven".into(), inputs: vec![input], runs }]
+    vec![Sample { name: "seven".into(), inputs: vec![input], outputs: Vec::new(), runs }]
 }
 
 #[tokio::test]

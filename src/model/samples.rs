@@ -47,6 +47,7 @@ pub(super) fn make(
             inputs.push(NamedTensor { name: Arc::clone(&input.name), tensor });
         }
         let checked = signature::check(signature, batches, inputs).map_err(|error| wrong(&error))?;
+        signature::check_outputs(signature, &sample.outputs).map_err(|error| wrong(&error))?;
         let inputs = match padding {
             Some(padding) => padding.alone(checked.inputs).map_err(|error| wrong(&error))?,
             None => checked.inputs,
@@ -147,7 +148,7 @@ mod tests {
             fill: Fill::Random,
             given: None,
         };
-        let samples = vec![Sample { name: "warm".into(), inputs: vec![input], runs }];
+        let samples = vec![Sample { name: "warm".into(), inputs: vec![input], outputs: Vec::new(), runs }];
         ModelSettings { samples, ..ModelSettings::default() }
     }
 
@@ -165,7 +166,7 @@ mod tests {
         let backend = testing::backend(&Script::default());
         let error = make(&settings(&[2, 5], 1), backend.signature(), true, None).unwrap_err();
         assert_eq!(error, "warm-up sample `warm`: tensor `x` has shape [2, 5], expected [-1, 4]");
-        let nothing = Sample { name: "nothing".into(), inputs: Vec::new(), runs: 1 };
+        let nothing = Sample { name: "nothing".into(), inputs: Vec::new(), outputs: Vec::new(), runs: 1 };
         let nothing = ModelSettings { samples: vec![nothing], ..ModelSettings::default() };
         let error = make(&nothing, backend.signature(), true, None).unwrap_err();
         assert_eq!(error, "warm-up sample `nothing`: input `x` is missing");

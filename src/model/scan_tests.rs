@@ -40,7 +40,7 @@ fn what_looks_like_a_model_and_is_none_is_reported() {
     ]);
     let (found, problems) = scan(&settings(&directory));
     assert_eq!(names(&found), ["mixed/1"]);
-    let mut whats: Vec<_> = problems.iter().map(|(what, _)| &**what).collect();
+    let mut whats: Vec<_> = problems.iter().map(|problem| problem.about.to_string()).collect();
     whats.sort_unstable();
     assert_eq!(whats, ["bad name", "flat", "mixed/01", "mixed/latest", "stats"]);
 }
@@ -66,7 +66,7 @@ fn a_directory_that_is_not_there_is_reported() {
     let settings = Settings { directories: vec!["/nonexistent".into()], ..Settings::default() };
     let (found, problems) = scan(&settings);
     assert!(found.is_empty());
-    assert_eq!(problems[0].0, "/nonexistent");
+    assert_eq!(problems[0].about.to_string(), "/nonexistent");
 }
 
 #[test]
@@ -105,7 +105,7 @@ fn a_version_that_is_configured_must_be_there() {
     settings.defaults.versions = VersionPolicy::Only(vec![1, 7]);
     let (found, problems) = scan(&settings);
     assert_eq!(names(&found), ["m/1"]);
-    assert_eq!(problems[0].0, "m/7");
+    assert_eq!(problems[0].reason, "version 7 is configured (`versions`) and not there");
 }
 
 #[test]
@@ -119,5 +119,59 @@ fn what_names_a_version_that_is_not_served_is_told() {
     let (found, problems) = scan(&Settings { reader: Some(reader), ..settings(&directory) });
     assert_eq!(names(&found), ["m/4"]);
     let reason = "label `stable` is version 3, which is not served: it is not there, or not among `versions`";
-    assert_eq!(problems, [("m".to_owned(), reason.to_owned())]);
+    assert_eq!(problems, [Problem::model("m", reason)]);
+}
+
+#[test]
+fn what_a_model_says_of_itself_is_read_from_its_folder_alone() {
+    let directory = directory(&[
+        ("secret", "token"),
+        ("m/1/model.onnx", "ok"),
+        ("n/1/model.onnx", "ok"),
+        ("k/1/model.onnx", "ok"),
+        ("k/..2026/model.yaml", ""),
+    ]);
+    let root = directory.path();
+    std::os::unix::fs::symlink(root.join("secret"), root.join("m/model.yaml")).unwrap();
+    std::os::unix::fs::symlink("../secret", root.join("n/config.pbtxt")).unwrap();
+    // As Kubernetes mounts a folder of files.
+    std::os::unix::fs::symlink("..2026", root.join("k/..data")).unwrap();
+    std::os::unix::fs::symlink("..data/model.yaml", root.join("k/model.yaml")).unwrap();
+    let reader = Reader::new(|source, defaults| {
+        assert_eq!(source.name, "k", "others are not read");
+        Ok(defaults.clone())
+    });
+    let (found, _) = scan(&Settings { reader: Some(reader), ..settings(&directory) });
+    let faults: Vec<_> = found.iter().map(|found| found.fault.as_deref()).collect();
+    let outside = |file: &str| format!("`{file}` is a link that leads outside the model's folder");
+    assert_eq!(faults, [None, Some(&*outside("model.yaml")), Some(&*outside("config.pbtxt"))]);
+}
+
+#[test]
+fn a_model_that_is_to_be_loaded_and_is_not_there_is_told() {
+    let directory = directory(&[("a/1/model.onnx", "ok")]);
+    let load = Load::Names(["a".to_owned(), "nope".to_owned()].into());
+    let (found, problems) = scan(&Settings { load, ..settings(&directory) });
+    assert_eq!(names(&found), ["a/1"]);
+    assert_eq!(problems, [Problem::model("nope", "is listed in `models.load` and not there")]);
+}
+
+#[test]
+fn headers_beyond_those_that_are_kept_refuse_the_model_that_looks_at_them() {
+    let files: Vec<_> = (10..28).map(|number| format!("m{number}")).collect();
+    let files: Vec<_> = files.iter().flat_map(|name| [format!("{name}/1/model.onnx"), format!("{name}/model.yaml")]);
+    let files: Vec<_> = files.collect();
+    let directory = directory(&files.iter().map(|path| (&**path, "ok")).collect::<Vec<_>>());
+    let reader = Reader::new(|source, defaults| {
+        // The last one looks at what the first looks at, too.
+        let header = if source.name == "m27" { "x-m10".to_owned() } else { format!("x-{}", source.name) };
+        let traffic = crate::model::Traffic { header: Some(header.into()), ..Default::default() };
+        let routing = Arc::new(crate::model::Routing { traffic, ..Default::default() });
+        Ok(ModelSettings { routing, ..defaults.clone() })
+    });
+    let (found, _) = scan(&Settings { reader: Some(reader), ..settings(&directory) });
+    let refused: Vec<_> = found.iter().filter_map(|found| Some((&*found.name, found.fault.as_deref()?))).collect();
+    let reason = "its rules of traffic look at `x-m26`, and models may look at 16 headers or parameters together, which \
+                  others do";
+    assert_eq!(refused, [("m26", reason)]);
 }
