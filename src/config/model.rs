@@ -96,18 +96,21 @@ pub fn load_model(
     let ours = read(OURS, &mut problems).unwrap_or_default();
     let mut found = Problems::new(OURS);
     let (model, taken) = lay(&ours, said, config.is_some(), defaults, &mut found);
-    let (ours, theirs): (Vec<_>, Vec<_>) = found.list.drain(..).partition(|problem| theirs(&taken, problem).is_none());
-    let renamed = theirs.into_iter().filter_map(|problem| self::theirs(&taken, &problem));
-    let mut told = Problems::new(label);
-    told.list.extend(renamed);
-    problems.absorb(label, told);
-    found.list = ours;
+    let mut of_theirs = Problems::new(label);
+    found.list.retain(|problem| match as_theirs(&taken, problem) {
+        Some(problem) => {
+            of_theirs.list.push(problem);
+            false
+        }
+        None => true,
+    });
+    problems.absorb(label, of_theirs);
     problems.absorb(OURS, found);
     problems.or(model)
 }
 
 /// A problem with a setting that was `taken` from Triton's model configuration, in the words of that; `None` for others.
-fn theirs(taken: &[&str], problem: &Problem) -> Option<Problem> {
+fn as_theirs(taken: &[&str], problem: &Problem) -> Option<Problem> {
     let named = || NAMES.iter().filter(|(key, _)| taken.contains(key));
     let (rest, name) = named().find_map(|(key, name)| {
         let rest = problem.path.strip_prefix(key)?;

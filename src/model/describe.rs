@@ -28,12 +28,14 @@ pub struct Description {
     pub lines: Vec<String>,
     /// Why it would not be served.
     pub problem: Option<String>,
+    /// What it takes and yields, if it would be served.
+    pub signature: Option<Arc<Signature>>,
 }
 
 /// Describes every model that `settings` would load, with `lanes` lanes. Blocks while models are opened and measured.
 pub fn describe(settings: &Settings, opener: Arc<dyn Open>, lanes: usize) -> Vec<Description> {
     let (found, problems) = scan(settings);
-    let problem = |what, reason| Description { what, lines: Vec::new(), problem: Some(reason) };
+    let problem = |what, reason| Description { what, lines: Vec::new(), problem: Some(reason), signature: None };
     let mut descriptions: Vec<_> =
         problems.into_iter().map(|found| problem(found.about.to_string(), found.reason)).collect();
     let (ensembles, found): (Vec<_>, Vec<_>) =
@@ -51,7 +53,7 @@ pub fn describe(settings: &Settings, opener: Arc<dyn Open>, lanes: usize) -> Vec
                 served.add(found, &shapes.signature, decision.batches, backend.is_decoupled());
                 // Held to the end: whether all models fit is asked of all together.
                 shares.extend([share, more]);
-                Description { what, lines, problem: None }
+                Description { what, lines, problem: None, signature: Some(shapes.signature) }
             }
             Err(reason) => problem(what, reason),
         }
@@ -120,7 +122,7 @@ fn ensemble(found: &Found, served: &mut Described) -> Description {
     });
     let (steps, bound) = match bound {
         Ok(bound) => bound,
-        Err(problem) => return Description { what, lines: Vec::new(), problem: Some(problem) },
+        Err(problem) => return Description { what, lines: Vec::new(), problem: Some(problem), signature: None },
     };
     let signature = Arc::new(bound.signature);
     let inputs = signature.inputs.iter().map(|spec| line("input", spec));
@@ -128,7 +130,7 @@ fn ensemble(found: &Found, served: &mut Described) -> Description {
     lines.push(format!("an ensemble of {steps} steps, which run with those of other calls"));
     lines.extend(settings.warnings.iter().map(|warning| format!("warning: {warning}")));
     served.add(found, &signature, bound.batches, false);
-    Description { what, lines, problem: None }
+    Description { what, lines, problem: None, signature: Some(signature) }
 }
 
 /// What is said of a model that can be served, and its part of the memory besides that of the first instance; `threads` is 0 for

@@ -51,7 +51,9 @@ fn what_is_no_regular_file_is_not_opened() {
     let fifo = directory.path().join("a/1/model.onnx");
     assert!(std::process::Command::new("mkfifo").arg(&fifo).status().unwrap().success());
     let _socket = std::os::unix::net::UnixListener::bind(directory.path().join("b/1/model.onnx")).unwrap();
-    std::os::unix::fs::symlink(&fifo, directory.path().join("c/model.yaml")).unwrap();
+    let beside = directory.path().join("c/pipe");
+    assert!(std::process::Command::new("mkfifo").arg(&beside).status().unwrap().success());
+    std::os::unix::fs::symlink("pipe", directory.path().join("c/model.yaml")).unwrap();
     let reader = Reader::new(|_, _| panic!("it would wait for ever"));
     let (found, problems) = scan(&Settings { reader: Some(reader), ..settings(&directory) });
     assert_eq!((names(&found), problems), (["a/1", "b/1", "c/1", "d/1"].map(str::to_owned).to_vec(), Vec::new()));
@@ -158,9 +160,8 @@ fn a_model_that_is_to_be_loaded_and_is_not_there_is_told() {
 
 #[test]
 fn headers_beyond_those_that_are_kept_refuse_the_model_that_looks_at_them() {
-    let files: Vec<_> = (10..28).map(|number| format!("m{number}")).collect();
-    let files: Vec<_> = files.iter().flat_map(|name| [format!("{name}/1/model.onnx"), format!("{name}/model.yaml")]);
-    let files: Vec<_> = files.collect();
+    let files = |number| [format!("m{number}/1/model.onnx"), format!("m{number}/model.yaml")];
+    let files: Vec<_> = (10..28).flat_map(files).collect();
     let directory = directory(&files.iter().map(|path| (&**path, "ok")).collect::<Vec<_>>());
     let reader = Reader::new(|source, defaults| {
         // The last one looks at what the first looks at, too.
