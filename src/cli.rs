@@ -20,6 +20,7 @@ use crate::{
     config::{self, Config, Overrides, Problems},
     frontend::tls::Speaks,
     model::describe::{Description, describe},
+    tensor::{DataType, Signature},
 };
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use keys::Keys;
@@ -282,6 +283,9 @@ fn explain(text: &mut String, config: &Config, runtime: &Runtime, opener: Arc<dy
         for line in &description.lines {
             writeln!(text, "  {}", printable(line))?;
         }
+        for warning in description.signature.iter().flat_map(|signature| uncallable(config, signature)) {
+            writeln!(text, "  warning: {}", printable(&warning))?;
+        }
         if let Some(problem) = &description.problem {
             problems += 1;
             writeln!(text, "  problem: {}", printable(problem))?;
@@ -310,6 +314,32 @@ fn explain(text: &mut String, config: &Config, runtime: &Runtime, opener: Arc<dy
         problems => writeln!(text, "\n{problems} problems; what has none would be served")?,
     }
     Ok(problems > 0)
+}
+
+/// Why nobody could call a model with this signature though it would be served.
+fn uncallable(config: &Config, signature: &Signature) -> Vec<String> {
+    let (wire, body) = (config.frontend.wire, config.frontend.body);
+    let mut warnings = Vec::new();
+    if signature.inputs.len() > wire.tensors {
+        let (count, most) = (signature.inputs.len(), wire.tensors);
+        warnings.push(format!("has {count} inputs, and a call may have {most} (`limits.size.tensors`)"));
+    }
+    for spec in &signature.inputs {
+        if spec.dims.len() > wire.rank {
+            let (rank, most) = (spec.dims.len(), wire.rank);
+            let text = format!("has {rank} dimensions, and a call may have {most} (`limits.size.rank`)");
+            warnings.push(format!("input `{}` {text}", spec.name));
+        }
+        // What is free may be nothing; of a text its length alone is four bytes.
+        let least = spec.dims.iter().try_fold(1, |product: usize, dim| product.checked_mul(dim.unwrap_or(1)));
+        let size = spec.dtype.and_then(DataType::size).unwrap_or(4);
+        let bytes =
+            least.and_then(|elements| elements.checked_mul(size)).and_then(|bytes| bytes.checked_add(spec.name.len()));
+        if bytes.is_none_or(|bytes| bytes > body) {
+            warnings.push(format!("input `{}` is larger than a call may be (`limits.size.body`)", spec.name));
+        }
+    }
+    warnings
 }
 
 /// Required models that would not be served, as far as is known: a load call may still bring them.
@@ -356,4 +386,32 @@ fn wrong(problems: &Problems) -> ExitCode {
 fn failed(error: &dyn fmt::Display) -> ExitCode {
     eprintln!("sluicegate: {error}");
     ExitCode::FAILURE
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::tensor::TensorSpec;
+
+    #[test]
+    fn what_a_terminal_would_obey_is_written_out() {
+        assert_eq!(printable("input `x`: FP32"), "input `x`: FP32");
+        assert_eq!(printable("a\n\u{1b}[31mb"), "a\\n\\u{1b}[31mb");
+    }
+
+    #[test]
+    fn inputs_that_no_call_could_bring_are_told() {
+        let config = Config::default();
+        let told = |dims: Vec<Option<usize>>, count: usize| {
+            let spec = TensorSpec { name: "x".into(), dtype: Some(DataType::Fp32), dims };
+            uncallable(&config, &Signature { inputs: vec![spec; count], outputs: Vec::new() })
+        };
+        assert_eq!(told(vec![None, Some(4)], 1), [""; 0]);
+        assert_eq!(
+            told(vec![None; 17], 1),
+            ["input `x` has 17 dimensions, and a call may have 16 (`limits.size.rank`)"]
+        );
+        assert_eq!(told(vec![Some(1 << 31)], 1), ["input `x` is larger than a call may be (`limits.size.body`)"]);
+        assert_eq!(told(vec![None], 300), ["has 300 inputs, and a call may have 256 (`limits.size.tensors`)"]);
+    }
 }

@@ -174,9 +174,11 @@ async fn load(
     let _turn = take(busy, repository, &name)?;
     let loaded = loader.load_one(request).await;
     if let Some((what, reason)) = loaded.failed.first() {
-        let of_several = what.strip_prefix(&*name).and_then(|rest| rest.strip_prefix('/'));
-        let what = of_several.filter(|_| version.is_none()).map_or(String::new(), |of| format!("version {of}: "));
-        return Err(Error::invalid(format!("model `{name}` cannot be loaded: {what}{reason}; nothing has changed")));
+        let wanted = ModelRef { name: Arc::clone(&name), version: None };
+        let has_several = repository.versions(&wanted).is_ok_and(|report| report.versions.len() > 1);
+        let which = what.strip_prefix(&*name).and_then(|rest| rest.strip_prefix('/')).filter(|_| has_several);
+        let which = which.map_or(String::new(), |which| format!("version {which}: "));
+        return Err(Error::invalid(format!("model `{name}` cannot be loaded: {which}{reason}")));
     }
     if loaded.versions.is_empty() {
         if brought(repository, &name) {
