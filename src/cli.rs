@@ -21,6 +21,7 @@ use crate::{
     frontend::tls::Speaks,
     model::describe::{Description, describe},
     tensor::{DataType, Signature},
+    wire,
 };
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use keys::Keys;
@@ -283,7 +284,8 @@ fn explain(text: &mut String, config: &Config, runtime: &Runtime, opener: Arc<dy
         for line in &description.lines {
             writeln!(text, "  {}", printable(line))?;
         }
-        for warning in description.signature.iter().flat_map(|signature| uncallable(config, signature)) {
+        let (wire, body) = (&config.frontend.wire, config.frontend.size.body);
+        for warning in description.signature.iter().flat_map(|signature| uncallable(wire, body, signature)) {
             writeln!(text, "  warning: {}", printable(&warning))?;
         }
         if let Some(problem) = &description.problem {
@@ -317,8 +319,7 @@ fn explain(text: &mut String, config: &Config, runtime: &Runtime, opener: Arc<dy
 }
 
 /// Why nobody could call a model with this signature though it would be served.
-fn uncallable(config: &Config, signature: &Signature) -> Vec<String> {
-    let (wire, body) = (config.frontend.wire, config.frontend.body);
+fn uncallable(wire: &wire::Settings, body: usize, signature: &Signature) -> Vec<String> {
     let mut warnings = Vec::new();
     if signature.inputs.len() > wire.tensors {
         let (count, most) = (signature.inputs.len(), wire.tensors);
@@ -401,10 +402,13 @@ mod tests {
 
     #[test]
     fn inputs_that_no_call_could_bring_are_told() {
-        let config = Config::default();
         let told = |dims: Vec<Option<usize>>, count: usize| {
             let spec = TensorSpec { name: "x".into(), dtype: Some(DataType::Fp32), dims };
-            uncallable(&config, &Signature { inputs: vec![spec; count], outputs: Vec::new() })
+            uncallable(
+                &wire::Settings::default(),
+                64 << 20,
+                &Signature { inputs: vec![spec; count], outputs: Vec::new() },
+            )
         };
         assert_eq!(told(vec![None, Some(4)], 1), [""; 0]);
         assert_eq!(
