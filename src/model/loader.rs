@@ -331,7 +331,8 @@ impl Loader {
                     _ => troubles.entry(Arc::clone(name)).or_default().push(reason.clone()),
                 }
             }
-            if problem.is_about_all() || !is_call {
+            // A folder that is no version is in nobody's way: what there is of the model is taken over without it.
+            if problem.is_about_all() || of.is_none() {
                 loaded.failed.push((what, reason));
             }
         }

@@ -79,3 +79,43 @@ fn a_call_keeps_the_model_it_started_with() {
     assert!(!Arc::ptr_eq(&old, &new));
     assert!(old.scheduler.is_ready());
 }
+
+#[test]
+fn rules_that_look_at_one_header_too_many_are_refused_and_name_it() {
+    let repository = Repository::default();
+    let routing = |header: &str| {
+        let traffic = crate::model::Traffic { header: Some(header.into()), ..Default::default() };
+        Arc::new(Routing { traffic, ..Routing::default() })
+    };
+    let set = |name: &str, header: &str| {
+        repository.set(&name.into(), &"1".into(), &State::Ready(testing::model(name, "1")));
+        repository.set_routing(&name.into(), &routing(header))
+    };
+    for number in 0..crate::call::MOST_HEADERS {
+        set(&format!("m{number}"), &format!("x-{number}")).unwrap();
+    }
+    set("shares", "x-3").unwrap();
+    let refused = set("late", "x-late").unwrap_err();
+    assert!(refused.contains("`x-late`") && refused.contains("16 headers"), "{refused}");
+    assert!(repository.routing("late").is_none());
+    // What goes makes room.
+    repository.remove(&"m0".into(), "1");
+    set("late", "x-late").unwrap();
+}
+
+#[test]
+fn what_is_said_of_a_model_stands_beside_each_version_that_is_served() {
+    let repository = repository(&[("1", "ready"), ("2", "failed")]);
+    let reasons = || {
+        let Report::Index(entries) = repository.index(Vec::new(), false) else { panic!() };
+        entries.iter().map(|entry| entry.reason.to_string()).collect::<Vec<_>>()
+    };
+    let failed = "not served: loading it failed: corrupt";
+    repository.trouble(&"m".into(), Some(&"label `x` is nothing".into()));
+    assert_eq!(reasons(), [failed, "label `x` is nothing"]);
+    repository.failed(&"m".into(), &"1".into(), "bad");
+    assert_eq!(reasons(), [failed, "goes on as it was loaded before: bad"]);
+    repository.set(&"m".into(), &"1".into(), &State::Ready(testing::model("m", "1")));
+    repository.trouble(&"m".into(), None);
+    assert_eq!(reasons(), [failed, ""]);
+}

@@ -104,6 +104,25 @@ async fn the_index_has_what_is_served_what_failed_and_what_was_never_loaded() {
 }
 
 #[tokio::test]
+async fn a_model_is_known_from_the_first_call_on_and_nobody_unloads_it_before_it_is_there() {
+    let setup = Setup::new().yaml("models: { control: explicit }");
+    let world = World::begin(setup, &[("a/1/model.onnx", "gate")]).await;
+    assert_eq!(code(&world, "a", None).await, "not_ready");
+    assert_eq!(
+        index(&world, "").await,
+        json!([{ "name": "a", "version": "1", "state": "LOADING", "reason": "loading" }])
+    );
+    for order in [unload("a"), load("a")] {
+        let (status, answer) = world.rest("POST", &order, "").await;
+        assert_eq!((status, &answer["code"]), (409, &json!("conflict")), "{answer}");
+    }
+    world.open_the_gate();
+    world.running.loaded().await;
+    assert_eq!(code(&world, "a", None).await, "ran 1");
+    assert_eq!(world.rest("POST", &unload("a"), "").await.0, 200);
+}
+
+#[tokio::test]
 async fn folders_that_are_no_models_are_in_the_index_with_their_reasons() {
     let files = [("a/1/model.onnx", "double"), ("a/007/model.onnx", "double"), ("bad name/1/model.onnx", "double")];
     let world = World::explicit("all", &files).await;
