@@ -30,6 +30,9 @@ const SHOWN: usize = 128;
 /// Bytes of a name that is no model's in a line of the log: as much as callers get of a text in an answer.
 const LOGGED: usize = 1024;
 
+/// Bytes of a reason in the log and the index: what a call brings may be in it. Several problems of one file have room.
+const REASON: usize = 4096;
+
 /// Loads the models of a directory into a repository.
 #[derive(Debug)]
 pub struct Loader {
@@ -247,7 +250,7 @@ impl Loader {
             (Ok(model), Some(whole)) => whole.ready.push((found, model)),
             (Ok(model), None) => self.serve(&found, model, loaded),
             (Err(reason), whole) => {
-                let reason = self.without_folders(found.files.as_deref(), &found.name, &reason);
+                let reason = self.without_folders(found.files.as_deref(), &found.name, short(&reason, REASON));
                 if let Some(whole) = whole {
                     whole.left.remove(&found.version);
                 }
@@ -311,9 +314,9 @@ impl Loader {
     fn refused(&self, of: Option<&Arc<str>>, problems: Vec<Problem>, is_call: bool, loaded: &mut Loaded) {
         let (mut refused, mut troubles) = (Vec::new(), BTreeMap::<Arc<str>, Vec<String>>::new());
         for problem in problems {
-            let (what, mut reason) = (problem.about.to_string(), problem.reason.clone());
+            let (what, mut reason) = (problem.about.to_string(), short(&problem.reason, REASON).to_owned());
             // It may be a caller's, however long, or a folder's, whatever is in it.
-            let shown = what[..what.floor_char_boundary(LOGGED)].escape_debug();
+            let shown = short(&what, LOGGED).escape_debug();
             tracing::error!(what = %shown, reason, "not loaded");
             let name = match &problem.about {
                 About::Directory(_) => None,
@@ -431,6 +434,10 @@ impl Loader {
             ensemble: Some(ensemble),
         })
     }
+}
+
+fn short(text: &str, most: usize) -> &str {
+    &text[..text.floor_char_boundary(most)]
 }
 
 /// Whether a folder's name can be shown to whoever looks at the index: no long one, and nothing that a terminal obeys.

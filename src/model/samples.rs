@@ -170,6 +170,10 @@ mod tests {
         let nothing = ModelSettings { samples: vec![nothing], ..ModelSettings::default() };
         let error = make(&nothing, backend.signature(), true, None).unwrap_err();
         assert_eq!(error, "warm-up sample `nothing`: input `x` is missing");
+        let mut asking = settings(&[2, 4], 1);
+        asking.samples[0].outputs = vec!["nope".into()];
+        let error = make(&asking, backend.signature(), true, None).unwrap_err();
+        assert!(error.starts_with("warm-up sample `warm`: output `nope` is unknown"), "{error}");
         let error = make(&settings(&[usize::MAX, 4], 1), backend.signature(), true, None).unwrap_err();
         assert!(error.ends_with("too large to make up"), "{error}");
     }
