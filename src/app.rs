@@ -64,8 +64,6 @@ const THREADS_END: Duration = Duration::from_millis(500);
 const TRACES_END: Duration = Duration::from_secs(2);
 /// The access log's last lines have this long to be written.
 const LOG_END: Duration = Duration::from_secs(1);
-/// Looking which models there are may take this long before calls are taken without knowing it.
-const SCAN: Duration = Duration::from_secs(5);
 /// How often idle rate buckets and addresses are swept.
 const SWEEP_EVERY: Duration = Duration::from_secs(10);
 /// The same where what lies unused is to be returned to others.
@@ -303,8 +301,7 @@ async fn start_with(config: Config, opener: Arc<dyn Open>, switches: Switches) -
     };
     let (scanning, scanned) = oneshot::channel();
     tasks.spawn(models::serve(loader, Arc::clone(&repository), watch, required, readiness.clone(), tell, scanning));
-    // A caller hears that a model is not ready, and not that there is none, from the first call on.
-    let _ = tokio::time::timeout(SCAN, scanned).await;
+    models::known(scanned).await;
     for listener in listeners {
         let (lanes, frontend) = (Arc::clone(&lanes), Arc::clone(&deals));
         let accept = listener.accept(

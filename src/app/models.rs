@@ -8,8 +8,14 @@ use crate::{
     },
 };
 use futures_util::FutureExt;
-use std::{pin::pin, sync::Arc};
-use tokio::sync::{oneshot, watch};
+use std::{pin::pin, sync::Arc, time::Duration};
+use tokio::{
+    sync::{oneshot, watch},
+    time::timeout,
+};
+
+/// Looking which models there are may take this long before calls are taken without knowing it.
+const SCAN: Duration = Duration::from_secs(5);
 
 /// Loads all models, tells what came of it, and follows their folders as `settings` say. `scanned` is dropped when it is
 /// known which models there are. Its name, if it ends though it
@@ -43,6 +49,14 @@ pub(super) async fn serve(
     };
     tokio::join!(missing, watcher.run());
     Some("the watcher of models")
+}
+
+/// Waits until it is known which models there are, and not for ever: a caller hears that a model is not ready, and not that
+/// there is none, from the first call on.
+pub(super) async fn known(scanned: oneshot::Receiver<()>) {
+    if timeout(SCAN, scanned).await.is_err() {
+        tracing::warn!("looking for models takes long; calls are taken meanwhile");
+    }
 }
 
 /// Says that the server is ready once every model that it needs is (contract 01 section 1): a model that cannot be loaded
