@@ -238,17 +238,6 @@ async fn start_with(config: Config, opener: Arc<dyn Open>, switches: Switches) -
         surfaces: listen.surfaces,
     };
     let bound = listeners.iter().zip(&listen).map(bind).collect();
-    for listener in listeners {
-        let (lanes, frontend) = (Arc::clone(&lanes), Arc::clone(&live.frontend));
-        let accept = listener.accept(
-            places.clone(),
-            Arc::clone(&addresses),
-            Arc::clone(&metrics),
-            phase.subscribe(),
-            move |accepted| lanes.deal(accepted, &frontend.load_full()),
-        );
-        tasks.spawn(accept.map(|_| Some("a listener")));
-    }
     let admin_address = admin.as_ref().and_then(|(listener, _)| listener.local_addr().ok());
     if let Some((listener, tls)) = admin {
         let admin = Admin {
@@ -259,6 +248,8 @@ async fn start_with(config: Config, opener: Arc<dyn Open>, switches: Switches) -
         };
         tasks.spawn(admin.serve(listener, tls).map(|()| Some("the admin listener")));
     }
+    let deals = Arc::clone(&live.frontend);
+    let gate = Arc::clone(&addresses);
     let mut reloader = Reloader::default();
     reload_credentials(&mut reloader, &authenticator);
     for tls in tls_in_use {
@@ -308,7 +299,20 @@ async fn start_with(config: Config, opener: Arc<dyn Open>, switches: Switches) -
         config::Control::Watch(settings) => Some(settings),
         config::Control::Fixed | config::Control::Explicit => None,
     };
-    tasks.spawn(models::serve(loader, Arc::clone(&repository), watch, required, readiness.clone(), tell));
+    let (scanning, scanned) = oneshot::channel();
+    tasks.spawn(models::serve(loader, Arc::clone(&repository), watch, required, readiness.clone(), tell, scanning));
+    models::known(scanned).await;
+    for listener in listeners {
+        let (lanes, frontend) = (Arc::clone(&lanes), Arc::clone(&deals));
+        let accept = listener.accept(
+            places.clone(),
+            Arc::clone(&gate),
+            Arc::clone(&metrics),
+            phase.subscribe(),
+            move |accepted| lanes.deal(accepted, &frontend.load_full()),
+        );
+        tasks.spawn(accept.map(|_| Some("a listener")));
+    }
     Ok(App {
         bound,
         admin: admin_address,

@@ -20,11 +20,14 @@ use crate::{
     config::{self, Config, Overrides, Problems},
     frontend::tls::Speaks,
     model::describe::{Description, describe},
+    tensor::{DataType, Signature},
+    wire,
 };
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use keys::Keys;
 use probe::Probe;
 use std::{
+    borrow::Cow,
     fmt::{self, Write as _},
     io::{self, Write as _},
     net::SocketAddr,
@@ -279,14 +282,23 @@ fn explain(text: &mut String, config: &Config, runtime: &Runtime, opener: Arc<dy
     writeln!(text, "models from {}", folders.join(", "))?;
     let descriptions = describe(&settings, opener, app::lane_count(config));
     for description in &descriptions {
-        writeln!(text, "\n{}", description.what)?;
+        writeln!(text, "\n{}", printable(&description.what))?;
         for line in &description.lines {
-            writeln!(text, "  {line}")?;
+            writeln!(text, "  {}", printable(line))?;
+        }
+        let (wire, body) = (&config.frontend.wire, config.frontend.size.body);
+        for warning in description.signature.iter().flat_map(|signature| uncallable(wire, body, signature)) {
+            writeln!(text, "  warning: {}", printable(&warning))?;
         }
         if let Some(problem) = &description.problem {
             problems += 1;
-            writeln!(text, "  problem: {problem}")?;
+            writeln!(text, "  problem: {}", printable(problem))?;
         }
+    }
+    for name in missing(config, &descriptions) {
+        problems += 1;
+        writeln!(text, "\n{}", printable(name))?;
+        writeln!(text, "  problem: is listed in `models.required` and would not be served: the server is never ready")?;
     }
     if let Some(problem) = predicted(config, &descriptions) {
         problems += 1;
@@ -308,6 +320,42 @@ fn explain(text: &mut String, config: &Config, runtime: &Runtime, opener: Arc<dy
     Ok(problems > 0)
 }
 
+/// Why nobody could call a model with this signature though it would be served.
+fn uncallable(wire: &wire::Settings, body: usize, signature: &Signature) -> Vec<String> {
+    let mut warnings = Vec::new();
+    if signature.inputs.len() > wire.tensors {
+        let (count, most) = (signature.inputs.len(), wire.tensors);
+        warnings.push(format!("has {count} inputs, and a call may have {most} (`limits.size.tensors`)"));
+    }
+    for spec in &signature.inputs {
+        if spec.dims.len() > wire.rank {
+            let (rank, most) = (spec.dims.len(), wire.rank);
+            let text = format!("has {rank} dimensions, and a call may have {most} (`limits.size.rank`)");
+            warnings.push(format!("input `{}` {text}", spec.name));
+        }
+        // What is free may be nothing; of a text its length alone is four bytes.
+        let least = spec.dims.iter().try_fold(1, |product: usize, dim| product.checked_mul(dim.unwrap_or(1)));
+        let size = spec.dtype.and_then(DataType::size).unwrap_or(4);
+        let bytes =
+            least.and_then(|elements| elements.checked_mul(size)).and_then(|bytes| bytes.checked_add(spec.name.len()));
+        if bytes.is_none_or(|bytes| bytes > body) {
+            warnings.push(format!("input `{}` is larger than a call may be (`limits.size.body`)", spec.name));
+        }
+    }
+    warnings
+}
+
+/// Required models that would not be served, as far as is known: a load call may still bring them.
+fn missing<'a>(config: &'a Config, descriptions: &[Description]) -> Vec<&'a str> {
+    let is_served = |name: &str| {
+        let of_it = |what: &str| what.rsplit_once('/').is_some_and(|(model, _)| model == name);
+        descriptions.iter().any(|found| found.problem.is_none() && of_it(&found.what))
+    };
+    let may_come = config.models.control == config::Control::Explicit;
+    let required = config.models.required.iter().map(|name| &**name);
+    required.filter(|name| !may_come && !is_served(name)).collect()
+}
+
 /// What is wrong with the model behind `POST /predict`, as far as is known: a load call may still bring it.
 fn predicted(config: &Config, descriptions: &[Description]) -> Option<String> {
     let model = &config.frontend.rest.predict.as_ref()?.model;
@@ -324,6 +372,15 @@ fn predicted(config: &Config, descriptions: &[Description]) -> Option<String> {
     })
 }
 
+/// A line with names in it that come from files: what a terminal would obey is written out.
+fn printable(line: &str) -> Cow<'_, str> {
+    if !line.contains(char::is_control) {
+        return line.into();
+    }
+    let shown = |c: char| if c.is_control() { c.escape_default().to_string() } else { c.to_string() };
+    line.chars().map(shown).collect()
+}
+
 fn wrong(problems: &Problems) -> ExitCode {
     eprintln!("{problems}");
     ExitCode::from(WRONG)
@@ -332,4 +389,35 @@ fn wrong(problems: &Problems) -> ExitCode {
 fn failed(error: &dyn fmt::Display) -> ExitCode {
     eprintln!("sluicegate: {error}");
     ExitCode::FAILURE
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::tensor::TensorSpec;
+
+    #[test]
+    fn what_a_terminal_would_obey_is_written_out() {
+        assert_eq!(printable("input `x`: FP32"), "input `x`: FP32");
+        assert_eq!(printable("a\n\u{1b}[31mb"), "a\\n\\u{1b}[31mb");
+    }
+
+    #[test]
+    fn inputs_that_no_call_could_bring_are_told() {
+        let told = |dims: Vec<Option<usize>>, count: usize| {
+            let spec = TensorSpec { name: "x".into(), dtype: Some(DataType::Fp32), dims };
+            uncallable(
+                &wire::Settings::default(),
+                64 << 20,
+                &Signature { inputs: vec![spec; count], outputs: Vec::new() },
+            )
+        };
+        assert_eq!(told(vec![None, Some(4)], 1), [""; 0]);
+        assert_eq!(
+            told(vec![None; 17], 1),
+            ["input `x` has 17 dimensions, and a call may have 16 (`limits.size.rank`)"]
+        );
+        assert_eq!(told(vec![Some(1 << 31)], 1), ["input `x` is larger than a call may be (`limits.size.body`)"]);
+        assert_eq!(told(vec![None], 300), ["has 300 inputs, and a call may have 256 (`limits.size.tensors`)"]);
+    }
 }

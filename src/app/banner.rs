@@ -32,7 +32,7 @@ fn write(text: &mut String, app: &App, loaded: &Loaded, ort_version: &str, secur
         let spec = |specs: &[crate::tensor::TensorSpec]| {
             let specs = specs.iter().map(|spec| {
                 let dims: Vec<_> = spec.wire_dims().map(|dim| dim.to_string()).collect();
-                format!("{} {}[{}]", spec.name, spec.dtype_name(), dims.join(","))
+                format!("{} {}[{}]", spec.name.escape_debug(), spec.dtype_name(), dims.join(","))
             });
             specs.collect::<Vec<_>>().join(", ")
         };
@@ -46,6 +46,7 @@ fn write(text: &mut String, app: &App, loaded: &Loaded, ort_version: &str, secur
         )?;
     }
     for (what, why) in &loaded.failed {
+        let (what, why) = (what.escape_debug().to_string(), why.replace(char::is_control, " "));
         writeln!(text, "  {what:<24} not served: {why}")?;
     }
     if states.is_empty() && loaded.failed.is_empty() {

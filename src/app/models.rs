@@ -8,10 +8,17 @@ use crate::{
     },
 };
 use futures_util::FutureExt;
-use std::{pin::pin, sync::Arc};
-use tokio::sync::watch;
+use std::{pin::pin, sync::Arc, time::Duration};
+use tokio::{
+    sync::{oneshot, watch},
+    time::timeout,
+};
 
-/// Loads all models, tells what came of it, and follows their folders as `settings` say. Its name, if it ends though it
+/// Looking which models there are may take this long before calls are taken without knowing it.
+const SCAN: Duration = Duration::from_secs(5);
+
+/// Loads all models, tells what came of it, and follows their folders as `settings` say. `scanned` is dropped when it is
+/// known which models there are. Its name, if it ends though it
 /// should not.
 pub(super) async fn serve(
     loader: Arc<Loader>,
@@ -20,12 +27,13 @@ pub(super) async fn serve(
     required: Vec<Arc<str>>,
     ready: Readiness,
     tell: watch::Sender<Option<Arc<Loaded>>>,
+    scanned: oneshot::Sender<()>,
 ) -> Option<&'static str> {
     let watcher = match settings {
         Some(settings) => Some(Watcher::new(settings, Arc::clone(&loader), Arc::clone(&models)).await),
         None => None,
     };
-    let loaded = loader.load().await;
+    let loaded = loader.load_telling(scanned).await;
     let mut missing = pin!(await_required(&required, &models, &ready));
     // Before anybody hears of it: whoever waits for models looks at readiness next.
     let is_over = (&mut missing).now_or_never().is_some();
@@ -45,6 +53,14 @@ pub(super) async fn serve(
     Some("the watcher of models")
 }
 
+/// Waits until it is known which models there are, and not for ever: a caller hears that a model is not ready, and not that
+/// there is none, from the first call on.
+pub(super) async fn known(scanned: oneshot::Receiver<()>) {
+    if timeout(SCAN, scanned).await.is_err() {
+        tracing::warn!("looking for models takes long; calls are taken meanwhile");
+    }
+}
+
 /// Says that the server is ready once every model that it needs is (contract 01 section 1): a model that cannot be loaded
 /// is reported and not waited for, unless it is required. A required one may come later, where models may change.
 async fn await_required(required: &[Arc<str>], models: &Repository, ready: &Readiness) {
@@ -54,7 +70,10 @@ async fn await_required(required: &[Arc<str>], models: &Repository, ready: &Read
         let wanted = ModelRef { name: Arc::clone(name), version: None };
         !models.is_ready(&wanted).unwrap_or(false)
     };
-    while let Some(name) = required.iter().find(is_missing) {
+    loop {
+        let missing: Vec<_> = required.iter().filter(is_missing).cloned().collect();
+        let Some(name) = missing.first() else { break };
+        ready.set_missing(missing.clone());
         if !told {
             tracing::error!(model = %name, "not ready: a required model is not loaded");
             told = true;

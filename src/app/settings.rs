@@ -236,14 +236,16 @@ fn samples(model: &config::ModelConfig, folder: &Path) -> Result<Vec<model::Samp
         let text = files::text(folder, file).and_then(|text| text.ok_or_else(|| "is not there".to_owned()));
         let body = Bytes::from(text.map_err(|error| wrong(&error))?);
         let request = json::decode_request(&body, Dialect::V2, None, &wire::Settings::default());
-        let inputs = request.map_err(|error| wrong(&error))?.inputs.into_iter().map(|input| model::SampleInput {
+        let request = request.map_err(|error| wrong(&error))?;
+        let inputs = request.inputs.into_iter().map(|input| model::SampleInput {
             name: input.name,
             dtype: input.tensor.dtype(),
             dims: input.tensor.shape().dims().to_vec(),
             fill: model::Fill::Zeros,
             given: Some(input.tensor),
         });
-        samples.push(model::Sample { name: file.display().to_string().into(), inputs: inputs.collect(), runs: 1 });
+        let (name, inputs) = (file.display().to_string().into(), inputs.collect());
+        samples.push(model::Sample { name, inputs, outputs: request.outputs, runs: 1 });
     }
     Ok(samples)
 }

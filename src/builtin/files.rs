@@ -7,7 +7,7 @@ use std::{
     borrow::Cow,
     fs::File,
     io::{ErrorKind, Read},
-    path::Path,
+    path::{Path, PathBuf},
     sync::Arc,
 };
 
@@ -20,6 +20,23 @@ const LARGEST: u64 = 64 << 20;
 ///
 /// For operators, in plain words: it leads out of the folder, is no regular file, no UTF-8, or larger than 64 MiB.
 pub fn text(folder: &Path, path: &Path) -> Result<Option<String>, String> {
+    let Some(real) = inside(folder, path)? else { return Ok(None) };
+    let unreadable = |error: std::io::Error| format!("`{}` cannot be read: {error}", name(path));
+    let file = File::open(real).map_err(unreadable)?;
+    let mut text = String::new();
+    file.take(LARGEST + 1).read_to_string(&mut text).map_err(unreadable)?;
+    if text.len() as u64 > LARGEST {
+        return Err(format!("`{}` is larger than {} MiB", name(path), LARGEST >> 20));
+    }
+    Ok(Some(text))
+}
+
+/// Where the file at `path`, which lies in `folder`, really is; `None` if there is no such file.
+///
+/// # Errors
+///
+/// For operators, in plain words: it leads out of the folder, or is no regular file.
+pub fn inside(folder: &Path, path: &Path) -> Result<Option<PathBuf>, String> {
     let unreadable = |error: std::io::Error| format!("`{}` cannot be read: {error}", name(path));
     let real = match folder.join(path).canonicalize() {
         Ok(real) => real,
@@ -33,13 +50,7 @@ pub fn text(folder: &Path, path: &Path) -> Result<Option<String>, String> {
     if !real.metadata().map_err(unreadable)?.is_file() {
         return Err(format!("`{}` is not a regular file", name(path)));
     }
-    let file = File::open(real).map_err(unreadable)?;
-    let mut text = String::new();
-    file.take(LARGEST + 1).read_to_string(&mut text).map_err(unreadable)?;
-    if text.len() as u64 > LARGEST {
-        return Err(format!("`{}` is larger than {} MiB", name(path), LARGEST >> 20));
-    }
-    Ok(Some(text))
+    Ok(Some(real))
 }
 
 /// The lines of a file that must be there, without what is blank at their ends.

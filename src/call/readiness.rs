@@ -1,8 +1,11 @@
 //! One readiness value for every probe of every protocol.
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicU8, Ordering},
+use std::{
+    borrow::Cow,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicU8, Ordering},
+    },
 };
 use tokio::sync::watch;
 
@@ -17,6 +20,8 @@ struct Inner {
     state: AtomicU8,
     /// Carries nothing: whoever hears of a change asks again.
     changes: watch::Sender<()>,
+    /// Required models that are not there though all that is there was loaded.
+    missing: Mutex<Vec<Arc<str>>>,
 }
 
 const LOADED: u8 = 1;
@@ -42,6 +47,20 @@ impl Readiness {
             LOADED => "the server is ready",
             _ => "models are loading",
         }
+    }
+
+    /// The same for operators, who may know the names of models.
+    pub fn reason_in_full(&self) -> Cow<'static, str> {
+        let missing = self.0.missing.lock().unwrap_or_else(PoisonError::into_inner);
+        if self.0.state.load(Ordering::Acquire) != 0 || missing.is_empty() {
+            return self.reason().into();
+        }
+        format!("required models are not loaded: {}", missing.join(", ")).into()
+    }
+
+    /// Names the models that are waited for though what there was has been loaded.
+    pub fn set_missing(&self, names: Vec<Arc<str>>) {
+        *self.0.missing.lock().unwrap_or_else(PoisonError::into_inner) = names;
     }
 
     /// Says whether everything that readiness waits for is loaded.
@@ -96,6 +115,17 @@ mod tests {
             assert!(changes.has_changed().unwrap());
             changes.mark_unchanged();
         }
+    }
+
+    #[test]
+    fn what_is_waited_for_is_named_to_operators_alone() {
+        let readiness = Readiness::default();
+        assert_eq!(readiness.reason_in_full(), "models are loading");
+        readiness.set_missing(vec!["a".into(), "b".into()]);
+        assert_eq!(readiness.reason_in_full(), "required models are not loaded: a, b");
+        assert_eq!(readiness.reason(), "models are loading", "anybody may ask for this one");
+        readiness.set_draining();
+        assert_eq!(readiness.reason_in_full(), "the server is draining");
     }
 
     #[test]

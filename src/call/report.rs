@@ -57,6 +57,13 @@ impl Report {
     }
 }
 
+impl IndexEntry {
+    /// Whether it is about a version of which a reader may know: by its number, or by a label that means it.
+    pub fn is_known(&self, may_see: impl Fn(&Arc<str>) -> bool) -> bool {
+        self.version.as_ref().is_none_or(|version| may_see(version) || self.labels.iter().any(may_see))
+    }
+}
+
 /// What the server is (contract 01 section 2.1).
 #[derive(Clone, Copy, Debug)]
 pub struct ServerReport {
@@ -125,9 +132,13 @@ pub struct CatalogEntry {
 pub struct IndexEntry {
     /// The model's name.
     pub name: Arc<str>,
-    /// A version and its state; absent for a model that was never loaded.
-    pub version: Option<(Arc<str>, VersionState)>,
-    /// Why it is not served; empty if it is.
+    /// A version; absent for a model that was never loaded, or that is none.
+    pub version: Option<Arc<str>>,
+    /// What has become of it; absent for a model that was never loaded.
+    pub state: Option<VersionState>,
+    /// The labels that mean the version.
+    pub labels: Vec<Arc<str>>,
+    /// Why it is not served, or not as it should be; empty if all is well.
     pub reason: Arc<str>,
 }
 

@@ -5,7 +5,7 @@
 //! `pbtxt` and `raw`; here it is only laid together.
 
 use super::{
-    ModelConfig, Problems,
+    ModelConfig, Problem, Problems,
     later::{LATER, LATER_IN_MODELS},
     pbtxt::{self, Said, Word},
     raw, source, validate,
@@ -32,6 +32,22 @@ const LARGEST: usize = 1 << 20;
 
 /// Keys of `model.yaml` whose settings a model configuration of Triton's has too.
 const SHARED: [&str; 5] = ["versions", "instances", "batching", "cache", "class_labels"];
+
+/// What keys of `model.yaml` are called in Triton's model configuration.
+const NAMES: [(&str, &str); 12] = [
+    ("versions", "version_policy"),
+    ("instances", "instance_group"),
+    ("batching.enabled", "max_batch_size"),
+    ("batching.max_rows", "max_batch_size"),
+    ("batching.max_delay", "dynamic_batching.max_queue_delay_microseconds"),
+    ("batching.max_queue", "dynamic_batching.default_queue_policy.max_queue_size"),
+    ("batching.priorities", "dynamic_batching.priority_levels"),
+    ("batching.default_priority", "dynamic_batching.default_priority_level"),
+    ("batching.preferred", "dynamic_batching.preferred_batch_size"),
+    ("batching.timeout", "dynamic_batching.default_queue_policy.default_timeout_microseconds"),
+    ("batching.when_late", "dynamic_batching.default_queue_policy.timeout_action"),
+    ("batching.preserve_order", "dynamic_batching.preserve_ordering"),
+];
 
 /// Reads what the model `name` says of itself in its `folder`, over `defaults`: `config.pbtxt`, and `model.yaml` with the
 /// keys of `models.defaults` and those of the model alone. `config` is a model configuration as JSON that a load call
@@ -79,13 +95,43 @@ pub fn load_model(
     };
     let ours = read(OURS, &mut problems).unwrap_or_default();
     let mut found = Problems::new(OURS);
-    let model = lay(&ours, said, config.is_some(), defaults, &mut found);
+    let (model, taken) = lay(&ours, said, config.is_some(), defaults, &mut found);
+    let mut of_theirs = Problems::new(label);
+    found.list.retain(|problem| match as_theirs(&taken, problem) {
+        Some(problem) => {
+            of_theirs.list.push(problem);
+            false
+        }
+        None => true,
+    });
+    problems.absorb(label, of_theirs);
     problems.absorb(OURS, found);
     problems.or(model)
 }
 
-/// Lays `yaml`, the text of `model.yaml`, over what a model configuration has `said`, and that over `defaults`.
-fn lay(yaml: &str, said: Said, brought: bool, defaults: &raw::ModelDefaults, problems: &mut Problems) -> ModelConfig {
+/// A problem with a setting that was `taken` from Triton's model configuration, in the words of that; `None` for others.
+fn as_theirs(taken: &[&str], problem: &Problem) -> Option<Problem> {
+    let named = || NAMES.iter().filter(|(key, _)| taken.contains(key));
+    let (rest, name) = named().find_map(|(key, name)| {
+        let rest = problem.path.strip_prefix(key)?;
+        (rest.is_empty() || rest.starts_with(['.', '['])).then_some((rest, name))
+    })?;
+    let last = |key: &str| format!("`{}`", key.rsplit('.').next().unwrap_or(key));
+    let text = named().fold(problem.text.clone(), |text, (key, name)| text.replace(&last(key), &last(name)));
+    // Sizes were sorted, so that a place among them is not that in the file.
+    let path = if rest.starts_with('[') { (*name).to_owned() } else { format!("{name}{rest}") };
+    Some(Problem { path, text })
+}
+
+/// Lays `yaml`, the text of `model.yaml`, over what a model configuration has `said`, and that over `defaults`. Also the keys
+/// that were taken from the model configuration.
+fn lay(
+    yaml: &str,
+    said: Said,
+    brought: bool,
+    defaults: &raw::ModelDefaults,
+    problems: &mut Problems,
+) -> (ModelConfig, Vec<&'static str>) {
     let mut tree = source::tree(yaml, problems);
     source::expand(&mut tree, &|name| std::env::var(name).ok(), problems);
     let shared = LATER.iter().filter_map(|path| path.strip_prefix("models.defaults."));
@@ -99,26 +145,28 @@ fn lay(yaml: &str, said: Said, brought: bool, defaults: &raw::ModelDefaults, pro
     source::underlay(&mut tree, &raw::ModelFile::from(defaults.clone()));
     let mut raw: raw::ModelFile = source::read(tree, problems);
     // What could not be read says nothing that could be compared.
+    let mut taken = Vec::new();
     if problems.list.is_empty() {
-        settle(&mut raw, &own, &said, problems);
+        taken = settle(&mut raw, &own, &said, problems);
     }
     if raw.ensemble.is_some() && own.get("cache").is_some_and(|cache| cache != "off") {
         problems.push("cache", "is not for an ensemble: the models that it is made of keep answers, where they say so");
     }
     let config = validate::model(&raw, problems);
-    ModelConfig {
+    let config = ModelConfig {
         file: said.file.map(Arc::from),
         declared: said.declared,
         samples: said.samples,
         notes: said.notes,
         warnings: said.warnings,
         ..config
-    }
+    };
+    (config, taken)
 }
 
-/// Puts what a model configuration has said where `own`, which is `model.yaml`, says nothing.
-fn settle(raw: &mut raw::ModelFile, own: &Value, said: &Said, problems: &mut Problems) {
-    let mut one = Settle { own, problems };
+/// Puts what a model configuration has said where `own`, which is `model.yaml`, says nothing. The keys of what it said.
+fn settle(raw: &mut raw::ModelFile, own: &Value, said: &Said, problems: &mut Problems) -> Vec<&'static str> {
+    let mut one = Settle { own, taken: Vec::new(), problems };
     one.settle("versions", &mut raw.versions, said.versions.as_ref());
     one.settle("instances", &mut raw.instances, said.instances.as_ref());
     one.settle("batching.enabled", &mut raw.batching.enabled, said.enabled.as_ref());
@@ -156,18 +204,21 @@ fn settle(raw: &mut raw::ModelFile, own: &Value, said: &Said, problems: &mut Pro
             one.contradiction(&format!("class_labels.{output}"), &ours, &word.text);
         }
     }
+    one.taken
 }
 
 struct Settle<'a> {
     own: &'a Value,
+    taken: Vec<&'static str>,
     problems: &'a mut Problems,
 }
 
 impl Settle<'_> {
-    fn settle<T: Clone + PartialEq + Serialize>(&mut self, key: &str, ours: &mut T, theirs: Option<&Word<T>>) {
+    fn settle<T: Clone + PartialEq + Serialize>(&mut self, key: &'static str, ours: &mut T, theirs: Option<&Word<T>>) {
         let Some(Word { value, text }) = theirs else { return };
         if self.own.pointer(&format!("/{}", key.replace('.', "/"))).is_none() {
             ours.clone_from(value);
+            self.taken.push(key);
         } else if ours != value {
             let ours = serde_json::to_value(&*ours).unwrap_or_default();
             let ours = ours.as_str().map_or_else(|| ours.to_string(), str::to_owned);

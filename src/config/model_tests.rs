@@ -322,3 +322,13 @@ fn what_is_shipped_as_an_example_is_read() {
     assert_eq!(model.samples.len(), 1);
     assert_eq!(model.warnings.len(), 2, "{:?}", model.warnings);
 }
+
+#[test]
+fn what_is_wrong_with_a_setting_is_said_of_the_file_that_has_it() {
+    let theirs = "max_batch_size: 8\ndynamic_batching { preferred_batch_size: [ 16, 4 ] }";
+    let error = load(&[(THEIRS, theirs)], None).unwrap_err();
+    let path = "config.pbtxt dynamic_batching.preferred_batch_size";
+    assert_eq!(error, format!("{path}: 16 is above 8 (`max_batch_size`): no batch has so many rows"));
+    let error = load(&[(OURS, "batching: { max_rows: 8, preferred: [4, 16] }\n")], None).unwrap_err();
+    assert_eq!(error, "model.yaml batching.preferred[1]: 16 is above 8 (`max_rows`): no batch has so many rows");
+}

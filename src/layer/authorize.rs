@@ -189,6 +189,16 @@ where
                         }
                         false => grants.may_see(identity, name),
                     });
+                    if let Report::Index(entries) = report {
+                        entries.retain(|entry| {
+                            entry.is_known(|version| {
+                                let model =
+                                    ModelRef { name: Arc::clone(&entry.name), version: Some(Arc::clone(version)) };
+                                let found = grants.check(identity, Intent::Inspect, Some(&model));
+                                !matches!(found, Err(Error::ModelNotFound { .. }))
+                            })
+                        });
+                    }
                 }
                 Poll::Ready(result)
             }
@@ -268,5 +278,33 @@ mod tests {
             panic!("expected a list");
         };
         assert_eq!(names, [Arc::from("digits")]);
+    }
+
+    #[tokio::test]
+    async fn the_index_names_only_versions_that_its_reader_may_call() {
+        use crate::{
+            auth::grants::{Grantee, Rule},
+            call::{IndexEntry, VersionState},
+        };
+        let rule = Rule {
+            to: vec![Grantee::Identity("web".into())],
+            intents: vec![Intent::Inspect],
+            models: vec!["digits".into()],
+            versions: vec!["stable".into()],
+        };
+        let entry = |version: &str, labels: &[&str]| IndexEntry {
+            name: "digits".into(),
+            version: Some(version.into()),
+            state: Some(VersionState::Ready),
+            labels: labels.iter().map(|label| (*label).into()).collect(),
+            reason: "".into(),
+        };
+        let entries = vec![entry("3", &["canary"]), entry("2", &[]), entry("1", &["stable"])];
+        let below = Below::answering(move || Ok(Reply::Report(Report::Index(entries.clone()))));
+        let layer = AuthorizeLayer::new(Arc::new(Grants::new(vec![rule])));
+        let call = decoded("web", inspect(Inspect::Index { ready: false }));
+        let Ok(Reply::Report(Report::Index(entries))) = layer.layer(below).oneshot(call).await else { panic!() };
+        let versions: Vec<_> = entries.iter().filter_map(|entry| entry.version.as_deref()).collect();
+        assert_eq!(versions, ["1"]);
     }
 }

@@ -4,10 +4,7 @@
 //! out of service meanwhile stays out.
 
 use super::{
-    Loaded, Loader, Repository, State, control,
-    ensemble::DEPTH,
-    scan::Found,
-    workshop::{Opened, Wanted},
+    Loaded, Loader, Repository, State, control, ensemble::DEPTH, scan::Found, wanted::Wanted, workshop::Opened,
 };
 use crate::call::ModelKey;
 use std::{
@@ -76,11 +73,11 @@ impl Loader {
         match state(&self.repository, key) {
             Some(State::Failed(before)) => match self.assemble(found, opened.clone()) {
                 Ok(model) => {
-                    self.finish(found, Ok(model), &mut Loaded::default());
+                    self.finish(found.clone(), Ok(model), &mut None, &mut Loaded::default());
                     true
                 }
                 Err(reason) => {
-                    let reason = self.without_folders(found, &reason);
+                    let reason = self.without_folders(found.files.as_deref(), &found.name, &reason);
                     if *before != *reason {
                         tracing::error!(model = %key, reason, "model not loaded");
                         self.repository.failed(&key.name, &key.version, &reason);
@@ -90,7 +87,7 @@ impl Loader {
             },
             Some(State::Ready(before)) => match self.assemble(found, opened.clone()) {
                 Ok(model) if model.signature != before.signature || model.batches() != before.batches() => {
-                    self.finish(found, Ok(model), &mut Loaded::default());
+                    self.finish(found.clone(), Ok(model), &mut None, &mut Loaded::default());
                     true
                 }
                 // What cannot be put together any more goes on as it is: each call says what is missing.
@@ -120,7 +117,7 @@ impl Loader {
                 }
                 tracing::info!(model = %key, "there is memory for the model now");
                 let versions = found.settings.versions.clone();
-                let loaded = self.carry_out(Wanted::Again(Box::new(found))).await;
+                let loaded = self.carry_out(Wanted::Again(Box::new(found)), None).await;
                 if is_alone || !loaded.is_whole(&key.name) {
                     continue;
                 }

@@ -171,12 +171,25 @@ async fn load(
 ) -> Result<(), Error> {
     let name = Arc::clone(&request.model.name);
     let version = request.model.version.clone();
-    let _turn = busy.take(&name)?;
+    let _turn = take(busy, repository, &name)?;
     let loaded = loader.load_one(request).await;
-    if let Some((_, reason)) = loaded.failed.first() {
-        return Err(Error::invalid(format!("model `{name}` cannot be loaded: {reason}")));
+    if let Some((what, reason)) = loaded.failed.first() {
+        let wanted = ModelRef { name: Arc::clone(&name), version: None };
+        let has_several = repository.versions(&wanted).is_ok_and(|report| report.versions.len() > 1);
+        let which = what.strip_prefix(&*name).and_then(|rest| rest.strip_prefix('/')).filter(|_| has_several);
+        let which = which.map_or(String::new(), |which| format!("version {which}: "));
+        return Err(Error::invalid(format!("model `{name}` cannot be loaded: {which}{reason}")));
     }
     if loaded.versions.is_empty() {
+        if brought(repository, &name) {
+            return Err(Error::Conflict(
+                format!(
+                    "model `{name}` is served from the files that a call brought, and has no folder to be loaded from: \
+                     load it with its files again"
+                )
+                .into(),
+            ));
+        }
         return Err(Error::ModelNotFound { model: name, version });
     }
     if version.is_none() {
@@ -187,9 +200,34 @@ async fn load(
     Ok(())
 }
 
+/// Takes a model that nothing is being done with, at the start either.
+fn take(busy: &Arc<Busy>, repository: &Repository, name: &Arc<str>) -> Result<Turn, Error> {
+    let turn = busy.take(name)?;
+    let wanted = ModelRef { name: Arc::clone(name), version: None };
+    let is_loading = |(_, state, _): &(_, VersionState, _)| *state == VersionState::Loading;
+    match repository.versions(&wanted) {
+        Ok(report) if report.versions.iter().any(is_loading) => Err(conflict(name)),
+        Ok(_) | Err(_) => Ok(turn),
+    }
+}
+
+/// Whether a model is served whose files a call brought.
+fn brought(repository: &Repository, name: &Arc<str>) -> bool {
+    let wanted = ModelRef { name: Arc::clone(name), version: None };
+    repository.ready(Some(&wanted)).is_ok_and(|models| models.iter().any(|model| model.files.is_some()))
+}
+
+fn conflict(name: &str) -> Error {
+    Error::Conflict(format!("model `{name}` is being loaded or unloaded already").into())
+}
+
 fn unload(loader: &Arc<Loader>, repository: &Arc<Repository>, busy: &Arc<Busy>, model: &ModelRef) -> Result<(), Error> {
     let _turn = busy.take(&model.name)?;
     let versions = repository.versions(model)?.versions;
+    // No call loads it: what loads it would put it in service when it was told that it is not.
+    if versions.iter().any(|(_, state, _)| *state == VersionState::Loading) {
+        return Err(conflict(&model.name));
+    }
     // What a label means may change under an order that names it: only versions are unloaded.
     if model.version.as_ref().is_some_and(|wanted| versions.iter().all(|(version, ..)| version != wanted)) {
         return Err(Error::ModelNotFound { model: Arc::clone(&model.name), version: model.version.clone() });
@@ -244,7 +282,7 @@ impl Busy {
         if self.0.lock().unwrap_or_else(PoisonError::into_inner).insert(Arc::clone(name)) {
             return Ok(Turn(Arc::clone(self), Arc::clone(name)));
         }
-        Err(Error::Conflict(format!("model `{name}` is being loaded or unloaded already").into()))
+        Err(conflict(name))
     }
 }
 

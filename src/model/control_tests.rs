@@ -35,6 +35,12 @@ fn world(files: &[(&str, &str)]) -> World {
                 let _ = until.lock().unwrap().recv();
                 return Ok(defaults.clone());
             }
+            // And the label that is the version 9, which is never there.
+            if source.config == Some("label") {
+                let labels = [("x".into(), "9".into())].into();
+                let routing = Arc::new(crate::model::Routing { labels, ..Default::default() });
+                return Ok(ModelSettings { versions: VersionPolicy::All, routing, ..defaults.clone() });
+            }
             let latest = source.config.map_or(Ok(1), str::parse).map_err(|_| "no number".to_owned())?;
             Ok(ModelSettings { versions: VersionPolicy::Latest(latest), ..defaults.clone() })
         })),
@@ -92,11 +98,11 @@ async fn the_index_has_what_was_never_loaded_by_name_only() {
     let world = world(&[("a/1/model.onnx", "ok"), ("b/1/model.onnx", "ok"), ("notes/x", "")]);
     world.load("a", None, &[]).await.unwrap();
     let Report::Index(entries) = world.repository.index(world.control.names().await.unwrap(), false) else { panic!() };
-    let loaded = Some(("1".into(), VersionState::Ready));
-    let expected = [
-        IndexEntry { name: "a".into(), version: loaded.clone(), reason: "".into() },
-        IndexEntry { name: "b".into(), version: None, reason: "".into() },
-    ];
+    let entry = |name: &str, version: Option<&str>, state| {
+        let (name, version) = (name.into(), version.map(Into::into));
+        IndexEntry { name, version, state, labels: Vec::new(), reason: "".into() }
+    };
+    let expected = [entry("a", Some("1"), Some(VersionState::Ready)), entry("b", None, None)];
     assert_eq!(entries, expected);
     let Report::Index(ready) = world.repository.index(Vec::new(), true) else { panic!() };
     assert_eq!(ready, expected[..1]);
@@ -135,6 +141,56 @@ async fn a_bad_model_is_refused_with_its_reason_and_nothing_else_changes() {
     world.write("new/1/model.onnx", "broken");
     assert!(world.load("new", None, &[]).await.is_err());
     assert_eq!(world.state("new"), [("1".to_owned(), VersionState::Failed)]);
+}
+
+#[tokio::test]
+async fn a_load_of_several_versions_is_done_as_a_whole_or_not_at_all() {
+    let world = world(&[("a/1/model.onnx", "ok"), ("a/2/model.onnx", "ok"), ("a/007/model.onnx", "ok")]);
+    world.load("a", Some("2"), &[]).await.unwrap();
+    let now = || ["a/1", "a/2"].map(|version| world.repository.resolve(&reference(version)).unwrap());
+    let before = now();
+    let is_as_before = || before.iter().zip(&now()).all(|(before, now)| Arc::ptr_eq(before, now));
+    // What is wrong with the request as a whole is found before anything is opened.
+    world.write("a/3/model.onnx", "ok");
+    let refused = world.load("a", Some("label"), &[]).await.unwrap_err();
+    assert!(refused.to_string().contains("label `x` is version 9, which is not served"), "{refused}");
+    assert!(is_as_before() && world.state("a").len() == 2, "{:?}", world.state("a"));
+    // One of three is bad.
+    world.write("a/2/model.onnx", "broken");
+    let refused = world.load("a", Some("3"), &[]).await.unwrap_err().to_string();
+    let expected = "model `a` cannot be loaded: version 2: not a model: broken";
+    assert_eq!(refused, expected);
+    assert!(is_as_before());
+    assert_eq!(world.state("a")[0], ("3".to_owned(), VersionState::Failed));
+    let Report::Index(entries) = world.repository.index(Vec::new(), false) else { panic!() };
+    let reason = |version: &str| {
+        entries.iter().find(|entry| entry.version.as_deref() == Some(version)).map(|entry| &*entry.reason)
+    };
+    assert_eq!(reason("2"), Some("goes on as it was loaded before: not a model: broken"));
+    assert!(reason("1").unwrap().ends_with("another version of the same load cannot be loaded"));
+    assert!(reason("007").unwrap().starts_with("is no version"));
+    world.write("a/2/model.onnx", "ok");
+    world.load("a", Some("3"), &[]).await.unwrap();
+    assert_eq!(world.repository.serving("a").len(), 3);
+    assert!(!is_as_before());
+}
+
+#[tokio::test]
+async fn what_is_being_loaded_at_the_start_is_neither_loaded_nor_unloaded_by_a_call() {
+    let world = world(&[("a/1/model.onnx", "ok")]);
+    world.repository.begin(&"a".into(), &"1".into());
+    assert!(matches!(world.unload("a").await, Err(Error::Conflict(_))));
+    assert!(matches!(world.load("a", None, &[]).await, Err(Error::Conflict(_))));
+    assert_eq!(world.state("a"), [("1".to_owned(), VersionState::Loading)]);
+}
+
+#[tokio::test]
+async fn a_model_whose_files_a_call_brought_is_not_unknown() {
+    let world = world(&[]);
+    world.load("new", Some("1"), &[("1/model.onnx", "ok")]).await.unwrap();
+    let refused = world.load("new", None, &[]).await.unwrap_err();
+    assert!(matches!(refused, Error::Conflict(_)), "{refused}");
+    assert!(refused.to_string().contains("load it with its files again"), "{refused}");
 }
 
 #[tokio::test]

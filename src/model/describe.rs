@@ -12,7 +12,12 @@ use super::{
     shapes::Shapes,
     workshop::{self, First, Graphs, Workshop, guarded, held, innermost_first, kept, key, want},
 };
-use crate::{backend::Open, call::ModelRef, telemetry::metrics::Metrics, tensor::TensorSpec};
+use crate::{
+    backend::Open,
+    call::ModelRef,
+    telemetry::metrics::Metrics,
+    tensor::{Signature, TensorSpec},
+};
 use std::{collections::HashMap, sync::Arc};
 
 /// What is known of one version of a model, or of something that should have been one.
@@ -24,13 +29,16 @@ pub struct Description {
     pub lines: Vec<String>,
     /// Why it would not be served.
     pub problem: Option<String>,
+    /// What it takes and yields, if it would be served.
+    pub signature: Option<Arc<Signature>>,
 }
 
 /// Describes every model that `settings` would load, with `lanes` lanes. Blocks while models are opened and measured.
 pub fn describe(settings: &Settings, opener: Arc<dyn Open>, lanes: usize) -> Vec<Description> {
     let (found, problems) = scan(settings);
-    let problem = |what, reason| Description { what, lines: Vec::new(), problem: Some(reason) };
-    let mut descriptions: Vec<_> = problems.into_iter().map(|(what, reason)| problem(what, reason)).collect();
+    let problem = |what, reason| Description { what, lines: Vec::new(), problem: Some(reason), signature: None };
+    let mut descriptions: Vec<_> =
+        problems.into_iter().map(|found| problem(found.about.to_string(), found.reason)).collect();
     let (ensembles, found): (Vec<_>, Vec<_>) =
         found.into_iter().partition(|found| found.settings.ensemble.is_some() && found.fault.is_none());
     let mut served = Described::default();
@@ -49,7 +57,7 @@ pub fn describe(settings: &Settings, opener: Arc<dyn Open>, lanes: usize) -> Vec
                 served.add(found, &shapes, decision.batches, backend.is_decoupled());
                 // Held to the end: whether all models fit is asked of all together.
                 shares.extend([share, more]);
-                Description { what, lines, problem: None }
+                Description { what, lines, problem: None, signature: Some(shapes.signature) }
             }
             Err(reason) => problem(what, reason),
         }
@@ -124,15 +132,18 @@ fn ensemble(found: &Found, graphs: &Graphs, served: &mut Described) -> Descripti
     });
     let (steps, bound) = match bound {
         Ok(bound) => bound,
-        Err(problem) => return Description { what, lines: Vec::new(), problem: Some(problem) },
+        Err(problem) => return Description { what, lines: Vec::new(), problem: Some(problem), signature: None },
     };
     let signature = Arc::new(bound.signature);
     let inputs = signature.inputs.iter().map(|spec| line("input", spec));
     let mut lines: Vec<_> = inputs.chain(signature.outputs.iter().map(|spec| line("output", spec))).collect();
     lines.push(format!("an ensemble of {steps} steps, which run with those of other calls"));
     lines.extend(settings.warnings.iter().map(|warning| format!("warning: {warning}")));
-    served.served(found, Served { signature, batches: bound.batches, decoupled: false, optional: Vec::new() });
-    Description { what, lines, problem: None }
+    served.served(
+        found,
+        Served { signature: Arc::clone(&signature), batches: bound.batches, decoupled: false, optional: Vec::new() },
+    );
+    Description { what, lines, problem: None, signature: Some(signature) }
 }
 
 /// What is said of a model that can be served, and its part of the memory besides that of the first instance; `threads` is 0 for
@@ -256,7 +267,7 @@ mod tests {
         let keeps = described(&|settings| settings.cache = Some(cache));
         let line = "keeps answers for 60s, in 5.0 MiB at most, and shares them among the calls of one identity";
         assert_eq!(keeps.lines.last().unwrap(), line);
-        let sample = Sample { name: "s".into(), inputs: Vec::new(), runs: 1 };
+        let sample = Sample { name: "s".into(), inputs: Vec::new(), outputs: Vec::new(), runs: 1 };
         let sampled = described(&|settings| settings.samples = vec![sample.clone()]);
         assert_eq!(sampled.problem.as_deref(), Some("warm-up sample `s`: input `x` is missing"));
     }
@@ -278,7 +289,9 @@ mod tests {
             fill: Fill::Zeros,
             given: None,
         };
-        let problem = described(vec![Sample { name: "s".into(), inputs: vec![input], runs: 1 }]).problem.unwrap();
+        let problem = described(vec![Sample { name: "s".into(), inputs: vec![input], outputs: Vec::new(), runs: 1 }])
+            .problem
+            .unwrap();
         assert!(problem.starts_with("warm-up sample `s` failed: "), "{problem}");
     }
 

@@ -4,12 +4,14 @@
 //! business, which calls it gets the repository's.
 
 use super::{
-    Absent, Cache, Model, ModelSettings, Repository, Settings, State,
+    Absent, Cache, Model, ModelSettings, Repository, Routing, Settings, State,
     again::Waiting,
     declared, ensemble, labels,
     picture::{self, Pictures},
-    scan::{self, Found},
-    workshop::{Event, Opened, Place, Prepared, Wanted, Workshop, key, reason},
+    repository::{Refused, goes_on},
+    scan::{self, About, Found, Problem},
+    wanted::Wanted,
+    workshop::{Event, Opened, Place, Prepared, Workshop, key, reason},
 };
 use crate::{
     backend::{Open, OpenError},
@@ -18,11 +20,21 @@ use crate::{
     telemetry::metrics::Metrics,
 };
 use std::{
-    collections::{BTreeMap, HashMap, HashSet},
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
     sync::Arc,
     time::SystemTime,
 };
+use tempfile::TempDir;
 use tokio::sync::{mpsc, oneshot};
+
+/// The longest name of a folder that is shown in the index though it is no model's.
+const SHOWN: usize = 128;
+
+/// Bytes of a name that is no model's in a line of the log: as much as callers get of a text in an answer.
+const LOGGED: usize = 1024;
+
+/// Bytes of a reason in the log and the index: what a call brings may be in it. Several problems of one file have room.
+const REASON: usize = 4096;
 
 /// Loads the models of a directory into a repository.
 #[derive(Debug)]
@@ -44,6 +56,26 @@ pub struct Loaded {
     pub versions: Vec<Arc<str>>,
     /// What was not loaded, as `NAME/VERSION` or a path, and why, in plain words.
     pub failed: Vec<(String, String)>,
+}
+
+/// What a call asks for: it is served as a whole, or nothing changes.
+pub(super) struct Whole {
+    /// What was known of its versions before.
+    left: HashMap<Arc<str>, Option<State>>,
+    /// Versions that are ready and wait for the others.
+    ready: Vec<(Found, Arc<Model>)>,
+}
+
+// === impl Whole ===
+
+impl Whole {
+    fn of(wanted: &Wanted) -> Option<Self> {
+        matches!(wanted, Wanted::One(_)).then(|| Self { left: HashMap::new(), ready: Vec::new() })
+    }
+
+    fn begins(&mut self, found: &Found, before: Option<State>) {
+        self.left.insert(Arc::clone(&found.version), before);
+    }
 }
 
 // === impl Loaded ===
@@ -76,16 +108,24 @@ impl Loader {
     /// The versions that are found are `loading` in the repository before the first is opened, unless they take calls:
     /// then they do so until they are replaced, and a failure changes nothing.
     pub async fn load(&self) -> Loaded {
-        self.carry_out(Wanted::Configured).await
+        self.carry_out(Wanted::Configured, None).await
     }
 
-    /// Loads the versions of one model, as [`Loader::load`] does.
+    /// The same; `scanned` is dropped when it is known which models there are.
+    pub async fn load_telling(&self, scanned: oneshot::Sender<()>) -> Loaded {
+        self.carry_out(Wanted::Configured, Some(scanned)).await
+    }
+
+    /// Loads the versions of one model, all that are asked for or none: they are exchanged for those that are served when
+    /// the last of them is ready.
     pub async fn load_one(&self, request: LoadRequest) -> Loaded {
-        self.carry_out(Wanted::One(request)).await
+        self.carry_out(Wanted::One(request), None).await
     }
 
-    pub(super) async fn carry_out(&self, wanted: Wanted) -> Loaded {
+    pub(super) async fn carry_out(&self, wanted: Wanted, mut scanned: Option<oneshot::Sender<()>>) -> Loaded {
         let is_alone = matches!(&wanted, Wanted::One(request) if request.model.version.is_some());
+        // What was found before is not looked for, so nothing is learnt of what else there is.
+        let is_scan = !matches!(&wanted, Wanted::Again(_));
         let workshop = Workshop {
             settings: Arc::clone(&self.settings),
             opener: Arc::clone(&self.opener),
@@ -94,7 +134,9 @@ impl Loader {
             explain: false,
         };
         let (sender, mut events) = mpsc::channel(1);
-        let (mut loaded, mut routings, mut changed) = (Loaded::default(), BTreeMap::new(), HashSet::new());
+        let (mut loaded, mut routings, mut pending) = (Loaded::default(), BTreeMap::new(), BTreeSet::new());
+        let (mut whole, mut changed) = (Whole::of(&wanted), HashSet::new());
+        let about = wanted.about().cloned();
         let work = move || workshop.work(&wanted, &sender);
         let thread = std::thread::Builder::new().name("loader".to_owned()).spawn(work);
         if let Err(error) = thread {
@@ -104,59 +146,76 @@ impl Loader {
         while let Some(event) = events.recv().await {
             match event {
                 Event::Scanned { found, kept, problems } => {
-                    for (what, reason) in &problems {
-                        tracing::error!(what, reason, "not loaded");
-                    }
-                    loaded.failed.extend(problems);
                     loaded.versions.extend(kept.iter().map(|found| Arc::clone(&found.version)));
                     for found in found.iter().chain(&kept).filter(|found| found.fault.is_none()) {
                         routings.insert(Arc::clone(&found.name), Arc::clone(&found.settings.routing));
                     }
                     for found in found {
+                        if let Some(whole) = &mut whole {
+                            whole.begins(&found, self.repository.state(&found.name, &found.version));
+                        }
                         if !self.repository.is_serving(&found.name, &found.version) {
                             self.says(&found.name, &found.version, "loading");
                         }
                         self.repository.begin(&found.name, &found.version);
+                        pending.insert((found.name, found.version));
+                    }
+                    if is_scan {
+                        self.refused(about.as_ref(), problems, whole.is_some(), &mut loaded);
                     }
                     for (name, routing) in &routings {
                         // While a model is loaded for the first time its rules hold for what is there of it.
                         if self.repository.routing(name).is_none() {
-                            self.repository.set_routing(name, routing);
+                            self.rule(name, routing, &mut loaded);
                         }
                     }
+                    drop(scanned.take());
                 }
                 Event::Prepared(found, prepared) => {
                     changed.insert(Arc::clone(&found.name));
                     let key = key(&found);
                     self.waiting.forget(&key);
+                    pending.remove(&(Arc::clone(&found.name), Arc::clone(&found.version)));
                     let placed = match prepared {
                         Ok(prepared) => {
                             self.metrics.model_loaded(&key, prepared.took, Some(prepared.memory));
                             self.place(&found, *prepared).await
                         }
                         Err(reason) => {
-                            if self.settings.budget.refuses(&key) {
+                            // A call for several versions has all of them or none.
+                            let waits = whole.as_ref().is_none_or(|whole| whole.left.len() == 1);
+                            if waits && self.settings.budget.refuses(&key) {
                                 self.waiting.wants_memory(key, &found, is_alone);
                             }
                             Err(reason)
                         }
                     };
-                    self.finish(&found, placed, &mut loaded);
+                    self.finish(*found, placed, &mut whole, &mut loaded);
                 }
                 Event::Opened(found, opened) => {
                     changed.insert(Arc::clone(&found.name));
                     self.waiting.forget(&key(&found));
+                    pending.remove(&(Arc::clone(&found.name), Arc::clone(&found.version)));
                     let placed = opened.and_then(|opened| {
                         self.waiting.wants_models(key(&found), &found, &opened);
                         self.assemble(&found, opened)
                     });
-                    self.finish(&found, placed, &mut loaded);
+                    self.finish(*found, placed, &mut whole, &mut loaded);
                 }
             }
         }
+        // Its thread has ended before they were told of: nobody will tell any more.
+        for (name, version) in &pending {
+            self.fails((name, version), "panicked while it was loaded", None, &mut loaded);
+        }
+        if let Some(whole) = whole {
+            self.exchange(whole, &mut loaded);
+        }
         // All of it at once, and only when all of it is there: a label must not move to a version that failed.
-        for (name, routing) in routings.iter().filter(|(name, _)| loaded.is_whole(name)) {
-            self.repository.set_routing(name, routing);
+        for (name, routing) in &routings {
+            if loaded.is_whole(name) {
+                self.rule(name, routing, &mut loaded);
+            }
         }
         self.assemble_again(changed);
         loaded
@@ -165,7 +224,7 @@ impl Loader {
     /// Loads what is new of a model, as [`Loader::load`] does; `kept` are its versions whose files have not changed, with
     /// how they run.
     pub(super) async fn renew(&self, name: &Arc<str>, kept: HashMap<Arc<str>, Arc<ModelSettings>>) -> Loaded {
-        self.carry_out(Wanted::Renewed { name: Arc::clone(name), kept }).await
+        self.carry_out(Wanted::Renewed { name: Arc::clone(name), kept }, None).await
     }
 
     /// Forgets a version that is nowhere any more.
@@ -206,37 +265,130 @@ impl Loader {
         self.metrics.model_state(&key, state);
     }
 
-    pub(super) fn finish(&self, found: &Found, placed: Result<Model, String>, loaded: &mut Loaded) {
-        match placed {
-            Ok(model) => {
-                self.metrics.model_load_ended(&found.name, true);
-                tracing::info!(model = %model.key, execution = model.scheduler.execution().name(), "model ready");
-                self.repository.set(&found.name, &found.version, &State::Ready(Arc::new(model)));
-                self.says(&found.name, &found.version, "ready");
-                loaded.ok += 1;
-                loaded.versions.push(Arc::clone(&found.version));
-            }
-            Err(reason) => {
-                self.metrics.model_load_ended(&found.name, false);
-                let reason = self.without_folders(found, &reason);
-                tracing::error!(model = %found.name, version = %found.version, reason, "model not loaded");
-                let reason = match &found.settings.ensemble {
-                    Some(graph) => graph.for_callers(&found.name, &reason),
-                    None => reason,
-                };
-                self.repository.failed(&found.name, &found.version, &reason);
-                if !self.repository.is_serving(&found.name, &found.version) {
-                    self.says(&found.name, &found.version, "failed");
+    pub(super) fn finish(
+        &self,
+        found: Found,
+        placed: Result<Model, String>,
+        whole: &mut Option<Whole>,
+        loaded: &mut Loaded,
+    ) {
+        let placed = placed.and_then(|model| {
+            self.repository.admits(&found.name, &found.settings.routing)?;
+            Ok(Arc::new(model))
+        });
+        match (placed, whole) {
+            (Ok(model), Some(whole)) => whole.ready.push((found, model)),
+            (Ok(model), None) => self.serve(&found, model, loaded),
+            (Err(reason), whole) => {
+                let reason = self.without_folders(found.files.as_deref(), &found.name, short(&reason, REASON));
+                if let Some(whole) = whole {
+                    whole.left.remove(&found.version);
                 }
-                loaded.failed.push((format!("{}/{}", found.name, found.version), reason));
+                let told = found.settings.ensemble.as_ref().map(|graph| graph.for_callers(&found.name, &reason));
+                self.fails((&found.name, &found.version), &reason, told, loaded);
             }
         }
     }
 
+    fn serve(&self, found: &Found, model: Arc<Model>, loaded: &mut Loaded) {
+        self.metrics.model_load_ended(&found.name, true);
+        tracing::info!(model = %model.key, execution = model.scheduler.execution().name(), "model ready");
+        self.repository.set(&found.name, &found.version, &State::Ready(model));
+        self.says(&found.name, &found.version, "ready");
+        loaded.ok += 1;
+        loaded.versions.push(Arc::clone(&found.version));
+    }
+
+    /// Says why a version is not served: in the log, and to callers, who are `told` less of some.
+    fn fails(&self, (name, version): (&Arc<str>, &Arc<str>), reason: &str, told: Option<String>, loaded: &mut Loaded) {
+        self.metrics.model_load_ended(name, false);
+        tracing::error!(model = %name, %version, reason, "model not loaded");
+        let reason = told.unwrap_or_else(|| reason.to_owned());
+        self.repository.failed(name, version, &reason);
+        if !self.repository.is_serving(name, version) {
+            self.says(name, version, "failed");
+        }
+        loaded.failed.push((format!("{name}/{version}"), reason));
+    }
+
+    /// Puts what a call asked for in service, or leaves all as it was if a part of it is not well.
+    fn exchange(&self, whole: Whole, loaded: &mut Loaded) {
+        let Whole { mut left, ready, .. } = whole;
+        if loaded.failed.is_empty() {
+            return ready.into_iter().for_each(|(found, model)| self.serve(&found, model, loaded));
+        }
+        for (found, _) in ready {
+            let (name, version) = (&found.name, &found.version);
+            match left.remove(version).flatten() {
+                Some(State::Unloaded) => {
+                    self.repository.set(name, version, &State::Unloaded);
+                    self.says(name, version, "unloaded");
+                }
+                _ => {
+                    self.repository.failed(name, version, "another version of the same load cannot be loaded");
+                    if !self.repository.is_serving(name, version) {
+                        self.says(name, version, "failed");
+                    }
+                }
+            }
+        }
+    }
+
+    /// Puts the rules of a model in force, or says why they cannot be.
+    fn rule(&self, name: &Arc<str>, routing: &Arc<Routing>, loaded: &mut Loaded) {
+        if let Err(reason) = self.repository.set_routing(name, routing) {
+            tracing::error!(model = %name, reason, "a model's rules are not in force");
+            self.repository.trouble(name, Some(&Arc::from(&*reason)));
+            loaded.failed.push((name.to_string(), reason));
+        }
+    }
+
+    /// Says in the log, the index and metrics what should have been there of all models, or of the model `of`, and is not.
+    fn refused(&self, of: Option<&Arc<str>>, problems: Vec<Problem>, is_call: bool, loaded: &mut Loaded) {
+        let (mut refused, mut troubles) = (Vec::new(), BTreeMap::<Arc<str>, Vec<String>>::new());
+        for problem in problems {
+            let (what, mut reason) = (problem.about.to_string(), short(&problem.reason, REASON).to_owned());
+            // It may be a caller's, however long, or a folder's, whatever is in it.
+            let shown = short(&what, LOGGED).escape_debug();
+            tracing::error!(what = %shown, reason, "not loaded");
+            let name = match &problem.about {
+                About::Directory(_) => None,
+                About::Model(name) | About::Version(name, _) => Some(name),
+            };
+            let label = name.filter(|name| scan::check_name(name).is_ok());
+            self.metrics.model_load_ended(label.map_or("", |name| name), false);
+            if let Some(name) = name.filter(|name| is_shown(name)) {
+                reason = self.without_folders(None, name, &reason);
+                match &problem.about {
+                    About::Version(_, version) if is_shown(version) => {
+                        let version = Some(Arc::clone(version));
+                        refused.push(Refused { name: Arc::clone(name), version, reason: reason.as_str().into() });
+                    }
+                    _ => troubles.entry(Arc::clone(name)).or_default().push(reason.clone()),
+                }
+            }
+            // A folder that is no version is in nobody's way: what there is of the model is taken over without it.
+            if problem.is_about_all() || of.is_none() {
+                loaded.failed.push((what, reason));
+            }
+        }
+        for (name, reasons) in &troubles {
+            let reason: Arc<str> = reasons.join("; ").into();
+            refused.push(Refused { name: Arc::clone(name), version: None, reason: Arc::clone(&reason) });
+            let reason = if is_call { goes_on(&reason) } else { reason };
+            self.repository.trouble(name, Some(&reason));
+        }
+        let all = of.map_or_else(|| self.repository.names(), |name| vec![Arc::clone(name)]);
+        for name in all.iter().filter(|name| !troubles.contains_key(*name)) {
+            self.repository.trouble(name, None);
+        }
+        self.repository.refuse(of.map(|name| &**name), refused);
+    }
+
     /// Paths in a reason begin at the models' folder: callers read them too (contract 00 section 2, rule 3).
-    pub(super) fn without_folders(&self, found: &Found, reason: &str) -> String {
+    pub(super) fn without_folders(&self, files: Option<&TempDir>, name: &str, reason: &str) -> String {
         // Files that came in a load lie in a folder of no name; to the caller they are the model's.
-        let brought = found.files.as_ref().map(|files| (files.path(), format!("{}/", found.name)));
+        let brought = files.map(|files| (files.path(), format!("{name}/")));
         let folders = self.settings.directories.iter().map(|folder| (folder.as_path(), String::new()));
         brought.into_iter().chain(folders).fold(reason.to_owned(), |text, (folder, instead)| match folder.to_str() {
             Some(folder) if !folder.is_empty() => text.replace(&format!("{}/", folder.trim_end_matches('/')), &instead),
@@ -322,6 +474,15 @@ impl Loader {
             ensemble: Some(ensemble),
         })
     }
+}
+
+fn short(text: &str, most: usize) -> &str {
+    &text[..text.floor_char_boundary(most)]
+}
+
+/// Whether a folder's name can be shown to whoever looks at the index: no long one, and nothing that a terminal obeys.
+fn is_shown(name: &str) -> bool {
+    name.len() <= SHOWN && name.bytes().all(|byte| byte.is_ascii_graphic() || byte == b' ')
 }
 
 #[cfg(test)]

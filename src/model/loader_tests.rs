@@ -121,7 +121,7 @@ async fn what_was_measured_is_not_warmed_up_again_and_what_was_not_is() {
 /// A sample of `rows` rows.
 fn sample(rows: usize, runs: usize, fill: Fill) -> Vec<Sample> {
     let input = SampleInput { name: "x".into(), dtype: DataType::Fp32, dims: vec![rows, 4], fill, given: None };
-    vec![Sample { name: "seven".into(), inputs: vec![input], runs }]
+    vec![Sample { name: "seven".into(), inputs: vec![input], outputs: Vec::new(), runs }]
 }
 
 #[tokio::test]
@@ -239,4 +239,17 @@ async fn a_model_that_does_not_fit_into_the_memory_is_refused_and_says_so() {
     let b = crate::call::ModelRef { name: "b".into(), version: None };
     let request = LoadRequest { model: b, config: None, files: Vec::new() };
     assert_eq!(world.loader.load_one(request).await.ok, 1);
+}
+
+#[tokio::test]
+async fn what_a_call_names_is_short_wherever_it_is_told() {
+    let world = world(&[], None, |_| {});
+    let name = "x".repeat(200_000);
+    let model = ModelRef { name: name.as_str().into(), version: None };
+    let loaded = world.loader.load_one(LoadRequest { model, config: None, files: Vec::new() }).await;
+    assert!(loaded.failed[0].1.starts_with("a model's name has"), "{:?}", loaded.failed[0].1);
+    let crate::call::Report::Index(entries) = world.loader.repository.index(Vec::new(), false) else { panic!() };
+    assert!(entries.is_empty(), "and not in the index");
+    assert!(!world.loader.metrics.render().contains("xxxx"), "nor on the page of metrics");
+    assert_eq!(short("äö", 3), "ä");
 }

@@ -31,6 +31,7 @@ mod tend;
 #[cfg(test)]
 mod testing;
 mod traffic;
+mod wanted;
 pub mod watch;
 mod workshop;
 mod worth;

@@ -1,8 +1,9 @@
 //! What the folders of models look like, to see that they have changed and that they are still.
 //!
 //! Files are looked at every few seconds instead of waiting to be told, for the reasons that `app::reload` gives. A look
-//! compares what each file *is* (device, inode, size, times) and follows links, so a link that is swapped is a change like
-//! any other; no file is read.
+//! compares what each file *is* (device, inode, size, times) and follows links to files, so a link that is swapped is a
+//! change like any other; no file is read. Links to folders are followed where they stand for a model or a version, and
+//! looked at, not through, below: they may lead anywhere.
 
 use super::{
     Settings,
@@ -20,7 +21,7 @@ use std::{
 
 /// Folders within folders that are looked at.
 const DEPTH: usize = 8;
-/// Files and folders of one model that are looked at; links may lead round in circles.
+/// Files and folders of one model that are looked at.
 const MOST: usize = 10_000;
 
 /// All models of the directories, by name.
@@ -97,7 +98,9 @@ impl Picture {
             match number(&name).filter(|_| path.is_dir()) {
                 Some(version) => {
                     let mut hasher = DefaultHasher::new();
-                    look(&name, &path, DEPTH, &mut left, &mut hasher);
+                    // It may be a link itself.
+                    name.hash(&mut hasher);
+                    within(&path, DEPTH, &mut left, &mut hasher);
                     versions.insert(version, hasher.finish());
                 }
                 None if super::scan::SPECS.contains(&&*name) => look(&name, &path, 0, &mut left, &mut said),
@@ -131,18 +134,22 @@ fn look(name: &str, path: &Path, depth: usize, left: &mut usize, hasher: &mut De
     *left = fewer;
     name.hash(hasher);
     match fs::metadata(path) {
-        // Not the folder's own times: files that are hidden change them too.
-        Ok(found) if found.is_dir() => {
-            if let (Some(depth), Ok(children)) = (depth.checked_sub(1), children(path)) {
-                children.len().hash(hasher);
-                children.iter().for_each(|(name, path)| look(name, path, depth, left, hasher));
-            }
-        }
+        // Where it leads is all that is looked at. As Kubernetes mounts volumes that changes with what is in them.
+        Ok(found) if found.is_dir() && path.is_symlink() => fs::canonicalize(path).ok().hash(hasher),
+        Ok(found) if found.is_dir() => within(path, depth, left, hasher),
         Ok(found) => {
             let times = (found.mtime(), found.mtime_nsec(), found.ctime(), found.ctime_nsec());
             (found.dev(), found.ino(), found.size(), times).hash(hasher);
         }
         Err(_) => false.hash(hasher),
+    }
+}
+
+/// Looks at what is in a folder, and not at the folder's own times: files that are hidden change them too.
+fn within(path: &Path, depth: usize, left: &mut usize, hasher: &mut DefaultHasher) {
+    if let (Some(depth), Ok(children)) = (depth.checked_sub(1), children(path)) {
+        children.len().hash(hasher);
+        children.iter().for_each(|(name, path)| look(name, path, depth, left, hasher));
     }
 }
 

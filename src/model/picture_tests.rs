@@ -60,6 +60,25 @@ fn a_link_that_is_swapped_is_a_change() {
 }
 
 #[test]
+fn a_link_to_a_folder_is_looked_at_and_not_through() {
+    let directory = directory(&[("away/x", ""), ("else/x", ""), ("real/model.onnx", "ok"), ("m/1/model.onnx", "ok")]);
+    let (root, model) = (directory.path(), directory.path().join("m"));
+    symlink(root.join("away"), model.join("1/sub")).unwrap();
+    symlink(root.join("away"), model.join("beside")).unwrap();
+    symlink("../real", model.join("2")).unwrap();
+    let first = picture(&directory);
+    fs::write(root.join("away/x"), "changed").unwrap();
+    fs::write(root.join("away/y"), "").unwrap();
+    assert_eq!(picture(&directory), first, "it is none of the model's files");
+    fs::remove_file(model.join("1/sub")).unwrap();
+    symlink(root.join("else"), model.join("1/sub")).unwrap();
+    let second = picture(&directory);
+    assert_eq!(unchanged(&second, &first), [2], "where it leads is looked at");
+    fs::write(root.join("real/model.onnx"), "other").unwrap();
+    assert_eq!(unchanged(&picture(&directory), &second), [1], "a version may be a link");
+}
+
+#[test]
 fn only_models_that_may_be_loaded_are_looked_at() {
     let directory =
         directory(&[("a/1/x", ""), ("b/1/x", ""), ("notes/x", ""), ("bad name/1/x", ""), ("stats/1/x", "")]);

@@ -12,15 +12,14 @@ use super::{
 };
 use crate::{
     call::{
-        CatalogEntry, IndexEntry, MOST_HEADERS, ModelRef, ModelReport, Readiness, Report, Steering, VersionState,
-        VersionsReport,
+        CatalogEntry, IndexEntry, ModelRef, ModelReport, Readiness, Report, Steering, VersionState, VersionsReport,
     },
     error::Error,
 };
 use arc_swap::ArcSwap;
 use foldhash::HashMap;
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeSet, HashSet},
     sync::{Arc, Mutex, PoisonError},
     time::{Instant, SystemTime},
 };
@@ -36,6 +35,18 @@ pub struct Repository {
     steering: Steering,
     /// Held while that is worked out, so that the last to say so has seen all.
     steers: Mutex<()>,
+    /// Folders that should have been models or versions, as they were found last.
+    refused: Mutex<Vec<Refused>>,
+}
+
+/// A folder that should have been a model, or a version of one, and is not: nothing that a call could mean.
+#[derive(Clone, Debug)]
+pub(super) struct Refused {
+    /// The model, or what should have been one.
+    pub(super) name: Arc<str>,
+    /// The folder within, if it is only about that.
+    pub(super) version: Option<Arc<str>>,
+    pub(super) reason: Arc<str>,
 }
 
 // === impl Repository ===
@@ -98,20 +109,55 @@ impl Repository {
 
     /// Puts what a model says of its versions in force, all of it at once. What is the same as before goes on counting
     /// where it was. Without any version there is nothing to say it of.
-    pub(super) fn set_routing(&self, name: &Arc<str>, routing: &Arc<Routing>) {
+    ///
+    /// # Errors
+    ///
+    /// As [`Repository::admits`], and then nothing has changed.
+    pub(super) fn set_routing(&self, name: &Arc<str>, routing: &Arc<Routing>) -> Result<(), String> {
         if self.routing(name).is_some_and(|known| known == *routing) {
-            return;
+            return Ok(());
         }
+        let _steers = self.steers.lock().unwrap_or_else(PoisonError::into_inner);
+        self.admits(name, routing)?;
         let routes = Arc::new(Routes::new(routing));
         self.change(name, |versions| versions.routes = Some(Arc::clone(&routes)));
-        let _steers = self.steers.lock().unwrap_or_else(PoisonError::into_inner);
-        let models = self.models.load();
-        let routes = models.values().filter_map(|versions| versions.routes.as_ref());
-        let names: BTreeSet<_> = routes.flat_map(|routes| routes.routing.headers()).cloned().collect();
-        if names.len() > MOST_HEADERS {
-            tracing::warn!(most = MOST_HEADERS, "models look at too many headers; of the last ones nothing is seen");
+        let mut headers = self.headers_besides(name);
+        if self.models.load().contains_key(name) {
+            headers.extend(routing.headers().cloned());
         }
-        self.steering.set(names.into_iter().collect());
+        self.steering.set(headers.into_iter().collect());
+        Ok(())
+    }
+
+    /// Whether what a model says of its versions can be in force beside what others say.
+    ///
+    /// # Errors
+    ///
+    /// For operators, in plain words: which header is one too many.
+    pub(super) fn admits(&self, name: &str, routing: &Routing) -> Result<(), String> {
+        routing.beyond(&self.headers_besides(name)).map_or(Ok(()), Err)
+    }
+
+    /// Headers that the rules of all models but `name` look at.
+    fn headers_besides(&self, name: &str) -> BTreeSet<Arc<str>> {
+        let models = self.models.load();
+        let others = models.iter().filter(|(other, _)| ***other != *name);
+        let routes = others.filter_map(|(_, versions)| versions.routes.as_ref());
+        routes.flat_map(|routes| routes.routing.headers()).cloned().collect()
+    }
+
+    /// Says what should have been models or versions: all there are, or only what is of the model `of`.
+    pub(super) fn refuse(&self, of: Option<&str>, refused: Vec<Refused>) {
+        let mut known = self.refused.lock().unwrap_or_else(PoisonError::into_inner);
+        known.retain(|known| of.is_some_and(|of| *known.name != *of));
+        known.extend(refused);
+    }
+
+    /// Says what is wrong with what a model says, or that nothing is. Its versions are served all the same.
+    pub(super) fn trouble(&self, name: &Arc<str>, trouble: Option<&Arc<str>>) {
+        if self.models.load().get(name).is_some_and(|versions| versions.trouble.as_ref() != trouble) {
+            self.change(name, |versions| versions.trouble = trouble.cloned());
+        }
     }
 
     /// What metadata says of a model (contract 01 section 2.2).
@@ -188,7 +234,7 @@ impl Repository {
             versions: entries
                 .into_iter()
                 .map(|version| {
-                    let (state, reason) = self.told(version);
+                    let (state, reason) = self.told(version, versions.trouble.as_ref());
                     (Arc::clone(&version.name), state, reason)
                 })
                 .collect(),
@@ -213,21 +259,40 @@ impl Repository {
         Ok(versions.list.iter().filter_map(|version| version.state.model()).collect())
     }
 
-    /// Every version of every model with its state, and the models of `others` that were never loaded. With `ready`,
-    /// only what takes calls.
+    /// Every version of every model with its state, what should have been one, and the models of `others` that were never
+    /// loaded. With `ready`, only what takes calls.
     pub fn index(&self, others: Vec<Arc<str>>, ready: bool) -> Report {
         let models = self.models.load();
-        let unknown = others.into_iter().filter(|name| !ready && !models.contains_key(name));
-        let unknown: Vec<_> = unknown.map(|name| IndexEntry { name, version: None, reason: "".into() }).collect();
-        let known = models.iter().flat_map(|(name, versions)| versions.list.iter().map(move |version| (name, version)));
-        let mut entries: Vec<_> = known
-            .map(|(name, version)| {
-                let (state, reason) = self.told(version);
-                IndexEntry { name: Arc::clone(name), version: Some((Arc::clone(&version.name), state)), reason }
-            })
-            .filter(|entry| !ready || entry.version.as_ref().is_some_and(|(_, state)| *state == VersionState::Ready))
-            .chain(unknown)
-            .collect();
+        let mut entries = Vec::new();
+        for (name, versions) in models.iter() {
+            for version in &versions.list {
+                let (state, reason) = self.told(version, versions.trouble.as_ref());
+                if ready && state != VersionState::Ready {
+                    continue;
+                }
+                let (name, labels) = (Arc::clone(name), versions.labels_of(&version.name));
+                entries.push(IndexEntry {
+                    name,
+                    version: Some(Arc::clone(&version.name)),
+                    state: Some(state),
+                    labels,
+                    reason,
+                });
+            }
+        }
+        if !ready {
+            let entry = |name, version, state, reason| IndexEntry { name, version, state, labels: Vec::new(), reason };
+            for Refused { name, version, reason } in &*self.refused.lock().unwrap_or_else(PoisonError::into_inner) {
+                // Of a model that is served, what is wrong is said of its versions.
+                if version.is_some() || !models.contains_key(name) {
+                    let state = Some(VersionState::Failed);
+                    entries.push(entry(Arc::clone(name), version.clone(), state, Arc::clone(reason)));
+                }
+            }
+            let known: HashSet<_> = entries.iter().map(|entry| Arc::clone(&entry.name)).collect();
+            let unknown = others.into_iter().filter(|name| !known.contains(name));
+            entries.extend(unknown.map(|name| entry(name, None, None, "".into())));
+        }
         // Stable, so the versions of a model stay in their order.
         entries.sort_by(|a, b| a.name.cmp(&b.name));
         Report::Index(entries)
@@ -285,11 +350,11 @@ impl Repository {
     /// Says that a version could not be loaded, for `reason`. One that takes calls goes on taking them, and the index has
     /// the reason beside it.
     pub fn failed(&self, name: &Arc<str>, version: &Arc<str>, reason: &str) {
-        let reason: Arc<str> = reason.into();
         if self.is_serving(name, version) {
+            let reason = goes_on(reason);
             self.change(name, |versions| versions.trouble(version, &reason));
         } else {
-            self.set(name, version, &State::Failed(reason));
+            self.set(name, version, &State::Failed(reason.into()));
         }
     }
 
@@ -303,8 +368,7 @@ impl Repository {
 
     /// Says that a version that was retired is gone; false if it has come back meanwhile.
     pub fn retired(&self, name: &Arc<str>, version: &Arc<str>) -> bool {
-        let state = self.models.load().get(name).and_then(|versions| Some(versions.get(version)?.state.clone()));
-        let gone = matches!(state, Some(State::Unloading));
+        let gone = matches!(self.state(name, version), Some(State::Unloading));
         if gone {
             self.set(name, version, &State::Unloaded);
         }
@@ -321,6 +385,11 @@ impl Repository {
         let models = self.models.load();
         let version = models.get(name).and_then(|versions| versions.get(version));
         version.is_some_and(|version| matches!(version.state, State::Ready(_)))
+    }
+
+    /// What has become of a version; `None` if there is none.
+    pub(super) fn state(&self, name: &str, version: &str) -> Option<State> {
+        Some(self.models.load().get(name)?.get(version)?.state.clone())
     }
 
     /// Forgets a version.
@@ -375,6 +444,11 @@ fn find<'a>(models: &'a HashMap<Arc<str>, Arc<Versions>>, wanted: &ModelRef) -> 
     models.get(&wanted.name).map(Arc::as_ref).ok_or_else(unknown)
 }
 
+/// What is said of what is served and was to be replaced.
+pub(super) fn goes_on(reason: &str) -> Arc<str> {
+    format!("goes on as it was loaded before: {reason}").into()
+}
+
 /// When a model came into service, as seconds since 1970; 0 if there is none.
 fn seconds(model: Option<&Model>) -> u64 {
     let since = model.map_or(SystemTime::UNIX_EPOCH, |model| model.since);
@@ -382,84 +456,5 @@ fn seconds(model: Option<&Model>) -> u64 {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::model::testing;
-
-    fn wanted(name: &str, version: Option<&str>) -> ModelRef {
-        ModelRef { name: name.into(), version: version.map(Into::into) }
-    }
-
-    fn repository(versions: &[(&str, &str)]) -> Repository {
-        let repository = Repository::default();
-        for (version, state) in versions {
-            let state = match *state {
-                "ready" => State::Ready(testing::model("m", version)),
-                "loading" => State::Loading,
-                "failed" => State::Failed("corrupt".into()),
-                _ => State::Unloading,
-            };
-            repository.set(&"m".into(), &(*version).into(), &state);
-        }
-        repository
-    }
-
-    fn version(repository: &Repository, version: Option<&str>) -> String {
-        repository.resolve(&wanted("m", version)).unwrap().key.version.to_string()
-    }
-
-    #[test]
-    fn without_a_version_the_highest_ready_one_runs() {
-        let repository = repository(&[("9", "ready"), ("10", "ready"), ("11", "failed")]);
-        assert_eq!(version(&repository, None), "10");
-        assert_eq!(version(&repository, Some("9")), "9");
-    }
-
-    #[test]
-    fn a_version_that_is_named_is_that_one_or_none() {
-        let repository = repository(&[("1", "ready"), ("2", "loading")]);
-        let error = repository.resolve(&wanted("m", Some("2"))).unwrap_err();
-        assert!(matches!(error, Error::ModelNotReady { state: "loading", .. }));
-        let error = repository.resolve(&wanted("m", Some("3"))).unwrap_err();
-        assert_eq!(error.to_string(), "version `3` of model `m` is unknown");
-        let error = repository.resolve(&wanted("n", Some("3"))).unwrap_err();
-        assert_eq!(error.to_string(), "model `n` is unknown");
-    }
-
-    #[test]
-    fn with_nothing_ready_the_most_hopeful_state_is_told() {
-        let repository = repository(&[("1", "loading"), ("2", "failed")]);
-        let error = repository.resolve(&wanted("m", None)).unwrap_err();
-        assert!(matches!(error, Error::ModelNotReady { state: "loading", .. }));
-        assert!(!repository.is_ready(&wanted("m", None)).unwrap());
-    }
-
-    #[test]
-    fn metadata_lists_versions_that_may_be_requested() {
-        let repository = repository(&[("2", "ready"), ("1", "ready"), ("3", "failed")]);
-        let versions = |version| -> Vec<String> {
-            let (_, report) = repository.report(&wanted("m", version)).unwrap();
-            report.versions.iter().map(ToString::to_string).collect()
-        };
-        assert_eq!(versions(None), ["1", "2"]);
-        assert_eq!(versions(Some("1")), ["1"]);
-    }
-
-    #[test]
-    fn a_removed_version_is_unknown() {
-        let repository = repository(&[("1", "ready")]);
-        repository.remove(&"m".into(), "1");
-        assert!(matches!(repository.resolve(&wanted("m", None)), Err(Error::ModelNotFound { .. })));
-        assert!(repository.names().is_empty());
-    }
-
-    #[test]
-    fn a_call_keeps_the_model_it_started_with() {
-        let repository = repository(&[("1", "ready")]);
-        let old = repository.resolve(&wanted("m", None)).unwrap();
-        repository.set(&"m".into(), &"1".into(), &State::Ready(testing::model("m", "1")));
-        let new = repository.resolve(&wanted("m", None)).unwrap();
-        assert!(!Arc::ptr_eq(&old, &new));
-        assert!(old.scheduler.is_ready());
-    }
-}
+#[path = "repository_tests.rs"]
+mod tests;

@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::{
-    call::{CallId, Intent, ModelRef, NamedTensor, Peer, Scope, Surface},
+    call::{CallId, Inspect, Intent, ModelRef, NamedTensor, Peer, Scope, Surface},
     model::{State, testing},
     schedule::testing::{self as jobs, Fault, Script},
 };

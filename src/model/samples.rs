@@ -44,6 +44,7 @@ pub(super) fn make(settings: &ModelSettings, shapes: &Shapes, batches: bool) -> 
         }
         shapes.absent.complete(signature, &mut inputs).map_err(|error| wrong(&error))?;
         let checked = signature::check(signature, batches, inputs).map_err(|error| wrong(&error))?;
+        signature::check_outputs(signature, &sample.outputs).map_err(|error| wrong(&error))?;
         let inputs = match &shapes.layout {
             Some(layout) => layout.alone(checked.inputs).map_err(|error| wrong(&error))?,
             None => checked.inputs,
@@ -146,7 +147,7 @@ mod tests {
             fill: Fill::Random,
             given: None,
         };
-        let samples = vec![Sample { name: "warm".into(), inputs: vec![input], runs }];
+        let samples = vec![Sample { name: "warm".into(), inputs: vec![input], outputs: Vec::new(), runs }];
         ModelSettings { samples, ..ModelSettings::default() }
     }
 
@@ -187,10 +188,14 @@ mod tests {
         let make = |settings: &ModelSettings| make(settings, &shaped(settings, backend.signature()), true);
         let error = make(&settings(&[2, 5], 1)).unwrap_err();
         assert_eq!(error, "warm-up sample `warm`: tensor `x` has shape [2, 5], expected [-1, 4]");
-        let nothing = Sample { name: "nothing".into(), inputs: Vec::new(), runs: 1 };
+        let nothing = Sample { name: "nothing".into(), inputs: Vec::new(), outputs: Vec::new(), runs: 1 };
         let nothing = ModelSettings { samples: vec![nothing], ..ModelSettings::default() };
         let error = make(&nothing).unwrap_err();
         assert_eq!(error, "warm-up sample `nothing`: input `x` is missing");
+        let mut asking = settings(&[2, 4], 1);
+        asking.samples[0].outputs = vec!["nope".into()];
+        let error = make(&asking).unwrap_err();
+        assert!(error.starts_with("warm-up sample `warm`: output `nope` is unknown"), "{error}");
         let error = make(&settings(&[usize::MAX, 4], 1)).unwrap_err();
         assert!(error.ends_with("too large to make up"), "{error}");
     }

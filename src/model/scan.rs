@@ -2,12 +2,12 @@
 //!
 //! Looks at names and sizes only; what is in the files is for the opener.
 
-use super::{ModelSettings, Settings, Source, VersionPolicy};
-use crate::call::LoadRequest;
+use super::{Load, ModelSettings, Settings, Source, VersionPolicy};
+use crate::{builtin::files, call::LoadRequest};
 use bytes::Bytes;
 use std::{
-    collections::HashSet,
-    fs, io,
+    collections::{BTreeSet, HashSet},
+    fmt, fs, io,
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -40,17 +40,89 @@ pub(super) struct Found {
     pub(super) files: Option<Arc<TempDir>>,
 }
 
-/// A folder or file that should have been a model, and why it is none.
-pub(super) type Problem = (String, String);
+/// Something that should have been a model, or that a model says and that is not so.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Problem {
+    pub(super) about: About,
+    /// For operators, in plain words.
+    pub(super) reason: String,
+}
+
+/// What a [`Problem`] is about.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum About {
+    /// A directory of models.
+    Directory(String),
+    /// A model, or a folder that should have been one, by its name.
+    Model(Arc<str>),
+    /// A folder in a model's that should have been a version. The model's other versions are served all the same.
+    Version(Arc<str>, Arc<str>),
+}
+
+// === impl Problem ===
+
+impl Problem {
+    /// Whether it concerns the model as a whole, and not only a folder that is none of its versions.
+    pub(super) const fn is_about_all(&self) -> bool {
+        !matches!(self.about, About::Version(..))
+    }
+
+    fn model(name: impl Into<Arc<str>>, reason: impl Into<String>) -> Self {
+        Self { about: About::Model(name.into()), reason: reason.into() }
+    }
+}
+
+// === impl About ===
+
+impl fmt::Display for About {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Directory(path) => f.write_str(path),
+            Self::Model(name) => f.write_str(name),
+            Self::Version(name, version) => write!(f, "{name}/{version}"),
+        }
+    }
+}
 
 /// All models in the directories of `settings` that are to be loaded, by name and ascending version.
 pub(super) fn scan(settings: &Settings) -> (Vec<Found>, Vec<Problem>) {
+    let (mut found, mut problems) = all(settings);
+    if let Load::Names(wanted) = &settings.load {
+        let is_there = |name: &str| {
+            found.iter().any(|found| *found.name == *name)
+                || problems.iter().any(|problem| matches!(&problem.about, About::Model(about) if **about == *name))
+        };
+        let mut missing: Vec<_> = wanted.iter().filter(|name| !is_there(name)).cloned().collect();
+        missing.sort_unstable();
+        let reason = "is listed in `models.load` and not there";
+        problems.extend(missing.into_iter().map(|name| Problem::model(name, reason)));
+    }
+    refuse_headers(&mut found);
+    (found, problems)
+}
+
+/// Refuses models whose rules of traffic look at more headers than front-ends keep for all models together: of two that
+/// are found the first by name has its own.
+fn refuse_headers(found: &mut [Found]) {
+    let mut kept = BTreeSet::new();
+    for found in found.iter_mut().filter(|found| found.fault.is_none()) {
+        match found.settings.routing.beyond(&kept) {
+            None => kept.extend(found.settings.routing.headers().cloned()),
+            Some(reason) => found.fault = Some(reason),
+        }
+    }
+}
+
+fn all(settings: &Settings) -> (Vec<Found>, Vec<Problem>) {
     let mut found = Vec::new();
     let mut problems = Vec::new();
     let mut names = HashSet::new();
     for directory in &settings.directories {
         match children(directory) {
-            Err(error) => problems.push((directory.display().to_string(), format!("cannot be read: {error}"))),
+            Err(error) => problems.push(Problem {
+                about: About::Directory(directory.display().to_string()),
+                reason: format!("cannot be read: {error}"),
+            }),
             Ok(children) => {
                 for (name, path) in children.into_iter().filter(|(_, path)| path.is_dir()) {
                     if !settings.load.includes(&name) {
@@ -60,10 +132,11 @@ pub(super) fn scan(settings: &Settings) -> (Vec<Found>, Vec<Problem>) {
                     match result {
                         Ok(versions) if versions.is_empty() => {}
                         Ok(_) if !names.insert(name.clone()) => {
-                            problems.push((name, format!("`{}` has another model of this name", path.display())));
+                            let reason = format!("`{}` has another model of this name", path.display());
+                            problems.push(Problem::model(name, reason));
                         }
                         Ok(versions) => found.extend(versions),
-                        Err(reason) => problems.push((name, reason)),
+                        Err(reason) => problems.push(Problem::model(name, reason)),
                     }
                 }
             }
@@ -80,11 +153,11 @@ pub(super) fn scan(settings: &Settings) -> (Vec<Found>, Vec<Problem>) {
 ///
 /// In plain words: there is none, or what is wrong with it.
 pub fn path_of(settings: &Settings, name: &str, version: Option<&str>) -> Result<(PathBuf, ModelSettings), String> {
-    let only = Settings { load: super::Load::Names(HashSet::from([name.to_owned()])), ..settings.clone() };
-    let (found, problems) = scan(&only);
+    let only = Settings { load: Load::Names(HashSet::from([name.to_owned()])), ..settings.clone() };
+    let (found, problems) = all(&only);
     let fits = |found: &Found| version.is_none_or(|version| *found.version == *version);
     let Some(found) = found.into_iter().rfind(fits) else {
-        let problem = problems.into_iter().next().map(|(what, reason)| format!("{what}: {reason}"));
+        let problem = problems.into_iter().next().map(|problem| format!("{}: {}", problem.about, problem.reason));
         return Err(problem.unwrap_or_else(|| format!("there is no model `{name}` of that version")));
     };
     match found.fault {
@@ -135,7 +208,7 @@ pub(super) fn one(settings: &Settings, request: &LoadRequest) -> (Vec<Found>, Ve
     match found {
         Ok(found) => (found, problems),
         Err(reason) => {
-            problems.push((name.as_ref().into(), reason));
+            problems.push(Problem::model(Arc::clone(name), reason));
             (Vec::new(), problems)
         }
     }
@@ -191,8 +264,8 @@ fn model(name: &str, place: Place<'_>, settings: &Settings, problems: &mut Vec<P
     let numbered: Vec<u64> = folders().filter_map(|(name, _)| number(name)).collect();
     for (version, path) in folders().filter(|(version, _)| number(version).is_none()) {
         if path.join(FILE).exists() {
-            let reason = "is no version: expected a positive integer without leading zeros".to_owned();
-            problems.push((format!("{name}/{version}"), reason));
+            let reason = "is no version: expected a positive integer below 2^64, without leading zeros".to_owned();
+            problems.push(Problem { about: About::Version(name.into(), (&**version).into()), reason });
         }
     }
     // Folders of scripts and data may lie among the models; what has a file of its own here may be an ensemble.
@@ -205,7 +278,9 @@ fn model(name: &str, place: Place<'_>, settings: &Settings, problems: &mut Vec<P
         return unversioned();
     }
     check_name(name)?;
-    let specs = SPECS.iter().try_fold(config.is_some(), |found, spec| Ok(size(&path.join(spec))?.is_some() || found));
+    // As every file that is read whole, only from within the folder: its problems are shown to callers.
+    let is_there = |spec: &str| files::inside(path, Path::new(spec)).map(|found| found.is_some());
+    let specs = SPECS.iter().try_fold(config.is_some(), |found, spec| Ok(is_there(spec)? || found));
     let read = specs.and_then(|says_something| match (&settings.reader, says_something) {
         (_, false) => Ok(settings.defaults.clone()),
         (Some(reader), true) => reader.read(Source { name, folder: path, config }, &settings.defaults),
@@ -222,21 +297,30 @@ fn model(name: &str, place: Place<'_>, settings: &Settings, problems: &mut Vec<P
         (Some(_), true) => vec![1],
         (_, false) => numbered,
     };
+    let strays = |served: &[u64], problems: &mut Vec<Problem>| {
+        for (what, version) in settings.routing.strays(served) {
+            let hint = "it is not there, or not among `versions`";
+            let reason = format!("{what} is version {version}, which is not served: {hint}");
+            problems.push(Problem::model(name, reason));
+        }
+    };
     let chosen = match only {
-        Some(version) => numbered.into_iter().filter(|found| *found == version).collect(),
+        Some(version) => {
+            // Others may be served already, or be loaded next.
+            strays(&numbered, problems);
+            numbered.into_iter().filter(|found| *found == version).collect()
+        }
         // Which versions are wanted is not known; one of them tells callers and operators that it is not served.
         None if fault.is_some() => VersionPolicy::Latest(1).choose(numbered),
         None => {
             if let VersionPolicy::Only(wanted) = &settings.versions {
                 for version in wanted.iter().filter(|version| !numbered.contains(version)) {
-                    problems.push((format!("{name}/{version}"), "is configured and not there".to_owned()));
+                    let reason = format!("version {version} is configured (`versions`) and not there");
+                    problems.push(Problem::model(name, reason));
                 }
             }
             let chosen = settings.versions.choose(numbered);
-            for (what, version) in settings.routing.strays(&chosen) {
-                let hint = "it is not there, or not among `versions`";
-                problems.push((name.to_owned(), format!("{what} is version {version}, which is not served: {hint}")));
-            }
+            strays(&chosen, problems);
             chosen
         }
     };
@@ -311,167 +395,5 @@ pub(super) fn check_name(name: &str) -> Result<(), String> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::{
-        call::ModelRef,
-        model::{Load, Reader, testing::directory},
-    };
-
-    fn settings(directory: &tempfile::TempDir) -> Settings {
-        Settings { directories: vec![directory.path().to_owned()], ..Settings::default() }
-    }
-
-    fn names(found: &[Found]) -> Vec<String> {
-        found.iter().map(|found| format!("{}/{}", found.name, found.version)).collect()
-    }
-
-    /// Attack M1: names that lead elsewhere, hide, or read as others do.
-    #[test]
-    fn of_two_hundred_hostile_names_none_is_a_models() {
-        let mut names: Vec<String> = (0_u8..=127)
-            .filter(|byte| !byte.is_ascii_alphanumeric() && !b"._-".contains(byte))
-            .flat_map(|byte| [format!("m{}", byte as char), format!("{}m", byte as char)])
-            .collect();
-        for part in
-            ["..", "../m", "../../etc/passwd", "/m", "/", "m/", "m/..", "m/../n", "./m", ".", ".m", "..m", "stats"]
-        {
-            names.push(part.to_owned());
-            names.push(part.replace('/', "\\"));
-            names.push(part.replace('/', "%2f"));
-        }
-        // Letters of other scripts that look like ours, signs that are not seen, and slashes that are none.
-        let confusing = [
-            "\u{430}", "\u{2215}", "\u{ff0f}", "\u{2024}", "\u{ff0e}", "\u{200b}", "\u{202e}", "\u{feff}", "\u{ad}",
-            "é",
-        ];
-        names.extend(
-            confusing.iter().flat_map(|sign| [format!("m{sign}"), format!("{sign}{sign}m"), (*sign).to_owned()]),
-        );
-        names.extend([String::new(), "m".repeat(129), "C:m".to_owned(), "~".to_owned(), "$HOME".to_owned()]);
-        let bad = names.iter().filter(|name| *name != "stats" && check_name(name).is_ok()).collect::<Vec<_>>();
-        assert!(names.len() >= 200, "{}", names.len());
-        assert!(bad.is_empty(), "{bad:?}");
-        let directory = directory(&[("in/m/1/model.onnx", "ok"), ("out/1/model.onnx", "ok")]);
-        let settings = Settings { directories: vec![directory.path().join("in")], ..Settings::default() };
-        for name in names.iter().map(String::as_str).chain(["stats"]) {
-            let model = ModelRef { name: name.into(), version: None };
-            let (found, _) = one(&settings, &LoadRequest { model, config: None, files: Vec::new() });
-            assert!(found.is_empty(), "{name:?}: {found:?}");
-        }
-        for name in ["m", "M-1_a.b", "0", &"m".repeat(128)] {
-            assert_eq!(check_name(name), Ok(()), "{name}");
-        }
-    }
-
-    #[test]
-    fn the_latest_version_is_found_and_other_files_are_passed_over() {
-        let directory = directory(&[
-            ("digits/1/model.onnx", "ok"),
-            ("digits/2/model.onnx", "ok"),
-            ("digits/labels.txt", ""),
-            ("digits/train.py", ""),
-            ("scripts/make.py", ""),
-            (".hidden/1/model.onnx", "ok"),
-            ("README.md", ""),
-        ]);
-        let (found, problems) = scan(&settings(&directory));
-        assert_eq!(names(&found), ["digits/2"]);
-        assert_eq!(found[0].bytes, 2);
-        assert_eq!(problems, []);
-    }
-
-    #[test]
-    fn what_looks_like_a_model_and_is_none_is_reported() {
-        let directory = directory(&[
-            ("flat/model.onnx", "ok"),
-            ("bad name/1/model.onnx", "ok"),
-            ("stats/1/model.onnx", "ok"),
-            ("mixed/1/model.onnx", "ok"),
-            ("mixed/latest/model.onnx", "ok"),
-            ("mixed/01/model.onnx", "ok"),
-        ]);
-        let (found, problems) = scan(&settings(&directory));
-        assert_eq!(names(&found), ["mixed/1"]);
-        let mut whats: Vec<_> = problems.iter().map(|(what, _)| &**what).collect();
-        whats.sort_unstable();
-        assert_eq!(whats, ["bad name", "flat", "mixed/01", "mixed/latest", "stats"]);
-    }
-
-    #[test]
-    fn what_is_no_regular_file_is_not_opened() {
-        let directory = directory(&[("a/1/x", ""), ("b/1/x", ""), ("c/1/model.onnx", "ok"), ("d/1/model.onnx/x", "")]);
-        let fifo = directory.path().join("a/1/model.onnx");
-        assert!(std::process::Command::new("mkfifo").arg(&fifo).status().unwrap().success());
-        let _socket = std::os::unix::net::UnixListener::bind(directory.path().join("b/1/model.onnx")).unwrap();
-        std::os::unix::fs::symlink(&fifo, directory.path().join("c/model.yaml")).unwrap();
-        let reader = Reader::new(|_, _| panic!("it would wait for ever"));
-        let (found, problems) = scan(&Settings { reader: Some(reader), ..settings(&directory) });
-        assert_eq!((names(&found), problems), (["a/1", "b/1", "c/1", "d/1"].map(str::to_owned).to_vec(), Vec::new()));
-        let files = ["model.onnx", "model.onnx", "model.yaml", "model.onnx"];
-        for (found, file) in found.iter().zip(files) {
-            assert_eq!(found.fault.as_deref(), Some(&*format!("`{file}` is not a regular file")), "{}", found.name);
-        }
-    }
-
-    #[test]
-    fn a_directory_that_is_not_there_is_reported() {
-        let settings = Settings { directories: vec!["/nonexistent".into()], ..Settings::default() };
-        let (found, problems) = scan(&settings);
-        assert!(found.is_empty());
-        assert_eq!(problems[0].0, "/nonexistent");
-    }
-
-    #[test]
-    fn of_two_models_with_one_name_the_first_is_served() {
-        let one = directory(&[("m/1/model.onnx", "ok")]);
-        let two = directory(&[("m/2/model.onnx", "ok")]);
-        let directories = vec![one.path().to_owned(), two.path().to_owned()];
-        let (found, problems) = scan(&Settings { directories, ..Settings::default() });
-        assert_eq!(names(&found), ["m/1"]);
-        assert_eq!(problems.len(), 1);
-    }
-
-    #[test]
-    fn only_what_is_asked_for_is_loaded() {
-        let directory = directory(&[("a/1/model.onnx", "ok"), ("b/1/model.onnx", "ok")]);
-        let load = Load::Names(["b".to_owned()].into());
-        assert_eq!(names(&scan(&Settings { load, ..settings(&directory) }).0), ["b/1"]);
-        assert!(scan(&Settings { load: Load::None, ..settings(&directory) }).0.is_empty());
-    }
-
-    #[test]
-    fn a_models_own_settings_are_read_and_never_ignored() {
-        let directory = directory(&[("m/1/model.onnx", "ok"), ("m/2/model.onnx", "ok"), ("m/model.yaml", "")]);
-        let (found, problems) = scan(&settings(&directory));
-        assert_eq!((names(&found), problems), (vec!["m/2".to_owned()], Vec::new()));
-        assert!(found[0].fault.is_some(), "served with other settings than its own it would be wrong");
-        let reader = Reader::new(|_, defaults| Ok(ModelSettings { versions: VersionPolicy::All, ..defaults.clone() }));
-        let (found, _) = scan(&Settings { reader: Some(reader), ..settings(&directory) });
-        assert_eq!(names(&found), ["m/1", "m/2"]);
-    }
-
-    #[test]
-    fn a_version_that_is_configured_must_be_there() {
-        let directory = directory(&[("m/1/model.onnx", "ok")]);
-        let mut settings = settings(&directory);
-        settings.defaults.versions = VersionPolicy::Only(vec![1, 7]);
-        let (found, problems) = scan(&settings);
-        assert_eq!(names(&found), ["m/1"]);
-        assert_eq!(problems[0].0, "m/7");
-    }
-
-    #[test]
-    fn what_names_a_version_that_is_not_served_is_told() {
-        let directory = directory(&[("m/3/model.onnx", "ok"), ("m/4/model.onnx", "ok"), ("m/model.yaml", "")]);
-        let labels = [("stable".into(), "3".into()), ("canary".into(), "4".into())].into();
-        let routing = Arc::new(crate::model::Routing { labels, ..Default::default() });
-        let reader = Reader::new(move |_, defaults| {
-            Ok(ModelSettings { routing: Arc::clone(&routing), versions: VersionPolicy::Latest(1), ..defaults.clone() })
-        });
-        let (found, problems) = scan(&Settings { reader: Some(reader), ..settings(&directory) });
-        assert_eq!(names(&found), ["m/4"]);
-        let reason = "label `stable` is version 3, which is not served: it is not there, or not among `versions`";
-        assert_eq!(problems, [("m".to_owned(), reason.to_owned())]);
-    }
-}
+#[path = "scan_tests.rs"]
+mod tests;

@@ -27,7 +27,7 @@ fn world(change: impl FnOnce(&mut Shadow)) -> World {
     let mut settings = Shadow { to: "2".into(), ..Shadow::default() };
     change(&mut settings);
     let traffic = Traffic { shadow: Some(settings), ..Traffic::default() };
-    repository.set_routing(&name, &Arc::new(Routing { traffic, ..Routing::default() }));
+    repository.set_routing(&name, &Arc::new(Routing { traffic, ..Routing::default() })).unwrap();
     let shadows = Shadows::new(Arc::clone(&metrics));
     let router = Router::managed(Arc::clone(&repository), None, Arc::default(), Some(shadows));
     World { router, repository, metrics, shadow }

@@ -6,7 +6,7 @@
 use super::{CacheSettings, Routing, budget::Budget, ensemble};
 use crate::{
     backend::{Arena, Provider, SessionOptions, SessionSettings},
-    call::Notes,
+    call::{Notes, RequestedOutput},
     schedule::{BatchPolicy, Execution, Preferred, Priorities, TurnSettings, WhenLate},
     tensor::{DataType, Marks, Signature, Tensor},
 };
@@ -120,6 +120,8 @@ pub struct Sample {
     pub name: Arc<str>,
     /// What it is run on.
     pub inputs: Vec<SampleInput>,
+    /// Outputs that it asks for, which the model must have.
+    pub outputs: Vec<RequestedOutput>,
     /// How often each instance runs it.
     pub runs: usize,
 }

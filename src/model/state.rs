@@ -38,13 +38,15 @@ pub(super) struct Versions {
     pub(super) list: Vec<Version>,
     /// Absent until the model has said something of it.
     pub(super) routes: Option<Arc<Routes>>,
+    /// What the model says and that is not so, if that is all that is wrong.
+    pub(super) trouble: Option<Arc<str>>,
 }
 
 #[derive(Clone, Debug)]
 pub(super) struct Version {
     pub(super) name: Arc<str>,
     pub(super) state: State,
-    /// Why what would have replaced it could not be loaded, if that was tried since it came into service.
+    /// That what would have replaced it could not be loaded, if that was tried since it came into service.
     pub(super) trouble: Option<Arc<str>>,
 }
 
@@ -87,11 +89,10 @@ impl State {
 
 impl Version {
     /// What has become of it, and what there is to say of that, for operators and for callers who may look.
-    pub(super) fn told(&self) -> (VersionState, Arc<str>) {
-        match (&self.state, &self.trouble) {
-            (State::Ready(_), Some(reason)) => {
-                (VersionState::Ready, format!("goes on as it was loaded before: {reason}").into())
-            }
+    /// `trouble` is the model's.
+    pub(super) fn told(&self, trouble: Option<&Arc<str>>) -> (VersionState, Arc<str>) {
+        match (&self.state, self.trouble.as_ref().or(trouble)) {
+            (State::Ready(_), Some(reason)) => (VersionState::Ready, Arc::clone(reason)),
             (state, _) => state.told(),
         }
     }
@@ -107,6 +108,12 @@ impl Versions {
     /// The version that carries the label `name`, by its name.
     pub(super) fn labelled(&self, name: &str) -> Option<&Arc<str>> {
         self.routes.as_ref()?.routing.labels.get(name)
+    }
+
+    /// The labels that mean the version `name`.
+    pub(super) fn labels_of(&self, name: &str) -> Vec<Arc<str>> {
+        let labels = self.routes.iter().flat_map(|routes| &routes.routing.labels);
+        labels.filter(|(_, version)| ***version == *name).map(|(label, _)| Arc::clone(label)).collect()
     }
 
     /// Puts a version into its place, or another state into a version that is there.

@@ -4,9 +4,9 @@
 //! Pure but for one counter. Which versions there are is the repository's; what becomes of a copy of a call is `shadow`'s.
 
 use super::shadow::Mirror;
-use crate::call::{Facts, Identity, InferRequest, ModelRef, Parameter};
+use crate::call::{Facts, Identity, InferRequest, MOST_HEADERS, ModelRef, Parameter};
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     num::NonZeroU32,
     sync::{
         Arc,
@@ -105,6 +105,17 @@ impl Routing {
             Some(Sticky::Identity) | None => None,
         };
         self.traffic.header.iter().chain(sticky)
+    }
+
+    /// Why its rules cannot be in force beside those that look at the headers `others`: front-ends keep so many and no more,
+    /// for all models together.
+    pub(super) fn beyond(&self, others: &BTreeSet<Arc<str>>) -> Option<String> {
+        let new: BTreeSet<_> = self.headers().filter(|name| !others.contains(*name)).collect();
+        let name = new.iter().nth(MOST_HEADERS.saturating_sub(others.len()))?;
+        Some(format!(
+            "its rules of traffic look at `{name}`, and models may look at {MOST_HEADERS} headers or parameters together, \
+             which others do"
+        ))
     }
 
     /// What names a version that is not among `served`, and which.

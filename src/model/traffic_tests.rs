@@ -33,7 +33,7 @@ fn ready(repository: &Repository, version: &str) {
 }
 
 fn say(repository: &Repository, routing: Routing) {
-    repository.set_routing(&"m".into(), &Arc::new(routing));
+    repository.set_routing(&"m".into(), &Arc::new(routing)).unwrap();
 }
 
 fn traffic(traffic: Traffic) -> Routing {

@@ -71,8 +71,8 @@ impl World {
     fn index(&self) -> Vec<String> {
         let Report::Index(entries) = self.repository.index(Vec::new(), false) else { panic!() };
         let entry = |entry: crate::call::IndexEntry| {
-            let (version, state) = entry.version.unwrap();
-            let state = if state == VersionState::Ready { "ready" } else { "not ready" };
+            let version = entry.version.unwrap();
+            let state = if entry.state == Some(VersionState::Ready) { "ready" } else { "not ready" };
             format!("{}/{version} {state} {}", entry.name, entry.reason).trim_end().to_owned()
         };
         entries.into_iter().map(entry).collect()
@@ -193,4 +193,8 @@ async fn what_a_model_says_of_its_versions_holds_at_once_and_opens_nothing_again
     world.write("m/model.yaml", "2 stable=9");
     tokio::time::sleep(Duration::from_millis(200)).await;
     assert_eq!(world.resolve(Some("stable")), "2");
+    let reason = "label `stable` is version 9, which is not served: it is not there, or not among `versions`";
+    world.until(&[&format!("m/2 ready {reason}"), &format!("m/1 ready {reason}")]).await;
+    world.write("m/model.yaml", "2 stable=1");
+    world.until(&["m/2 ready", "m/1 ready"]).await;
 }

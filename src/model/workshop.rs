@@ -10,13 +10,14 @@ use super::{
     declared, ensemble, labels,
     measure::{Measured, measure, measure_ragged},
     samples,
-    scan::{self, Found, Problem},
+    scan::{Found, Problem},
     shapes::{self, Shapes},
+    wanted::Wanted,
     worth,
 };
 use crate::{
     backend::{Backend, Open, SessionSettings},
-    call::{LoadRequest, ModelKey, ModelRef},
+    call::ModelKey,
     schedule::{Cost, Execution, Extent, Layout, Plan},
     telemetry::metrics::Metrics,
 };
@@ -27,23 +28,6 @@ use std::{
     time::{Duration, Instant},
 };
 use tokio::sync::mpsc;
-
-/// What is to be loaded.
-#[derive(Debug)]
-pub(super) enum Wanted {
-    /// What is configured to be loaded at start.
-    Configured,
-    /// What a load call asks for.
-    One(LoadRequest),
-    /// What was found and could not be loaded then, as it was found.
-    Again(Box<Found>),
-    /// What has changed of a model: versions that are `kept` are not loaded again if they would run the same.
-    Renewed {
-        name: Arc<str>,
-        /// How the versions that are served and whose files are the same were to run.
-        kept: HashMap<Arc<str>, Arc<ModelSettings>>,
-    },
-}
 
 /// What the loader's thread tells.
 pub(super) enum Event {
@@ -110,33 +94,15 @@ pub(super) struct First {
     took: Duration,
 }
 
-// === impl Wanted ===
-
-impl Wanted {
-    fn keeps(&self, found: &Found) -> bool {
-        match self {
-            Self::Configured | Self::One(_) | Self::Again(_) => false,
-            Self::Renewed { kept, .. } => {
-                let before = kept.get(&found.version).filter(|_| found.fault.is_none());
-                before.is_some_and(|before| before.runs_like(&found.settings))
-            }
-        }
-    }
-}
-
 // === impl Workshop ===
 
 impl Workshop {
     pub(super) fn work(&self, wanted: &Wanted, events: &mpsc::Sender<Event>) {
-        let (found, problems) = match wanted {
-            Wanted::Configured => scan::scan(&self.settings),
-            Wanted::One(request) => scan::one(&self.settings, request),
-            Wanted::Again(found) => (vec![Found::clone(found)], Vec::new()),
-            Wanted::Renewed { name, .. } => {
-                let model = ModelRef { name: Arc::clone(name), version: None };
-                scan::one(&self.settings, &LoadRequest { model, config: None, files: Vec::new() })
-            }
-        };
+        let (mut found, problems) = wanted.find(&self.settings);
+        // What a call asks for is done as a whole or not at all.
+        if matches!(wanted, Wanted::One(_)) && problems.iter().any(Problem::is_about_all) {
+            found.clear();
+        }
         // What stays has its cores, and is not divided among the others.
         let (kept, found): (Vec<_>, Vec<_>) = found.into_iter().partition(|found| wanted.keeps(found));
         let stays: Vec<_> = kept.iter().map(key).collect();
@@ -205,6 +171,9 @@ impl Workshop {
         let settings = &found.settings;
         let share = self.share(found, session.threads * session.sharers, 1)?;
         let mut backend = self.open(found, &session)?;
+        if backend.signature().outputs.is_empty() {
+            return Err("has no outputs, so that no call could be answered".to_owned());
+        }
         let mut shapes = shapes::shapes(settings, backend.signature(), &backend.axis_names())?;
         if let Some(declared) = &settings.declared {
             match shapes.ragged() {

@@ -34,8 +34,8 @@ pub use config::{
 };
 pub(super) use manage::index_state;
 pub use manage::{
-    decode_load, decode_logging, decode_trace, decode_unload, encode_index, encode_logging, encode_statistics,
-    encode_trace,
+    check_repository, decode_load, decode_logging, decode_trace, decode_unload, encode_index, encode_logging,
+    encode_statistics, encode_trace,
 };
 
 /// The generated types of `proto/open_inference.proto`.

@@ -176,8 +176,8 @@ async fn a_load_call_is_told_what_a_file_does_to_the_process_that_opens_it() {
     publish(models.path(), "tests/models/hostile/aborts/1/model.onnx");
     let (status, said) = exchange(&running, "/v2/repository/models/m/load", "").await;
     assert_eq!((status, &said["code"]), (400, &json!("invalid_argument")));
-    let reason = "model `m` cannot be loaded: `m/2/model.onnx` cannot be loaded: the process that tried it was ended by \
-                  signal 8, a division that has no result";
+    let reason = "model `m` cannot be loaded: version 2: `m/2/model.onnx` cannot be loaded: the process that tried it was ended \
+                  by signal 8, a division that has no result";
     assert_eq!(said["error"], reason);
     for surface in Surface::ALL {
         let mut client = Client::connect(surface, &running, None).await.unwrap();

@@ -241,6 +241,25 @@ fn check_notices_a_model_behind_predict_that_would_not_be_served() {
 }
 
 #[test]
+fn check_says_which_models_are_listed_and_not_there() {
+    let folder = tempfile::tempdir().unwrap();
+    let config = folder.path().join("c.yaml");
+    let checked = |models: &str| {
+        fs::write(&config, format!("version: 1\nmodels: {{ {models} }}\n")).unwrap();
+        let output = run(&["check", "--models", "models", "--config", config.to_str().unwrap()]);
+        (output.status.code(), self::text(&output.stdout))
+    };
+    let (status, printed) = checked("load: [digits, nope]");
+    let problem = "nope\n  problem: is listed in `models.load` and not there\n";
+    assert!(status == Some(2) && printed.contains(problem), "{printed}");
+    let (status, printed) = checked("required: [digits, nope]");
+    let problem = "nope\n  problem: is listed in `models.required` and would not be served";
+    assert!(status == Some(2) && printed.contains(problem), "{printed}");
+    // A load call may bring it.
+    assert_eq!(checked("control: explicit, required: [nope]").0, Some(0));
+}
+
+#[test]
 fn a_folder_with_bad_models_serves_the_rest_and_check_says_why() {
     let folder = tempfile::tempdir().unwrap();
     let copy = |from: &str, name: &str| {

@@ -104,6 +104,39 @@ async fn the_index_has_what_is_served_what_failed_and_what_was_never_loaded() {
 }
 
 #[tokio::test]
+async fn a_model_is_known_from_the_first_call_on_and_nobody_unloads_it_before_it_is_there() {
+    let setup = Setup::new().yaml("models: { control: explicit }");
+    let world = World::begin(setup, &[("a/1/model.onnx", "gate")]).await;
+    assert_eq!(code(&world, "a", None).await, "not_ready");
+    assert_eq!(
+        index(&world, "").await,
+        json!([{ "name": "a", "version": "1", "state": "LOADING", "reason": "loading" }])
+    );
+    for order in [unload("a"), load("a")] {
+        let (status, answer) = world.rest("POST", &order, "").await;
+        assert_eq!((status, &answer["code"]), (409, &json!("conflict")), "{answer}");
+    }
+    world.open_the_gate();
+    world.running.loaded().await;
+    assert_eq!(code(&world, "a", None).await, "ran 1");
+    assert_eq!(world.rest("POST", &unload("a"), "").await.0, 200);
+}
+
+#[tokio::test]
+async fn folders_that_are_no_models_are_in_the_index_with_their_reasons() {
+    let files = [("a/1/model.onnx", "double"), ("a/007/model.onnx", "double"), ("bad name/1/model.onnx", "double")];
+    let world = World::explicit("all", &files).await;
+    let index = index(&world, "").await;
+    let entry = |at: usize| ["name", "version", "state"].map(|key| index[at][key].as_str().unwrap_or("-").to_owned());
+    assert_eq!(entry(0), ["a", "1", "READY"]);
+    assert_eq!(entry(1), ["a", "007", "UNAVAILABLE"]);
+    assert_eq!(entry(2), ["bad name", "-", "UNAVAILABLE"]);
+    assert!(index[2]["reason"].as_str().unwrap().starts_with("a model's name has"), "{index}");
+    assert_eq!(code(&world, "a", Some("007")).await, "not_found", "it is nothing that a call could mean");
+    assert_eq!(world.rest("POST", &load("a"), "").await.0, 200, "and in nobody's way");
+}
+
+#[tokio::test]
 async fn a_model_is_loaded_and_unloaded_over_rest() {
     let world = World::explicit("none", &[("a/1/model.onnx", "double")]).await;
     assert_eq!(code(&world, "a", None).await, "not_found");
@@ -140,6 +173,12 @@ async fn both_dialects_of_grpc_are_understood_and_answered() {
         assert_eq!((&*unloaded.model_name, unloaded.is_unloaded), ("a", true));
         gone(&world, "a", None).await;
     }
+    // A repository's name means nothing here, as in a path of REST's.
+    let (repository_name, model_name) = ("r".to_owned(), "a".to_owned());
+    let named = pb::RepositoryModelLoadRequest { repository_name, model_name, ..Default::default() };
+    assert_eq!(client.repository_model_load(named).await.unwrap_err().code(), tonic::Code::Unimplemented);
+    let named = pb::RepositoryIndexRequest { repository_name: "r".to_owned(), ready: false };
+    assert_eq!(client.repository_index(named).await.unwrap_err().code(), tonic::Code::Unimplemented);
     let nobody = client.repository_model_load(pb::RepositoryModelLoadRequest::default()).await.unwrap_err();
     assert_eq!(nobody.code(), tonic::Code::InvalidArgument);
 }

@@ -302,9 +302,15 @@ fn samples_have_whole_shapes() {
         fill,
         given: None,
     };
-    assert_eq!(found.samples, [Sample { name: "a".into(), inputs: vec![input(&[2, 4], Fill::Zeros)], runs: 3 }]);
+    assert_eq!(
+        found.samples,
+        [Sample { name: "a".into(), inputs: vec![input(&[2, 4], Fill::Zeros)], outputs: Vec::new(), runs: 3 }]
+    );
     let found = plain(&sample("", "random_data: true"));
-    assert_eq!(found.samples, [Sample { name: "0".into(), inputs: vec![input(&[4], Fill::Random)], runs: 1 }]);
+    assert_eq!(
+        found.samples,
+        [Sample { name: "0".into(), inputs: vec![input(&[4], Fill::Random)], outputs: Vec::new(), runs: 1 }]
+    );
     let file = sample("", "input_data_file: \"raw\"");
     assert!(only_warning(&file).contains("inputs[`x`].input_data_file: `raw` is not read"), "{}", only_warning(&file));
     assert_eq!(said(&file).samples[0].inputs[0].fill, Fill::Random);

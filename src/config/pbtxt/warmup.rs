@@ -37,7 +37,7 @@ impl Reader<'_> {
                 self.sample_input(&format!("{path}.inputs[`{}`]", shown(input)), input, said, rows)
             });
             let inputs = inputs.collect();
-            self.said.samples.push(Sample { name: name.into(), inputs, runs });
+            self.said.samples.push(Sample { name: name.into(), inputs, outputs: Vec::new(), runs });
         }
     }
 

@@ -125,7 +125,10 @@ pub(super) async fn serve(connection: Arc<Connection>, id: CallId, question: Que
             asked.answer(decode, encode).await
         }
         Question::RepositoryIndex => {
-            let decode = |m: pb::RepositoryIndexRequest| inspect(Inspect::Index { ready: m.ready });
+            let decode = |m: pb::RepositoryIndexRequest| {
+                proto::check_repository(&m.repository_name)?;
+                inspect(Inspect::Index { ready: m.ready })
+            };
             let encode = |report| match report {
                 R::Index(entries) => Ok(proto::encode_index(&entries)),
                 _ => Err(mismatch()),

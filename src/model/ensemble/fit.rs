@@ -23,12 +23,13 @@ impl Bound {
         if Arc::ptr_eq(expected, &found.signature) {
             return None;
         }
-        self.signatures(expected, &found.signature)
+        self.signatures(expected, &found.signature, &found.absent.names(&found.signature))
     }
 
-    fn signatures(&self, expected: &Signature, found: &Signature) -> Option<String> {
-        let is_fed = |spec: &&TensorSpec| self.inputs.iter().any(|(name, _)| *name == spec.name);
-        if let Some(more) = found.inputs.iter().find(|spec| !is_fed(spec)) {
+    /// `optional`: inputs that nothing has to feed.
+    fn signatures(&self, expected: &Signature, found: &Signature, optional: &[Arc<str>]) -> Option<String> {
+        let is_fed = |spec: &TensorSpec| self.inputs.iter().any(|(name, _)| *name == spec.name);
+        if let Some(more) = found.inputs.iter().find(|spec| !is_fed(spec) && !optional.contains(&spec.name)) {
             return Some(format!("nothing feeds its input `{}`", more.name));
         }
         let inputs = self.inputs.iter().find_map(|(name, _)| differs("input", name, &expected.inputs, &found.inputs));
@@ -58,14 +59,14 @@ impl Repository {
     /// Whether `model` would take a call now: an ensemble would if all its models would and still fit it.
     pub(in crate::model) fn would_run(&self, model: &Model) -> bool {
         match &model.ensemble {
-            Some(ensemble) => self.trouble(ensemble, 0).is_none(),
+            Some(ensemble) => self.unfit(ensemble, 0).is_none(),
             None => model.scheduler.is_ready(),
         }
     }
 
     /// Why `ensemble`, below `depth` others, would take no call now, as its callers may read it: they may not know its
     /// models.
-    fn trouble(&self, ensemble: &Ensemble, depth: usize) -> Option<String> {
+    fn unfit(&self, ensemble: &Ensemble, depth: usize) -> Option<String> {
         if depth > DEPTH {
             return Some("ensembles within ensembles, too many or in a circle".to_owned());
         }
@@ -74,7 +75,7 @@ impl Repository {
                 Err(_) => "its model is not served".to_owned(),
                 Ok(found) => match (step.misfit(&found), &found.ensemble) {
                     (Some(reason), _) => format!("its model was replaced by one that does not fit: {reason}"),
-                    (None, Some(inner)) => format!("its model is not ready: {}", self.trouble(inner, depth + 1)?),
+                    (None, Some(inner)) => format!("its model is not ready: {}", self.unfit(inner, depth + 1)?),
                     (None, None) if found.scheduler.is_ready() => return None,
                     (None, None) => "its model is not ready".to_owned(),
                 },
@@ -84,11 +85,12 @@ impl Repository {
     }
 
     /// What has become of a version, and why it is not served. An ensemble is served as long as its models are.
-    pub(in crate::model) fn told(&self, version: &Version) -> (VersionState, Arc<str>) {
+    /// `trouble` is what is wrong with the model as a whole.
+    pub(in crate::model) fn told(&self, version: &Version, trouble: Option<&Arc<str>>) -> (VersionState, Arc<str>) {
         let model = version.state.model();
-        match model.as_ref().and_then(|model| self.trouble(model.ensemble.as_deref()?, 0)) {
-            Some(trouble) => (VersionState::Failed, format!("not ready: {trouble}").into()),
-            None => version.told(),
+        match model.as_ref().and_then(|model| self.unfit(model.ensemble.as_deref()?, 0)) {
+            Some(unfit) => (VersionState::Failed, format!("not ready: {unfit}").into()),
+            None => version.told(trouble),
         }
     }
 }

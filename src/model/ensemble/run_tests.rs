@@ -199,7 +199,7 @@ async fn told(repository: &Arc<Repository>) -> (Vec<String>, bool, bool, String)
         let Report::Index(entries) = repository.index(Vec::new(), ready) else { panic!() };
         entries.into_iter().find(|entry| *entry.name == *"both")
     };
-    let (state, reason) = index(false).map(|entry| (entry.version.unwrap().1, entry.reason)).unwrap();
+    let (state, reason) = index(false).map(|entry| (entry.state.unwrap(), entry.reason)).unwrap();
     let wanted = ModelRef { name: "both".into(), version: None };
     let versions = repository.versions(&wanted).unwrap();
     assert_eq!((versions.versions[0].1, &versions.versions[0].2), (state, &reason));

@@ -12,11 +12,13 @@ pub(super) fn write_index(out: &mut Vec<u8>, entries: &[IndexEntry]) {
     write_list(out, entries, |out, entry| {
         out.extend_from_slice(b"{\"name\":");
         write_string(out, &entry.name);
-        if let Some((version, state)) = &entry.version {
+        if let Some(version) = &entry.version {
             out.extend_from_slice(b",\"version\":");
             write_string(out, version);
+        }
+        if let Some(state) = entry.state {
             out.extend_from_slice(b",\"state\":");
-            write_string(out, index_state(*state));
+            write_string(out, index_state(state));
         }
         if !entry.reason.is_empty() {
             out.extend_from_slice(b",\"reason\":");
@@ -142,15 +144,23 @@ mod tests {
 
     #[test]
     fn an_index_leaves_out_what_there_is_not() {
-        let entry = |version, reason: &str| IndexEntry { name: "m".into(), version, reason: reason.into() };
+        let entry = |version: Option<&str>, state, reason: &str| IndexEntry {
+            name: "m".into(),
+            version: version.map(Into::into),
+            state,
+            labels: Vec::new(),
+            reason: reason.into(),
+        };
         let index = Report::Index(vec![
-            entry(Some(("1".into(), VersionState::Ready)), ""),
-            entry(Some(("2".into(), VersionState::Failed)), "not served"),
-            entry(None, ""),
+            entry(Some("1"), Some(VersionState::Ready), ""),
+            entry(Some("2"), Some(VersionState::Failed), "not served"),
+            entry(None, Some(VersionState::Failed), "no model"),
+            entry(None, None, ""),
         ]);
         let expected = serde_json::json!([
             { "name": "m", "version": "1", "state": "READY" },
             { "name": "m", "version": "2", "state": "UNAVAILABLE", "reason": "not served" },
+            { "name": "m", "state": "UNAVAILABLE", "reason": "no model" },
             { "name": "m" },
         ]);
         assert_eq!(json(&index), expected);

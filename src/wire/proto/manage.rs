@@ -15,11 +15,14 @@ use pb::{
 };
 use std::{collections::HashMap, sync::Arc};
 
+/// Why a repository that is named is not found.
+const ONE_REPOSITORY: &str = "there is one repository here, and it has no name: leave it out";
+
 /// Converts a load.
 ///
 /// # Errors
 ///
-/// [`Error::InvalidRequest`], here and below, with what was found and what was expected.
+/// [`Error::InvalidRequest`], here and below, with what was found and what was expected, or as [`check_repository`].
 pub fn decode_load(message: pb::RepositoryModelLoadRequest) -> Result<LoadRequest, Error> {
     let model = model(message.model_name, message.repository_name)?;
     let mut request = LoadRequest { model, config: None, files: Vec::new() };
@@ -60,8 +63,20 @@ pub fn decode_unload(message: pb::RepositoryModelUnloadRequest) -> Result<Unload
     Ok(request)
 }
 
+/// There is one repository, and it has no name, whatever surface a call names one on.
+///
+/// # Errors
+///
+/// [`Error::Unimplemented`] for any name.
+pub fn check_repository(name: &str) -> Result<(), Error> {
+    if name.is_empty() { Ok(()) } else { Err(Error::Unimplemented(ONE_REPOSITORY.into())) }
+}
+
 /// KServe's messages have the model's name where Triton's have the repository's (contract 02 section 5).
 fn model(model: String, repository: String) -> Result<ModelRef, Error> {
+    if !model.is_empty() {
+        check_repository(&repository)?;
+    }
     let name = given(model).or_else(|| given(repository)).ok_or_else(|| Error::invalid("`model_name` is empty"))?;
     Ok(ModelRef { name, version: None })
 }
@@ -120,8 +135,8 @@ pub fn decode_logging(message: pb::LogSettingsRequest) -> Result<Option<LoggingC
 pub fn encode_index(entries: &[IndexEntry]) -> pb::RepositoryIndexResponse {
     let models = entries.iter().map(|entry| pb::repository_index_response::ModelIndex {
         name: entry.name.as_ref().into(),
-        version: entry.version.as_ref().map_or_else(String::new, |(version, _)| version.as_ref().into()),
-        state: entry.version.as_ref().map_or_else(String::new, |(_, state)| index_state(*state).into()),
+        version: entry.version.as_deref().unwrap_or_default().into(),
+        state: entry.state.map_or_else(String::new, |state| index_state(state).into()),
         reason: entry.reason.as_ref().into(),
     });
     pb::RepositoryIndexResponse { models: models.collect() }
