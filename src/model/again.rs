@@ -78,9 +78,11 @@ impl Loader {
                 }
                 Err(reason) => {
                     let reason = self.without_folders(found.files.as_deref(), &found.name, &reason);
-                    if *before != *reason {
+                    let told = found.settings.ensemble.as_ref().map(|graph| graph.for_callers(&found.name, &reason));
+                    let told = told.unwrap_or_else(|| reason.clone());
+                    if *before != *told {
                         tracing::error!(model = %key, reason, "model not loaded");
-                        self.repository.failed(&key.name, &key.version, &reason);
+                        self.repository.failed(&key.name, &key.version, &told);
                     }
                     false
                 }

@@ -11,26 +11,33 @@ use crate::{
     schedule::{Answer, Job, ReplyTo},
     telemetry::metrics::{Metrics, ShadowEnd},
 };
+use futures_util::future::BoxFuture;
 use std::{
     sync::{
         Arc,
         atomic::{AtomicU64, AtomicUsize, Ordering},
     },
-    time::Instant,
+    time::{Duration, Instant},
 };
 use tokio::{
-    runtime::Handle,
-    sync::{Semaphore, oneshot},
+    sync::{Semaphore, mpsc, oneshot},
     time::timeout_at,
 };
 
 /// What counts calls that are copied.
 const MILLION: u64 = 1_000_000;
 
+/// How long copies are collected while calls come in. To wake a thread for each takes the kernel microseconds of its
+/// caller's core, and where there is but one the thread runs before the caller's answer is written.
+const COLLECTED: Duration = Duration::from_millis(10);
+
+/// Copies of all models that wait to be taken up; each model has fewer.
+const MOST: usize = 16_384;
+
 /// Runs copies of calls. Cloning it is cloning handles.
 #[derive(Clone, Debug)]
 pub struct Shadows {
-    runtime: Handle,
+    copies: mpsc::Sender<BoxFuture<'static, ()>>,
     metrics: Arc<Metrics>,
 }
 
@@ -79,7 +86,22 @@ struct Told {
 impl Shadows {
     /// Runs copies on the current runtime, which should be the control runtime, and reports to `metrics`.
     pub fn new(metrics: Arc<Metrics>) -> Self {
-        Self { runtime: Handle::current(), metrics }
+        let (copies, mut waiting) = mpsc::channel::<BoxFuture<'static, ()>>(MOST);
+        tokio::spawn(async move {
+            // Only the first one after a pause wakes it.
+            while let Some(first) = waiting.recv().await {
+                tokio::spawn(first);
+                loop {
+                    tokio::time::sleep(COLLECTED).await;
+                    let Ok(next) = waiting.try_recv() else { break };
+                    tokio::spawn(next);
+                    while let Ok(next) = waiting.try_recv() {
+                        tokio::spawn(next);
+                    }
+                }
+            }
+        });
+        Self { copies, metrics }
     }
 
     /// A copy of a call, to be sent once the call is answered.
@@ -140,19 +162,21 @@ impl Copied {
 
     /// Sends the copy of a call of `model` that was answered with `outputs`, if there is room. Never waits.
     pub(super) fn send(self, model: &Model, outputs: &[NamedTensor], timing: Timing) {
-        let Self { aim: Aim { mirror, target }, shadows: Shadows { runtime, metrics }, inputs } = self;
+        let Self { aim: Aim { mirror, target }, shadows: Shadows { copies, metrics }, inputs } = self;
         let ended = |end| metrics.shadow_ended(&model.key.name, &mirror.settings.to, end);
         let Some(target) = target else { return ended(ShadowEnd::Absent) };
         let bytes = inputs.iter().chain(outputs).map(|named| named.tensor.data().len()).sum();
         let Some(place) = mirror.enter(bytes) else { return ended(ShadowEnd::Dropped) };
         let told = Told { outputs: outputs.to_vec(), timing };
-        let running = Arc::clone(&mirror.running);
+        let (running, counted) = (Arc::clone(&mirror.running), Arc::clone(&metrics));
         let work = async move {
             let Ok(_turn) = running.acquire_owned().await else { return };
-            try_out(&target, inputs, told, &place.mirror.settings, &metrics).await;
+            try_out(&target, inputs, told, &place.mirror.settings, &counted).await;
             drop(place);
         };
-        drop(runtime.spawn(work));
+        if copies.try_send(Box::pin(work)).is_err() {
+            ended(ShadowEnd::Dropped);
+        }
     }
 }
 
