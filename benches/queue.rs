@@ -3,7 +3,7 @@
 use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
 use sluicegate::{
     call::Facts,
-    schedule::{BatchPolicy, BatchQueue, Cost, Job, ReplyTo, Verdict},
+    schedule::{BatchPolicy, BatchQueue, Company, Cost, Job, ReplyTo, Verdict},
     tensor::{DataType, Shape, Tensor},
 };
 use std::{
@@ -32,6 +32,7 @@ fn jobs(
                 reply: ReplyTo::Once(sender.into()),
                 facts: Arc::new(Facts::default()),
                 turn: 0,
+                company: Company::default(),
                 layout: None,
             };
             (job, receiver)

@@ -139,7 +139,7 @@ impl Admin {
         }
         match path {
             "/livez" if self.readiness.is_live() => plain(StatusCode::OK, "live\n"),
-            "/livez" => unavailable("broken\n"),
+            "/livez" => unavailable(format!("{}\n", self.readiness.reason())),
             "/readyz" if self.readiness.is_ready() => plain(StatusCode::OK, self.with_failures("ready")),
             "/readyz" => unavailable(self.with_failures(&self.readiness.reason_in_full())),
             _ => self.page(request.headers()),

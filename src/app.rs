@@ -13,7 +13,7 @@ pub use settings::{lane_count, models as model_settings, optimized as optimized_
 
 use crate::{
     admin::Admin,
-    auth::{Authenticator, grants::Grants, jwt::Tokens},
+    auth::{Authenticator, grants::Grants},
     backend::Open,
     call::Readiness,
     config::{self, Config, Listen},
@@ -42,7 +42,7 @@ use crate::{
     },
 };
 use futures_util::FutureExt;
-use live::Live;
+use live::{Live, reload_credentials};
 use reload::Reloader;
 use std::{
     convert::Infallible,
@@ -178,7 +178,8 @@ async fn start_with(config: Config, opener: Arc<dyn Open>, switches: Switches) -
     };
     let (tracer, exporter) = tracing_calls(&config, &metrics)?.unzip();
     body::start_decoders(config.runtime.decode_threads);
-    let lanes = Arc::new(Lanes::start(settings::lanes(&config.runtime)).map_err(StartError::new)?);
+    let lanes = Lanes::start(settings::lanes(&config.runtime), config.runtime.stall, &readiness, &metrics);
+    let lanes = Arc::new(lanes.map_err(StartError::new)?);
     let repository = Arc::new(Repository::new(readiness.clone()));
     let loader = Arc::new(Loader::new(
         settings::models(&config),
@@ -369,11 +370,19 @@ pub fn run(config: Config, opener: Arc<dyn Open>, ort_version: &str) -> Result<(
             }
             never = banner => match never {},
         };
-        tokio::select! {
-            () = app.drain() => {}
-            _ = signals.next() => tracing::warn!("second signal: stopping at once"),
+        // Whatever holds this thread or another up from now on, the process ends.
+        shutdown::insist(app.drain).map_err(StartError::new)?;
+        let left = tokio::select! {
+            left = app.drain() => left,
+            _ = signals.next() => {
+                tracing::warn!("second signal: stopping at once");
+                Vec::new()
+            }
+        };
+        match left.as_slice() {
+            [] => broken,
+            left => broken.and(Err(StartError(format!("stopped while this had not ended: {}", left.join(", "))))),
         }
-        broken
     });
     // What still runs on this runtime has nobody to answer to.
     control.shutdown_background();
@@ -407,21 +416,6 @@ async fn bind_admin(admin: &config::Admin) -> Result<(TcpListener, Option<Tls>),
 fn tracing_calls(config: &Config, metrics: &Arc<Metrics>) -> Result<Option<(Tracer, Exporter)>, StartError> {
     let tracer = config.telemetry.otlp.as_ref().map(|settings| Tracer::new(settings, Arc::clone(metrics)));
     tracer.transpose().map_err(StartError::new)
-}
-
-/// What callers prove themselves by may change while they call.
-fn reload_credentials(reloader: &mut Reloader, authenticator: &Arc<Authenticator>) {
-    if let Some(path) = authenticator.key_file() {
-        let (path, authenticator) = (path.to_owned(), Arc::clone(authenticator));
-        reloader.add("keys", [path], move || authenticator.reload_keys().map_err(|error| error.to_string()));
-    }
-    for (place, path) in authenticator.tokens().into_iter().flat_map(Tokens::files) {
-        let (path, authenticator) = (path.to_owned(), Arc::clone(authenticator));
-        reloader.add("keys of an issuer", [path], move || match authenticator.tokens() {
-            Some(tokens) => tokens.reload(place).map_err(|error| error.to_string()),
-            None => Ok(()),
-        });
-    }
 }
 
 impl App {
@@ -475,8 +469,9 @@ impl App {
         }
     }
 
-    /// Drains as contract 07 section 5 says; over when no connection is open or the time is up.
-    pub async fn drain(&self) {
+    /// Drains as contract 07 section 5 says; over when no connection is open or the time is up. Returns what has not ended, in
+    /// words for operators.
+    pub async fn drain(&self) -> Vec<String> {
         shutdown::drain(self.drain, &self.readiness, &self.phase, self.places.all_free()).await;
         let repository = Arc::clone(&self.repository);
         let (done, ended) = oneshot::channel();
@@ -484,8 +479,12 @@ impl App {
         let waiting = std::thread::Builder::new().name("reaper".to_owned()).spawn(move || {
             let _ = done.send(repository.close(Instant::now() + THREADS_END));
         });
+        let mut left = self.lanes.stalled();
         if waiting.is_ok() && !ended.await.unwrap_or(false) {
-            tracing::warn!("a run did not end; the process ends without it");
+            left.push("a run on a thread".to_owned());
+        }
+        if !left.is_empty() {
+            tracing::warn!(left = left.join(", "), "a run did not end; the process ends without it");
         }
         let traces = self.traces.lock().unwrap_or_else(PoisonError::into_inner).take();
         if let Some((stop, ended)) = traces {
@@ -495,5 +494,6 @@ impl App {
         if let Some(log) = &self.access_log {
             log.flush(LOG_END);
         }
+        left
     }
 }

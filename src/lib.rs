@@ -79,8 +79,9 @@
 //! 4. **No layer waits in `poll_ready`**, and none holds anything between `poll_ready` and `call`.
 //! 5. **No body is read before its sender is known and a slot is held.** (A WebSocket message has arrived by then, within
 //!    the message limit, but is not parsed beyond its envelope.)
-//! 6. **A run on a lane is bounded**: only models whose measured batch stays below the turn budget run there; one that
-//!    grows beyond it moves to a thread of its own. No tokio primitive is awaited on an inference thread.
+//! 6. **A run on a lane is bounded**: only models whose measured batch stays below the turn budget run there, and none whose
+//!    work may grow with values; one that grows beyond it moves to a thread of its own, and a run that holds a lane is ended
+//!    from outside (`schedule/pulse.rs`). No tokio primitive is awaited on an inference thread.
 //! 7. **Every queue is bounded and every wait has a deadline.**
 //! 8. **A model is never changed in place**: a new one is built, warmed and swapped in; calls finish on the one they
 //!    started with.
@@ -99,7 +100,8 @@
 //!   the model (`backend/ort/session.rs` says why that is sound). `Backend::run` still takes `&mut self`: an instance is one
 //!   thread's. On lanes each has a session of its own, because all of them would take one allocator's lock in each run.
 //! - A run on a thread has a limit beyond all deadlines, and an instance that does not keep it is replaced
-//!   (`schedule/watch.rs`).
+//!   (`schedule/watch.rs`). Whoever waits for it is answered by those who give it up (`schedule/callers.rs`).
+//! - The process ends some seconds after the drain's timeout whatever still runs ([`shutdown::insist`]).
 //! - A model that runs on lanes has a spare instance on a thread, for what a lane must not run.
 //! - A queue knows what batches cost, from those that ran (`schedule/cost.rs`), and does not always take all that waits: who is
 //!   urgent is not made late, who cannot be served makes room, and a model that gains nothing from batches runs in small ones.

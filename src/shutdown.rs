@@ -14,6 +14,13 @@ use tokio::{
 /// After [`Phase::Stopping`], how long connections have to write their last words.
 const LAST_WORDS: Duration = Duration::from_millis(500);
 
+/// After the timeout, how long the whole process has to end. With the default timeout of 25 s it is gone before Kubernetes'
+/// grace of 30 s is.
+const GRACE: Duration = Duration::from_secs(4);
+
+/// After a second signal, how long.
+const AT_ONCE: Duration = Duration::from_millis(500);
+
 /// Times of a drain (`drain`), both counted from the signal.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Settings {
@@ -53,6 +60,45 @@ pub async fn drain(
     phase.send_replace(Phase::Stopping);
     // Whoever does not manage is cut: the process must end within the grace of its platform.
     let _ = tokio::time::timeout(LAST_WORDS, all_closed).await;
+}
+
+/// Ends the process, whatever still runs on whatever thread: some time after the drain's timeout, or at once when a signal
+/// comes. To be called when a drain begins.
+///
+/// A thread of its own waits for that: the control runtime may be waiting for what does not end.
+///
+/// # Errors
+///
+/// If the system gives no thread, or no signal.
+pub fn insist(settings: Settings) -> io::Result<()> {
+    let (tell, heard) = std::sync::mpsc::sync_channel(1);
+    let wait = move || {
+        let began = || {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+            let signals = runtime.block_on(async { Signals::install() })?;
+            Ok((runtime, signals))
+        };
+        let (runtime, mut signals) = match began() {
+            Ok(began) => began,
+            Err(error) => return drop(tell.send(Err(error))),
+        };
+        drop(tell.send(Ok(())));
+        runtime.block_on(async move {
+            let late = tokio::time::sleep(settings.timeout.max(settings.delay) + GRACE);
+            tokio::select! {
+                signal = signals.next() => {
+                    tokio::time::sleep(AT_ONCE).await;
+                    tracing::warn!(signal, "the process ends although something still runs");
+                }
+                () = late => tracing::error!("drain timeout: the process ends although something still runs"),
+            }
+        });
+        // Not `exit`: its handlers are those of libraries that may be at work.
+        signal_hook::low_level::exit(1);
+    };
+    std::thread::Builder::new().name("insist".to_owned()).spawn(wait)?;
+    // From now on no signal is lost.
+    heard.recv().unwrap_or_else(|_| Err(io::Error::other("the thread that waits for signals ended")))
 }
 
 /// SIGTERM and SIGINT, heard from when this is made: one that comes while nobody waits is kept for who waits next.

@@ -3,9 +3,9 @@
 //! Read, checked as a whole, and only then applied: a file with any error changes nothing. What needs a restart is named
 //! and left as it is. Does not know keys and certificates, whose files are read again by those who use them.
 
-use super::reload::{EVERY, Files};
+use super::reload::{EVERY, Files, Reloader};
 use crate::{
-    auth::grants::Grants,
+    auth::{Authenticator, grants::Grants, jwt::Tokens},
     config::{Changes, Config},
     current::Current,
     frontend::Frontend,
@@ -159,4 +159,19 @@ async fn watch_shared(mut presence: watch::Receiver<bool>, metrics: Arc<Metrics>
 
 async fn asked(hangup: &mut Signal) -> bool {
     hangup.recv().await.is_some()
+}
+
+/// What callers prove themselves by may change while they call.
+pub(super) fn reload_credentials(reloader: &mut Reloader, authenticator: &Arc<Authenticator>) {
+    if let Some(path) = authenticator.key_file() {
+        let (path, authenticator) = (path.to_owned(), Arc::clone(authenticator));
+        reloader.add("keys", [path], move || authenticator.reload_keys().map_err(|error| error.to_string()));
+    }
+    for (place, path) in authenticator.tokens().into_iter().flat_map(Tokens::files) {
+        let (path, authenticator) = (path.to_owned(), Arc::clone(authenticator));
+        reloader.add("keys of an issuer", [path], move || match authenticator.tokens() {
+            Some(tokens) => tokens.reload(place).map_err(|error| error.to_string()),
+            None => Ok(()),
+        });
+    }
 }

@@ -108,11 +108,7 @@ pub fn models(config: &Config) -> model::Settings {
             Load::Named(names) => model::Load::Names(names.iter().cloned().collect()),
         },
         defaults: model_settings(&config.models.defaults, queue_delay, patience),
-        turn: schedule::TurnSettings {
-            run: config.runtime.turn.run,
-            budget: config.runtime.turn.budget,
-            weights: config.runtime.turn.weights as u64,
-        },
+        turn: config.runtime.turn,
         budget: model::budget::Budget::new(amount(config.runtime.inference_cores).unwrap_or(cores().get()), memory),
         reader: Some(model::Reader::new(move |source, _| {
             let read = config::load_model(source.name, source.folder, source.config, &written);

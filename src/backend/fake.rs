@@ -13,6 +13,7 @@ use crate::{
 };
 use std::{
     collections::HashMap,
+    fmt,
     ops::ControlFlow,
     path::Path,
     sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
@@ -36,6 +37,8 @@ pub enum Behaviour {
     Panic,
     /// Waits until [`FakeControl::release`], then answers.
     Block,
+    /// The same, and does not end when it is told to.
+    Defy,
 }
 
 /// A deterministic back end. A clone is another instance under the same control.
@@ -44,6 +47,17 @@ pub struct Fake {
     signature: Arc<Signature>,
     control: FakeControl,
     stream: Option<(usize, Duration)>,
+    stop: Ender,
+}
+
+/// Ends runs; made once, so that a run allocates nothing for it.
+#[derive(Clone)]
+struct Ender(Arc<dyn Fn() + Send + Sync>);
+
+impl fmt::Debug for Ender {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Ender")
+    }
 }
 
 /// Changes what a fake does while it is in use, and tells what it did. Clones share everything.
@@ -96,7 +110,10 @@ impl Fake {
     /// Any signature. Each output is the input at its place (the last one, if there are more outputs than inputs),
     /// doubled if it is FP32, and must be declared with that input's type.
     pub fn with_signature(signature: Signature) -> Self {
-        Self { signature: Arc::new(signature), control: FakeControl::default(), stream: None }
+        let control = FakeControl::default();
+        let ended = control.clone();
+        let stop = Ender(Arc::new(move || ended.interrupt()));
+        Self { signature: Arc::new(signature), control, stream: None, stop }
     }
 
     /// Answers after `delay`.
@@ -169,8 +186,7 @@ impl Backend for Fake {
     }
 
     fn interruptible(&mut self) -> Option<Arc<dyn Fn() + Send + Sync>> {
-        let control = self.control.clone();
-        Some(Arc::new(move || control.interrupt()))
+        Some(Arc::clone(&self.stop.0))
     }
 
     fn is_decoupled(&self) -> bool {
@@ -206,6 +222,11 @@ impl FakeControl {
     /// Every run waits until [`release`](Self::release).
     pub fn block(&self) {
         self.set(Behaviour::Block);
+    }
+
+    /// Every run waits until [`release`](Self::release), whoever tells it to end.
+    pub fn defy(&self) {
+        self.set(Behaviour::Defy);
     }
 
     /// Lets waiting runs answer, and later ones answer at once.
@@ -272,6 +293,11 @@ impl FakeControl {
             Behaviour::Slow(delay) => {
                 self.0.changed.notify_all();
                 return self.wait(state, delay, |state| state.behaviour == behaviour);
+            }
+            Behaviour::Defy => {
+                self.0.changed.notify_all();
+                let waiting = |state: &mut State| state.behaviour == Behaviour::Defy;
+                drop(self.0.changed.wait_while(state, waiting).unwrap_or_else(PoisonError::into_inner));
             }
             Behaviour::Block => {
                 self.0.changed.notify_all();

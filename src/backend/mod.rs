@@ -72,6 +72,12 @@ pub trait Backend: Send + 'static {
         None
     }
 
+    /// True if its work may grow with the values of inputs and not only with how many there are: one run says nothing of the
+    /// next then.
+    fn grows_with_values(&self) -> bool {
+        false
+    }
+
     /// What the runtime made of the settings, a sentence each, for operators.
     fn notes(&self) -> Vec<String> {
         Vec::new()

@@ -35,7 +35,7 @@ pub use operation::{
 };
 pub use per_thread::PerThread;
 pub use quota::{Quota, Quotas, Work};
-pub use readiness::Readiness;
+pub use readiness::{Readiness, Turning};
 pub use reply::{Chunk, InferResponse, Reply, Timing};
 pub use report::{
     BatchReport, CatalogEntry, ConfigReport, ImageFormat, IndexEntry, Logging, ModelReport, Notes, RaggedReport,

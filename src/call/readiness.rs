@@ -27,6 +27,20 @@ struct Inner {
 const LOADED: u8 = 1;
 const DRAINING: u8 = 2;
 const BROKEN: u8 = 4;
+/// An event loop does not turn, and has not for so long that the process is better started anew.
+const STALLED: u8 = 8;
+const DEAD: u8 = 16;
+
+/// How event loops turn.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Turning {
+    /// All of them do.
+    Fine,
+    /// One does not, and its connections are not answered.
+    Stalled,
+    /// One has not for very long.
+    Dead,
+}
 
 impl Readiness {
     /// True once models are loaded and until draining starts (contract 01 section 1).
@@ -34,9 +48,9 @@ impl Readiness {
         self.0.state.load(Ordering::Acquire) == LOADED
     }
 
-    /// False only after an unrecoverable fault.
+    /// False after an unrecoverable fault, and while an event loop has not turned for very long.
     pub fn is_live(&self) -> bool {
-        self.0.state.load(Ordering::Acquire) & BROKEN == 0
+        self.0.state.load(Ordering::Acquire) & (BROKEN | DEAD) == 0
     }
 
     /// Why [`Readiness::is_ready`] is false, for people.
@@ -44,6 +58,7 @@ impl Readiness {
         match self.0.state.load(Ordering::Acquire) {
             state if state & BROKEN != 0 => "the server is broken",
             state if state & DRAINING != 0 => "the server is draining",
+            state if state & STALLED != 0 => "the server is stalled: a lane does not turn",
             LOADED => "the server is ready",
             _ => "models are loading",
         }
@@ -90,6 +105,22 @@ impl Readiness {
         self.changed();
     }
 
+    /// Says how event loops turn; they may turn again.
+    pub fn set_turning(&self, turning: Turning) {
+        let now = match turning {
+            Turning::Fine => 0,
+            Turning::Stalled => STALLED,
+            Turning::Dead => STALLED | DEAD,
+        };
+        let before = self.0.state.load(Ordering::Acquire) & (STALLED | DEAD);
+        if now != before {
+            // There is one who says so.
+            self.0.state.fetch_or(now, Ordering::AcqRel);
+            self.0.state.fetch_and(!((STALLED | DEAD) & !now), Ordering::AcqRel);
+            self.changed();
+        }
+    }
+
     /// Says that something about readiness has changed: this value, or a model.
     pub fn changed(&self) {
         self.0.changes.send_replace(());
@@ -126,6 +157,23 @@ mod tests {
         assert_eq!(readiness.reason(), "models are loading", "anybody may ask for this one");
         readiness.set_draining();
         assert_eq!(readiness.reason_in_full(), "the server is draining");
+    }
+
+    #[test]
+    fn a_lane_that_stands_still_ends_readiness_and_later_life_until_it_turns_again() {
+        let readiness = Readiness::default();
+        readiness.set_loaded(true);
+        let mut changes = readiness.changes();
+        readiness.set_turning(Turning::Fine);
+        assert!(!changes.has_changed().unwrap());
+        for (turning, ready, live) in
+            [(Turning::Stalled, false, true), (Turning::Dead, false, false), (Turning::Fine, true, true)]
+        {
+            readiness.set_turning(turning);
+            assert_eq!((readiness.is_ready(), readiness.is_live()), (ready, live), "{turning:?}");
+            assert!(changes.has_changed().unwrap());
+            changes.mark_unchanged();
+        }
     }
 
     #[test]

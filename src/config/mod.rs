@@ -31,11 +31,13 @@ use crate::{
     auth::{self, grants},
     call::Notes,
     frontend::{self, Surfaces, tls},
+    lane,
     limit::{
         self,
         address::{self, Network},
     },
     model::{InputSettings, Pad, Sample, ensemble, watch},
+    schedule::TurnSettings,
     telemetry::{metrics, traces},
     tensor::Signature,
 };
@@ -276,8 +278,10 @@ pub struct Runtime {
     pub inference_cores: Amount,
     /// Threads for large decodes.
     pub decode_threads: usize,
-    /// What may run on a lane.
-    pub turn: Turn,
+    /// What may run on a lane (decision 9).
+    pub turn: TurnSettings,
+    /// When a lane that does not turn is told.
+    pub stall: lane::Stall,
     /// The library of ONNX Runtime; `None`: the search order of decision 6.
     pub onnxruntime: Option<PathBuf>,
 }
@@ -291,17 +295,6 @@ pub enum Kind {
     Lanes,
     /// One runtime of many threads. There are no turns then.
     WorkStealing,
-}
-
-/// What may run on a lane (decision 9).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Turn {
-    /// The longest single run.
-    pub run: Duration,
-    /// The longest batch.
-    pub budget: Duration,
-    /// The largest weights, bytes.
-    pub weights: usize,
 }
 
 /// What is told about calls (`telemetry`).

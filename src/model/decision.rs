@@ -78,6 +78,9 @@ impl Workshop {
             Execution::Auto if found.bytes.max(backend.weight_bytes()) > turn.weights => {
                 (false, "its weights are above `runtime.turn.weights`")
             }
+            Execution::Auto if backend.grows_with_values() => {
+                (false, "how long it runs may depend on the values of its inputs")
+            }
             Execution::Auto => match measured.run {
                 Some(run) if run <= turn.run => (true, "a run takes no longer than `runtime.turn.run`"),
                 Some(_) => (false, "a run takes longer than `runtime.turn.run`"),

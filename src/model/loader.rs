@@ -409,8 +409,7 @@ impl Loader {
         let scheduler = match (place, &self.lanes) {
             (Place::Threads(instances), _) => Scheduler::on_threads(plan, instances),
             (Place::Lanes { room, instances, spare }, Some(lanes)) => {
-                let budget = self.settings.turn.budget;
-                Scheduler::on_lanes(plan, lanes, room, budget, instances, spare).await
+                Scheduler::on_lanes(plan, lanes, room, &self.settings.turn, instances, spare).await
             }
             (Place::Lanes { .. }, None) => return Err("there are no lanes to run on".to_owned()),
         };

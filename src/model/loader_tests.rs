@@ -14,7 +14,12 @@ use crate::{
 use std::{sync::atomic::Ordering, time::Duration};
 
 /// What counts as fast in a debug build on a busy machine.
-const LAX: TurnSettings = TurnSettings { run: Duration::from_millis(1), budget: Duration::from_secs(1), weights: 64 };
+const LAX: TurnSettings = TurnSettings {
+    run: Duration::from_millis(1),
+    budget: Duration::from_secs(1),
+    weights: 64,
+    limit: Duration::from_secs(9),
+};
 
 struct World {
     loader: Loader,

@@ -197,8 +197,12 @@ mod tests {
     };
 
     /// Settings that a model in a debug build on a busy machine meets.
-    const LAX: TurnSettings =
-        TurnSettings { run: Duration::from_secs(9), budget: Duration::from_secs(9), weights: 1 << 20 };
+    const LAX: TurnSettings = TurnSettings {
+        run: Duration::from_secs(9),
+        budget: Duration::from_secs(9),
+        weights: 1 << 20,
+        limit: Duration::from_secs(9),
+    };
 
     #[test]
     fn a_fast_model_may_take_all_rows() {

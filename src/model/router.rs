@@ -21,7 +21,7 @@ use crate::{
         ModelRef, NamedTensor, Operation, Reply, ReplyStream, Report, RequestedOutput, Timing, Work,
     },
     error::{Error, Stage},
-    schedule::{Answer, Job, ReplyTo},
+    schedule::{Answer, Company, Job, ReplyTo},
     telemetry::switches::Switches,
 };
 use futures_util::future::BoxFuture;
@@ -258,6 +258,7 @@ impl Asked {
             reply,
             facts: Arc::clone(&head.facts),
             turn: 0,
+            company: Company::default(),
             layout: None,
         };
         if model.decoupled {

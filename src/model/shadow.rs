@@ -8,7 +8,7 @@ use super::{Model, Shadow, compare::compare, signature, traffic::spread};
 use crate::{
     call::{Facts, NamedTensor, Timing},
     error::Error,
-    schedule::{Answer, Job, ReplyTo},
+    schedule::{Answer, Company, Job, ReplyTo},
     telemetry::metrics::{Metrics, ShadowEnd},
 };
 use futures_util::future::BoxFuture;
@@ -226,6 +226,7 @@ async fn run(target: &Arc<Model>, mut inputs: Vec<NamedTensor>, settings: &Shado
         reply: ReplyTo::Once(sender.into()),
         facts: Arc::new(Facts::default()),
         turn: 0,
+        company: Company::default(),
         layout: None,
     };
     target.scheduler.submit(job)?;

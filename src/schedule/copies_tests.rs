@@ -14,14 +14,14 @@ fn together(jobs: usize) -> (u64, Vec<Tensor>) {
     let (mut fake, plan) = (Fake::new(), testing::plan());
     // The first run makes what the fake keeps.
     let (mut all, mut receivers) = (vec![testing::job(1, 0.0).0], Vec::new());
-    run::run(&mut fake, &mut all, &plan);
+    run::run(&mut fake, &mut all, &plan, None);
     for mark in 0..jobs {
         let (job, receiver) = testing::job(BATCH / ROW / jobs, mark as f32);
         all.push(job);
         receivers.push(receiver);
     }
     let counted = allocation_counter::measure(|| {
-        run::run(&mut fake, &mut all, &plan);
+        run::run(&mut fake, &mut all, &plan, None);
     });
     assert_eq!(fake.control().batches(), [1, BATCH / ROW]);
     let answers = receivers.into_iter().map(|mut receiver| {

@@ -8,7 +8,10 @@
 
 use std::{
     array,
-    sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed},
+    sync::{
+        OnceLock,
+        atomic::{AtomicU32, AtomicU64, Ordering::Relaxed},
+    },
     time::Duration,
 };
 
@@ -34,6 +37,8 @@ pub struct Cost {
     sizes: [Size; SIZES],
     /// Runs so far; wraps.
     runs: AtomicU32,
+    /// The same by the bytes of inputs, where rows do not say it all.
+    bytes: OnceLock<Box<Cost>>,
 }
 
 /// One group of sizes.
@@ -59,11 +64,35 @@ struct Point {
 
 impl Default for Cost {
     fn default() -> Self {
-        Self { sizes: array::from_fn(|_| Size::default()), runs: AtomicU32::new(0) }
+        Self { sizes: array::from_fn(|_| Size::default()), runs: AtomicU32::new(0), bytes: OnceLock::new() }
     }
 }
 
 impl Cost {
+    /// What runs cost by the bytes of their inputs; `None` where nobody has asked for it.
+    pub(super) fn by_bytes(&self) -> Option<&Self> {
+        self.bytes.get().map(|cost| &**cost)
+    }
+
+    /// Learns what runs cost by the bytes of their inputs too. What is known by rows, which have `row` bytes, is taken over for
+    /// up to `rows`.
+    pub(super) fn learn_by_bytes(&self, row: usize, rows: usize) -> &Self {
+        self.bytes.get_or_init(|| {
+            let bytes = Self::default();
+            for rows in (0..SIZES).map(|power| 1 << power).take_while(|size| *size <= rows.max(1)) {
+                if let Some(took) = self.estimate(rows) {
+                    bytes.seed(rows.saturating_mul(row), took);
+                }
+            }
+            Box::new(bytes)
+        })
+    }
+
+    /// The size of the largest runs of which anything is known; 0 if nothing is.
+    pub(super) fn reach(&self) -> usize {
+        self.sizes.iter().rev().find_map(Size::point).map_or(0, |point| point.rows as usize)
+    }
+
     /// Takes the median of several runs of `rows` rows as what is known until there are calls.
     pub fn seed(&self, rows: usize, took: Duration) {
         let size = &self.sizes[group(rows)];
@@ -289,6 +318,17 @@ mod tests {
         let cost = Cost::default();
         cost.seed(16, MS * 4);
         assert_eq!((millis(&cost, 16), cost.per_row(4)), (4., Some(250_000.)));
+    }
+
+    #[test]
+    fn what_is_known_by_rows_is_known_by_bytes() {
+        let cost = learnt(&[(1, 2), (2, 3), (4, 5)]);
+        assert!(cost.by_bytes().is_none());
+        let bytes = cost.learn_by_bytes(16, 2);
+        assert_eq!((millis(bytes, 16), millis(bytes, 32), bytes.reach()), (2., 3., 32));
+        bytes.observe(4096, MS * 9);
+        assert_eq!(cost.by_bytes().unwrap().reach(), 4096);
+        assert_eq!((cost.reach(), Cost::default().reach()), (4, 0));
     }
 
     proptest! {

@@ -4,6 +4,7 @@
 //! all rows together; so there are two bounds.
 
 use super::BatchPolicy;
+use crate::tensor::{DataType, Signature, TensorSpec};
 
 /// How much a job or a batch is, or how much a batch may be.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -69,6 +70,16 @@ impl BatchPolicy {
     pub(super) fn room_of(&self, rows: usize) -> Extent {
         Extent { rows, size: self.max_elements.unwrap_or(rows) }
     }
+}
+
+/// Bytes of one row in the smallest shape that a model takes.
+pub(super) fn least_row(signature: &Signature) -> usize {
+    let bytes = |spec: &TensorSpec| {
+        let elements = spec.dims.iter().skip(1).map(|dim| dim.unwrap_or(1)).fold(1, usize::saturating_mul);
+        // An empty string is its length.
+        elements.saturating_mul(spec.dtype.and_then(DataType::size).unwrap_or(4))
+    };
+    signature.inputs.iter().map(bytes).fold(0, usize::saturating_add)
 }
 
 #[cfg(test)]

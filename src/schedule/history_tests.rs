@@ -95,8 +95,9 @@ async fn scheduler(setup: Setup, lanes: &turn::Lanes) -> (Scheduler, FakeControl
     let fake = Fake::new();
     let instance = || -> Box<dyn Backend> { Box::new(fake.clone()) };
     let plan = plan(setup.policy, &fake);
+    let turns = crate::schedule::TurnSettings { budget: PATIENCE, limit: PATIENCE, ..Default::default() };
     let scheduler = if setup.on_lanes {
-        Scheduler::on_lanes(plan, lanes, setup.policy.room(), PATIENCE, vec![instance()], instance()).await.unwrap()
+        Scheduler::on_lanes(plan, lanes, setup.policy.room(), &turns, vec![instance()], instance()).await.unwrap()
     } else {
         Scheduler::on_threads(plan, std::iter::repeat_with(instance).take(INSTANCES).collect()).unwrap()
     };

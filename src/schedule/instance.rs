@@ -6,13 +6,14 @@
 //! another thread makes another instance.
 
 use super::{
-    BatchQueue, Job, Plan, QUEUE_FULL, QUEUE_SLOW, Verdict,
+    BatchQueue, Company, Job, Plan, QUEUE_FULL, QUEUE_SLOW, Verdict,
     order::Order,
     run,
     run::Ran,
     watch::{Finding, Watch, Watched},
 };
 use crate::{backend::Backend, error::Error};
+use smallvec::SmallVec;
 use std::{
     panic::{AssertUnwindSafe, catch_unwind},
     sync::{
@@ -24,6 +25,10 @@ use std::{
 
 /// First and longest pause between two attempts to make an instance after a panic.
 const RETRY: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(30));
+
+/// Runs of one model that may go on after they were given up. Each keeps a thread, an instance and a processor busy; beyond so
+/// many, nothing is made in their place until one of them ends.
+const GIVEN_UP: usize = 4;
 
 /// The inference threads of one version of one model.
 #[derive(Debug)]
@@ -58,6 +63,10 @@ struct State {
     woken: usize,
     /// Those of the instances whose runs have a limit.
     watches: Vec<Arc<Watch>>,
+    /// Runs that were given up and go on.
+    given_up: usize,
+    /// Instances that are to be made in their place when one of them has ended.
+    owed: usize,
 }
 
 /// Why a job was given back; small, because it travels with the job.
@@ -104,7 +113,17 @@ impl Drop for Sound<'_> {
 impl Pool {
     pub(super) fn new(plan: Arc<Plan>) -> Self {
         let queue = BatchQueue::with_cost(plan.policy, Arc::clone(&plan.cost));
-        let state = State { queue, closed: false, threads: 0, started: 0, asleep: 0, woken: 0, watches: Vec::new() };
+        let state = State {
+            queue,
+            closed: false,
+            threads: 0,
+            started: 0,
+            asleep: 0,
+            woken: 0,
+            watches: Vec::new(),
+            given_up: 0,
+            owed: 0,
+        };
         let shared = Shared {
             plan,
             order: Arc::default(),
@@ -135,11 +154,18 @@ impl Pool {
         let shared = Arc::clone(&self.shared);
         let name = format!("infer-{}-{number}", shared.plan.key.name);
         let spawned = std::thread::Builder::new().name(name).spawn(move || {
-            let present = Present(&shared);
-            let Some(instance) = instance.or_else(|| shared.reopen()) else { return };
-            if shared.serve(instance) == Served::GivenUp {
-                // Whoever gave it up has counted it off, and another in.
+            let mut instance = instance;
+            loop {
+                let present = Present(&shared);
+                let Some(sound) = instance.take().or_else(|| shared.reopen()) else { return };
+                if shared.serve(sound) == Served::ToTheEnd {
+                    return;
+                }
+                // Whoever gave it up has counted it off, and another in if there may be one.
                 std::mem::forget(present);
+                if !shared.returned() {
+                    return;
+                }
             }
         });
         spawned.map(drop).map_err(|error| {
@@ -153,27 +179,37 @@ impl Pool {
     pub(super) fn tend(&self, now: Instant) {
         let Some(limit) = self.shared.plan.run_limit else { return };
         let (mut ended, mut given_up) = (0, Vec::new());
-        self.shared.lock().watches.retain(|watch| match watch.look(now, limit) {
-            Finding::Fine => true,
-            Finding::Ended => {
-                ended += 1;
-                true
+        {
+            let mut state = self.shared.lock();
+            for watch in std::mem::take(&mut state.watches) {
+                match watch.look(now, limit) {
+                    Finding::Fine => state.watches.push(watch),
+                    Finding::Ended => {
+                        ended += 1;
+                        state.watches.push(watch);
+                    }
+                    // Under the lock: its thread, which may return just now, counts it off under it.
+                    Finding::GivenUp => given_up.push((watch.callers(), state.give_up())),
+                }
             }
-            Finding::GivenUp => {
-                given_up.push(watch.places());
-                false
-            }
-        });
+        }
         let model = &self.shared.plan.key;
         if ended > 0 {
             tracing::warn!(%model, ?limit, "a run took longer than `run_limit` and was told to end");
         }
-        for places in given_up {
-            tracing::error!(%model, ?limit, "a run does not end: its instance is given up and replaced");
-            self.shared.plan.metrics.replaced("hang");
-            self.shared.order.pass_over(places);
+        for (callers, is_replaced) in given_up {
+            self.shared.plan.metrics.given_up(1);
             drop(Present(&self.shared));
             self.shared.lose();
+            if let Some(callers) = callers {
+                callers.fail(&Error::internal("the run does not end"));
+            }
+            if !is_replaced {
+                tracing::error!(%model, ?limit, "a run does not end, as many others: no instance until one has");
+                continue;
+            }
+            tracing::error!(%model, ?limit, "a run does not end: its instance is given up and replaced");
+            self.shared.plan.metrics.replaced("hang");
             if let Err(error) = self.spawn(None) {
                 tracing::error!(%model, %error, "instance not replaced");
             }
@@ -208,7 +244,7 @@ impl Pool {
             }
             // Asked under the lock: whoever loses the last instance then empties the queue under it.
             if !self.is_ready() {
-                return Err((job, Refusal::NotReady("failed")));
+                return Err((job, Refusal::NotReady(state.lost())));
             }
             if state.queue.is_slow(job.queued) {
                 return Err((job, Refusal::Slow));
@@ -253,6 +289,23 @@ impl Pool {
     }
 }
 
+// === impl State ===
+
+impl State {
+    /// What a model is that has no instance left.
+    fn lost(&self) -> &'static str {
+        if self.owed > 0 { "stuck in runs that do not end" } else { "failed" }
+    }
+
+    /// A run is given up. True if another instance may take the place of the one that it keeps.
+    fn give_up(&mut self) -> bool {
+        self.given_up += 1;
+        let may = self.given_up <= GIVEN_UP;
+        self.owed += usize::from(!may);
+        may
+    }
+}
+
 // === impl Shared ===
 
 impl Shared {
@@ -268,11 +321,7 @@ impl Shared {
         let mut sound = Some(Sound(self));
         while let Some((backend, watch)) = &mut instance {
             let Some(jobs) = self.next_batch() else { break };
-            if let (Some(watch), Some(first)) = (watch.as_ref(), jobs.first().and_then(Job::place)) {
-                // All were taken under one lock.
-                watch.hold(first..first + jobs.len() as u64);
-            }
-            let ran = self.run(&mut **backend, jobs);
+            let ran = self.run(&mut **backend, jobs, watch.as_deref());
             if watch.as_ref().is_some_and(|watch| watch.is_given_up()) {
                 std::mem::forget(sound.take());
                 dispose(instance.map(|(backend, _)| backend));
@@ -310,7 +359,10 @@ impl Shared {
         dispose(Some(backend));
     }
 
-    fn run(&self, backend: &mut dyn Backend, mut jobs: Vec<Job>) -> Ran {
+    fn run(&self, backend: &mut dyn Backend, mut jobs: Vec<Job>, watch: Option<&Watch>) -> Ran {
+        if let Some(watch) = watch {
+            watch.hold(&mut jobs);
+        }
         let ran = if backend.is_decoupled() {
             let mut streams = jobs.drain(..);
             let mut ran = Ran::Sound(Duration::ZERO);
@@ -323,10 +375,39 @@ impl Shared {
             streams.for_each(|job| job.fail(self.plan.not_ready("failed")));
             ran
         } else {
-            run::run(backend, &mut jobs, &self.plan)
+            run::run(backend, &mut jobs, &self.plan, watch)
         };
+        let again: SmallVec<[Job; 1]> = jobs.drain(..).filter_map(Job::released).collect();
         self.lock().queue.recycle(jobs);
+        again.into_iter().for_each(|job| self.again(Job { company: Company::Alone, ..job }));
         ran
+    }
+
+    /// Has a job that was not done soon wait behind the others.
+    fn again(&self, job: Job) {
+        let mut state = self.lock();
+        let before = state.queue.len();
+        let pushed = state.queue.push(job);
+        self.plan.metrics.queue_changed(delta(before, state.queue.len()));
+        drop(state);
+        if let Err(job) = pushed {
+            job.fail(QUEUE_FULL);
+        }
+    }
+
+    /// A run that was given up is over. True if an instance is to be made that was not made in its place; its thread is counted
+    /// then.
+    fn returned(&self) -> bool {
+        self.plan.metrics.given_up(-1);
+        let mut state = self.lock();
+        state.given_up -= 1;
+        let makes = state.owed > 0 && !state.closed;
+        if makes {
+            state.owed -= 1;
+            state.threads += 1;
+            self.plan.metrics.replaced("hang");
+        }
+        makes
     }
 
     /// Waits for a batch; `None` when the pool is closed and empty.
@@ -372,16 +453,17 @@ impl Shared {
         }
         let mut state = self.lock();
         let lost: Vec<_> = state.queue.drain().collect();
+        let why = state.lost();
         drop(state);
         self.plan.metrics.queue_changed(delta(lost.len(), 0));
-        lost.into_iter().for_each(|job| job.fail(self.plan.not_ready("failed")));
+        lost.into_iter().for_each(|job| job.fail(self.plan.not_ready(why)));
     }
 
     /// Makes another instance, trying until it succeeds or the pool closes. It is counted then.
     fn reopen(&self) -> Option<Box<dyn Backend>> {
         let mut pause = RETRY.0;
         loop {
-            match reopen(&self.plan) {
+            match self.plan.open_again() {
                 Ok(instance) => {
                     self.alive.fetch_add(1, Ordering::AcqRel);
                     return Some(instance);
@@ -399,15 +481,6 @@ impl Shared {
             }
             pause = (pause * 2).min(RETRY.1);
         }
-    }
-}
-
-/// Opens one more instance; a panic of the opener is an error like any other.
-pub(super) fn reopen(plan: &Plan) -> Result<Box<dyn Backend>, String> {
-    match catch_unwind(AssertUnwindSafe(|| (plan.reopen)())) {
-        Ok(Ok(instance)) => Ok(instance),
-        Ok(Err(error)) => Err(error.to_string()),
-        Err(_) => Err("opening the model panicked".to_owned()),
     }
 }
 

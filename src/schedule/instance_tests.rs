@@ -185,11 +185,11 @@ fn give_up(pool: &Pool) {
 }
 
 #[test]
-fn an_instance_whose_run_does_not_end_is_replaced_and_keeps_what_it_has_until_it_returns() {
+fn an_instance_whose_run_does_not_end_is_replaced_and_who_waits_for_it_hears_at_once() {
     let script = Script::default();
     let pool = limited(&script);
     let gate = script.close_gate();
-    let (hangs, mut hanging) = testing::job(1, 1.0);
+    let (hangs, hanging) = testing::job(1, 1.0);
     pool.submit(hangs).unwrap();
     script.wait_for_runs(1);
     let (waits, waiting) = testing::job(1, 2.0);
@@ -205,10 +205,9 @@ fn an_instance_whose_run_does_not_end_is_replaced_and_keeps_what_it_has_until_it
         std::thread::yield_now();
     }
     assert_eq!(script.opened(), 2);
-    assert!(hanging.try_recv().is_err(), "its run still has its job");
-    // It returns after all: its job is answered, and the thread serves no more.
+    assert!(matches!(hanging.blocking_recv().unwrap(), Err(Error::Internal(_))), "its run still goes on");
+    // It returns after all: the thread serves no more.
     drop(gate);
-    assert!(hanging.blocking_recv().unwrap().is_ok());
     let (next, receiver) = testing::job(1, 3.0);
     pool.submit(next).unwrap();
     assert_eq!(testing::mark(&receiver.blocking_recv().unwrap().unwrap().outputs[0].tensor), 6.0);
@@ -288,7 +287,7 @@ fn a_run_that_is_given_up_does_not_hold_back_the_answers_behind_it() {
     let pool = Pool::new(Arc::new(plan));
     pool.adopt(testing::backend(&script)).unwrap();
     let gate = script.close_gate();
-    let (hangs, mut hanging) = testing::job(1, 1.0);
+    let (hangs, hanging) = testing::job(1, 1.0);
     pool.submit(hangs).unwrap();
     script.wait_for_runs(1);
     let other = Script::default();
@@ -303,10 +302,87 @@ fn a_run_that_is_given_up_does_not_hold_back_the_answers_behind_it() {
     assert!(receiver.try_recv().is_err());
     give_up(&pool);
     assert_eq!(testing::mark(&receiver.blocking_recv().unwrap().unwrap().outputs[0].tensor), 4.0);
-    assert!(hanging.try_recv().is_err());
-    // It returns after all, and is answered.
+    assert!(matches!(hanging.blocking_recv().unwrap(), Err(Error::Internal(_))));
     drop(gate);
-    assert!(hanging.blocking_recv().unwrap().is_ok());
+}
+
+#[test]
+fn a_stream_whose_run_is_given_up_ends_with_an_error_even_if_nobody_read_it() {
+    let script = Script::default();
+    script.set(Fault::Stream(usize::MAX));
+    let pool = limited(&script);
+    let (job, mut receiver) = testing::stream_job(2);
+    pool.submit(job).unwrap();
+    // One piece is in the channel, and the place behind it is kept for the end.
+    while receiver.is_empty() {
+        std::thread::yield_now();
+    }
+    give_up(&pool);
+    assert!(receiver.blocking_recv().unwrap().is_ok());
+    assert!(matches!(receiver.blocking_recv(), Some(Err(Error::Internal(_)))));
+    assert!(receiver.blocking_recv().is_none());
+}
+
+#[test]
+fn beyond_some_runs_that_go_on_no_instance_is_made_until_one_of_them_ends() {
+    let (script, metrics) = (Script::default(), crate::telemetry::metrics::Metrics::new());
+    let mut plan = Plan { run_limit: Some(Duration::from_secs(60)), ..testing::plan_of(&script) };
+    plan.metrics = metrics.model(&plan.key);
+    let pool = Pool::new(Arc::new(plan));
+    pool.adopt(testing::backend(&script)).unwrap();
+    let gate = script.close_gate();
+    for run in 1..=GIVEN_UP + 1 {
+        assert!(pool.is_ready());
+        let (hangs, hanging) = testing::job(1, 1.0);
+        pool.submit(hangs).unwrap();
+        script.wait_for_runs(run);
+        give_up(&pool);
+        assert!(matches!(hanging.blocking_recv().unwrap(), Err(Error::Internal(_))));
+        while run <= GIVEN_UP && !pool.is_ready() {
+            std::thread::yield_now();
+        }
+    }
+    assert!(!pool.is_ready());
+    assert_eq!(script.opened(), GIVEN_UP + 1);
+    let given_up = |count| format!("sluicegate_runs_given_up{{model=\"double\"}} {count}\n");
+    assert!(metrics.render().contains(&given_up(GIVEN_UP + 1)), "{}", metrics.render());
+    let (job, _receiver) = testing::job(1, 1.0);
+    let refused = pool.submit(job).unwrap_err();
+    assert!(matches!(refused, Error::ModelNotReady { state: "stuck in runs that do not end", .. }), "{refused}");
+    drop(gate);
+    while !pool.is_ready() {
+        std::thread::yield_now();
+    }
+    let (next, receiver) = testing::job(1, 3.0);
+    pool.submit(next).unwrap();
+    assert!(receiver.blocking_recv().unwrap().is_ok());
+    pool.close();
+    assert!(pool.wait_closed(Instant::now() + Duration::from_secs(10)));
+}
+
+#[test]
+fn a_hurried_job_that_is_not_done_soon_runs_again_behind_the_others() {
+    let (fake, plan) = (crate::backend::fake::Fake::new(), testing::plan());
+    let control = fake.control();
+    let pool = Pool::new(Arc::new(Plan { run_limit: Some(Duration::from_secs(800)), ..plan }));
+    control.block();
+    pool.adopt(Box::new(fake)).unwrap();
+    let (mut hurried, mut late) = testing::job(1, 1.0);
+    hurried.company = Company::Hurried;
+    pool.submit(hurried).unwrap();
+    assert!(control.wait_started(1, Duration::from_secs(60)));
+    let (other, receiver) = testing::job(2, 2.0);
+    pool.submit(other).unwrap();
+    pool.tend(Instant::now() + Duration::from_secs(50));
+    assert_eq!(control.interrupted(), 0);
+    pool.tend(Instant::now() + Duration::from_secs(200));
+    // The other one runs, and blocks too: it has all its time.
+    assert!(control.wait_started(2, Duration::from_secs(60)));
+    pool.tend(Instant::now() + Duration::from_secs(200));
+    assert_eq!((control.interrupted(), late.try_recv().is_err()), (1, true));
+    control.release();
+    assert!(receiver.blocking_recv().unwrap().is_ok() && late.blocking_recv().unwrap().is_ok());
+    assert_eq!(control.batches(), [1, 2, 1]);
 }
 
 #[test]

@@ -3,7 +3,7 @@
 //! Dropping is cancelling: a caller that has gone is noticed by its closed channel and nobody needs
 //! to tell the scheduler. A job knows no model and no wire; its outputs are named by the signature.
 
-use super::{Extent, Layout, order::Place};
+use super::{Extent, Layout, callers::Held, order::Place};
 use crate::{
     call::{Chunk, Facts, InferResponse, NamedTensor, Timing},
     error::Error,
@@ -33,8 +33,22 @@ pub struct Job {
     pub facts: Arc<Facts>,
     /// Its place in the fair order; the queue's own.
     pub turn: u64,
+    /// Whether others may run with it; the scheduler's own.
+    pub company: Company,
     /// How it is laid together with jobs of other shapes; the scheduler's own.
     pub layout: Option<Arc<Layout>>,
+}
+
+/// Whether others may run with a job.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Company {
+    /// They may.
+    #[default]
+    Any,
+    /// A run that it was in had to be ended: it runs alone, and not for long, because it may be the one that does not end.
+    Hurried,
+    /// It was not done soon: it runs alone, behind the others, for as long as runs may take.
+    Alone,
 }
 
 /// What a run yields for one job.
@@ -71,6 +85,8 @@ pub enum ReplyTo {
     Once(Hearer),
     /// One answer, not before those of the places before its own (`batching.preserve_order`).
     InOrder(Hearer, Place),
+    /// What it is is kept elsewhere while the job runs, and may be taken from it there.
+    Held(Held),
     /// Any number of answers; the end is told by dropping the sender.
     Stream {
         /// The caller's stream; empty when the job is submitted, with room for at least two
@@ -88,15 +104,15 @@ pub enum ReplyTo {
 impl Job {
     /// True once the caller has dropped its end. Nobody needs to tell us.
     pub fn is_abandoned(&self) -> bool {
-        match &self.reply {
-            ReplyTo::Once(hearer) | ReplyTo::InOrder(hearer, _) => hearer.is_gone(),
-            ReplyTo::Stream { sender, .. } => sender.is_closed(),
-        }
+        self.reply.is_abandoned()
     }
 
     /// True if rows of both may lie in one batch: the types and inner dimensions of all inputs agree, as far as the
     /// layout does not make up for them.
     pub fn is_compatible(&self, other: &Self) -> bool {
+        if self.company != Company::Any || other.company != Company::Any {
+            return false;
+        }
         if let Some(layout) = &self.layout {
             return layout.joins(&self.inputs, &other.inputs);
         }
@@ -116,11 +132,21 @@ impl Job {
         }
     }
 
+    /// Bytes of its inputs.
+    pub(super) fn bytes(&self) -> usize {
+        self.inputs.iter().map(|input| input.data().len()).sum()
+    }
+
     /// Answers with the outputs of a whole run.
     pub fn succeed(self, outputs: Vec<NamedTensor>, timing: Timing) {
         match self.reply {
             ReplyTo::Once(hearer) => hearer.hear(Ok(Answer { outputs, timing })),
             ReplyTo::InOrder(hearer, place) => place.answer(hearer, Ok(Answer { outputs, timing })),
+            ReplyTo::Held(held) => {
+                if let Some(reply) = held.take() {
+                    Self { reply, ..self }.succeed(outputs, timing);
+                }
+            }
             ReplyTo::Stream { sender, frame, .. } => {
                 self.facts.timing.set(timing);
                 // A caller that has gone does not want to know.
@@ -135,11 +161,11 @@ impl Job {
         self.reply.fail(error);
     }
 
-    /// The number of its place, if its answer has one.
-    pub(super) fn place(&self) -> Option<u64> {
-        match &self.reply {
-            ReplyTo::InOrder(_, place) => Some(place.number()),
-            ReplyTo::Once(_) | ReplyTo::Stream { .. } => None,
+    /// The job as it was before it ran; nothing if it has been answered meanwhile.
+    pub(super) fn released(self) -> Option<Self> {
+        match self.reply {
+            ReplyTo::Held(held) => held.take().map(|reply| Self { reply, ..self }),
+            reply => Some(Self { reply, ..self }),
         }
     }
 
@@ -190,10 +216,23 @@ impl fmt::Debug for Hearer {
 // === impl ReplyTo ===
 
 impl ReplyTo {
+    pub(super) fn is_abandoned(&self) -> bool {
+        match self {
+            Self::Once(hearer) | Self::InOrder(hearer, _) => hearer.is_gone(),
+            Self::Held(held) => held.is_abandoned(),
+            Self::Stream { sender, .. } => sender.is_closed(),
+        }
+    }
+
     pub(super) fn fail(self, error: Error) {
         match self {
             Self::Once(hearer) => hearer.hear(Err(error)),
             Self::InOrder(hearer, place) => place.answer(hearer, Err(error)),
+            Self::Held(held) => {
+                if let Some(reply) = held.take() {
+                    reply.fail(error);
+                }
+            }
             Self::Stream { sender, .. } => drop(sender.try_send(Err(error))),
         }
     }
@@ -204,6 +243,7 @@ impl fmt::Debug for ReplyTo {
         f.write_str(match self {
             Self::Once(_) => "Once",
             Self::InOrder(..) => "InOrder",
+            Self::Held(_) => "Held",
             Self::Stream { .. } => "Stream",
         })
     }

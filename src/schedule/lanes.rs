@@ -4,11 +4,15 @@
 //! after a panic. What a lane does with its instances is `turn`'s business.
 
 use super::{
-    instance::{dispose, reopen},
+    instance::dispose,
+    pulse::{Moved, Pulse},
     turn::Turn,
 };
 use crate::{backend::Backend, error::Error};
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
+    time::{Duration, Instant},
+};
 use tokio::{
     sync::{mpsc, oneshot},
     time::timeout,
@@ -25,13 +29,21 @@ const RETRY: (Duration, Duration) = (Duration::from_millis(100), Duration::from_
 
 /// A handle to all lanes, for those who install models on them.
 #[derive(Clone, Debug)]
-pub struct Lanes(Arc<[mpsc::Sender<Order>]>);
+pub struct Lanes(Arc<Shared>);
+
+#[derive(Debug)]
+struct Shared {
+    lanes: Vec<(mpsc::Sender<Order>, Arc<Pulse>)>,
+    /// The models that run on lanes, to be found by what a lane says that it runs.
+    turns: Mutex<Vec<Weak<Turn>>>,
+}
 
 /// A lane's place in the handle, to be taken on the lane's own thread.
 #[derive(Debug)]
 pub struct Seat {
     pub(super) index: usize,
     pub(super) orders: mpsc::Receiver<Order>,
+    pub(super) pulse: Arc<Pulse>,
 }
 
 #[derive(Debug)]
@@ -47,18 +59,49 @@ pub(super) enum Order {
 impl Lanes {
     /// A handle to `count` lanes, and a seat for each of them.
     pub fn new(count: usize) -> (Self, Vec<Seat>) {
-        let (senders, seats): (Vec<_>, Vec<_>) = (0..count)
+        let (lanes, seats): (Vec<_>, Vec<_>) = (0..count)
             .map(|index| {
                 let (sender, orders) = mpsc::channel(ORDERS);
-                (sender, Seat { index, orders })
+                let pulse = Arc::new(Pulse::new(Instant::now()));
+                ((sender, Arc::clone(&pulse)), Seat { index, orders, pulse })
             })
             .unzip();
-        (Self(senders.into()), seats)
+        (Self(Arc::new(Shared { lanes, turns: Mutex::default() })), seats)
+    }
+
+    /// Tells runs to end that hold a lane for longer than they may, and moves their models to threads. To be called every few
+    /// hundredths of a second, from a thread that is no lane; never waits for a run.
+    pub fn look(&self, now: Instant) {
+        for (_, pulse) in &self.0.lanes {
+            if let Some(turn) = pulse.look(now).and_then(|id| self.turn(id)) {
+                turn.move_to_threads(Moved::Limit);
+            }
+        }
+    }
+
+    /// For how long each lane has not turned.
+    pub fn still(&self, now: Instant) -> impl Iterator<Item = Duration> + '_ {
+        self.0.lanes.iter().map(move |(_, pulse)| pulse.still(now))
+    }
+
+    /// What the lane `index` runs now: `NAME/VERSION`.
+    pub fn runs(&self, index: usize) -> Option<String> {
+        let id = self.0.lanes.get(index)?.1.runs()?;
+        self.turn(id).map(|turn| turn.plan().key.to_string())
+    }
+
+    fn turn(&self, id: u64) -> Option<Arc<Turn>> {
+        self.turns().iter().filter_map(Weak::upgrade).find(|turn| turn.id() == id)
+    }
+
+    fn turns(&self) -> MutexGuard<'_, Vec<Weak<Turn>>> {
+        // Nothing that can panic runs under it.
+        self.0.turns.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// How many lanes there are.
     pub fn count(&self) -> usize {
-        self.0.len()
+        self.0.lanes.len()
     }
 
     /// Hands each lane its instance and waits until all have accepted.
@@ -66,9 +109,14 @@ impl Lanes {
         if instances.len() != self.count() {
             return Err(Error::internal(format!("{} instances for {} lanes", instances.len(), self.count())));
         }
+        {
+            let mut turns = self.turns();
+            turns.retain(|turn| turn.strong_count() > 0);
+            turns.push(Arc::downgrade(turn));
+        }
         let silent = || Error::internal("a lane accepts no instance");
         let mut accepted = Vec::with_capacity(instances.len());
-        for (lane, instance) in self.0.iter().zip(instances) {
+        for ((lane, _), instance) in self.0.lanes.iter().zip(instances) {
             let (done, receiver) = oneshot::channel();
             let order = Order::Install { turn: Arc::clone(turn), instance, done: Some(done) };
             timeout(INSTALL, lane.send(order)).await.map_err(|_| silent())?.map_err(|_| silent())?;
@@ -82,10 +130,19 @@ impl Lanes {
 
     /// Tells all lanes to look what they may let go of.
     pub(super) fn sweep(&self) {
-        for lane in self.0.iter() {
+        for (lane, _) in &self.0.lanes {
             // A full channel is as good: the lane sweeps after each batch of orders.
             drop(lane.try_send(Order::Sweep));
         }
+    }
+}
+
+// === impl Seat ===
+
+impl Seat {
+    /// By which the lane tells others that it turns.
+    pub fn pulse(&self) -> Arc<Pulse> {
+        Arc::clone(&self.pulse)
     }
 }
 
@@ -104,9 +161,9 @@ pub(super) fn rebuild(turn: Arc<Turn>, lane: usize, broken: Box<dyn Backend>) {
         turn.plan().metrics.replaced("panic");
         let mut pause = RETRY.0;
         while turn.is_wanted() {
-            match reopen(turn.plan()) {
+            match turn.plan().open_again() {
                 Ok(instance) => {
-                    if let Some(lane) = turn.lanes().0.get(lane) {
+                    if let Some((lane, _)) = turn.lanes().0.lanes.get(lane) {
                         let order = Order::Install { turn: Arc::clone(&turn), instance, done: None };
                         // Fails only if the lane is gone, and then nobody wants it.
                         drop(lane.blocking_send(order));

@@ -5,6 +5,7 @@
 //! (`queue`) and run it the same way. It knows jobs and back ends, and nothing of names on the
 //! wire, of identities or of files: whoever loads models hands over a [`Plan`] and the instances.
 
+mod callers;
 #[cfg(test)]
 mod copies_tests;
 mod cost;
@@ -18,6 +19,7 @@ mod late;
 mod layout;
 mod order;
 pub mod padding;
+mod pulse;
 mod queue;
 pub mod ragged;
 mod run;
@@ -27,9 +29,10 @@ pub(crate) mod testing;
 pub mod turn;
 mod watch;
 
+pub use callers::Held;
 pub use cost::Cost;
 pub use extent::Extent;
-pub use job::{Answer, Audience, Frame, Hearer, Job, ReplyTo};
+pub use job::{Answer, Audience, Company, Frame, Hearer, Job, ReplyTo};
 pub use layout::Layout;
 pub use order::Place;
 pub use padding::Padding;
@@ -47,6 +50,7 @@ use crate::{
 use instance::Pool;
 use std::{
     fmt,
+    panic::{AssertUnwindSafe, catch_unwind},
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -179,11 +183,18 @@ pub struct TurnSettings {
     pub budget: Duration,
     /// A model with more bytes of weights than this does not run on lanes.
     pub weights: u64,
+    /// A run that holds a lane for longer than this is told to end, and its model runs on threads from then on.
+    pub limit: Duration,
 }
 
 impl Default for TurnSettings {
     fn default() -> Self {
-        Self { run: Duration::from_micros(50), budget: Duration::from_micros(200), weights: 16 << 20 }
+        Self {
+            run: Duration::from_micros(50),
+            budget: Duration::from_micros(200),
+            weights: 16 << 20,
+            limit: Duration::from_millis(100),
+        }
     }
 }
 
@@ -238,8 +249,8 @@ impl Scheduler {
         Ok(Self { plan, pool, turn: None })
     }
 
-    /// Runs jobs on the lanes, in batches of at most `room` that should take no longer than `budget`. `spare` runs, on a
-    /// thread, the jobs that are larger than that.
+    /// Runs jobs on the lanes, in batches of at most `room` that should take no longer than the budget of `settings`. `spare`
+    /// runs, on a thread, the jobs that are larger than that.
     ///
     /// `on_lanes` holds one instance for each lane. Ready once the last lane has its own.
     ///
@@ -250,7 +261,7 @@ impl Scheduler {
         plan: Plan,
         lanes: &turn::Lanes,
         room: Extent,
-        budget: Duration,
+        settings: &TurnSettings,
         on_lanes: Vec<Box<dyn Backend>>,
         spare: Box<dyn Backend>,
     ) -> Result<Self, Error> {
@@ -258,7 +269,7 @@ impl Scheduler {
         let before = scheduler.plan.policy;
         let max_elements = before.max_elements.map(|most| most.min(room.size));
         let policy = BatchPolicy { max_rows: room.rows, max_elements, ..before };
-        let turn = turn::Turn::new(&scheduler.plan, &scheduler.pool, lanes, policy, budget);
+        let turn = turn::Turn::new(&scheduler.plan, &scheduler.pool, lanes, policy, settings);
         // Stored first: if installing fails half-way, dropping the scheduler takes it off again.
         scheduler.turn = Some(Arc::clone(&turn));
         lanes.install(&turn, on_lanes).await?;
@@ -352,8 +363,20 @@ impl Plan {
         Error::ModelNotReady { model: Arc::clone(&self.key.name), state }
     }
 
+    /// Opens one more instance; a panic of the opener is an error like any other.
+    fn open_again(&self) -> Result<Box<dyn Backend>, String> {
+        match catch_unwind(AssertUnwindSafe(|| (self.reopen)())) {
+            Ok(Ok(instance)) => Ok(instance),
+            Ok(Err(error)) => Err(error.to_string()),
+            Err(_) => Err("opening the model panicked".to_owned()),
+        }
+    }
+
     /// A batch of this size ran for `took`.
-    fn learn(&self, extent: Extent, took: Duration) {
+    fn learn(&self, jobs: &[Job], extent: Extent, took: Duration) {
+        if let Some(cost) = self.cost.by_bytes() {
+            cost.observe(jobs.iter().map(Job::bytes).sum(), took);
+        }
         let size = self.cost.observe(extent.size, took);
         if let Some(cost) = self.cost.estimate(size) {
             self.metrics.batch_cost(size, cost);

@@ -9,7 +9,6 @@ use crate::error::Error;
 use std::{
     collections::VecDeque,
     mem,
-    ops::Range,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
@@ -60,18 +59,6 @@ impl Order {
         state.kept.push_back(Kept::Missing);
         state.taken += 1;
         Place { order: Arc::clone(self), number: state.taken - 1 }
-    }
-
-    /// Waits no longer for answers of these places: their run does not end. One that comes after all is given at once, if
-    /// those behind it have been given meanwhile.
-    pub(super) fn pass_over(&self, places: Range<u64>) {
-        let mut state = self.lock();
-        for number in places {
-            if let Some(kept @ Kept::Missing) = state.kept_at(number) {
-                *kept = Kept::Nothing;
-            }
-        }
-        self.give(state);
     }
 
     fn settle(&self, number: u64, kept: Kept) {
@@ -137,11 +124,6 @@ impl Kept {
 // === impl Place ===
 
 impl Place {
-    /// Which it is; places are counted from 0.
-    pub(super) fn number(&self) -> u64 {
-        self.number
-    }
-
     /// Answers once all before it are answered.
     pub(super) fn answer(self, hearer: Hearer, answer: Result) {
         // For a caller that has gone it need not be kept in memory.
@@ -205,19 +187,6 @@ mod tests {
         assert!(receiver.try_recv().is_err());
         drop(first);
         assert!(receiver.try_recv().is_ok());
-    }
-
-    #[test]
-    fn a_place_that_is_passed_over_holds_nobody_back_and_may_answer_late() {
-        let order = Arc::new(Order::default());
-        let (first, second) = (order.place(), order.place());
-        let ((late, mut last), (sender, mut receiver)) = (oneshot::channel(), oneshot::channel());
-        second.answer(sender.into(), answer());
-        assert!(receiver.try_recv().is_err());
-        order.pass_over(0..1);
-        assert!(receiver.try_recv().is_ok());
-        first.answer(late.into(), answer());
-        assert!(last.try_recv().is_ok());
     }
 
     proptest! {

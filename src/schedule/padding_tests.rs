@@ -119,6 +119,7 @@ fn job(padding: &Arc<Layout>, inputs: Tensors) -> (Job, testing::Receiver) {
         reply: ReplyTo::Once(sender.into()),
         facts: Arc::new(Facts::default()),
         turn: 0,
+        company: Default::default(),
         layout: Some(Arc::clone(padding)),
     };
     (job, receiver)
@@ -193,7 +194,7 @@ fn outputs_that_cannot_be_cut_back_are_an_error_and_no_wrong_answer() {
     let mut backend = Masked { short: true, ..Masked::new(None) };
     let (jobs, receivers): (Vec<_>, Vec<_>) = (0..2).map(|seed| job(&padding, inputs(1, 5, seed))).unzip();
     let mut jobs = jobs;
-    run::run(&mut backend, &mut jobs, &plan);
+    run::run(&mut backend, &mut jobs, &plan, None);
     assert_eq!(backend.shapes, [[2, 8], [1, 8], [1, 8]]);
     for mut receiver in receivers {
         assert!(matches!(receiver.try_recv().unwrap(), Err(Error::Backend(_))));
@@ -207,7 +208,7 @@ fn what_is_filled_up_is_counted() {
     let (jobs, _receivers): (Vec<_>, Vec<_>) =
         [3, 5].map(|length| job(&padding, inputs(1, length, 1))).into_iter().unzip();
     let mut jobs = jobs;
-    run::run(&mut Masked::new(Some(4)), &mut jobs, &plan);
+    run::run(&mut Masked::new(Some(4)), &mut jobs, &plan, None);
     let page = metrics.render();
     // Two inputs of four rows of five; callers sent three and five of each.
     for (kind, count) in [("input", 16), ("padding", 24)] {
@@ -244,7 +245,7 @@ proptest! {
             receivers.push(receiver);
         }
         while let Verdict::Run(mut jobs) = queue.next(Instant::now(), 1) {
-            run::run(&mut backend, &mut jobs, &plan);
+            run::run(&mut backend, &mut jobs, &plan, None);
         }
         for (seed, ((rows, length), mut receiver)) in calls.iter().zip(receivers).enumerate() {
             let answer = receiver.try_recv().unwrap().unwrap();

@@ -7,6 +7,7 @@
 //! is made fair between those who sent them (see [`fair`]). The first job decides: only
 //! jobs that are compatible with it join its batch, in their order. A batch has at most `max_rows`
 //! rows, and `max_elements` elements of ragged inputs, unless its only job is larger by itself.
+//! Where answers are in order, a batch ends before the first job that is not: nobody is overtaken.
 //! Late and abandoned jobs are dropped here and never run. With `max_delay` zero an idle instance
 //! runs at once what is there; batches then form by themselves under load.
 //!
@@ -205,6 +206,10 @@ impl BatchQueue {
                 batch.add(job);
                 let patience = self.patience(job);
                 batch.due = Some(batch.due.map_or(patience, |due: Instant| due.min(patience)));
+            } else if self.policy.preserve_order {
+                // Whoever joined from behind it would overtake it.
+                batch.due = None;
+                break;
             }
             batch.seen += 1;
             let rows = batch.extent.rows;

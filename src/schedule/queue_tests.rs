@@ -292,6 +292,44 @@ fn event() -> impl Strategy<Value = Event> {
 
 proptest! {
     #[test]
+    fn in_order_nobody_is_overtaken_by_whoever_came_later(
+        // Rows, and the width, by which jobs may lie together or not.
+        waiting in prop::collection::vec((1..9_usize, 4..6_usize), 1..40),
+        preferred in prop::collection::vec(1..9_usize, 0..3),
+        max_delay in 0..3_u32,
+        cost in prop::option::of((0..10_u32, 0..4_u32)),
+        together in 1..6_usize,
+    ) {
+        let (now, mut out) = (Instant::now(), Vec::new());
+        let learnt = Arc::new(Cost::default());
+        for rows in [1, 2, 4, 8] {
+            cost.iter().for_each(|(fixed, each)| learnt.seed(rows, MS * (fixed + each * rows as u32)));
+        }
+        let preferred = Preferred::new(preferred);
+        let policy = BatchPolicy { preserve_order: true, preferred, max_delay: MS * max_delay, max_queue: 64, ..policy() };
+        let mut queue = BatchQueue::with_cost(policy, learnt);
+        let mut receivers = Vec::new();
+        let mut take = |queue: &mut BatchQueue| {
+            if let Verdict::Run(jobs) = queue.next(now + MS * max_delay, 1) {
+                out.extend(jobs.iter().map(|job| testing::mark(&job.inputs[0]) as usize));
+            }
+        };
+        for (at, (rows, width)) in waiting.iter().enumerate() {
+            let (mut job, receiver) = testing::job_at(*rows, 0.0, now, Duration::from_secs(600));
+            job.inputs = [testing::tensor(*rows, *width, at as f32)].into();
+            queue.push(job).unwrap();
+            receivers.push(receiver);
+            if at % together == 0 {
+                take(&mut queue);
+            }
+        }
+        while !queue.is_empty() {
+            take(&mut queue);
+        }
+        prop_assert_eq!(out, (0..waiting.len()).collect::<Vec<_>>());
+    }
+
+    #[test]
     fn no_job_is_lost_run_twice_run_late_or_run_for_nobody(
         events in prop::collection::vec(event(), 1..120),
         max_delay in 0..6_u64,

@@ -4,7 +4,7 @@ use super::*;
 use crate::{
     backend::Backend,
     call::{Facts, ModelKey},
-    schedule::{BatchPolicy, BatchQueue, Layout, Plan, ReplyTo, Verdict, run, testing},
+    schedule::{BatchPolicy, BatchQueue, Company, Layout, Plan, ReplyTo, Verdict, run, testing},
     telemetry::metrics::Metrics,
     tensor::{Shape, Signature},
 };
@@ -124,6 +124,7 @@ fn job(plan: &Plan, inputs: Tensors) -> (Job, testing::Receiver) {
         reply: ReplyTo::Once(sender.into()),
         facts: Arc::new(Facts::default()),
         turn: 0,
+        company: Company::default(),
         layout: plan.layout.clone(),
     };
     (job, receiver)
@@ -140,7 +141,7 @@ fn through(plan: &Plan, calls: &[(usize, usize)]) -> (Vec<Vec<i32>>, Vec<Tensors
         receivers.push(receiver);
     }
     while let Verdict::Run(mut jobs) = queue.next(Instant::now(), 1) {
-        run::run(&mut backend, &mut jobs, plan);
+        run::run(&mut backend, &mut jobs, plan, None);
     }
     let answers = receivers.into_iter().map(|mut receiver| {
         let answer = receiver.try_recv().unwrap().unwrap();
@@ -235,7 +236,7 @@ fn an_output_that_does_not_fit_is_no_answer_and_costs_nobody_else_theirs() {
     let plan = plan(8, 100);
     let mut backend = Bags { long: true, ..Bags::new() };
     let (mut jobs, receivers): (Vec<_>, Vec<_>) = (0..2).map(|seed| job(&plan, inputs(1, 3, seed))).unzip();
-    let ran = run::run(&mut backend, &mut jobs, &plan);
+    let ran = run::run(&mut backend, &mut jobs, &plan, None);
     assert!(matches!(ran, run::Ran::Sound(_)) && backend.runs.len() == 3, "together, and each alone");
     for mut receiver in receivers {
         let error = receiver.try_recv().unwrap().unwrap_err();
@@ -251,7 +252,7 @@ fn an_output_that_does_not_fit_is_no_answer_and_costs_nobody_else_theirs() {
     bad[0] = Tensor::of(DataType::Fp32, [1, 1, 2].into(), vec![-1.0_f32, 0.0]).unwrap();
     let (mut jobs, mut receivers): (Vec<_>, Vec<_>) =
         [inputs(1, 3, 1), bad].map(|inputs| job(&plan, inputs)).into_iter().unzip();
-    run::run(&mut Bags::new(), &mut jobs, &plan);
+    run::run(&mut Bags::new(), &mut jobs, &plan, None);
     assert!(receivers[1].try_recv().unwrap().is_err());
     assert_eq!(receivers[0].try_recv().unwrap().unwrap().outputs[0].tensor, alone(1, 3, 1)[0]);
 }

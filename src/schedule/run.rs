@@ -2,7 +2,7 @@
 //!
 //! The same code runs on inference threads and on lanes; it does not know which.
 
-use super::{Extent, Job, Layout, Plan, ReplyTo, layout::Laid, ragged::Cuts};
+use super::{Company, Extent, Held, Job, Layout, Plan, ReplyTo, layout::Laid, ragged::Cuts, watch::Watch};
 use crate::{
     backend::Backend,
     call::{
@@ -16,6 +16,7 @@ use crate::{
 use bytes::Bytes;
 use smallvec::SmallVec;
 use std::{
+    collections::VecDeque,
     ops::ControlFlow,
     panic::{AssertUnwindSafe, catch_unwind},
     sync::Arc,
@@ -30,6 +31,13 @@ const SHARE_BELOW: usize = 4096;
 /// How long a stream that finds its channel full waits before it looks again.
 const STEP: Duration = Duration::from_millis(1);
 
+/// By how much a job that may be the one which does not end may exceed what is usual of it, and what part of the limit of runs
+/// it may take at most, before the others have their turn.
+const HURRIED: u32 = 8;
+
+/// Below this nothing is a long run: what is usual may be a few microseconds.
+const SOON: Duration = Duration::from_millis(100);
+
 /// How a batch went.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Ran {
@@ -42,32 +50,50 @@ pub(super) enum Ran {
     Panicked,
 }
 
-/// Runs `jobs` as one batch, one by one if that fails, and answers each of them. Leaves the buffer empty.
+/// Runs `jobs` as one batch, one by one if that fails, and answers each of them. Leaves the buffer empty, unless it says
+/// [`Ran::Undone`]: of a hurried job that was not done soon.
 ///
 /// A job that runs alone is ended when its caller leaves; one that runs with others is not, and its answer is dropped.
-pub(super) fn run(backend: &mut dyn Backend, jobs: &mut Vec<Job>, plan: &Plan) -> Ran {
-    match alone_or_batch(backend, jobs, plan) {
-        Ran::Undone(took) => one_by_one(backend, jobs, plan, took),
+/// `watch` is what ends runs that take too long, if anything does.
+pub(super) fn run(backend: &mut dyn Backend, jobs: &mut Vec<Job>, plan: &Plan, watch: Option<&Watch>) -> Ran {
+    if let ([only], Some(watch)) = (jobs.as_slice(), watch)
+        && only.company == Company::Hurried
+    {
+        watch.hurry(short(only, plan));
+        let ran = alone_or_batch(backend, jobs, plan, &|| watch.was_ended());
+        watch.hurry(None);
+        return ran;
+    }
+    match alone_or_batch(backend, jobs, plan, &|| false) {
+        Ran::Undone(took) => one_by_one(backend, jobs, plan, watch, took),
         ran => ran,
     }
 }
 
-fn alone_or_batch(backend: &mut dyn Backend, jobs: &mut Vec<Job>, plan: &Plan) -> Ran {
-    let [only] = jobs.as_slice() else { return batch(backend, jobs, plan) };
-    let Some(stop) = backend.interruptible() else { return batch(backend, jobs, plan) };
+/// How long a job may take that may be the one which does not end, while others wait for it.
+fn short(job: &Job, plan: &Plan) -> Option<Duration> {
+    let limit = plan.run_limit? / HURRIED;
+    let usual = plan.cost.at_most(job.extent().size).map(|usual| (usual * HURRIED).max(SOON));
+    Some(usual.map_or(limit, |usual| usual.min(limit)))
+}
+
+fn alone_or_batch(backend: &mut dyn Backend, jobs: &mut Vec<Job>, plan: &Plan, is_ended: &dyn Fn() -> bool) -> Ran {
+    let [only] = jobs.as_slice() else { return batch(backend, jobs, plan, is_ended) };
+    let Some(stop) = backend.interruptible() else { return batch(backend, jobs, plan, is_ended) };
     let facts = Arc::clone(&only.facts);
     let Some(armed) = facts.interrupt.arm(&stop) else {
         jobs.drain(..).for_each(|job| job.fail(Error::Cancelled));
         return Ran::Sound(Duration::ZERO);
     };
-    let ran = batch(backend, jobs, plan);
+    let ran = batch(backend, jobs, plan, is_ended);
     drop(armed);
     ran
 }
 
 /// Runs `jobs` as one batch, once, and answers each of them. Leaves the buffer empty unless it says [`Ran::Undone`],
-/// which it says only of more than one job.
-pub(super) fn batch(backend: &mut dyn Backend, jobs: &mut Vec<Job>, plan: &Plan) -> Ran {
+/// which it says of more than one job, and of one whose run fails and `is_ended`: that was told to end by others than its
+/// caller.
+pub(super) fn batch(backend: &mut dyn Backend, jobs: &mut Vec<Job>, plan: &Plan, is_ended: &dyn Fn() -> bool) -> Ran {
     let started = Instant::now();
     let mut extent = Extent::default();
     let mut queued = Duration::ZERO;
@@ -119,11 +145,11 @@ pub(super) fn batch(backend: &mut dyn Backend, jobs: &mut Vec<Job>, plan: &Plan)
             let spent = Spent { input, infer: took - input, output: started.elapsed() - took };
             // Counted before anyone hears of it: who was answered finds itself in the statistics.
             plan.metrics.ran(jobs.len(), rows, queued, spent);
-            plan.learn(extent, took);
+            plan.learn(jobs, extent, took);
             note(jobs, Run { begun: started, over: started + took, rows, jobs: jobs.len() });
             answer(jobs, parts, started, took);
         }
-        Ok(Err(error)) if jobs.len() == 1 => {
+        Ok(Err(error)) if jobs.len() == 1 && !is_ended() => {
             // Most likely it failed because it was ended.
             if !jobs[0].is_abandoned() {
                 plan.metrics.failed();
@@ -150,6 +176,13 @@ pub(super) fn batch(backend: &mut dyn Backend, jobs: &mut Vec<Job>, plan: &Plan)
 /// however slow its reader is, or it would look complete.
 pub(super) fn stream(backend: &mut dyn Backend, job: Job, plan: &Plan) -> Ran {
     let Job { inputs, rows, queued, reply, facts, .. } = job;
+    let (reply, held) = match reply {
+        ReplyTo::Held(held) => match held.take() {
+            Some(reply) => (reply, Some(held)),
+            None => return Ran::Sound(Duration::ZERO),
+        },
+        reply => (reply, None),
+    };
     let (sender, frame, until) = match reply {
         ReplyTo::Stream { sender, frame, until } => (sender, frame, until),
         once => {
@@ -158,6 +191,14 @@ pub(super) fn stream(backend: &mut dyn Backend, job: Job, plan: &Plan) -> Ran {
         }
     };
     let Ok(last) = sender.clone().try_reserve_owned() else { return Ran::Sound(Duration::ZERO) };
+    // Where it can be told by those who give the run up.
+    let last = match &held {
+        Some(held) => {
+            held.reads(last);
+            None
+        }
+        None => Some(last),
+    };
     let started = Instant::now();
     let queue = started.saturating_duration_since(queued);
     facts.run_since(started);
@@ -176,7 +217,7 @@ pub(super) fn stream(backend: &mut dyn Backend, job: Job, plan: &Plan) -> Ran {
         };
         loop {
             late = Instant::now() >= until;
-            if late {
+            if late || held.as_ref().is_some_and(Held::is_gone) {
                 return ControlFlow::Break(());
             }
             match sender.try_send(item) {
@@ -212,7 +253,8 @@ pub(super) fn stream(backend: &mut dyn Backend, job: Job, plan: &Plan) -> Ran {
             (Ran::Sound(took), late.then_some(Error::DeadlineExceeded { stage: Stage::Streaming }))
         }
     };
-    if let Some(error) = error.or(unframed) {
+    let last = last.or_else(|| held.as_ref().and_then(Held::end));
+    if let (Some(error), Some(last)) = (error.or(unframed), last) {
         last.send(Err(error));
     }
     ran
@@ -227,19 +269,41 @@ fn note(jobs: &[Job], run: Run) {
     }
 }
 
-fn one_by_one(backend: &mut dyn Backend, jobs: &mut Vec<Job>, plan: &Plan, mut took: Duration) -> Ran {
-    let mut waiting = jobs.drain(..);
+/// Runs each of `jobs` by itself. If the batch that they were failed because it was told to end, one of them may be endless:
+/// each is then run for a short time only, and those that are not done come again when all others have been answered.
+fn one_by_one(
+    backend: &mut dyn Backend,
+    jobs: &mut Vec<Job>,
+    plan: &Plan,
+    watch: Option<&Watch>,
+    mut took: Duration,
+) -> Ran {
+    let ended = watch.filter(|watch| watch.was_ended());
+    let mut hurried = if ended.is_some() { jobs.len() } else { 0 };
+    let mut waiting: VecDeque<Job> = jobs.drain(..).collect();
     let mut one = Vec::with_capacity(1);
-    while let Some(job) = waiting.next() {
+    while let Some(job) = waiting.pop_front() {
+        let watch = ended.filter(|_| hurried > 0);
+        hurried = hurried.saturating_sub(1);
+        if let Some(ended) = ended {
+            ended.hurry(watch.and_then(|_| short(&job, plan)));
+        }
         one.push(job);
-        match alone_or_batch(backend, &mut one, plan) {
-            Ran::Sound(more) | Ran::Undone(more) => took += more,
+        match alone_or_batch(backend, &mut one, plan, &|| watch.is_some_and(Watch::was_ended)) {
+            Ran::Sound(more) => took += more,
+            Ran::Undone(more) => {
+                took += more;
+                waiting.extend(one.drain(..));
+            }
             Ran::Panicked => {
                 let error = Error::internal("the instance panicked on another job of the batch");
-                waiting.for_each(|job| job.fail(error.clone()));
+                waiting.into_iter().for_each(|job| job.fail(error.clone()));
                 return Ran::Panicked;
             }
         }
+    }
+    if let Some(ended) = ended {
+        ended.hurry(None);
     }
     Ran::Sound(took)
 }
@@ -342,129 +406,5 @@ fn named(plan: &Plan, outputs: Tensors) -> Vec<NamedTensor> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::{
-        backend::fake::Fake,
-        schedule::testing::{self, Fault, Script},
-        telemetry::metrics::Metrics,
-    };
-
-    fn run_jobs(script: &Script, rows: &[usize]) -> (Ran, Vec<testing::Receiver>) {
-        let plan = testing::plan();
-        let mut backend = testing::backend(script);
-        let mut receivers = Vec::new();
-        let mut jobs = Vec::new();
-        for (mark, rows) in rows.iter().enumerate() {
-            let (job, receiver) = testing::job(*rows, mark as f32 + 1.0);
-            jobs.push(job);
-            receivers.push(receiver);
-        }
-        let ran = run(&mut *backend, &mut jobs, &plan);
-        assert!(jobs.is_empty());
-        (ran, receivers)
-    }
-
-    #[test]
-    fn each_job_gets_its_own_rows_of_the_batch() {
-        let script = Script::default();
-        let (ran, receivers) = run_jobs(&script, &[1, 3, 2]);
-        assert!(matches!(ran, Ran::Sound(_)));
-        assert_eq!(script.batches(), [6]);
-        for (mut receiver, (rows, mark)) in receivers.into_iter().zip([(1, 1.0), (3, 2.0), (2, 3.0)]) {
-            let answer = receiver.try_recv().unwrap().unwrap();
-            assert_eq!(&*answer.outputs[0].name, "y");
-            assert_eq!(answer.outputs[0].tensor.shape().dims(), [rows, 4]);
-            assert_eq!(testing::mark(&answer.outputs[0].tensor), mark * 2.0);
-        }
-    }
-
-    #[test]
-    fn one_bad_job_does_not_fail_its_batch() {
-        let script = Script::default();
-        script.fail_on(2.0);
-        let (ran, mut receivers) = run_jobs(&script, &[1, 1, 1]);
-        assert!(matches!(ran, Ran::Sound(_)));
-        assert_eq!(script.batches(), [3, 1, 1, 1]);
-        assert!(receivers[0].try_recv().unwrap().is_ok());
-        assert!(matches!(receivers[1].try_recv().unwrap(), Err(Error::Backend(_))));
-        assert!(receivers[2].try_recv().unwrap().is_ok());
-    }
-
-    #[test]
-    fn the_time_of_a_batch_that_failed_is_that_of_all_its_runs() {
-        let script = Script::default();
-        script.fail_on(2.0);
-        script.take(Duration::from_millis(5));
-        let (ran, _receivers) = run_jobs(&script, &[1, 1, 1]);
-        let Ran::Sound(took) = ran else { panic!("{ran:?}") };
-        assert!(took >= Duration::from_millis(20), "four runs of 5 ms: {took:?}");
-    }
-
-    #[test]
-    fn a_job_waits_once_however_often_it_runs() {
-        let (script, metrics) = (Script::default(), Metrics::new());
-        script.fail_on(2.0);
-        let mut plan = testing::plan();
-        plan.metrics = metrics.model(&plan.key);
-        let (mut jobs, _receivers): (Vec<_>, Vec<_>) = (0..3).map(|_| testing::job(1, 2.0)).unzip();
-        run(&mut *testing::backend(&script), &mut jobs, &plan);
-        let page = metrics.render();
-        assert!(page.contains("sluicegate_queue_wait_seconds_count{model=\"double\"} 3"), "{page}");
-    }
-
-    #[test]
-    fn outputs_that_do_not_follow_the_rows_are_never_cut_apart() {
-        let script = Script::default();
-        script.set(Fault::ExtraRow);
-        let (_, mut receivers) = run_jobs(&script, &[1, 1]);
-        assert_eq!(script.batches(), [2, 1, 1]);
-        let answer = receivers[1].try_recv().unwrap().unwrap();
-        assert_eq!(testing::mark(&answer.outputs[0].tensor), 4.0);
-    }
-
-    #[test]
-    fn a_panic_answers_the_whole_batch_as_internal() {
-        let script = Script::default();
-        script.set(Fault::Panic);
-        let (ran, receivers) = run_jobs(&script, &[1, 1]);
-        assert_eq!(ran, Ran::Panicked);
-        for mut receiver in receivers {
-            assert!(matches!(receiver.try_recv().unwrap(), Err(Error::Internal(_))));
-        }
-    }
-
-    #[test]
-    fn a_job_of_a_batch_whose_caller_leaves_is_discarded_and_ends_no_run() {
-        let (script, plan) = (Script::default(), testing::plan());
-        let (leaving, gone) = testing::job(1, 1.0);
-        let (staying, mut receiver) = testing::job(1, 2.0);
-        leaving.facts.interrupt.fire();
-        drop(gone);
-        let ran = run(&mut *testing::backend(&script), &mut vec![leaving, staying], &plan);
-        assert!(matches!(ran, Ran::Sound(_)));
-        assert_eq!(script.batches(), [2]);
-        assert_eq!(testing::mark(&receiver.try_recv().unwrap().unwrap().outputs[0].tensor), 4.0);
-    }
-
-    #[test]
-    fn a_job_alone_whose_caller_left_in_the_last_moment_does_not_run() {
-        let plan = testing::plan();
-        let (job, _receiver) = testing::job(1, 1.0);
-        job.facts.interrupt.fire();
-        let fake = Fake::new();
-        let control = fake.control();
-        let ran = run(&mut fake.clone(), &mut vec![job], &plan);
-        assert_eq!((ran, control.started()), (Ran::Sound(Duration::ZERO), 0));
-    }
-
-    #[test]
-    fn a_small_part_of_a_large_output_is_a_copy() {
-        let large = testing::tensor(64, 64, 1.0);
-        let shares = |part: &Tensor| large.data().as_ptr_range().contains(&part.data().as_ptr());
-        assert!(!shares(&cut(&large, 3..4).unwrap()));
-        assert!(shares(&cut(&large, 0..8).unwrap()));
-        let small = testing::tensor(64, 1, 1.0);
-        assert!(small.data().as_ptr_range().contains(&cut(&small, 3..4).unwrap().data().as_ptr()));
-    }
-}
+#[path = "run_tests.rs"]
+mod tests;

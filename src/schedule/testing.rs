@@ -3,7 +3,7 @@
 //! Its model takes `x` and yields `y`, both FP32 `[-1, 4]`, with `y = 2x`.
 
 pub(crate) use super::Answer;
-use super::{BatchPolicy, Job, Plan, ReplyTo};
+use super::{BatchPolicy, Company, Job, Plan, ReplyTo};
 use crate::{
     backend::Backend,
     call::{Chunk, InferResponse, ModelKey},
@@ -242,6 +242,7 @@ fn job_to(rows: usize, mark: f32, now: Instant, patience: Duration, reply: Reply
         reply,
         facts: Arc::default(),
         turn: 0,
+        company: Company::default(),
         layout: None,
     }
 }

@@ -9,14 +9,16 @@
 //! What a lane must not run goes to the model's threads: jobs with more rows than the measured cap,
 //! jobs submitted from a thread that is no lane, jobs that come while this lane's instance is being
 //! rebuilt, jobs whose batch failed here as a whole, and, once batches have been over their budget
-//! time after time, every job of the model.
+//! time after time or one of them held the lane for so long that it was told to end ([`Pulse`]), every job of the model.
 //!
 //! This file knows nothing of connections; the registry is the only state that is bound to a thread.
 
 use super::{
-    BatchPolicy, BatchQueue, Job, Plan, QUEUE_FULL, QUEUE_SLOW, Verdict,
+    BatchPolicy, BatchQueue, Company, Job, Plan, QUEUE_FULL, QUEUE_SLOW, TurnSettings, Verdict,
+    extent::least_row,
     instance::{Pool, delta},
     lanes::{Order, reap, rebuild},
+    pulse::{Moved, Pulse},
     run::{self, Ran},
 };
 use crate::{backend::Backend, error::Error};
@@ -42,6 +44,10 @@ const OVERRUNS: u32 = 8;
 /// depends on its input must not hold a lane eight times. One alone may be the system's pause.
 const GROSS: u32 = 50;
 
+/// A job with more bytes than so many times the most that ever ran is for threads, which find out what it costs: a model whose
+/// work goes with the square of a length takes 16 times as long for four times the bytes.
+const BEYOND: usize = 4;
+
 /// What one pass over all models may take before sockets are looked at again; the default of
 /// `runtime.turn.budget`, as each single batch is held to its own.
 const BUDGET_OF_PASS: Duration = Duration::from_micros(200);
@@ -60,6 +66,7 @@ pub struct LaneGuard(PhantomData<*const ()>);
 pub struct TurnTask {
     orders: Option<mpsc::Receiver<Order>>,
     timer: Option<Pin<Box<Sleep>>>,
+    pulse: Arc<Pulse>,
 }
 
 /// One version of one model on all lanes.
@@ -71,6 +78,7 @@ pub(super) struct Turn {
     lanes: Lanes,
     policy: BatchPolicy,
     budget: Duration,
+    limit: Duration,
     /// Sound instances on lanes.
     alive: AtomicUsize,
     moved: AtomicBool,
@@ -118,7 +126,7 @@ impl Seat {
         let lane = Lane { index: self.index, entries: Vec::new(), cursor: 0, waker: None, woken: false };
         let before = LANE.replace(Some(lane));
         drop(before);
-        (LaneGuard(PhantomData), TurnTask { orders: Some(self.orders), timer: None })
+        (LaneGuard(PhantomData), TurnTask { orders: Some(self.orders), timer: None, pulse: self.pulse })
     }
 }
 
@@ -143,16 +151,21 @@ impl Turn {
         pool: &Arc<Pool>,
         lanes: &Lanes,
         policy: BatchPolicy,
-        budget: Duration,
+        settings: &TurnSettings,
     ) -> Arc<Self> {
         static IDS: AtomicU64 = AtomicU64::new(0);
+        let is_told_by_rows = policy.enabled && (policy.even || policy.max_elements.is_some());
+        if !is_told_by_rows {
+            plan.cost.learn_by_bytes(least_row(&plan.signature), policy.max_rows);
+        }
         Arc::new(Self {
             id: IDS.fetch_add(1, Ordering::Relaxed),
             plan: Arc::clone(plan),
             pool: Arc::clone(pool),
             lanes: lanes.clone(),
             policy,
-            budget,
+            budget: settings.budget,
+            limit: settings.limit,
             alive: AtomicUsize::new(0),
             moved: AtomicBool::new(false),
             closed: AtomicBool::new(false),
@@ -161,7 +174,7 @@ impl Turn {
 
     pub(super) fn submit(&self, job: Job) -> Result<(), Error> {
         let too_large = self.policy.enabled && job.extent().exceeds(self.policy.room());
-        if too_large || self.has_moved() {
+        if too_large || self.has_moved() || !self.is_short(&job) {
             return self.pool.submit(job);
         }
         let elsewhere = LANE.with_borrow_mut(|lane| {
@@ -180,6 +193,17 @@ impl Turn {
             Ok(None)
         })?;
         elsewhere.map_or(Ok(()), |job| self.pool.submit(job))
+    }
+
+    /// Whether a job may be expected to stay within the budget, where its rows do not say so: calls choose how long they are.
+    fn is_short(&self, job: &Job) -> bool {
+        let Some(cost) = self.plan.cost.by_bytes() else { return true };
+        let bytes = job.bytes();
+        match cost.estimate(bytes) {
+            Some(took) => took <= self.budget && bytes <= cost.reach().saturating_mul(BEYOND),
+            // Nothing was ever measured: whoever wanted it on lanes all the same has said so.
+            None => true,
+        }
     }
 
     pub(super) fn has_moved(&self) -> bool {
@@ -201,6 +225,10 @@ impl Turn {
         !self.has_moved() && !self.closed.load(Ordering::Acquire)
     }
 
+    pub(super) fn id(&self) -> u64 {
+        self.id
+    }
+
     pub(super) fn plan(&self) -> &Plan {
         &self.plan
     }
@@ -210,11 +238,21 @@ impl Turn {
     }
 
     /// From now on, everything on threads.
-    fn move_to_threads(&self) {
-        if !self.moved.swap(true, Ordering::AcqRel) {
-            tracing::warn!(model = %self.plan.key, budget = ?self.budget, "batches over the turn budget, moved to threads");
-            self.lanes.sweep();
+    pub(super) fn move_to_threads(&self, why: Moved) {
+        if self.moved.swap(true, Ordering::AcqRel) {
+            return;
         }
+        let model = &self.plan.key;
+        match why {
+            Moved::Budget => {
+                tracing::warn!(%model, budget = ?self.budget, "batches over the turn budget, moved to threads");
+            }
+            Moved::Limit => {
+                tracing::warn!(%model, limit = ?self.limit, "a run held a lane and was told to end, moved to threads");
+            }
+        }
+        self.plan.metrics.moved(why.name());
+        self.lanes.sweep();
     }
 }
 
@@ -294,7 +332,7 @@ impl Future for TurnTask {
             return Poll::Ready(());
         }
         this.obey(cx);
-        let left = pass();
+        let left = pass(&this.pulse);
         if left.more {
             // Behind the connections that were just answered: sockets are looked at in between.
             LANE.with_borrow_mut(|lane| lane.as_mut().map(Lane::wake));
@@ -354,7 +392,7 @@ impl TurnTask {
 
 /// Runs what is queued, model after model, one batch each, until all have had their turn or the
 /// budget is spent.
-fn pass() -> Left {
+fn pass(pulse: &Pulse) -> Left {
     let mut left = Left::default();
     let started = Instant::now();
     let (count, first) =
@@ -364,10 +402,15 @@ fn pass() -> Left {
         // The registry is not borrowed during the run: a back end or a waker may do anything.
         let Some((turn, mut instance, mut jobs)) = take(index, &mut left) else { continue };
         let before = Instant::now();
-        let ran = run::batch(&mut *instance, &mut jobs, &turn.plan);
+        let stop = instance.interruptible();
+        let running = pulse.begin(turn.id, turn.limit, stop);
+        let ran = run::batch(&mut *instance, &mut jobs, &turn.plan, &|| running.was_ended());
+        let was_ended = running.was_ended();
+        drop(running);
         if let Ran::Undone(_) = ran {
             // One by one they may take many times a turn: that is for threads.
-            jobs.drain(..).for_each(|job| turn.pool.take_over(job));
+            let company = if was_ended { Company::Hurried } else { Company::Any };
+            jobs.drain(..).for_each(|job| turn.pool.take_over(Job { company, ..job }));
         }
         put_back(index, turn, instance, jobs, ran, &mut left);
         if before.duration_since(started) + before.elapsed() >= BUDGET_OF_PASS && step + 1 < count {
@@ -410,7 +453,7 @@ fn put_back(index: usize, turn: Arc<Turn>, instance: Box<dyn Backend>, jobs: Vec
             Ran::Sound(took) | Ran::Undone(took) => {
                 entry.instance = Some(instance);
                 left.more |= !entry.queue.is_empty();
-                entry.overran(took).then(|| turn.move_to_threads());
+                entry.overran(took).then(|| turn.move_to_threads(Moved::Budget));
                 None
             }
             Ran::Panicked => {

@@ -1,14 +1,20 @@
 //! Turns on real single-threaded runtimes.
 
 use super::*;
-use crate::schedule::{
-    Extent, Scheduler,
-    testing::{self, Fault, Script},
+use crate::{
+    backend::fake::{Fake, FakeControl},
+    schedule::{
+        BatchPolicy, Execution, Extent, Plan, Scheduler,
+        testing::{self, Fault, Script},
+    },
 };
 use std::future::Future;
 use tokio::sync::oneshot;
 
 const BUDGET: Duration = Duration::from_secs(60);
+
+/// Beyond what any test takes: who looks says that it is over.
+const LIMIT: Duration = Duration::from_secs(600);
 
 /// Runs `test` on a lane of its own.
 fn on_a_lane<F: Future<Output = ()>>(test: impl FnOnce(Lanes) -> F) {
@@ -25,7 +31,8 @@ async fn scheduler(script: &Script, lanes: &Lanes, budget: Duration) -> Arc<Sche
     let instances = (0..lanes.count()).map(|_| testing::backend(script)).collect();
     let spare = testing::backend(&script.spare());
     let plan = testing::plan_of(script);
-    Arc::new(Scheduler::on_lanes(plan, lanes, Extent::of_rows(64), budget, instances, spare).await.unwrap())
+    let settings = TurnSettings { budget, limit: LIMIT, ..TurnSettings::default() };
+    Arc::new(Scheduler::on_lanes(plan, lanes, Extent::of_rows(64), &settings, instances, spare).await.unwrap())
 }
 
 async fn call(scheduler: &Scheduler, rows: usize) -> Result<testing::Answer, Error> {
@@ -224,5 +231,113 @@ fn a_lane_that_ends_answers_what_is_queued() {
         scheduler.submit(job).unwrap();
         drop(guard);
         assert!(matches!(receiver.await.unwrap(), Err(Error::ShuttingDown)));
+    });
+}
+
+/// A scheduler over one fake on the lane and one on a thread.
+async fn fakes(lanes: &Lanes, policy: BatchPolicy) -> (Arc<Scheduler>, FakeControl, FakeControl) {
+    let (lane, spare) = (Fake::new(), Fake::new());
+    let controls = (lane.control(), spare.control());
+    let settings = TurnSettings { budget: BUDGET, limit: LIMIT, ..TurnSettings::default() };
+    let plan = Plan { policy, ..testing::plan() };
+    let room = Extent::of_rows(64);
+    let scheduler =
+        Scheduler::on_lanes(plan, lanes, room, &settings, vec![Box::new(lane)], Box::new(spare)).await.unwrap();
+    (Arc::new(scheduler), controls.0, controls.1)
+}
+
+/// Looks at the lanes, as if the limit were over, once `begun`.
+fn look_when(lanes: &Lanes, begun: impl FnOnce() + Send + 'static) -> std::thread::JoinHandle<()> {
+    let lanes = lanes.clone();
+    std::thread::spawn(move || {
+        begun();
+        lanes.look(Instant::now());
+        lanes.look(Instant::now() + LIMIT * 2);
+    })
+}
+
+#[test]
+fn a_run_that_holds_a_lane_is_ended_and_its_jobs_run_again_on_threads() {
+    on_a_lane(|lanes| async move {
+        let (scheduler, lane, spare) = fakes(&lanes, testing::plan().policy).await;
+        lane.block();
+        let blocked = lane.clone();
+        let looker = look_when(&lanes, move || assert!(blocked.wait_started(1, BUDGET)));
+        let calls: Vec<_> = (0..3)
+            .map(|mark| {
+                let (job, receiver) = testing::job(2, mark as f32);
+                scheduler.submit(job).unwrap();
+                receiver
+            })
+            .collect();
+        for (mark, call) in calls.into_iter().enumerate() {
+            let answer = call.await.unwrap().unwrap();
+            assert_eq!(testing::mark(&answer.outputs[0].tensor), 2.0 * mark as f32);
+        }
+        looker.join().unwrap();
+        assert_eq!((lane.batches(), lane.interrupted()), (vec![6], 1));
+        assert_eq!(spare.batches(), [2, 2, 2], "one of them may be the one that does not end");
+        assert_eq!((scheduler.execution(), scheduler.is_ready()), (Execution::Thread, true));
+        call(&scheduler, 1).await.unwrap();
+        assert_eq!((lane.started(), spare.started()), (1, 4));
+    });
+}
+
+#[test]
+fn a_run_that_does_not_end_when_told_to_still_moves_its_model() {
+    on_a_lane(|lanes| async move {
+        let (scheduler, lane, spare) = fakes(&lanes, testing::plan().policy).await;
+        lane.defy();
+        let (blocked, key) = (lane.clone(), "double/1");
+        let (looked, moved) = (lanes.clone(), Arc::clone(&scheduler));
+        let looker = look_when(&lanes, move || assert!(blocked.wait_started(1, BUDGET)));
+        let releaser = std::thread::spawn(move || {
+            while moved.execution() == Execution::Turn {
+                std::thread::yield_now();
+            }
+            let still = looked.still(Instant::now() + LIMIT).next().unwrap();
+            assert!(still >= LIMIT && looked.runs(0).as_deref() == Some(key), "{still:?} {:?}", looked.runs(0));
+            // From any other thread it is served.
+            let (job, receiver) = testing::job(1, 1.0);
+            moved.submit(job).unwrap();
+            receiver.blocking_recv().unwrap().unwrap();
+            lane.release();
+        });
+        // It was answered by the lane after all: it came to an end.
+        call(&scheduler, 1).await.unwrap();
+        looker.join().unwrap();
+        releaser.join().unwrap();
+        assert_eq!((spare.started(), lanes.runs(0)), (1, None));
+    });
+}
+
+#[test]
+fn a_job_that_is_longer_than_what_was_measured_is_for_threads_until_it_is_known() {
+    on_a_lane(|lanes| async move {
+        for policy in [
+            BatchPolicy { even: false, ..testing::plan().policy },
+            BatchPolicy { enabled: false, ..testing::plan().policy },
+        ] {
+            let (lane, spare) = (Fake::new(), Fake::new());
+            let controls = (lane.control(), spare.control());
+            let plan = Plan { policy, ..testing::plan() };
+            plan.cost.seed(1, Duration::from_micros(1));
+            let settings = TurnSettings { budget: BUDGET, limit: LIMIT, ..TurnSettings::default() };
+            let (lane, spare): (Vec<Box<dyn Backend>>, _) = (vec![Box::new(lane)], Box::new(spare));
+            let scheduler =
+                Scheduler::on_lanes(plan, &lanes, Extent::of_rows(64), &settings, lane, spare).await.unwrap();
+            let run = async |width: usize| {
+                let (mut job, receiver) = testing::job(1, 1.0);
+                job.inputs = [testing::tensor(1, width, 1.0)].into();
+                scheduler.submit(job).unwrap();
+                receiver.await.unwrap().unwrap();
+                (controls.0.started(), controls.1.started())
+            };
+            assert_eq!(run(4).await, (1, 0));
+            assert_eq!(run(16).await, (2, 0));
+            assert_eq!(run(4000).await, (2, 1));
+            // It was short, as is known now.
+            assert_eq!(run(4000).await, (3, 1));
+        }
     });
 }

@@ -4,6 +4,7 @@
 //! it returns (onnxruntime#24601), so nothing of it may be touched or freed before. This file knows one instance and its
 //! clock; who looks at the clock, and what takes the instance's place, is the pool's business.
 
+use super::{Job, callers::Callers};
 use crate::{
     backend::Backend,
     call::Stop,
@@ -11,8 +12,11 @@ use crate::{
     tensor::{Signature, Tensor, Tensors},
 };
 use std::{
-    ops::{ControlFlow, Range},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    ops::ControlFlow,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -23,8 +27,12 @@ const GRACE: Duration = Duration::from_secs(10);
 #[derive(Default)]
 pub(super) struct Watch {
     state: Mutex<State>,
-    /// The places in the order of answers that its jobs have, where answers are in order.
-    places: Mutex<Range<u64>>,
+    /// Those who wait for the batch that it runs.
+    callers: Mutex<Option<Arc<Callers>>>,
+    /// The next runs may take this long and no longer.
+    short: Mutex<Option<Duration>>,
+    /// Its last run was told to end.
+    was_ended: AtomicBool,
 }
 
 #[derive(Default)]
@@ -79,14 +87,24 @@ impl Watch {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Says what the run that is about to begin has.
-    pub(super) fn hold(&self, places: Range<u64>) {
-        *self.places.lock().unwrap_or_else(PoisonError::into_inner) = places;
+    /// Keeps those who wait for the batch that is about to run.
+    pub(super) fn hold(&self, jobs: &mut [Job]) {
+        *self.callers.lock().unwrap_or_else(PoisonError::into_inner) = Some(Callers::of(jobs));
     }
 
-    /// What its run has.
-    pub(super) fn places(&self) -> Range<u64> {
-        self.places.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    /// Those who wait for the batch that it runs.
+    pub(super) fn callers(&self) -> Option<Arc<Callers>> {
+        self.callers.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// From now on runs may take `short`, if that is less than the limit; nothing: as long as the limit says.
+    pub(super) fn hurry(&self, short: Option<Duration>) {
+        *self.short.lock().unwrap_or_else(PoisonError::into_inner) = short;
+    }
+
+    /// Whether its last run was told to end.
+    pub(super) fn was_ended(&self) -> bool {
+        self.was_ended.load(Ordering::Acquire)
     }
 
     fn begin(&self, stop: Option<Stop>) -> Result<Running<'_>, Error> {
@@ -95,6 +113,7 @@ impl Watch {
             return Err(Error::internal("the instance was given up"));
         }
         *state = State::Running { since: Instant::now(), stop, ended: None };
+        self.was_ended.store(false, Ordering::Release);
         Ok(Running(self))
     }
 
@@ -102,8 +121,9 @@ impl Watch {
     pub(super) fn look(&self, now: Instant, limit: Duration) -> Finding {
         let mut state = self.lock();
         let State::Running { since, stop, ended } = &mut *state else { return Finding::Fine };
+        let short = *self.short.lock().unwrap_or_else(PoisonError::into_inner);
         match *ended {
-            None if now.saturating_duration_since(*since) <= limit => return Finding::Fine,
+            None if now.saturating_duration_since(*since) <= short.unwrap_or(limit).min(limit) => return Finding::Fine,
             None => *ended = Some(now),
             Some(ended) if now.saturating_duration_since(ended) <= limit.min(GRACE) => return Finding::Fine,
             Some(_) => {
@@ -111,6 +131,7 @@ impl Watch {
                 return Finding::GivenUp;
             }
         }
+        self.was_ended.store(true, Ordering::Release);
         // Under the lock: once the run is over, the next one may have begun.
         if let Some(stop) = stop {
             stop();

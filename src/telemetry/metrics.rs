@@ -259,6 +259,11 @@ impl Metrics {
         *gauge = Gauge::raise(self.families.connections.with_label_values(&[kind.name()]));
     }
 
+    /// The lane `lane` has not turned for `still`.
+    pub fn lane_still(&self, lane: usize, still: Duration) {
+        self.families.lane_still.with_label_values(&[&lane.to_string()]).set(still.as_secs_f64());
+    }
+
     /// A connection or request was refused before there was a call, for `reason`: `limit`, `address`, `timeout`, `tls`,
     /// `flood`, `malformed`, or `origin` for a page that may not open a WebSocket.
     pub fn refused(&self, reason: &'static str) {

@@ -45,6 +45,7 @@ mod tidy;
 mod tls;
 mod traces;
 mod tunnels;
+mod turns;
 mod v1;
 mod v2;
 mod versions;

@@ -4,7 +4,7 @@
 //! file as weights, so everything is checked here before ONNX Runtime opens anything. What the files hold is not
 //! looked at.
 
-use super::protobuf::external_data;
+use super::protobuf::look_through;
 use crate::backend::OpenError;
 use std::{
     ffi::OsStr,
@@ -21,6 +21,8 @@ pub(super) struct Files {
     pub(super) paths: Vec<PathBuf>,
     /// Their bytes together.
     pub(super) bytes: u64,
+    /// The operator by which its work grows with values that callers send, if there is one.
+    pub(super) grows: Option<&'static str>,
 }
 
 /// Looks through the model at `path`; returns the bytes of its files together.
@@ -50,13 +52,13 @@ pub(super) fn find(path: &Path) -> Result<Files, OpenError> {
     if is_git_lfs_pointer(&mut file) {
         return Err(refuse("is a Git LFS pointer and not the model; `git lfs pull` fetches it".to_owned()));
     }
-    let external = external_data(file, metadata.len()).map_err(|error| refuse(error.to_string()))?;
+    let found = look_through(file, metadata.len()).map_err(|error| refuse(error.to_string()))?;
     let (mut paths, mut total) = (vec![path.to_owned()], metadata.len());
-    if !external.is_empty() {
+    if !found.external.is_empty() {
         // The folder by its real name, so that links within it are followed and links out of it are seen.
         let folder = path.parent().unwrap_or(Path::new(".")).join(".");
         let real = folder.canonicalize().map_err(|error| refuse(format!("has no folder: {error}")))?;
-        for (location, end) in external {
+        for (location, end) in found.external {
             let location = Path::new(OsStr::from_bytes(&location));
             let (path, size) = external_file(&real, location, end)
                 .map_err(|reason| refuse(format!("keeps weights in `{}`, which {reason}", location.display())))?;
@@ -64,7 +66,7 @@ pub(super) fn find(path: &Path) -> Result<Files, OpenError> {
             paths.push(path);
         }
     }
-    Ok(Files { paths, bytes: total })
+    Ok(Files { paths, bytes: total, grows: found.grows })
 }
 
 /// The real path and size of an external file, or why it must not be read. `folder` is a real path, `end` the first byte

@@ -5,6 +5,7 @@
 
 mod builder;
 mod files;
+mod growth;
 mod library;
 pub mod optimized;
 pub mod probe;
@@ -22,6 +23,7 @@ pub use words::settings as settings_of_words;
 
 use super::{Backend, Open, OpenError, ProviderKind, SessionSettings};
 use builder::Built;
+use files::Files;
 use optimized::{Entry, Graph};
 use ort::{
     environment::Environment,
@@ -158,8 +160,8 @@ impl Runtime {
     ) -> Result<Box<dyn Backend>, OpenError> {
         // Before ONNX Runtime opens anything. A file that is swapped between this and the next line is in the hands of
         // someone who may write the models.
-        let weight_bytes = files::check(path)?;
-        self.verify(path)?;
+        let files = files::find(path)?;
+        self.verify(path, &files)?;
         let refuse = |reason| OpenError(format!("`{}` cannot be loaded: {reason}", path.display()));
         let (built, note) = match entry {
             None => (builder::build(self, path, settings, Graph::Optimize), None),
@@ -172,16 +174,16 @@ impl Runtime {
         for reason in &built.passed_over {
             tracing::warn!(model = %path.display(), reason, uses = %built.providers[0], "another provider is used");
         }
-        Ok(Box::new(OrtBackend::new(built, self.clone(), weight_bytes, settings, note)?))
+        Ok(Box::new(OrtBackend::new(built, self.clone(), &files, settings, note)?))
     }
 
     /// Holds a model's files against the list of checksums beside it, if there is one.
-    fn verify(&self, path: &Path) -> Result<(), OpenError> {
+    fn verify(&self, path: &Path, files: &Files) -> Result<(), OpenError> {
         let folder = path.parent().unwrap_or(Path::new("."));
         if folder.join(sums::LIST).symlink_metadata().is_err() {
             return Ok(());
         }
-        let verified = self.0.digests.verify(folder, &files::find(path)?.paths);
+        let verified = self.0.digests.verify(folder, &files.paths);
         verified.map_err(|reason| OpenError(format!("`{}` is not what was published: {reason}", path.display())))
     }
 

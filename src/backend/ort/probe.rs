@@ -137,7 +137,7 @@ impl Probed {
 impl Open for Probed {
     fn open(&self, path: &Path, settings: &SessionSettings) -> Result<Box<dyn Backend>, OpenError> {
         let found = files::find(path)?;
-        self.runtime.verify(path)?;
+        self.runtime.verify(path, &found)?;
         let entry = self.cache.as_ref().and_then(|cache| cache.entry(&found, settings, true));
         // What is kept is kept because it was tried: the same bytes, in the same way, by the same library.
         let is_known = self.settings.when == When::Auto && entry.as_ref().is_some_and(|entry| entry.find().is_some());

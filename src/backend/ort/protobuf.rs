@@ -1,12 +1,13 @@
 //! Looks through an ONNX model without loading it: for the external files that it names, and for weights that claim to be
-//! larger than what holds them.
+//! larger than what holds them. What its nodes are called is read on the way, for [`growth`](super::growth).
 //!
 //! A walk over the protobuf messages that can hold a tensor, by their field numbers in `onnx.proto`: weights and
 //! everything else are skipped unread, so that a model of gigabytes is looked through in no time and no memory. What
 //! the model computes is not known here; ONNX Runtime parses it in earnest later.
 
+use super::growth::{Node, grows_with_values};
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, HashSet},
     fmt,
     io::{self, BufReader, Read, Seek},
 };
@@ -17,6 +18,8 @@ const DEPTH: usize = 100;
 const TEXT: u64 = 4096;
 /// Files that one model may name.
 const FILES: usize = 10_000;
+/// Nodes that are looked at. A model of more of them is none that takes a few microseconds.
+const NODES: usize = 100_000;
 /// Elements that a byte of weights can hold at most: the smallest types have two bits.
 const PER_BYTE: u64 = 4;
 
@@ -50,15 +53,24 @@ impl From<io::Error> for ScanError {
     }
 }
 
-/// The `location` of every tensor that says its data lies elsewhere, each once, with the first byte behind all that is to be
-/// read there.
+/// What is found in a model.
+#[derive(Debug)]
+pub(super) struct Found {
+    /// The `location` of every tensor that says its data lies elsewhere, each once, with the first byte behind all that is to be
+    /// read there.
+    pub(super) external: BTreeMap<Vec<u8>, u64>,
+    /// The operator by which its work grows with values that callers send, if there is one.
+    pub(super) grows: Option<&'static str>,
+}
+
+/// Looks through a model.
 ///
 /// `source` is at its start and has `length` bytes.
 ///
 /// # Errors
 ///
 /// [`ScanError`] if it cannot be read, is malformed, holds no graph, or has a weight whose data cannot fill its dimensions.
-pub(super) fn external_data(source: impl Read + Seek, length: u64) -> Result<BTreeMap<Vec<u8>, u64>, ScanError> {
+pub(super) fn look_through(source: impl Read + Seek, length: u64) -> Result<Found, ScanError> {
     let mut walk = Walk {
         source: BufReader::with_capacity(64 * 1024, source),
         at: 0,
@@ -66,12 +78,15 @@ pub(super) fn external_data(source: impl Read + Seek, length: u64) -> Result<BTr
         entry: Entry::default(),
         tensor: Tensor::default(),
         found: BTreeMap::new(),
+        nodes: Vec::new(),
+        open_nodes: Vec::new(),
+        weights: HashSet::new(),
     };
     walk.model(length)?;
     if !walk.has_graph {
         return Err(ScanError::Malformed("it holds no graph"));
     }
-    Ok(walk.found)
+    Ok(Found { external: walk.found, grows: grows_with_values(&walk.nodes, walk.weights) })
 }
 
 /// The messages of `onnx.proto` through which a tensor can be reached.
@@ -125,6 +140,11 @@ struct Walk<R> {
     entry: Entry,
     tensor: Tensor,
     found: BTreeMap<Vec<u8>, u64>,
+    /// Those that were read, and those that are being read, which lie within each other.
+    nodes: Vec<Node>,
+    open_nodes: Vec<Node>,
+    /// The names of initializers.
+    weights: HashSet<Vec<u8>>,
 }
 
 // === impl Message ===
@@ -179,7 +199,14 @@ impl<R: Read + Seek> Walk<R> {
             if self.at == end {
                 match message {
                     Message::Entry => self.finish_entry()?,
-                    Message::Tensor => self.finish_tensor()?,
+                    Message::Tensor => {
+                        let is_weight = matches!(open.iter().rev().nth(1), Some((Message::Graph, _)));
+                        if is_weight && !self.tensor.name.is_empty() && self.weights.len() < NODES {
+                            self.weights.insert(self.tensor.name.clone());
+                        }
+                        self.finish_tensor()?;
+                    }
+                    Message::Node => self.nodes.extend(self.open_nodes.pop().filter(|_| self.nodes.len() < NODES)),
                     _ => {}
                 }
                 open.pop();
@@ -220,8 +247,17 @@ impl<R: Read + Seek> Walk<R> {
                             if inner == Message::Tensor {
                                 self.tensor = Tensor::default();
                             }
+                            if inner == Message::Node {
+                                self.open_nodes.push(Node::default());
+                            }
+                            if let (Message::Attribute, Message::Graph, Some(node)) =
+                                (message, inner, self.open_nodes.last_mut())
+                            {
+                                node.has_graph = true;
+                            }
                             open.push((inner, self.at + size));
                         }
+                        (None, Message::Node, 1 | 2 | 4) => self.node(number, size, end)?,
                         (None, Message::Entry, 1) => self.entry.key = self.text(size)?,
                         (None, Message::Entry, 2) => self.entry.value = self.text(size)?,
                         (None, Message::Tensor, 1) => self.dimensions(size)?,
@@ -237,6 +273,24 @@ impl<R: Read + Seek> Walk<R> {
                 // Groups were given up before ONNX was made.
                 _ => return Err(ScanError::Malformed("it has a field of an unknown kind")),
             }
+        }
+        Ok(())
+    }
+
+    /// A name in a node: of an input, of an output, or its operator.
+    fn node(&mut self, number: u64, size: u64, end: u64) -> Result<(), ScanError> {
+        // A longer name is nobody's, and what has it is not followed.
+        let name = if size <= TEXT {
+            self.text(size)?
+        } else {
+            self.skip(size, end)?;
+            vec![0]
+        };
+        let Some(node) = self.open_nodes.last_mut() else { return Ok(()) };
+        match number {
+            1 => node.inputs.push(name),
+            2 => node.outputs.push(name),
+            _ => node.operator = name,
         }
         Ok(())
     }

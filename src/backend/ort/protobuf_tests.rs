@@ -5,8 +5,8 @@ use proptest::prelude::*;
 use std::io::Cursor;
 
 fn scan(bytes: &[u8]) -> Result<Vec<String>, String> {
-    external_data(Cursor::new(bytes), bytes.len() as u64)
-        .map(|found| found.into_keys().map(|text| String::from_utf8(text).unwrap()).collect())
+    look_through(Cursor::new(bytes), bytes.len() as u64)
+        .map(|found| found.external.into_keys().map(|text| String::from_utf8(text).unwrap()).collect())
         .map_err(|error| error.to_string())
 }
 
@@ -133,7 +133,7 @@ fn what_is_read_of_a_file_is_known_by_its_end() {
         weight(&[2], [entry("location", "a"), entry("offset", offset), entry("length", length)].concat())
     };
     let model = [at("8", "4"), at("100", "8"), at("4", "8")].concat();
-    let found = external_data(Cursor::new(&model), model.len() as u64).unwrap();
+    let found = look_through(Cursor::new(&model), model.len() as u64).unwrap().external;
     assert_eq!(found.into_iter().collect::<Vec<_>>(), [(b"a".to_vec(), 108)]);
     assert!(scan(&at("many", "4")).unwrap_err().contains("expected a number of bytes"));
 }
@@ -150,7 +150,7 @@ fn nesting_ends_at_a_hundred() {
 #[test]
 fn a_file_that_shrinks_meanwhile_is_cut_off() {
     let model = within(&[7, 5], entry("location", "w.bin"));
-    let error = external_data(Cursor::new(&model[..model.len() - 2]), model.len() as u64).unwrap_err();
+    let error = look_through(Cursor::new(&model[..model.len() - 2]), model.len() as u64).unwrap_err();
     assert!(error.to_string().contains("cut off"), "{error}");
 }
 
@@ -261,5 +261,5 @@ fn every_seed_is_read_or_refused_as_the_folder_it_lies_in_says() {
 }
 
 fn scan_lossy(bytes: &[u8]) -> Result<BTreeMap<Vec<u8>, u64>, ScanError> {
-    external_data(Cursor::new(bytes), bytes.len() as u64)
+    look_through(Cursor::new(bytes), bytes.len() as u64).map(|found| found.external)
 }

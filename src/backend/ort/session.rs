@@ -6,6 +6,7 @@
 use super::{
     Runtime,
     builder::Built,
+    files::Files,
     values::{self, INLINE, RunOptions, Value},
 };
 use crate::{
@@ -44,6 +45,7 @@ struct Opened {
     input_names: Vec<CString>,
     output_names: Vec<CString>,
     weight_bytes: u64,
+    grows: Option<&'static str>,
     /// Every input and output has a type that V2 can name.
     is_servable: bool,
     arena: Arena,
@@ -87,7 +89,7 @@ impl Opened {
     fn new(
         built: Built,
         runtime: Runtime,
-        weight_bytes: u64,
+        files: &Files,
         settings: &SessionSettings,
         note: Option<&str>,
     ) -> Result<Self, OpenError> {
@@ -106,6 +108,7 @@ impl Opened {
         let mut notes = passed_over;
         notes.extend(note.map(ToOwned::to_owned));
         notes.push(memory_note(arena));
+        notes.extend(files.grows.map(|operator| format!("its work grows with the values of inputs: {operator}")));
         if settings.explain {
             notes.extend(nodes_note(&session));
         }
@@ -116,7 +119,8 @@ impl Opened {
             signature: Arc::new(signature),
             input_names,
             output_names,
-            weight_bytes,
+            weight_bytes: files.bytes,
+            grows: files.grows,
             is_servable,
             arena,
             is_cpu_only,
@@ -168,11 +172,11 @@ impl OrtBackend {
     pub(super) fn new(
         built: Built,
         runtime: Runtime,
-        weight_bytes: u64,
+        files: &Files,
         settings: &SessionSettings,
         note: Option<&str>,
     ) -> Result<Self, OpenError> {
-        Self::of(Arc::new(Opened::new(built, runtime, weight_bytes, settings, note)?))
+        Self::of(Arc::new(Opened::new(built, runtime, files, settings, note)?))
     }
 
     /// An instance of what was opened.
@@ -281,6 +285,10 @@ impl Backend for OrtBackend {
     fn another(&self) -> Option<Result<Box<dyn Backend>, OpenError>> {
         let opened = self.opened.is_cpu_only.then(|| Arc::clone(&self.opened))?;
         Some(Self::of(opened).map(|instance| Box::new(instance) as Box<dyn Backend>))
+    }
+
+    fn grows_with_values(&self) -> bool {
+        self.opened.grows.is_some()
     }
 
     fn notes(&self) -> Vec<String> {

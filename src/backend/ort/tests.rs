@@ -277,6 +277,15 @@ fn watched_child() {
 }
 
 #[test]
+fn a_model_says_whether_its_work_grows_with_values() {
+    assert!(open("countdown").grows_with_values());
+    assert!(open("countdown").notes().iter().any(|note| note.contains("grows with the values of inputs: Loop")));
+    for model in ["mlp_4_16_3", "nonzero", "two_by_two", "outer"] {
+        assert!(!open(model).grows_with_values(), "{model}");
+    }
+}
+
+#[test]
 fn a_run_is_ended_from_another_thread_and_the_next_one_is_not() {
     let mut model = open("countdown");
     let steps = |count: i64| Tensor::of(DataType::Int64, Shape::new([1]), vec![count]).unwrap();

@@ -4,7 +4,7 @@ use super::Failure;
 use crate::{
     call::{Facts, Timing},
     model::Model,
-    schedule::{Job, ReplyTo},
+    schedule::{Company, Job, ReplyTo},
     tensor::Tensors,
 };
 use std::{
@@ -37,6 +37,7 @@ impl Local {
             rows: self.rows,
             priority: 0,
             turn: 0,
+            company: Company::default(),
             layout: None,
             deadline: queued + PATIENCE,
             queued,

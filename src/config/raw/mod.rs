@@ -98,6 +98,7 @@ pub struct Runtime {
     pub inference_cores: Amount,
     pub decode_threads: Number,
     pub turn: Turn,
+    pub stall: Stall,
     pub onnxruntime: Option<PathBuf>,
 }
 
@@ -109,6 +110,16 @@ pub struct Turn {
     pub run: Span,
     pub budget: Span,
     pub weights: Size,
+    pub limit: Span,
+}
+
+/// When a lane that does not turn is told.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+#[expect(missing_docs, reason = "the keys are explained in config/sluicegate.full.yaml")]
+pub struct Stall {
+    pub unready: Span,
+    pub dead: Span,
 }
 
 /// Which pages may call.
@@ -389,6 +400,7 @@ impl Default for Runtime {
             inference_cores: Amount::Auto,
             decode_threads: Number(1),
             turn: Turn::default(),
+            stall: Stall::default(),
             onnxruntime: None,
         }
     }
@@ -397,7 +409,19 @@ impl Default for Runtime {
 impl Default for Turn {
     fn default() -> Self {
         use std::time::Duration;
-        Self { run: Span(Duration::from_micros(50)), budget: Span(Duration::from_micros(200)), weights: Size(16 << 20) }
+        Self {
+            run: Span(Duration::from_micros(50)),
+            budget: Span(Duration::from_micros(200)),
+            weights: Size(16 << 20),
+            limit: Span(Duration::from_millis(100)),
+        }
+    }
+}
+
+impl Default for Stall {
+    fn default() -> Self {
+        use std::time::Duration;
+        Self { unready: Span(Duration::from_secs(3)), dead: Span(Duration::from_secs(60)) }
     }
 }
 

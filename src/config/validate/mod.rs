@@ -10,11 +10,13 @@ mod traffic;
 pub(super) use models::{OUTSIDE, is_inside, is_plain, model, model_defaults};
 pub(crate) use traffic::routing;
 
-use super::{Admin, Amount, Config, Drain, Listen, Overrides, Problems, Runtime, Telemetry, Turn, Written, raw};
+use super::{Admin, Amount, Config, Drain, Listen, Overrides, Problems, Runtime, Telemetry, Written, raw};
 use crate::{
     auth as authentication,
     call::{ModelRef, Surface},
     frontend::{Settings, Surfaces, settings},
+    lane::Stall,
+    schedule::TurnSettings,
     telemetry::{metrics, traces},
     wire,
 };
@@ -92,6 +94,14 @@ pub(super) fn config(
     if raw.runtime.turn.run > raw.runtime.turn.budget {
         let (run, budget) = (raw.runtime.turn.run, raw.runtime.turn.budget);
         problems.push("runtime.turn.run", format!("{run} is above runtime.turn.budget ({budget})"));
+    }
+    if raw.runtime.turn.budget > raw.runtime.turn.limit {
+        let (budget, limit) = (raw.runtime.turn.budget, raw.runtime.turn.limit);
+        problems.push("runtime.turn.limit", format!("{limit} is below runtime.turn.budget ({budget})"));
+    }
+    if raw.runtime.stall.unready > raw.runtime.stall.dead {
+        let (unready, dead) = (raw.runtime.stall.unready, raw.runtime.stall.dead);
+        problems.push("runtime.stall.unready", format!("{unready} is above runtime.stall.dead ({dead})"));
     }
     if raw.drain.delay > raw.drain.timeout {
         let (delay, timeout) = (raw.drain.delay, raw.drain.timeout);
@@ -337,7 +347,13 @@ fn runtime(raw: &raw::Runtime, folder: &Path, problems: &mut Problems) -> Runtim
         lanes: raw.lanes,
         inference_cores: raw.inference_cores,
         decode_threads: raw.decode_threads.0,
-        turn: Turn { run: raw.turn.run.0, budget: raw.turn.budget.0, weights: raw.turn.weights.0 },
+        turn: TurnSettings {
+            run: raw.turn.run.0,
+            budget: raw.turn.budget.0,
+            weights: raw.turn.weights.0 as u64,
+            limit: raw.turn.limit.0,
+        },
+        stall: Stall { unready: raw.stall.unready.0, dead: raw.stall.dead.0 },
         onnxruntime: raw.onnxruntime.as_ref().map(|path| folder.join(path)),
     }
 }

@@ -9,7 +9,7 @@ use crate::{
     error::{Error, Stage},
     model::{Model, router::unanswered},
     offload::{is_small, offload},
-    schedule::{Answer, Hearer, Job, ReplyTo},
+    schedule::{Answer, Company, Hearer, Job, ReplyTo},
     tensor::Tensors,
 };
 use futures_util::future::BoxFuture;
@@ -130,6 +130,7 @@ impl Call {
             facts: Arc::clone(&head.facts),
             turn: 0,
             layout: None,
+            company: Company::default(),
         };
         // A job that is refused is dropped, and somebody else leads.
         model.scheduler.submit(job)?;

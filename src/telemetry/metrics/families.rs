@@ -32,6 +32,9 @@ pub(super) struct Families {
     pub(super) run: HistogramVec,
     pub(super) run_failures: IntCounterVec,
     pub(super) replaced: IntCounterVec,
+    pub(super) moved: IntCounterVec,
+    pub(super) given_up: IntGaugeVec,
+    pub(super) lane_still: GaugeVec,
     pub(super) queue_depth: IntGaugeVec,
     pub(super) batch_size: HistogramVec,
     pub(super) batch_elements: IntCounterVec,
@@ -113,6 +116,19 @@ impl Families {
             replaced: counter(
                 "sluicegate_instances_replaced_total",
                 "Instances that panicked, or whose run did not end.",
+                &["model", "reason"],
+            ),
+            given_up: gauge("sluicegate_runs_given_up", "Runs that were given up and have not ended.", &["model"]),
+            lane_still: add(
+                registry,
+                GaugeVec::new(
+                    Opts::new("sluicegate_lane_still_seconds", "For how long an event loop has not turned."),
+                    &["lane"],
+                ),
+            ),
+            moved: counter(
+                "sluicegate_models_moved_total",
+                "Models that left the lanes for threads.",
                 &["model", "reason"],
             ),
             queue_depth: gauge("sluicegate_queue_depth", "Jobs that wait for an instance.", &["model"]),

@@ -16,6 +16,8 @@ pub(super) const SIZES: usize = 17;
 
 /// Why instances are replaced.
 const REASONS: [&str; 2] = ["panic", "hang"];
+/// Why models leave the lanes.
+const MOVED: [&str; 2] = ["budget", "limit"];
 
 /// Handles of one model version. Its series exist, at zero, from the moment the handles are made.
 #[derive(Clone, Debug)]
@@ -26,6 +28,8 @@ pub struct ModelMetrics {
     run_failures: IntCounter,
     /// After a panic, and after a run that did not end.
     replaced: [IntCounter; 2],
+    moved: [IntCounter; 2],
+    given_up: IntGauge,
     batch_size: Histogram,
     elements: IntCounter,
     padding: IntCounter,
@@ -50,6 +54,8 @@ impl ModelMetrics {
             run: families.run.with_label_values(&labels),
             run_failures: families.run_failures.with_label_values(&labels),
             replaced: REASONS.map(|reason| families.replaced.with_label_values(&[&*key.name, reason])),
+            given_up: families.given_up.with_label_values(&labels),
+            moved: MOVED.map(|reason| families.moved.with_label_values(&[&*key.name, reason])),
             batch_size: families.batch_size.with_label_values(&labels),
             elements: families.batch_elements.with_label_values(&[&*key.name, "input"]),
             padding: families.batch_elements.with_label_values(&[&*key.name, "padding"]),
@@ -102,6 +108,18 @@ impl ModelMetrics {
     /// A run failed or panicked.
     pub fn failed(&self) {
         self.run_failures.inc();
+    }
+
+    /// The number of runs that were given up and go on has changed by `delta`.
+    pub fn given_up(&self, delta: i64) {
+        self.given_up.add(delta);
+    }
+
+    /// The model runs on threads from now on, for `reason`: `budget` or `limit`.
+    pub fn moved(&self, reason: &'static str) {
+        if let Some(at) = MOVED.iter().position(|known| *known == reason) {
+            self.moved[at].inc();
+        }
     }
 
     /// An instance is replaced, for `reason`: `panic` or `hang`.

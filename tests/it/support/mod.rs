@@ -363,7 +363,7 @@ impl Running {
     /// Starts the drain, as SIGTERM does.
     pub fn drain(&self) -> Drained {
         let inner = Arc::clone(&self.inner);
-        Drained(tokio::spawn(async move { inner.app.drain().await }))
+        Drained(tokio::spawn(async move { drop(inner.app.drain().await) }))
     }
 }
 
