@@ -246,6 +246,8 @@ impl Watch {
     fn start(turns: turn::Lanes, stall: Stall, readiness: Readiness, metrics: Arc<Metrics>) -> io::Result<Self> {
         let over = Arc::new(AtomicBool::new(false));
         let until = Arc::clone(&over);
+        // The page has its series from the first look at it on.
+        turns.still(Instant::now()).enumerate().for_each(|(lane, still)| metrics.lane_still(lane, still));
         let look = move || {
             let mut before = Turning::Fine;
             while !until.load(Ordering::Acquire) {
