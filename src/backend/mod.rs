@@ -78,6 +78,15 @@ pub trait Backend: Send + 'static {
         false
     }
 
+    /// Told once, when all is run that is run before the model is ready: what comes from now on are calls.
+    ///
+    /// # Errors
+    ///
+    /// [`OpenError`]: what the model did to the process that it was tried in, for which it must not be served.
+    fn ready(&mut self) -> Result<(), OpenError> {
+        Ok(())
+    }
+
     /// What the runtime made of the settings, a sentence each, for operators.
     fn notes(&self) -> Vec<String> {
         Vec::new()
@@ -98,6 +107,17 @@ pub trait Open: Send + Sync + fmt::Debug {
     ///
     /// [`OpenError`] says in plain words, for operators, what is wrong with the file.
     fn open(&self, path: &Path, settings: &SessionSettings) -> Result<Box<dyn Backend>, OpenError>;
+
+    /// An instance in a process of its own, on which all that is going to be run before the model is ready is to be run first,
+    /// and which is told when that is over ([`Backend::ready`]); `None` where that is not wanted, or was done before.
+    ///
+    /// # Errors
+    ///
+    /// As [`Open::open`].
+    fn rehearse(&self, path: &Path, settings: &SessionSettings) -> Result<Option<Box<dyn Backend>>, OpenError> {
+        let _ = (path, settings);
+        Ok(None)
+    }
 
     /// Bytes of weights that an instance of the model file at `path` will hold, without opening it; `None` if it is not known.
     fn weight_bytes(&self, path: &Path) -> Option<u64> {

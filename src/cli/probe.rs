@@ -6,7 +6,7 @@ use crate::{
         ort::{
             Runtime,
             probe::{REFUSED, is_exhausted},
-            settings_of_words,
+            serve, settings_of_words,
         },
     },
     model,
@@ -23,6 +23,9 @@ pub(super) struct Probe {
     /// Bytes of memory
     #[arg(long)]
     memory: u64,
+    /// The process that wants it tried
+    #[arg(long)]
+    parent: u32,
     /// How it is opened, one word of it: see [`crate::backend::ort::settings_of_words`]
     #[arg(long)]
     session: Vec<String>,
@@ -31,10 +34,10 @@ pub(super) struct Probe {
 }
 
 impl Probe {
-    /// Opens the file and runs it once on made-up inputs. Does not return: on the usual way out, destructors of a library
+    /// Opens the file, runs it once on zeros, and then on what comes in. Does not return: on the usual way out, destructors of a library
     /// that a file has damaged would run, and what they do is no matter of loading.
     pub(super) fn run(&self) -> ! {
-        bound();
+        bound(self.parent);
         let tried = || -> Result<(), String> {
             let runtime = Runtime::load(Some(&self.onnxruntime)).map_err(|error| error.to_string())?;
             // Now, so that the library is no part of it.
@@ -44,9 +47,12 @@ impl Probe {
             // What zeros do to a model that wants other inputs is no error, as at warm-up.
             let ran = model::run_on_zeros(&mut *backend).map_err(|error| model::reason(&error));
             match ran {
-                Err(reason) if is_exhausted(&reason) => Err(format!("it cannot be run: {reason}")),
-                _ => Ok(()),
+                Err(reason) if is_exhausted(&reason) => return Err(format!("it cannot be run: {reason}")),
+                _ => {}
             }
+            // Pipes that are gone have nobody at the other end to be told.
+            let _ = serve(&mut *backend, std::io::stdin().lock(), std::io::stdout().lock());
+            Ok(())
         };
         let status = match std::panic::catch_unwind(tried) {
             Ok(Ok(())) => 0,
@@ -58,12 +64,21 @@ impl Probe {
 }
 
 /// What holds from the start. Each limit is one that there may not be on every system: without it the parent's are left.
-fn bound() {
+fn bound(parent: u32) {
     limit(Resource::Core, 0);
     limit(Resource::Fsize, 0);
     // A parent that is gone cannot end it when its time is up.
     #[cfg(target_os = "linux")]
-    let _ = rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL));
+    {
+        let _ = rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL));
+        // One that was gone before sends none.
+        let now = rustix::process::getppid().map(|parent| parent.as_raw_nonzero().get());
+        if now != i32::try_from(parent).ok() {
+            signal_hook::low_level::exit(i32::from(REFUSED));
+        }
+    }
+    #[cfg(not(target_os = "linux"))]
+    let _ = parent;
     // Where memory runs out all the same, this process goes and not the server.
     let _ = std::fs::write("/proc/self/oom_score_adj", "1000");
 }

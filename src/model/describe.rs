@@ -4,7 +4,7 @@
 
 use super::{
     CacheScope, CacheSettings, Settings,
-    budget::{Share, mib},
+    budget::mib,
     declared,
     ensemble::{self, Served},
     labels, samples,
@@ -53,10 +53,10 @@ pub fn describe(settings: &Settings, opener: Arc<dyn Open>, lanes: usize) -> Vec
         });
         let what = format!("{}/{}", found.name, found.version);
         match told {
-            Ok(((lines, more), First { backend, shapes, decision, share, .. })) => {
+            Ok((lines, First { backend, shapes, decision, share, .. })) => {
                 served.add(found, &shapes, decision.batches, backend.is_decoupled());
                 // Held to the end: whether all models fit is asked of all together.
-                shares.extend([share, more]);
+                shares.push(share);
                 Description { what, lines, problem: None, signature: Some(shapes.signature) }
             }
             Err(reason) => problem(what, reason),
@@ -146,19 +146,14 @@ fn ensemble(found: &Found, graphs: &Graphs, served: &mut Described) -> Descripti
     Description { what, lines, problem: None, signature: Some(signature) }
 }
 
-/// What is said of a model that can be served, and its part of the memory besides that of the first instance; `threads` is 0 for
-/// one on lanes.
-fn lines(
-    workshop: &Workshop,
-    found: &Found,
-    first: &mut First,
-    threads: usize,
-) -> Result<(Vec<String>, Share), String> {
+/// What is said of a model that can be served; `threads` is 0 for one on lanes.
+fn lines(workshop: &Workshop, found: &Found, first: &mut First, threads: usize) -> Result<Vec<String>, String> {
     let settings = &found.settings;
     // What the loader does before it serves a model: it may be refused for that.
     let samples = samples::make(settings, &first.shapes, first.decision.batches)?;
     samples::run(&samples, &mut *first.backend)?;
     workshop::fill_up(found, &mut *first.backend, &mut first.shapes)?;
+    first.backend.ready().map_err(|error| error.to_string())?;
     let signature = &first.shapes.signature;
     let inputs = signature.inputs.iter().map(|spec| line("input", spec));
     let outputs = signature.outputs.iter().map(|spec| line("output", spec));
@@ -183,10 +178,14 @@ fn lines(
             if shares { 1 } else { settings.instances.unwrap_or(1) }
         }
     };
-    let each = held(&*first.backend, found);
-    first.share.set(0, each.saturating_add(kept(settings)));
-    let memory = each * sessions as u64;
-    let more = workshop.settings.budget.take(&key(found), 0, memory - each)?;
+    if sessions > 1 {
+        // As the loader asks for what it is about to open, so that both refuse the same.
+        let nothing = workshop.settings.budget.take(&key(found), 0, 0)?;
+        drop(std::mem::replace(&mut first.share, nothing));
+        first.share = workshop.share(found, 0, sessions)?;
+    }
+    let memory = held(&*first.backend, found) * sessions as u64;
+    first.share.set(0, memory.saturating_add(kept(settings)));
     let one = if sessions == 1 { String::new() } else { format!(", in {sessions} sessions") };
     lines.push(format!("holds {} of memory{one}", mib(memory)));
     lines.extend(settings.cache.filter(|_| !first.backend.is_decoupled()).map(keeps));
@@ -194,7 +193,7 @@ fn lines(
     let called = settings.routing.labels.iter().filter(|(_, version)| **version == found.version);
     lines.extend(called.map(|(label, _)| format!("callers may name it by the label `{label}`")));
     lines.extend(settings.warnings.iter().map(|warning| format!("warning: {warning}")));
-    Ok((lines, more))
+    Ok(lines)
 }
 
 fn line(kind: &str, spec: &TensorSpec) -> String {
@@ -329,6 +328,20 @@ mod tests {
         // Two bytes twice for the first, four bytes twice for the second: one is left.
         let problem = described[2].problem.as_deref().unwrap();
         assert!(problem.contains("of 1 KiB for models (`models.memory`) are left"), "{problem}");
+    }
+
+    #[test]
+    fn memory_is_asked_for_as_the_loader_asks_for_it() {
+        let directory = directory(&[("a/1/model.onnx", "ok")]);
+        let directories = vec![directory.path().to_owned()];
+        let cache =
+            CacheSettings { memory: 5 << 20, age: std::time::Duration::from_secs(60), scope: CacheScope::Identity };
+        // Two bytes for each of two instances are wanted, and there are three.
+        let budget = crate::model::budget::Budget::new(1, Some((5 << 20) + 3));
+        let defaults = ModelSettings { instances: Some(2), cache: Some(cache), ..ModelSettings::default() };
+        let settings = Settings { directories, budget, defaults, ..Settings::default() };
+        let problem = describe(&settings, Arc::new(Opener::default()), 0).remove(0).problem.unwrap();
+        assert!(problem.contains("needs about 5.0 MiB of memory, and 5.0 MiB of 5.0 MiB"), "{problem}");
     }
 
     #[test]

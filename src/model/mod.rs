@@ -13,6 +13,7 @@ mod decision;
 mod declared;
 pub mod describe;
 pub mod ensemble;
+mod first;
 mod labels;
 pub mod loader;
 mod measure;

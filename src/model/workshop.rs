@@ -6,12 +6,12 @@ use super::{
     Absent, ModelSettings, Settings,
     budget::{Share, Want},
     classify::Labels,
-    decision::{Decision, is_cpu_only, is_even, may_batch},
-    declared, ensemble, labels,
-    measure::{Measured, measure, measure_ragged},
+    decision::{Decision, is_cpu_only, is_even},
+    ensemble,
+    measure::{measure, measure_ragged},
     samples,
     scan::{Found, Problem},
-    shapes::{self, Shapes},
+    shapes::Shapes,
     wanted::Wanted,
     worth,
 };
@@ -83,15 +83,15 @@ pub(super) struct Workshop {
 /// The first instance of a model, which was looked at and measured.
 pub(super) struct First {
     pub(super) backend: Box<dyn Backend>,
-    session: SessionSettings,
+    pub(super) session: SessionSettings,
     /// As its callers see it.
     pub(super) shapes: Shapes,
     pub(super) labels: Vec<Option<Labels>>,
     pub(super) decision: Decision,
     pub(super) share: Share,
     /// Begins with what was measured.
-    cost: Cost,
-    took: Duration,
+    pub(super) cost: Cost,
+    pub(super) took: Duration,
 }
 
 // === impl Workshop ===
@@ -165,53 +165,6 @@ impl Workshop {
         self.first(found, self.session(settings, settings.threads.unwrap_or(1), 1)).map(Some)
     }
 
-    /// Opens a model, checks what is said of it, and measures it.
-    pub(super) fn first(&self, found: &Found, session: SessionSettings) -> Result<First, String> {
-        let began = Instant::now();
-        let settings = &found.settings;
-        let share = self.share(found, session.threads * session.sharers, 1)?;
-        let mut backend = self.open(found, &session)?;
-        if backend.signature().outputs.is_empty() {
-            return Err("has no outputs, so that no call could be answered".to_owned());
-        }
-        let mut shapes = shapes::shapes(settings, backend.signature(), &backend.axis_names())?;
-        if let Some(declared) = &settings.declared {
-            match shapes.ragged() {
-                // It speaks of rows and their lengths, which the model has not, and of inputs that no call sends.
-                Some(ragged) => declared::check(declared, &ragged.declared(&shapes.signature, backend.signature()))?,
-                None => declared::check(declared, backend.signature())?,
-            }
-        }
-        for warning in &settings.warnings {
-            tracing::warn!(model = %found.name, warning, "part of a model's configuration does not apply here");
-        }
-        let labels = labels::read(settings, &found.folder, backend.signature())?;
-        let fixed = shapes.rows();
-        let mut measured = match shapes.ragged() {
-            _ if !settings.warmup || backend.is_decoupled() => Measured { max_rows: 1, ..Measured::default() },
-            Some(ragged) => {
-                let max_rows = settings.batching.max_rows;
-                measure_ragged(&mut *backend, &shapes.signature, ragged, max_rows, &self.settings.turn)
-            }
-            None => {
-                let free = fixed.is_none() && may_batch(settings, &shapes.signature);
-                measure(&mut *backend, if free { settings.batching.max_rows } else { 1 }, &self.settings.turn)
-            }
-        };
-        if let Some(rows) = fixed {
-            measured.max_rows = rows;
-            // A run has its rows whatever comes.
-            measured.costs.extend(measured.run.map(|run| (rows, run)));
-        }
-        let decision = self.decide(found, &*backend, &shapes, &measured)?;
-        if !decision.batches {
-            shapes.layout = None;
-        }
-        let cost = Cost::default();
-        measured.costs.iter().for_each(|(rows, took)| cost.seed(*rows, *took));
-        Ok(First { backend, session, shapes, labels, decision, share, cost, took: began.elapsed() })
-    }
-
     /// One instance for each lane, and a spare one for a thread.
     fn on_lanes(&self, found: &Found, first: First) -> Result<Prepared, String> {
         let began = Instant::now();
@@ -228,6 +181,10 @@ impl Workshop {
             samples::run(&samples, &mut **instance)?;
         }
         fill_up(found, &mut *spare, &mut shapes)?;
+        told_filling(found, &shapes);
+        for instance in instances.iter_mut().chain([&mut spare]) {
+            instance.ready().map_err(|error| error.to_string())?;
+        }
         let memory = held(&*spare, found) * (instances.len() as u64 + 1);
         share.set(0, memory.saturating_add(kept(settings)));
         let absent = std::mem::take(&mut shapes.absent);
@@ -292,6 +249,10 @@ impl Workshop {
         }
         if let Some(instance) = instances.last_mut() {
             fill_up(found, &mut **instance, &mut shapes)?;
+            told_filling(found, &shapes);
+        }
+        for instance in &mut instances {
+            instance.ready().map_err(|error| error.to_string())?;
         }
         let memory = instances.last().map_or(0, |instance| held(&**instance, found)) * sessions as u64;
         first.share.set(threads * count, memory.saturating_add(kept(settings)));
@@ -313,7 +274,7 @@ impl Workshop {
     }
 
     /// The model's part of the budget, with as many sessions, and what its answers may take.
-    fn share(&self, found: &Found, threads: usize, sessions: usize) -> Result<Share, String> {
+    pub(super) fn share(&self, found: &Found, threads: usize, sessions: usize) -> Result<Share, String> {
         let bytes = self.opener.weight_bytes(&found.path).unwrap_or(found.bytes);
         let bytes = bytes.saturating_mul(sessions as u64).saturating_add(kept(&found.settings));
         self.settings.budget.take(&key(found), threads, bytes)
@@ -349,15 +310,19 @@ impl Workshop {
             reopen: Arc::new(move || {
                 // Held for as long as this may be called.
                 let _held = (&files, &share);
-                opener.open(&path, &session)
+                let mut instance = opener.open(&path, &session)?;
+                instance.ready()?;
+                Ok(instance)
             }),
         }
     }
 
-    fn open(&self, found: &Found, session: &SessionSettings) -> Result<Box<dyn Backend>, String> {
-        if !found.path.exists() {
-            return Err(format!("`{}` is not there", found.path.display()));
-        }
+    pub(super) fn is_there(&self, found: &Found) -> Result<(), String> {
+        found.path.exists().then_some(()).ok_or_else(|| format!("`{}` is not there", found.path.display()))
+    }
+
+    pub(super) fn open(&self, found: &Found, session: &SessionSettings) -> Result<Box<dyn Backend>, String> {
+        self.is_there(found)?;
         self.opener.open(&found.path, session).map_err(|error| error.to_string())
     }
 }
@@ -441,9 +406,15 @@ pub fn reason(error: &crate::error::Error) -> String {
 pub(super) fn fill_up(found: &Found, instance: &mut dyn Backend, shapes: &mut Shapes) -> Result<(), String> {
     let Some(Layout::Padded(padding)) = shapes.layout.as_mut().filter(|_| found.settings.warmup) else { return Ok(()) };
     worth::measure(instance, &shapes.signature, padding)?;
-    let (reach, elements) = (&padding.reach, padding.worth());
-    tracing::info!(model = %found.name, ?reach, elements, "how far calls are filled up");
     Ok(())
+}
+
+/// Says what [`fill_up`] has found.
+fn told_filling(found: &Found, shapes: &Shapes) {
+    if let Some(padding) = shapes.padding().filter(|_| found.settings.warmup) {
+        let (reach, elements) = (&padding.reach, padding.worth());
+        tracing::info!(model = %found.name, ?reach, elements, "how far calls are filled up");
+    }
 }
 
 /// A few runs, of which nothing is learnt: the first calls should not pay for them.

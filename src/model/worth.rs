@@ -46,17 +46,26 @@ fn measure_by(
     if padding.axes.is_empty() {
         return Ok(());
     }
-    let inputs = |rows: usize, length: usize| zeros(signature, padding, padding.rows.unwrap_or(rows), length);
-    for [short, long] in LENGTHS {
+    // Of different lengths along different axes, if the model takes those: an output whose axes have changed places looks right
+    // where all are the same.
+    let spreads = if padding.axes.len() > 1 { &[1, 0][..] } else { &[0] };
+    for ([short, long], spread) in
+        LENGTHS.iter().flat_map(|lengths| spreads.iter().map(move |spread| (*lengths, *spread)))
+    {
+        let along = |length: usize, place: usize| length + spread * place;
+        let inputs = |rows: usize, length: usize| {
+            zeros(signature, padding, padding.rows.unwrap_or(rows), &|place| along(length, place))
+        };
         let (Ok(one), Ok(two), Ok(other)) = (inputs(1, short), inputs(2, short), inputs(1, long)) else { continue };
         let (Ok(small), Ok(large)) = (backend.run(&one), backend.run(&other)) else { continue };
-        follows(signature, padding, [(short, &small), (long, &large)])?;
+        follows(signature, padding, [(short, &small), (long, &large)], &along)?;
         if padding.reach != Reach::Worth {
             return Ok(());
         }
         let mut time = |inputs| clock(backend, inputs);
         let (Ok(one), Ok(two), Ok(longer)) = (time(&one), time(&two), time(&other)) else { continue };
-        let volume = |length: usize| (0..padding.axes.len()).fold(1.0, |volume, _| volume * length as f64);
+        let volume =
+            |length: usize| (0..padding.axes.len()).fold(1.0, |volume, place| volume * along(length, place) as f64);
         // A run that has its rows whatever comes is saved whole.
         let saved = if padding.rows.is_some() { one } else { 2.0 * one - two };
         let element = (longer - one) / (volume(long) - volume(short));
@@ -77,13 +86,20 @@ fn worth(saved: f64, element: f64) -> usize {
     elements as usize
 }
 
-/// Zeros for every input, `length` long along the axes that are filled up.
-fn zeros(signature: &Signature, padding: &Padding, rows: usize, length: usize) -> Result<Tensors, Error> {
+/// Zeros for every input, `length` of its place long along each axis that is filled up.
+fn zeros(
+    signature: &Signature,
+    padding: &Padding,
+    rows: usize,
+    length: &dyn Fn(usize) -> usize,
+) -> Result<Tensors, Error> {
     let zero = |(input, spec): (&crate::schedule::padding::PaddedInput, &crate::tensor::TensorSpec)| {
         let dim = |(axis, dim): (usize, &Option<usize>)| match dim {
             _ if axis == 0 => rows,
-            _ if input.axes.iter().any(|(padded, _)| *padded == axis) => length,
-            dim => dim.unwrap_or(1),
+            dim => match input.axes.iter().find(|(padded, _)| *padded == axis) {
+                Some((_, place)) => length(*place),
+                None => dim.unwrap_or(1),
+            },
         };
         let shape = Shape::new(spec.dims.iter().enumerate().map(dim));
         samples::made(spec.known_dtype()?, shape, Fill::Zeros, 0).map_err(Error::internal)
@@ -108,15 +124,20 @@ fn time(backend: &mut dyn Backend, inputs: &Tensors) -> Result<f64, Error> {
 }
 
 /// Whether every output is as long as the inputs where it is cut back, and does not depend on them anywhere else.
-fn follows(signature: &Signature, padding: &Padding, runs: [(usize, &Tensors); 2]) -> Result<(), String> {
+fn follows(
+    signature: &Signature,
+    padding: &Padding,
+    runs: [(usize, &Tensors); 2],
+    along: &dyn Fn(usize, usize) -> usize,
+) -> Result<(), String> {
     for (at, (axes, spec)) in padding.outputs.iter().zip(&signature.outputs).enumerate() {
         let dims = runs.map(|(_, outputs)| outputs.get(at).map_or(&[][..], |output| output.shape().dims()));
         for axis in 1..spec.dims.len() {
             let found = dims.map(|dims| dims.get(axis).copied().unwrap_or_default());
             let name = &spec.name;
             match axes.iter().find(|(cut, _)| *cut == axis) {
-                Some((_, place)) if found != runs.map(|(length, _)| length) => {
-                    let (axis, lengths) = (&padding.axes[*place], runs.map(|(length, _)| length));
+                Some((_, place)) if found != runs.map(|(length, _)| along(length, *place)) => {
+                    let (axis, lengths) = (&padding.axes[*place], runs.map(|(length, _)| along(length, *place)));
                     return Err(format!(
                         "output `{name}` is {found:?} long along `{axis}` where the inputs are {lengths:?}, so it cannot be cut \
                          back; write `batching: {{ pad: off }}`"
@@ -213,6 +234,43 @@ mod tests {
         configured.reach = Reach::Ratio(200);
         let measured = measured(1000, [1.0, 0.125], configured).unwrap();
         assert_eq!((measured.reach.clone(), measured.worth()), (Reach::Ratio(200), 0));
+    }
+
+    /// Yields its input with its second and third axes in each other's place, or as it is.
+    #[derive(Debug)]
+    struct Swaps {
+        fake: Fake,
+        swaps: bool,
+    }
+
+    impl Backend for Swaps {
+        fn signature(&self) -> &Arc<Signature> {
+            self.fake.signature()
+        }
+
+        fn run(&mut self, inputs: &[Tensor]) -> Result<Tensors, Error> {
+            let dims = inputs[0].shape().dims();
+            let dims = if self.swaps { [dims[0], dims[2], dims[1]] } else { [dims[0], dims[1], dims[2]] };
+            let output = Tensor::new(DataType::Int64, dims.into(), inputs[0].data().clone());
+            Ok([output.map_err(|error| Error::backend(error.to_string()))?].into_iter().collect())
+        }
+    }
+
+    #[test]
+    fn axes_that_have_changed_places_are_found_out() {
+        let spec =
+            |name: &str| TensorSpec { name: name.into(), dtype: Some(DataType::Int64), dims: vec![None, None, None] };
+        let measured = |swaps: bool| {
+            let fake = Fake::with_signature(Signature { inputs: vec![spec("x")], outputs: vec![spec("y")] });
+            let signature = Arc::clone(fake.signature());
+            let mut padding = padding(vec![(1, 0), (2, 1)]);
+            padding.axes = vec!["a".into(), "b".into()];
+            padding.inputs[0].axes = vec![(1, 0), (2, 1)];
+            measure(&mut Swaps { fake, swaps }, &signature, &mut padding)
+        };
+        assert_eq!(measured(false), Ok(()));
+        let error = measured(true).unwrap_err();
+        assert!(error.starts_with("output `y` is [17, 65] long along `a` where the inputs are [16, 64]"), "{error}");
     }
 
     #[test]

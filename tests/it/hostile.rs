@@ -214,6 +214,55 @@ fn a_server_lives_beside_a_file_that_would_end_it_and_logs_why_it_is_not_served(
 }
 
 #[test]
+fn what_only_warming_up_runs_is_run_in_a_process_of_its_own_first() {
+    let sample = r#"{"inputs":[{"name":"x","datatype":"INT64","shape":[1],"data":[1]}]}"#;
+    let wide = "warmup: [sample.json]\n";
+    let made = "model_warmup { name: \"s\" count: 20 inputs { key: \"x\" value { data_type: TYPE_INT64 dims: [64] \
+                random_data: true } } }\n";
+    for (model, own, text) in [
+        ("rows_4", "model.yaml", ""),
+        ("rows_64", "model.yaml", ""),
+        ("rows_64", "model.yaml", "execution: thread\n"),
+        ("in_sample", "model.yaml", wide),
+        ("in_sample", "config.pbtxt", made),
+    ] {
+        let models = tempfile::tempdir().unwrap();
+        let version = models.path().join("m/2");
+        fs::create_dir_all(&version).unwrap();
+        let file = project("tests/models/hostile").join(model).join("1/model.onnx");
+        fs::copy(file, version.join("model.onnx")).unwrap();
+        fs::write(models.path().join("m/sample.json"), sample).unwrap();
+        fs::write(models.path().join("m").join(own), text).unwrap();
+        let printed = check(models.path());
+        assert!(printed.contains("was ended by signal 8"), "{model}, {text}: {printed}");
+    }
+}
+
+#[test]
+fn weights_that_are_written_over_or_cut_off_change_nothing_of_a_model_that_is_open() {
+    use sluicegate::{
+        backend::{Open, SessionSettings},
+        tensor::{DataType, Tensor},
+    };
+    let folder = tempfile::tempdir().unwrap();
+    for file in ["model.onnx", "weights.bin"] {
+        let from = project("tests/models/good/external_data/1").join(file);
+        fs::copy(from, folder.path().join(file)).unwrap();
+    }
+    let runtime = Runtime::load(None).unwrap_or_else(|error| panic!("{error}"));
+    let mut model = runtime.open(&folder.path().join("model.onnx"), &SessionSettings::default()).unwrap();
+    let zeros = Tensor::of(DataType::Fp32, [1, 4].into(), vec![0_f32; 4]).unwrap();
+    let mut answer = || model.run(std::slice::from_ref(&zeros)).unwrap()[0].try_elements::<f32>().unwrap().to_vec();
+    let before = answer();
+    // In place, as `cp` does it.
+    let weights = fs::OpenOptions::new().write(true).open(folder.path().join("weights.bin")).unwrap();
+    std::os::unix::fs::FileExt::write_all_at(&weights, &[0x40; 16], 0).unwrap();
+    assert_eq!(answer(), before);
+    weights.set_len(0).unwrap();
+    assert_eq!(answer(), before);
+}
+
+#[test]
 fn a_probe_that_is_off_is_off_and_one_that_is_on_remembers_what_passed() {
     use sluicegate::backend::{Open, SessionSettings};
     let models = folder();

@@ -36,6 +36,8 @@
 
     aborts         the smallest integer by -1, worked out when the model is opened: the processor has no such number
     aborts_in_run  the same with what goes in, so that it happens in the first run on zeros
+    rows_4         the same where a run has four rows, and rows_64 where it has 64
+    in_sample      the same where an input is 1
     grows          a run that takes 1 GiB
     claims         a weight of 2^31 elements, in a file of some hundred bytes
     multiplies     functions within functions, each twice: 2^30 nodes when they are inlined
@@ -254,6 +256,20 @@ def hostile():
         helper.make_node("Div", ["numerator", "denominator"], ["y"]),
     ]
     written["aborts_in_run"] = model("aborts_in_run", nodes, *ends, constants)
+    minus = helper.make_node("Add", ["x", "b"], ["less"]), helper.make_node("Add", ["less", "b"], ["denominator"])
+    nodes = [*minus, helper.make_node("Div", ["a", "denominator"], ["y"])]
+    written["in_sample"] = model("in_sample", nodes, *ends, constants)
+    for rows in (4, 64):
+        above = numpy_helper.from_array(np.array([rows + 1], np.int64), "above")
+        nothing = numpy_helper.from_array(np.array(0, np.int64), "nothing")
+        nodes = [
+            helper.make_node("Shape", ["x"], ["rows"]),
+            helper.make_node("Sub", ["rows", "above"], ["denominator"]),
+            helper.make_node("Div", ["a", "denominator"], ["z"]),
+            helper.make_node("Mul", ["z", "nothing"], ["zero"]),
+            helper.make_node("Add", ["x", "zero"], ["y"]),
+        ]
+        written[f"rows_{rows}"] = model(f"rows_{rows}", nodes, *ends, [constants[0], above, nothing])
     size = numpy_helper.from_array(np.array([2**28], np.int64), "size")
     nodes = [
         # Of the input, so that it is not worked out before there is one.

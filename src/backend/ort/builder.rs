@@ -3,7 +3,7 @@
 //! Providers are tried in the order in which they stand. One that cannot be used is passed over and the log says why, as
 //! long as a later one can: only when none is left is it an error, which names those that the library has.
 
-use super::{Runtime, optimized::Graph, values};
+use super::{Runtime, files, optimized::Graph, values};
 use crate::backend::{Arena, Optimization, Provider, ProviderKind, SessionSettings};
 use ort::{
     ep,
@@ -12,7 +12,7 @@ use ort::{
         builder::{AutoDevicePolicy, GraphOptimizationLevel, SessionBuilder},
     },
 };
-use std::path::Path;
+use std::{path::Path, sync::Arc};
 
 /// A session, and the providers that took the model, best first.
 pub(super) struct Built {
@@ -31,8 +31,14 @@ pub(super) fn build(
 ) -> Result<Built, String> {
     let mut passed_over = Vec::new();
     let mut wanted: &[Provider] = &settings.providers;
+    let external = files::read_external(path).map_err(|error| error.0)?;
     loop {
         let mut builder = options(runtime, settings, graph)?;
+        for (location, data) in &external {
+            builder = builder
+                .with_external_initializer_file_in_memory(location, Arc::clone(data))
+                .map_err(|error| error.to_string())?;
+        }
         let providers = register(runtime, &mut builder, &mut wanted, &mut passed_over)?;
         let Some((last, before)) = providers.split_last() else {
             return Err(format!("{}; this library has {}", passed_over.join("; "), runtime.providers().join(", ")));

@@ -9,9 +9,10 @@ use crate::backend::OpenError;
 use std::{
     ffi::OsStr,
     fs::{self, File},
-    io::{Read, Seek},
+    io::{self, Read, Seek},
     os::unix::ffi::OsStrExt,
     path::{Component, Path, PathBuf},
+    sync::Arc,
 };
 
 /// The files of a model.
@@ -19,6 +20,8 @@ use std::{
 pub(super) struct Files {
     /// Where they are, the model's own first, external ones by their real names.
     pub(super) paths: Vec<PathBuf>,
+    /// How the model calls the external ones, in the same order.
+    locations: Vec<PathBuf>,
     /// Their bytes together.
     pub(super) bytes: u64,
     /// The operator by which its work grows with values that callers send, if there is one.
@@ -53,7 +56,7 @@ pub(super) fn find(path: &Path) -> Result<Files, OpenError> {
         return Err(refuse("is a Git LFS pointer and not the model; `git lfs pull` fetches it".to_owned()));
     }
     let found = look_through(file, metadata.len()).map_err(|error| refuse(error.to_string()))?;
-    let (mut paths, mut total) = (vec![path.to_owned()], metadata.len());
+    let (mut paths, mut locations, mut total) = (vec![path.to_owned()], Vec::new(), metadata.len());
     if !found.external.is_empty() {
         // The folder by its real name, so that links within it are followed and links out of it are seen.
         let folder = path.parent().unwrap_or(Path::new(".")).join(".");
@@ -64,9 +67,54 @@ pub(super) fn find(path: &Path) -> Result<Files, OpenError> {
                 .map_err(|reason| refuse(format!("keeps weights in `{}`, which {reason}", location.display())))?;
             total = total.saturating_add(size);
             paths.push(path);
+            locations.push(location.to_owned());
         }
     }
-    Ok(Files { paths, bytes: total, grows: found.grows })
+    Ok(Files { paths, locations, bytes: total, grows: found.grows })
+}
+
+/// What a model calls an external file, and what is in it.
+pub(super) type External = (PathBuf, Arc<[u8]>);
+
+/// Reads the external files of the model at `path`: what it calls each, and what is in it.
+///
+/// ONNX Runtime would map them, and a file that is written over while it is mapped changes the answers of a model that is
+/// served; one that is cut off ends the process. What is handed in from memory is copied, so that it need not be kept.
+///
+/// # Errors
+///
+/// As [`find`], or if one cannot be read.
+pub(super) fn read_external(path: &Path) -> Result<Vec<External>, OpenError> {
+    let Files { paths, locations, .. } = find(path)?;
+    let mut read: Vec<External> = Vec::with_capacity(locations.len());
+    for (at, location) in locations.into_iter().enumerate() {
+        let real = &paths[at + 1];
+        // One file may be called by several names.
+        let before = paths[1..=at].iter().position(|other| other == real);
+        let data = match before {
+            Some(before) => Arc::clone(&read[before].1),
+            None => whole(real).map_err(|error| {
+                OpenError(format!(
+                    "`{}` keeps weights in `{}`, which cannot be read: {error}",
+                    path.display(),
+                    location.display()
+                ))
+            })?,
+        };
+        read.push((location, data));
+    }
+    Ok(read)
+}
+
+fn whole(path: &Path) -> io::Result<Arc<[u8]>> {
+    let mut file = File::open(path)?;
+    let size = usize::try_from(file.metadata()?.len()).map_err(io::Error::other)?;
+    // Read to where it stays: it may be half of the memory that there is.
+    let mut data: Arc<[u8]> = std::iter::repeat_n(0, size).collect();
+    if let Some(data) = Arc::get_mut(&mut data) {
+        file.read_exact(data)?;
+    }
+    Ok(data)
 }
 
 /// The real path and size of an external file, or why it must not be read. `folder` is a real path, `end` the first byte

@@ -14,10 +14,13 @@ mod session;
 mod sums;
 #[cfg(test)]
 mod tests;
+mod trial;
+mod tried;
 mod values;
 mod words;
 
 pub use library::LoadError;
+pub use trial::serve;
 pub use values::disable_telemetry;
 pub use words::settings as settings_of_words;
 

@@ -14,9 +14,10 @@ use super::{
 };
 use crate::backend::{Optimization, SessionSettings};
 use std::{
+    collections::HashSet,
     fmt::Debug,
     fs::{self, DirBuilder, File},
-    io::{self, Write},
+    io::{self, Read, Write},
     os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt},
     path::{Path, PathBuf},
     sync::Arc,
@@ -27,6 +28,13 @@ use tempfile::TempDir;
 /// The graph in an entry, and the weights outside it.
 const GRAPH: &str = "model.onnx";
 const WEIGHTS: &str = "weights.bin";
+
+/// The file in an entry with the digests of what the model was run on, before it was written and since, in a process of its
+/// own (`models.probe`); one a line.
+const RUNS: &str = "tried";
+
+/// Most of those, bytes.
+const MOST_RUNS: u64 = 1 << 20;
 
 /// How what is being written is called until it is there, and after how long somebody must have died of it.
 const UNFINISHED: &str = ".new-";
@@ -170,6 +178,18 @@ impl Entry<'_> {
         Some(graph)
     }
 
+    /// Where it is written what the model was run on.
+    pub(super) fn runs_file(&self) -> PathBuf {
+        self.path.join(RUNS)
+    }
+
+    /// What the model was run on, if that was written.
+    pub(super) fn runs(&self) -> Option<HashSet<sums::Digest>> {
+        let mut text = String::new();
+        File::open(self.runs_file()).ok()?.take(MOST_RUNS).read_to_string(&mut text).ok()?;
+        text.lines().map(sums::digest).collect()
+    }
+
     /// Removes it, because it is of no use.
     pub(super) fn discard(&self, reason: &str) {
         let entry = self.path.display();
@@ -242,6 +262,22 @@ impl Unfinished<'_> {
                 File::open(&self.entry.cache.settings.folder)?.sync_all()
             }
         }
+    }
+}
+
+/// Writes what a model was run on to `path` in its entry, if that is there. Where it cannot be written, it is run on that again.
+pub(super) fn keep_runs(path: &Path, runs: &HashSet<sums::Digest>) {
+    let write = || -> io::Result<()> {
+        let folder = path.parent().filter(|folder| folder.is_dir()).ok_or(io::ErrorKind::NotFound)?;
+        let mut file = tempfile::NamedTempFile::new_in(folder)?;
+        for run in runs {
+            writeln!(file, "{}", sums::hex(run))?;
+        }
+        file.persist(path)?;
+        Ok(())
+    };
+    if let Err(error) = write() {
+        tracing::debug!(path = %path.display(), %error, "what a model was run on is not kept");
     }
 }
 

@@ -2,28 +2,32 @@
 //!
 //! ONNX Runtime is a large library that parses what strangers have written. Most of what is wrong with a file becomes an
 //! error; some of it divides by zero, runs out of stack or takes all memory, and ends the process that it happens in. That
-//! process is a short-lived child here: this program with a hidden subcommand, which opens the file, runs it once on made-up
-//! inputs, and says by its exit status what came of it. It has none of our sockets, next to none of our environment, and
-//! limits of time and memory; whatever it dies of is the reason why the file is refused. A file that passes may still end
-//! the server later, by what callers send: what the child tells is that loading does not.
+//! process is a short-lived child here: this program with a hidden subcommand, which opens the file, and runs it on what it is
+//! sent. It has none of our sockets, next to none of our environment, and limits of time and memory; whatever it dies of is the
+//! reason why the file is refused.
+//!
+//! The loader does all that it does to a model with an instance in the child first ([`Open::rehearse`]). What it then runs
+//! here before the model is ready was run there: whatever was not, because a clock has decided otherwise, is sent to a child
+//! first. A file that passes may still end the server later, by what callers send: what the child tells is that loading does
+//! not.
 
 use super::{
     Runtime,
     files::{self, Files},
-    optimized::{self, Cache},
-    sums::{self, identity},
+    optimized::{self, Cache, Entry},
+    sums::{self, Digest, identity},
+    trial::Trial,
+    tried::{Rehearsal, Tried},
     words::words,
 };
 use crate::backend::{Backend, Open, OpenError, SessionSettings};
 use std::{
-    collections::HashSet,
-    ffi::OsString,
-    io::{self, Read},
+    collections::{HashMap, HashSet},
+    io,
     os::unix::process::ExitStatusExt,
     path::{Path, PathBuf},
-    process::{Child, Command, ExitStatus, Stdio},
-    sync::{Arc, Mutex, PoisonError, mpsc},
-    thread,
+    process::ExitStatus,
+    sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant},
 };
 
@@ -32,17 +36,6 @@ pub const REFUSED: u8 = 3;
 
 /// The hidden subcommand.
 pub const COMMAND: &str = "probe";
-
-/// What of our environment a child is given: how its library finds others, and which devices there are.
-const VARIABLES: &[&str] =
-    &["LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "TMPDIR", "CUDA_VISIBLE_DEVICES", "NVIDIA_VISIBLE_DEVICES"];
-
-/// Bytes that are read of what a child says, and characters that are kept.
-const SAID: u64 = 64 * 1024;
-const KEPT: usize = 1000;
-
-/// How often a child is looked at: the standard library has no wait that ends.
-const LOOK: Duration = Duration::from_millis(2);
 
 /// Files that are remembered as tried; beyond it all are forgotten, and tried again.
 const REMEMBERED: usize = 4096;
@@ -76,12 +69,38 @@ pub enum When {
 
 /// Opens models as [`Runtime`] does, once they have been tried.
 #[derive(Debug)]
-pub struct Probed {
+pub struct Probed(Arc<Probe>);
+
+/// What all that is tried is tried with.
+#[derive(Debug)]
+pub(super) struct Probe {
     runtime: Runtime,
     cache: Option<Cache>,
     settings: Settings,
-    /// Files, and how they were opened.
-    passed: Mutex<HashSet<(Vec<sums::Identity>, Vec<String>)>>,
+    passed: Mutex<HashMap<File, Passed>>,
+}
+
+/// The files of a model, and how they are opened.
+type File = (Vec<sums::Identity>, Vec<String>);
+
+/// What has passed of a file.
+#[derive(Debug, Default)]
+struct Passed {
+    /// What it was run on.
+    runs: HashSet<Digest>,
+    /// It was tried, and was not opened since: where each opening is tried, this one was.
+    is_fresh: bool,
+}
+
+/// A file that may have been tried.
+#[derive(Debug)]
+pub(super) struct Candidate {
+    probe: Arc<Probe>,
+    pub(super) path: PathBuf,
+    file: File,
+    memory: u64,
+    /// Where it is kept what was run before it was optimised.
+    kept: Option<PathBuf>,
 }
 
 /// Opens models as [`Runtime`] does, with what is kept of them.
@@ -109,46 +128,144 @@ impl Settings {
 impl Probed {
     /// Opens with `runtime` what was tried as `settings` say.
     pub fn new(runtime: Runtime, settings: Settings) -> Self {
-        Self { runtime, cache: None, settings, passed: Mutex::default() }
+        Self::keeping(runtime, settings, None)
     }
 
-    fn probe(&self, path: &Path, found: &Files, settings: &SessionSettings) -> Result<(), OpenError> {
-        let refuse = |reason: String| OpenError(format!("`{}` {reason}", path.display()));
-        let identities = found.paths.iter().map(|path| identity(path)).collect::<io::Result<Vec<_>>>();
-        let identities = identities.map_err(|error| refuse(format!("cannot be opened: {error}")))?;
-        let tried = (identities, words(settings));
-        let passed = || self.passed.lock().unwrap_or_else(PoisonError::into_inner);
-        if self.settings.when == When::Auto && passed().contains(&tried) {
-            return Ok(());
-        }
-        let memory = self.settings.memory.unwrap_or_else(|| found.bytes.saturating_mul(4).saturating_add(ROOM));
-        let began = Instant::now();
-        try_out(&self.settings, self.runtime.library(), path, memory, &tried.1).map_err(refuse)?;
-        tracing::debug!(model = %path.display(), took = ?began.elapsed(), "tried in a process of its own");
-        let mut passed = passed();
-        if passed.len() >= REMEMBERED {
-            passed.clear();
-        }
-        passed.insert(tried);
-        Ok(())
+    fn keeping(runtime: Runtime, settings: Settings, cache: Option<Cache>) -> Self {
+        Self(Arc::new(Probe { runtime, cache, settings, passed: Mutex::default() }))
     }
 }
 
 impl Open for Probed {
+    fn rehearse(&self, path: &Path, settings: &SessionSettings) -> Result<Option<Box<dyn Backend>>, OpenError> {
+        let found = files::find(path)?;
+        self.0.runtime.verify(path, &found)?;
+        let candidate = self.0.candidate(path, &found, settings)?;
+        if candidate.is_known() {
+            return Ok(None);
+        }
+        let (trial, signature, names) = candidate.start().map_err(|reason| candidate.refuse(&reason))?;
+        Ok(Some(Box::new(Rehearsal::new(candidate, trial, signature, names))))
+    }
+
     fn open(&self, path: &Path, settings: &SessionSettings) -> Result<Box<dyn Backend>, OpenError> {
         let found = files::find(path)?;
-        self.runtime.verify(path, &found)?;
-        let entry = self.cache.as_ref().and_then(|cache| cache.entry(&found, settings, true));
-        // What is kept is kept because it was tried: the same bytes, in the same way, by the same library.
-        let is_known = self.settings.when == When::Auto && entry.as_ref().is_some_and(|entry| entry.find().is_some());
-        if !is_known {
-            self.probe(path, &found, settings)?;
+        self.0.runtime.verify(path, &found)?;
+        let candidate = self.0.candidate(path, &found, settings)?;
+        if !candidate.is_known() {
+            let began = Instant::now();
+            let trial = candidate.start().map_err(|reason| candidate.refuse(&reason))?.0;
+            // Ended before it is opened here: there may not be memory for both.
+            trial.end().map_err(|reason| candidate.refuse(&reason))?;
+            candidate.passes();
+            tracing::debug!(model = %path.display(), took = ?began.elapsed(), "tried in a process of its own");
         }
-        self.runtime.open_kept(path, settings, entry.as_ref())
+        candidate.opened();
+        let entry = self.0.entry(&found, settings);
+        let inner = self.0.runtime.open_kept(path, settings, entry.as_ref())?;
+        // What was tried is what was opened; whatever was written in between has left its time.
+        if identities(path, &files::find(path)?)? != candidate.file.0 {
+            return Err(candidate.refuse("was changed while it was loaded"));
+        }
+        Ok(Box::new(Tried::new(inner, candidate)))
     }
 
     fn weight_bytes(&self, path: &Path) -> Option<u64> {
-        self.runtime.weight_bytes(path)
+        self.0.runtime.weight_bytes(path)
+    }
+}
+
+fn identities(path: &Path, found: &Files) -> Result<Vec<sums::Identity>, OpenError> {
+    let identities = found.paths.iter().map(|path| identity(path)).collect::<io::Result<Vec<_>>>();
+    identities.map_err(|error| OpenError(format!("`{}` cannot be opened: {error}", path.display())))
+}
+
+// === impl Probe ===
+
+impl Probe {
+    fn entry(&self, found: &Files, settings: &SessionSettings) -> Option<Entry<'_>> {
+        self.cache.as_ref()?.entry(found, settings, true)
+    }
+
+    fn candidate(
+        self: &Arc<Self>,
+        path: &Path,
+        found: &Files,
+        settings: &SessionSettings,
+    ) -> Result<Candidate, OpenError> {
+        let file = (identities(path, found)?, words(settings));
+        let memory = self.settings.memory.unwrap_or_else(|| found.bytes.saturating_mul(4).saturating_add(ROOM));
+        let entry = self.entry(found, settings);
+        let kept = entry.as_ref().map(Entry::runs_file);
+        let candidate = Candidate { probe: Arc::clone(self), path: path.to_owned(), file, memory, kept };
+        // What is kept is kept because it was tried: the same bytes, in the same way, by the same library, on what stands there.
+        if self.settings.when == When::Auto
+            && !candidate.is_known()
+            && let Some(runs) = entry.filter(|entry| entry.find().is_some()).and_then(|entry| entry.runs())
+        {
+            candidate.with(|passed| *passed = Passed { runs, is_fresh: false });
+        }
+        Ok(candidate)
+    }
+}
+
+// === impl Candidate ===
+
+impl Candidate {
+    /// Has a process open it.
+    pub(super) fn start(&self) -> Result<(Trial, Arc<crate::tensor::Signature>, crate::tensor::AxisNames), String> {
+        let Probe { settings, runtime, .. } = &*self.probe;
+        Trial::start(settings, runtime.library(), &self.path, self.memory, &self.file.1)
+    }
+
+    pub(super) fn refuse(&self, reason: &str) -> OpenError {
+        OpenError(format!("`{}` {reason}", self.path.display()))
+    }
+
+    /// Whether a process has opened it, and need not again.
+    fn is_known(&self) -> bool {
+        let passed = self.probe.passed.lock().unwrap_or_else(PoisonError::into_inner);
+        let when = self.probe.settings.when;
+        passed.get(&self.file).is_some_and(|passed| passed.is_fresh || when == When::Auto)
+    }
+
+    /// Whether it was run on this.
+    pub(super) fn has_run(&self, inputs: &Digest) -> bool {
+        let passed = self.probe.passed.lock().unwrap_or_else(PoisonError::into_inner);
+        passed.get(&self.file).is_some_and(|passed| passed.runs.contains(inputs))
+    }
+
+    /// It was run on this.
+    pub(super) fn ran(&self, inputs: Digest) {
+        self.with(|passed| {
+            if passed.runs.len() >= REMEMBERED {
+                passed.runs.clear();
+            }
+            passed.runs.insert(inputs);
+        });
+    }
+
+    /// A process has opened it, and has ended well.
+    pub(super) fn passes(&self) {
+        self.with(|passed| passed.is_fresh = true);
+    }
+
+    fn opened(&self) {
+        self.with(|passed| passed.is_fresh = false);
+    }
+
+    /// Writes down what it was run on, if what comes of optimising it is kept.
+    pub(super) fn keep(&self) {
+        let Some(path) = &self.kept else { return };
+        self.with(|passed| optimized::keep_runs(path, &passed.runs));
+    }
+
+    fn with(&self, change: impl FnOnce(&mut Passed)) {
+        let mut passed = self.probe.passed.lock().unwrap_or_else(PoisonError::into_inner);
+        if passed.len() >= REMEMBERED && !passed.contains_key(&self.file) {
+            passed.clear();
+        }
+        change(passed.entry(self.file.clone()).or_default());
     }
 }
 
@@ -169,50 +286,14 @@ pub fn opener(runtime: Runtime, probe: Option<Settings>, kept: Option<optimized:
     let digests = Arc::clone(&runtime.0.digests);
     let cache = kept.map(|settings| Cache::new(settings, runtime.version(), digests));
     match (probe, cache) {
-        (Some(settings), cache) => Arc::new(Probed { cache, ..Probed::new(runtime, settings) }),
+        (Some(settings), cache) => Arc::new(Probed::keeping(runtime, settings, cache)),
         (None, Some(cache)) => Arc::new(Kept { runtime, cache }),
         (None, None) => Arc::new(runtime),
     }
 }
 
-/// Has a child open the file at `path`, as `words` say, and run it once.
-///
-/// # Errors
-///
-/// In plain words: what the child said, what it died of, or which limit it ran into.
-fn try_out(settings: &Settings, library: &Path, path: &Path, memory: u64, words: &[String]) -> Result<(), String> {
-    let option = |name: &str, value: OsString| [OsString::from(name), value];
-    let mut command = Command::new(&settings.program);
-    command
-        .arg(COMMAND)
-        .args(option("--onnxruntime", library.into()))
-        .args(option("--memory", memory.to_string().into()))
-        .args(words.iter().flat_map(|word| option("--session", word.into())))
-        .arg("--")
-        .arg(path)
-        .env_clear()
-        .envs(VARIABLES.iter().filter_map(|name| Some((name, std::env::var_os(name)?))))
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped());
-    let mut child = command.spawn().map_err(|error| format!("cannot be tried (`models.probe`): {error}"))?;
-    let (said, complaint) = (hear(child.stdout.take()), hear(child.stderr.take()));
-    let ended = wait(&mut child, settings.timeout);
-    if let Ok(complaint) = complaint.recv_timeout(LOOK)
-        && !complaint.is_empty()
-    {
-        tracing::debug!(model = %path.display(), complaint, "the process that tried the model says");
-    }
-    let Some(status) = ended.map_err(|error| format!("cannot be tried (`models.probe`): {error}"))? else {
-        let limit = settings.timeout;
-        return Err(format!("cannot be loaded: it was not loaded and run within {limit:?} (`models.probe_timeout`)"));
-    };
-    // It has ended, so what it said is there; unless something that it started holds the other end.
-    judge(status, memory, || said.recv_timeout(Duration::from_secs(1)).unwrap_or_default())
-}
-
 /// What an exit status says of the file.
-fn judge(status: ExitStatus, memory: u64, said: impl FnOnce() -> String) -> Result<(), String> {
+pub(super) fn judge(status: ExitStatus, memory: u64, said: impl FnOnce() -> String) -> Result<(), String> {
     let tried = "the process that tried it";
     match (status.code(), status.signal()) {
         (Some(0), _) => Ok(()),
@@ -249,42 +330,6 @@ pub fn is_exhausted(reason: &str) -> bool {
     /// What allocators and ONNX Runtime say.
     const EXHAUSTED: &[&str] = &["bad_alloc", "bad allocation", "Failed to allocate memory", "out of memory"];
     EXHAUSTED.iter().any(|text| reason.contains(text))
-}
-
-/// What comes out of a pipe, up to a limit, as one line of text; what is beyond it is read and dropped, so that the writer
-/// does not wait.
-fn hear(pipe: Option<impl Read + Send + 'static>) -> mpsc::Receiver<String> {
-    let (sender, heard) = mpsc::channel();
-    let read = move || {
-        let Some(mut pipe) = pipe else { return };
-        let mut bytes = Vec::new();
-        let _ = pipe.by_ref().take(SAID).read_to_end(&mut bytes);
-        let text = String::from_utf8_lossy(&bytes);
-        let text = text.trim().chars().map(|c| if c.is_control() { ' ' } else { c });
-        let _ = sender.send(text.take(KEPT).collect());
-        let _ = io::copy(&mut pipe, &mut io::sink());
-    };
-    // Without a thread nothing is heard, and the status alone has to say it.
-    drop(thread::Builder::new().name("probe".to_owned()).spawn(read));
-    heard
-}
-
-/// Waits for a child, and ends it when its time is up: `None` then. Blocks.
-fn wait(child: &mut Child, timeout: Duration) -> io::Result<Option<ExitStatus>> {
-    let began = Instant::now();
-    loop {
-        let ended = child.try_wait();
-        match ended {
-            Ok(Some(status)) => return Ok(Some(status)),
-            Ok(None) if began.elapsed() < timeout => thread::park_timeout(LOOK),
-            Ok(None) | Err(_) => {
-                let _ = child.kill();
-                // Nothing may stay of it, whatever went wrong.
-                let _ = child.wait();
-                return ended;
-            }
-        }
-    }
 }
 
 #[cfg(test)]

@@ -1,7 +1,14 @@
 //! Children that are scripts: what a parent makes of each end.
 
-use super::*;
+use super::{
+    super::trial::{KEPT, VARIABLES},
+    *,
+};
 use std::{fs, os::unix::fs::PermissionsExt};
+
+fn try_out(settings: &Settings, library: &Path, path: &Path, memory: u64) -> Result<(), String> {
+    Trial::start(settings, library, path, memory, &[]).and_then(|(trial, ..)| trial.end())
+}
 
 /// A program that is a script, and what is said of a file that it tried.
 fn tried(script: &str, timeout: Duration) -> Result<(), String> {
@@ -11,7 +18,7 @@ fn tried(script: &str, timeout: Duration) -> Result<(), String> {
     fs::set_permissions(&program, fs::Permissions::from_mode(0o700)).unwrap();
     let settings = Settings { when: When::Auto, timeout, memory: None, program };
     loop {
-        let result = try_out(&settings, Path::new("lib.so"), Path::new("m/1/model.onnx"), 1 << 30, &[]);
+        let result = try_out(&settings, Path::new("lib.so"), Path::new("m/1/model.onnx"), 1 << 30);
         // Another test that starts a program just now has the script open for writing until that program runs.
         if !result.as_ref().is_err_and(|reason| reason.contains("Text file busy")) {
             return result;
@@ -23,10 +30,10 @@ const LONG: Duration = Duration::from_secs(60);
 
 #[test]
 fn the_end_of_a_child_is_the_reason_in_words() {
-    assert_eq!(tried("exit 0", LONG), Ok(()));
     for (script, reason) in [
         ("echo '`m/1/model.onnx` is cut off'; exit 3", "is cut off"),
         ("echo 'no library'; exit 3", "cannot be loaded: no library"),
+        ("exit 0", "ended with exit status: 0 before it was told to"),
         ("exit 7", "cannot be loaded: the process that tried it ended with exit status: 7"),
         ("kill -6 $$", "cannot be loaded: the process that tried it was ended by signal 6, it aborted"),
         ("kill -8 $$", "ended by signal 8, a division that has no result"),
@@ -59,7 +66,7 @@ fn memory_that_ran_out_names_the_limit() {
 #[test]
 fn a_program_that_is_not_there_refuses_the_file_and_says_so() {
     let settings = Settings { when: When::Auto, timeout: LONG, memory: None, program: "/nowhere/program".into() };
-    let reason = try_out(&settings, Path::new("l"), Path::new("m"), 1, &[]).unwrap_err();
+    let reason = try_out(&settings, Path::new("l"), Path::new("m"), 1).unwrap_err();
     assert!(reason.contains("cannot be tried (`models.probe`)"), "{reason}");
 }
 

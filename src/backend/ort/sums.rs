@@ -140,7 +140,8 @@ fn parse(text: &str) -> Result<Vec<(Digest, String)>, String> {
     Ok(list)
 }
 
-fn digest(digits: &str) -> Option<Digest> {
+/// What these digits say, if they are a digest.
+pub(super) fn digest(digits: &str) -> Option<Digest> {
     let mut digest = Digest::default();
     if digits.len() != 2 * digest.len() || !digits.bytes().all(|digit| digit.is_ascii_hexdigit()) {
         return None;
