@@ -24,6 +24,20 @@ pub(super) fn compare(told: &[NamedTensor], found: &[NamedTensor]) -> ShadowDiff
     difference
 }
 
+/// Whether the two are the same but for rounding: no number is further from its fellow than `share` of the largest of them.
+pub(super) fn is_alike(ours: &Tensor, theirs: &Tensor, share: f64) -> bool {
+    if ours.data() == theirs.data() || ours.dtype() != theirs.dtype() || ours.shape() != theirs.shape() {
+        return ours.dtype() == theirs.dtype() && ours.shape() == theirs.shape();
+    }
+    if ours.dtype() == DataType::Bytes {
+        return false;
+    }
+    let pairs = || numbers(ours).zip(numbers(theirs));
+    let finite = |number: f64| if number.is_finite() { number.abs() } else { 0.0 };
+    let largest = pairs().map(|(a, b)| finite(a).max(finite(b))).fold(0.0, f64::max);
+    pairs().all(|(a, b)| apart(a, b) <= share * largest)
+}
+
 fn of_tensors(ours: &Tensor, theirs: &Tensor, difference: &mut ShadowDifference) {
     if ours.dtype() == DataType::Bytes {
         difference.text |= ours.data() != theirs.data();

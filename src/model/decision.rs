@@ -14,6 +14,8 @@ use crate::{
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Decision {
     pub(super) batches: bool,
+    /// Rows that run together are answered otherwise than each alone.
+    pub(super) mixed: bool,
     /// Most rows of a batch on a lane; `None`: threads.
     pub(super) turn_rows: Option<usize>,
     /// Most elements of ragged inputs in such a batch; of other models its rows.
@@ -58,7 +60,10 @@ impl Workshop {
                 return Err(format!("{BATCHING}: output `{}` does not follow the rows of the inputs", output.name));
             }
         }
-        let batches = may_batch(settings, signature) && measured.stray.is_none() && !backend.is_decoupled();
+        // Who asks for batches in so many words has them: some answers are meant to depend on the company.
+        let is_mixed = measured.mixed && settings.batching.enabled != Some(true);
+        let batches =
+            may_batch(settings, signature) && measured.stray.is_none() && !is_mixed && !backend.is_decoupled();
         let (on_lanes, why) = match settings.execution {
             Execution::Thread => (false, "`execution` says so"),
             Execution::Turn if settings.batching.preserve_order => {
@@ -94,7 +99,7 @@ impl Workshop {
             _ if shapes.ragged().is_some() => ELEMENTS,
             _ => measured.max_rows,
         };
-        Ok(Decision { batches, turn_rows, turn_elements, why })
+        Ok(Decision { batches, mixed: measured.mixed, turn_rows, turn_elements, why })
     }
 }
 

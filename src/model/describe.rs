@@ -158,7 +158,7 @@ fn lines(workshop: &Workshop, found: &Found, first: &mut First, threads: usize) 
     let inputs = signature.inputs.iter().map(|spec| line("input", spec));
     let outputs = signature.outputs.iter().map(|spec| line("output", spec));
     let mut lines: Vec<_> = inputs.chain(outputs).collect();
-    lines.push(together(first.decision.batches, first.backend.is_decoupled()).to_owned());
+    lines.push(together(first.decision.batches, first.backend.is_decoupled(), first.decision.mixed).to_owned());
     lines.extend(first.shapes.lines.iter().cloned());
     let labelled = signature.outputs.iter().zip(&first.labels).filter_map(|(spec, labels)| {
         Some(format!("classes of `{}` have {} labels", spec.name, labels.as_ref()?.len()))
@@ -215,11 +215,18 @@ fn keeps(CacheSettings { memory, age, scope }: CacheSettings) -> String {
     format!("keeps answers for {age:?}, in {} at most, and shares them among {whose}", mib(memory as u64))
 }
 
-fn together(batches: bool, decoupled: bool) -> &'static str {
-    match (batches, decoupled) {
-        (_, true) => "one call yields any number of answers",
-        (true, false) => "calls that wait at the same time run as one batch",
-        (false, false) => "calls run one by one",
+fn together(batches: bool, decoupled: bool, mixed: bool) -> &'static str {
+    match (batches, decoupled, mixed) {
+        (_, true, _) => "one call yields any number of answers",
+        (true, false, false) => "calls that wait at the same time run as one batch",
+        (true, false, true) => {
+            "calls that wait at the same time run as one batch, as is asked for, though its rows depend on each other: \
+             a call may be answered otherwise than alone"
+        }
+        (false, false, false) => "calls run one by one",
+        (false, false, true) => {
+            "calls run one by one: its rows depend on each other (`batching.enabled: true` runs them together all the same)"
+        }
     }
 }
 

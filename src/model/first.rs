@@ -32,6 +32,9 @@ impl Workshop {
         }
         let labels = labels::read(&found.settings, &found.folder, backend.signature())?;
         let decision = self.decide(found, &*backend, &shapes, &measured)?;
+        if decision.mixed {
+            tracing::warn!(model = %found.name, batches = decision.batches, "rows of the model depend on each other");
+        }
         if !decision.batches {
             shapes.layout = None;
         }

@@ -3,14 +3,17 @@
 //! The inputs are zeros in the smallest shape that the signature allows. What is measured decides
 //! whether a model runs on lanes, and how many rows it may take there.
 
-use super::{Fill, samples};
+use super::{Fill, compare::is_alike, samples};
 use crate::{
     backend::Backend,
     error::Error,
     schedule::{Ragged, TurnSettings},
-    tensor::{Shape, Signature, Tensors},
+    tensor::{Shape, Signature, Tensors, batch},
 };
-use std::time::{Duration, Instant};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 /// Runs before time is taken: the first ones allocate arenas and fault pages in.
 const WARM: usize = 3;
@@ -20,6 +23,10 @@ const SAMPLES: usize = 9;
 
 /// No more samples after this: a slow model need not be measured precisely.
 const PATIENCE: Duration = Duration::from_millis(50);
+
+/// How far rows may be from what they are alone, as a share of the largest number. Sums in another order differ by a millionth; what is
+/// quantised while it runs is rounded by the largest number of all rows, which is a hundredth or two.
+const ROUNDING: f64 = 0.05;
 
 /// What running a model has shown.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -32,6 +39,8 @@ pub(super) struct Measured {
     pub(super) max_elements: Option<usize>,
     /// An output whose rows are not those of the inputs: such a model must not be batched.
     pub(super) stray: Option<usize>,
+    /// Rows that run together are answered otherwise than each alone: such a model must not be batched either.
+    pub(super) mixed: bool,
     /// The medians of runs by their size, which is rows or elements of ragged inputs: what is known of the cost of batches
     /// before there are calls.
     pub(super) costs: Vec<(usize, Duration)>,
@@ -87,7 +96,8 @@ fn measure_rows(backend: &mut dyn Backend, look: Rows<'_>, max_rows: usize, turn
         return measured;
     }
     measured.stray = look.stray_output(backend);
-    if measured.stray.is_some() || run > turn.run {
+    measured.mixed = measured.stray.is_none() && matches!(look, Rows::Least) && mixes_rows(backend).unwrap_or(false);
+    if measured.stray.is_some() || measured.mixed || run > turn.run {
         return measured;
     }
     let mut rows = 2;
@@ -151,6 +161,28 @@ impl Rows<'_> {
     }
 }
 
+/// Whether two rows that differ are answered otherwise together than alone. A model that answers the same row twice in two ways
+/// is none of which that could be said, nor one that does not run on what is made up.
+fn mixes_rows(backend: &mut dyn Backend) -> Result<bool, Error> {
+    let signature = Arc::clone(backend.signature());
+    let sent = made(&signature, 2, 1, Fill::Random)?;
+    let row = |tensors: &Tensors, row: usize| tensors.iter().map(|it| batch::rows(it, row..row + 1)).collect();
+    let alike = |a: &Tensors, b: &Tensors| a.iter().zip(b).all(|(a, b)| is_alike(a, b, ROUNDING));
+    let together = backend.run(&sent)?;
+    for at in 0..2 {
+        let one: Tensors = row(&sent, at)?;
+        let alone = backend.run(&one)?;
+        if !alike(&alone, &backend.run(&one)?) {
+            return Ok(false);
+        }
+        match row(&together, at) {
+            Ok(part) if alike(&alone, &part) => {}
+            _ => return Ok(true),
+        }
+    }
+    Ok(false)
+}
+
 fn median(backend: &mut dyn Backend, look: Rows<'_>, rows: usize) -> Result<Duration, Error> {
     let inputs = look.inputs(backend, rows)?;
     let begun = Instant::now();
@@ -177,15 +209,19 @@ fn run(backend: &mut dyn Backend, rows: usize) -> Result<Tensors, Error> {
     backend.run(&inputs)
 }
 
-/// Zeros for every input: `rows` in a free first dimension, `length` in a free second one, 1 in every other free one.
 fn zeros(signature: &Signature, rows: usize, length: usize) -> Result<Tensors, Error> {
-    let zero = |spec: &crate::tensor::TensorSpec| {
+    made(signature, rows, length, Fill::Zeros)
+}
+
+/// Something for every input: `rows` in a free first dimension, `length` in a free second one, 1 in every other free one.
+fn made(signature: &Signature, rows: usize, length: usize, fill: Fill) -> Result<Tensors, Error> {
+    let one = |(seed, spec): (u64, &crate::tensor::TensorSpec)| {
         let dtype = spec.dtype.ok_or_else(|| Error::internal("a type without a name"))?;
         let dims = spec.dims.iter().enumerate();
         let shape = Shape::new(dims.map(|(axis, dim)| dim.unwrap_or([rows, length].get(axis).copied().unwrap_or(1))));
-        samples::made(dtype, shape, Fill::Zeros, 0).map_err(Error::internal)
+        samples::made(dtype, shape, fill, seed).map_err(Error::internal)
     };
-    signature.inputs.iter().map(zero).collect()
+    (1..).zip(&signature.inputs).map(one).collect()
 }
 
 #[cfg(test)]
@@ -224,6 +260,16 @@ mod tests {
         let script = Script::default();
         script.set(Fault::ExtraRow);
         assert_eq!(measure(&mut *testing::backend(&script), 24, &LAX).stray, Some(0));
+    }
+
+    #[test]
+    fn rows_that_depend_on_each_other_are_noticed() {
+        let script = Script::default();
+        assert!(!measure(&mut *testing::backend(&script), 24, &LAX).mixed);
+        script.set(Fault::Reversed);
+        let measured = measure(&mut *testing::backend(&script), 24, &LAX);
+        assert_eq!((measured.mixed, measured.max_rows, measured.stray), (true, 1, None));
+        assert!(!measure(&mut *testing::backend(&script), 1, &LAX).mixed, "nobody wants batches");
     }
 
     #[test]

@@ -30,6 +30,8 @@ pub(crate) enum Fault {
     Panic,
     /// One output row more than there are input rows, whenever there is more than one.
     ExtraRow,
+    /// The rows in reverse.
+    Reversed,
     /// Decoupled: so many answers.
     Stream(usize),
 }
@@ -140,6 +142,9 @@ impl Backend for Scripted {
             return Err(Error::backend("as the script says"));
         }
         let mut values: Vec<f32> = values.iter().map(|value| value * 2.0).collect();
+        if fault == Fault::Reversed {
+            values = values.chunks(4).rev().flatten().copied().collect();
+        }
         let extra = usize::from(fault == Fault::ExtraRow && rows > 1);
         values.resize(values.len() + extra * 4, 0.0);
         Ok([Tensor::of(DataType::Fp32, [rows + extra, 4].into(), values).unwrap()].into())
