@@ -112,7 +112,7 @@ impl Model {
         self.labels.get(place)?.as_ref()
     }
 
-    /// Looks after its runs and its answers; see [`tend`].
+    /// Looks after its runs and its answers; see [`mod@tend`].
     fn tend(&self, now: Instant) {
         self.scheduler.tend(now);
         if let Some(cache) = &self.cache {
