@@ -7,8 +7,9 @@ Two servers with the model `m`, whose version 1 is `tiny`: one as it is, one wit
 turns, one after the other, at the same rate, by `sluicegate bench`. Four shadows are tried: version 2 is the same file (`same`), one of a hundred
 times the work (`slow`), one that takes other inputs, so that every copy fails (`failing`), and the slow one at a share of a tenth
 (`slow-tenth`). Each server has core 0 to itself while it is asked, and the generator core 1: the shadow's runs take their time from the same
-core that answers callers, which is the worst place for them. Prints the medians of the rounds as a table in Markdown, and exits
-with 1 if a ratio is above --most.
+core that answers callers, which is the worst place for them. Prints a table in Markdown: the medians of p50, and of p99 the medians and the
+least of all rounds, because a host that is shared stops a virtual core now and then for longer than a call takes. Exits with 1
+if a ratio of the least p99 is above --most.
 """
 
 import argparse
@@ -72,7 +73,7 @@ def main():
     names = options.only.split(",") if options.only else list(SHADOWS)
     subprocess.run([sys.executable, ROOT / "benches/models.py", MODELS], check=True)
     print(f"{options.rate:g} calls a second, {options.rounds} rounds of {options.seconds:g} s\n")
-    print("| shadow | p50 without | with | p99 without | with | ratio | copies |\n|---|---|---|---|---|---|---|")
+    print("| shadow | p50 | with | p99 | with | ratio | least p99 | with | ratio | copies |\n|---|---|---|---|---|---|---|---|---|---|")
     worst = 0
     for name in names:
         with tempfile.TemporaryDirectory() as folder:
@@ -88,16 +89,15 @@ def main():
                 for server, _, _ in servers:
                     server.terminate()
                     server.wait()
-        medians = [
-            [
-                statistics.median(run["latency_us"][quantile] for run in runs if run["source"].startswith(address))
-                for quantile in ("p50", "p99")
-            ]
-            for _, address, _ in servers
-        ]
-        (p50, p99), (shadowed50, shadowed99) = medians
-        worst = max(worst, ratio := shadowed99 / p99)
-        cells = [f"{p50:.0f} µs", f"{shadowed50:.0f} µs", f"{p99:.0f} µs", f"{shadowed99:.0f} µs", f"{ratio:.2f}", made]
+        figures = []
+        for _, address, _ in servers:
+            latencies = [run["latency_us"] for run in runs if run["source"].startswith(address)]
+            p50, p99 = ([latency[quantile] for latency in latencies] for quantile in ("p50", "p99"))
+            figures.append((statistics.median(p50), statistics.median(p99), min(p99)))
+        (p50, p99, least), (shadowed50, shadowed99, shadowed_least) = figures
+        worst = max(worst, shadowed_least / least)
+        cells = [f"{p50:.0f} µs", f"{shadowed50:.0f} µs", f"{p99:.0f} µs", f"{shadowed99:.0f} µs", f"{shadowed99 / p99:.2f}"]
+        cells += [f"{least:.0f} µs", f"{shadowed_least:.0f} µs", f"{shadowed_least / least:.2f}", made]
         print(f"| {name} | {' | '.join(cells)} |", flush=True)
     if options.most and worst > options.most:
         sys.exit(f"the worst ratio is {worst:.2f}, wanted at most {options.most}")
