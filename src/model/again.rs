@@ -4,7 +4,7 @@
 //! out of service meanwhile stays out.
 
 use super::{
-    Loaded, Loader, Repository, State, control, ensemble::DEPTH, scan::Found, wanted::Wanted, workshop::Opened,
+    Loaded, Loader, State, control, ensemble::DEPTH, loader::for_callers, scan::Found, wanted::Wanted, workshop::Opened,
 };
 use crate::call::ModelKey;
 use std::{
@@ -70,7 +70,7 @@ impl Loader {
 
     /// Puts one ensemble together; whether it is another one than before.
     fn is_new(&self, key: &ModelKey, found: &Found, opened: &Opened) -> bool {
-        match state(&self.repository, key) {
+        match self.repository.state(&key.name, &key.version) {
             Some(State::Failed(before)) => match self.assemble(found, opened.clone()) {
                 Ok(model) => {
                     self.finish(found.clone(), Ok(model), &mut None, &mut Loaded::default());
@@ -78,8 +78,7 @@ impl Loader {
                 }
                 Err(reason) => {
                     let reason = self.without_folders(found.files.as_deref(), &found.name, &reason);
-                    let told = found.settings.ensemble.as_ref().map(|graph| graph.for_callers(&found.name, &reason));
-                    let told = told.unwrap_or_else(|| reason.clone());
+                    let told = for_callers(found, &reason);
                     if *before != *told {
                         tracing::error!(model = %key, reason, "model not loaded");
                         self.repository.failed(&key.name, &key.version, &told);
@@ -109,7 +108,7 @@ impl Loader {
                 if !self.settings.budget.has_room(&key) {
                     continue;
                 }
-                let is_wanted = match state(&self.repository, &key) {
+                let is_wanted = match self.repository.state(&key.name, &key.version) {
                     Some(State::Failed(_) | State::Ready(_)) => true,
                     Some(State::Loading | State::Unloading | State::Unloaded) | None => false,
                 };
@@ -132,11 +131,6 @@ impl Loader {
             }
         }
     }
-}
-
-fn state(repository: &Repository, key: &ModelKey) -> Option<State> {
-    let states = repository.states().into_iter();
-    states.filter(|(name, version, _)| *name == key.name && *version == key.version).map(|(.., state)| state).next()
 }
 
 #[cfg(test)]

@@ -1,6 +1,7 @@
 //! What is missing at first and comes later, over scripted models on disk.
 
 use super::*;
+use crate::model::Repository;
 use crate::{
     call::{LoadRequest, ModelRef, VersionState},
     model::{

@@ -206,7 +206,8 @@ impl Loader {
         }
         // Its thread has ended before they were told of: nobody will tell any more.
         for (name, version) in &pending {
-            self.fails((name, version), "panicked while it was loaded", None, &mut loaded);
+            let reason = "panicked while it was loaded";
+            self.fails((name, version), reason, reason.to_owned(), &mut loaded);
         }
         if let Some(whole) = whole {
             self.exchange(whole, &mut loaded);
@@ -284,7 +285,7 @@ impl Loader {
                 if let Some(whole) = whole {
                     whole.left.remove(&found.version);
                 }
-                let told = found.settings.ensemble.as_ref().map(|graph| graph.for_callers(&found.name, &reason));
+                let told = for_callers(&found, &reason);
                 self.fails((&found.name, &found.version), &reason, told, loaded);
             }
         }
@@ -300,15 +301,19 @@ impl Loader {
     }
 
     /// Says why a version is not served: in the log, and to callers, who are `told` less of some.
-    fn fails(&self, (name, version): (&Arc<str>, &Arc<str>), reason: &str, told: Option<String>, loaded: &mut Loaded) {
+    fn fails(&self, (name, version): (&Arc<str>, &Arc<str>), reason: &str, told: String, loaded: &mut Loaded) {
         self.metrics.model_load_ended(name, false);
         tracing::error!(model = %name, %version, reason, "model not loaded");
-        let reason = told.unwrap_or_else(|| reason.to_owned());
-        self.repository.failed(name, version, &reason);
+        self.is_not(name, version, &told);
+        loaded.failed.push((format!("{name}/{version}"), told));
+    }
+
+    /// A version is not served for `reason`, or goes on as it is.
+    fn is_not(&self, name: &Arc<str>, version: &Arc<str>, reason: &str) {
+        self.repository.failed(name, version, reason);
         if !self.repository.is_serving(name, version) {
             self.says(name, version, "failed");
         }
-        loaded.failed.push((format!("{name}/{version}"), reason));
     }
 
     /// Puts what a call asked for in service, or leaves all as it was if a part of it is not well.
@@ -324,12 +329,7 @@ impl Loader {
                     self.repository.set(name, version, &State::Unloaded);
                     self.says(name, version, "unloaded");
                 }
-                _ => {
-                    self.repository.failed(name, version, "another version of the same load cannot be loaded");
-                    if !self.repository.is_serving(name, version) {
-                        self.says(name, version, "failed");
-                    }
-                }
+                _ => self.is_not(name, version, "another version of the same load cannot be loaded"),
             }
         }
     }
@@ -473,6 +473,12 @@ impl Loader {
             ensemble: Some(ensemble),
         })
     }
+}
+
+/// What callers read of why a version is not served: those of an ensemble may not know its models.
+pub(super) fn for_callers(found: &Found, reason: &str) -> String {
+    let graph = found.settings.ensemble.as_ref();
+    graph.map_or_else(|| reason.to_owned(), |graph| graph.for_callers(&found.name, reason))
 }
 
 fn short(text: &str, most: usize) -> &str {

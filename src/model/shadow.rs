@@ -88,17 +88,11 @@ impl Shadows {
     pub fn new(metrics: Arc<Metrics>) -> Self {
         let (copies, mut waiting) = mpsc::channel::<BoxFuture<'static, ()>>(MOST);
         tokio::spawn(async move {
+            let mut taken = Vec::new();
             // Only the first one after a pause wakes it.
-            while let Some(first) = waiting.recv().await {
-                tokio::spawn(first);
-                loop {
-                    tokio::time::sleep(COLLECTED).await;
-                    let Ok(next) = waiting.try_recv() else { break };
-                    tokio::spawn(next);
-                    while let Ok(next) = waiting.try_recv() {
-                        tokio::spawn(next);
-                    }
-                }
+            while waiting.recv_many(&mut taken, MOST).await > 0 {
+                taken.drain(..).for_each(|copy| drop(tokio::spawn(copy)));
+                tokio::time::sleep(COLLECTED).await;
             }
         });
         Self { copies, metrics }

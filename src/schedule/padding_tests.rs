@@ -3,14 +3,13 @@
 use super::*;
 use crate::{
     backend::Backend,
-    call::{Facts, ModelKey},
-    schedule::{BatchPolicy, BatchQueue, Layout, Plan, ReplyTo, Verdict, run, testing},
+    call::ModelKey,
+    schedule::{BatchPolicy, BatchQueue, Layout, Plan, Verdict, run, testing},
     telemetry::metrics::Metrics,
     tensor::{DataType, Signature, TensorSpec},
 };
 use proptest::prelude::*;
-use std::time::{Duration, Instant};
-use tokio::sync::oneshot;
+use std::time::Instant;
 
 /// Takes `ids` and `mask`, [rows, seq], and yields `each`, [rows, seq]: twice the masked ids, and `sum`, [rows].
 /// What is filled up has the id -7, which it refuses where the mask does not say so.
@@ -108,21 +107,7 @@ fn inputs(rows: usize, length: usize, seed: usize) -> Tensors {
 }
 
 fn job(padding: &Arc<Layout>, inputs: Tensors) -> (Job, testing::Receiver) {
-    let (sender, receiver) = oneshot::channel();
-    let now = Instant::now();
-    let job = Job {
-        rows: inputs[0].rows(),
-        inputs,
-        priority: 0,
-        deadline: now + Duration::from_secs(60),
-        queued: now,
-        reply: ReplyTo::Once(sender.into()),
-        facts: Arc::new(Facts::default()),
-        turn: 0,
-        company: Default::default(),
-        layout: Some(Arc::clone(padding)),
-    };
-    (job, receiver)
+    testing::job_of(inputs, Some(Arc::clone(padding)))
 }
 
 fn joins(padding: &Arc<Layout>, one: usize, other: usize) -> bool {

@@ -3,14 +3,13 @@
 use super::*;
 use crate::{
     backend::Backend,
-    call::{Facts, ModelKey},
-    schedule::{BatchPolicy, BatchQueue, Company, Layout, Plan, ReplyTo, Verdict, run, testing},
+    call::ModelKey,
+    schedule::{BatchPolicy, BatchQueue, Layout, Plan, Verdict, run, testing},
     telemetry::metrics::Metrics,
     tensor::{Shape, Signature},
 };
 use proptest::prelude::*;
-use std::time::{Duration, Instant};
-use tokio::sync::oneshot;
+use std::time::Instant;
 
 /// Takes `bounds`, [rows + 1], `values`, [total, 2], and `scale`, [rows], and yields `each`, [total, 2]: the values by the
 /// scale of their row, and `sum`, [rows].
@@ -113,21 +112,7 @@ fn alone(rows: usize, length: usize, seed: usize) -> Tensors {
 }
 
 fn job(plan: &Plan, inputs: Tensors) -> (Job, testing::Receiver) {
-    let (sender, receiver) = oneshot::channel();
-    let now = Instant::now();
-    let job = Job {
-        rows: inputs[0].rows(),
-        inputs,
-        priority: 0,
-        deadline: now + Duration::from_secs(60),
-        queued: now,
-        reply: ReplyTo::Once(sender.into()),
-        facts: Arc::new(Facts::default()),
-        turn: 0,
-        company: Company::default(),
-        layout: plan.layout.clone(),
-    };
-    (job, receiver)
+    testing::job_of(inputs, plan.layout.clone())
 }
 
 /// Runs all of these calls, rows and lengths, by a queue. The bounds of each run, and the answers.

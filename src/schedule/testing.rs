@@ -217,6 +217,12 @@ pub(crate) fn job_at(rows: usize, mark: f32, now: Instant, patience: Duration) -
     (job_to(rows, mark, now, patience, ReplyTo::Once(sender.into())), receiver)
 }
 
+/// One that brings `inputs`, of a model that takes them laid out so.
+pub(crate) fn job_of(inputs: Tensors, layout: Option<Arc<super::Layout>>) -> (Job, Receiver) {
+    let (job, receiver) = job(inputs[0].rows(), 0.0);
+    (Job { inputs, layout, ..job }, receiver)
+}
+
 pub(crate) fn stream_job(capacity: usize) -> (Job, mpsc::Receiver<Result<Chunk, Error>>) {
     stream_job_lasting(capacity, Duration::from_secs(60))
 }

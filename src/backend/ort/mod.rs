@@ -34,7 +34,7 @@ use ort::{
     memory::{AllocationDevice, AllocatorType, MemoryInfo, MemoryType},
     session::{Session, builder::SessionBuilder},
 };
-use session::OrtBackend;
+use session::{Opened, OrtBackend};
 use std::{
     fmt,
     path::Path,
@@ -177,7 +177,8 @@ impl Runtime {
         for reason in &built.passed_over {
             tracing::warn!(model = %path.display(), reason, uses = %built.providers[0], "another provider is used");
         }
-        Ok(Box::new(OrtBackend::new(built, self.clone(), &files, settings, note)?))
+        let opened = Opened::new(built, self.clone(), &files, settings, note)?;
+        Ok(Box::new(OrtBackend::of(Arc::new(opened))?))
     }
 
     /// Holds a model's files against the list of checksums beside it, if there is one.

@@ -38,7 +38,7 @@ const KEPT_SCRATCH: usize = 4 << 20;
 /// not support it, onnxruntime#22147), and it is for those that ort takes `&mut Session`; they are opened once per instance.
 /// Nothing else lets instances share weights without keeping them twice: a container of pre-packed weights holds only those
 /// of initialisers that are handed in from outside, which stay in memory beside what was packed of them.
-struct Opened {
+pub(super) struct Opened {
     session: Session,
     runtime: Runtime,
     signature: Arc<Signature>,
@@ -86,7 +86,8 @@ const EVERY: Duration = Duration::from_secs(5);
 // === impl Opened ===
 
 impl Opened {
-    fn new(
+    /// A session that was made as `settings` say; `note` says what there is to know of it besides.
+    pub(super) fn new(
         built: Built,
         runtime: Runtime,
         files: &Files,
@@ -168,19 +169,8 @@ fn nodes_note(session: &Session) -> Vec<String> {
 // === impl OrtBackend ===
 
 impl OrtBackend {
-    /// An instance of a session that was made as `settings` say; `note` says what there is to know of it besides.
-    pub(super) fn new(
-        built: Built,
-        runtime: Runtime,
-        files: &Files,
-        settings: &SessionSettings,
-        note: Option<&str>,
-    ) -> Result<Self, OpenError> {
-        Self::of(Arc::new(Opened::new(built, runtime, files, settings, note)?))
-    }
-
     /// An instance of what was opened.
-    fn of(opened: Arc<Opened>) -> Result<Self, OpenError> {
+    pub(super) fn of(opened: Arc<Opened>) -> Result<Self, OpenError> {
         let failed = |error: ort::Error| OpenError(format!("no run options: {}", error.message()));
         let plain = || RunOptions::new().map_err(failed);
         let shrinking = || RunOptions::new().and_then(RunOptions::shrinking).map_err(failed);
