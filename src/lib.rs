@@ -103,6 +103,8 @@
 //!   (`schedule/watch.rs`). Whoever waits for it is answered by those who give it up (`schedule/callers.rs`).
 //! - The process ends some seconds after the drain's timeout whatever still runs ([`shutdown::insist`]).
 //! - A model that runs on lanes has a spare instance on a thread, for what a lane must not run.
+//! - What nobody waits for, copies of calls for a shadow, runs on an instance and a thread of its own that has what processor time others leave
+//!   (`schedule/background.rs`): behind callers in the queue they would have stood before them on the core.
 //! - A queue knows what batches cost, from those that ran (`schedule/cost.rs`), and does not always take all that waits: who is
 //!   urgent is not made late, who cannot be served makes room, and a model that gains nothing from batches runs in small ones.
 //! - A client certificate belongs to the peer and not to the call: who sends nothing is its holder.

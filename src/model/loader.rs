@@ -16,7 +16,7 @@ use super::{
 use crate::{
     backend::{Open, OpenError},
     call::{LoadRequest, ModelKey, ModelRef},
-    schedule::{Plan, Scheduler, turn::Lanes},
+    schedule::{Plan, Reopen, Scheduler, turn::Lanes},
     telemetry::metrics::Metrics,
 };
 use std::{
@@ -445,6 +445,7 @@ impl Loader {
         let key = Arc::new(key(found));
         self.metrics.model_loaded(&key, took, None);
         let batches = graph.batches && found.settings.batching.enabled != Some(false);
+        let nothing: Reopen = Arc::new(|| Err(OpenError("an ensemble has no instances".to_owned())));
         let plan = Plan {
             metrics: self.metrics.model(&key),
             key: Arc::clone(&key),
@@ -453,7 +454,9 @@ impl Loader {
             run_limit: None,
             layout: None,
             cost: Arc::default(),
-            reopen: Arc::new(|| Err(OpenError("an ensemble has no instances".to_owned()))),
+            another: Arc::clone(&nothing),
+            reopen: nothing,
+            background: false,
         };
         let (signature, ensemble) = (Arc::clone(&plan.signature), Arc::new(graph.finish(plan.metrics.clone())));
         let scheduler = Scheduler::on_threads(plan, Vec::new()).map_err(|error| reason(&error))?;

@@ -248,6 +248,33 @@ async fn a_model_that_does_not_fit_into_the_memory_is_refused_and_says_so() {
 }
 
 #[tokio::test]
+async fn an_instance_in_the_background_is_made_only_if_there_is_memory_for_it() {
+    for (bytes, fits) in [(3, false), (4, true)] {
+        let budget = crate::model::budget::Budget::new(1, Some(bytes));
+        let world = world(&[("a/1/model.onnx", "ok")], None, |settings| settings.budget = Arc::clone(&budget));
+        assert_eq!(world.loader.load().await.ok, 1);
+        let opened = world.opener.opened.load(Ordering::Relaxed);
+        let model = world.loader.repository.resolve(&ModelRef { name: "a".into(), version: None }).unwrap();
+        let (job, answer) = crate::schedule::testing::job(1, 1.0);
+        model.scheduler.submit_background(job).unwrap();
+        while fits && world.opener.opened.load(Ordering::Relaxed) == opened || !fits && !budget.refuses(&model.key) {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        if fits {
+            answer.await.unwrap().unwrap();
+        }
+        assert_eq!(world.opener.opened.load(Ordering::Relaxed), opened + usize::from(fits));
+        let other = ModelKey { name: "b".into(), version: "1".into() };
+        assert_eq!(budget.take(&other, 0, 1).is_err(), fits, "what it takes is kept for it");
+        drop(model);
+        world.loader.repository.remove(&"a".into(), "1");
+        while budget.take(&other, 0, bytes).is_err() {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    }
+}
+
+#[tokio::test]
 async fn what_a_call_names_is_short_wherever_it_is_told() {
     let world = world(&[], None, |_| {});
     let name = "x".repeat(200_000);

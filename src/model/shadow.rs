@@ -1,10 +1,16 @@
 //! A version that is tried on copies of calls: run after the caller was answered, and compared with what it was told.
 //!
-//! Copies wait in no queue that a caller waits in for long: a bounded number is held, in calls and in bytes, as few as the
-//! model says run at once, and what is too much is dropped and counted. They run on the control runtime and on the
-//! version's own threads, have no sender and are charged to nobody; whatever becomes of them, the caller never knows.
+//! Copies wait in no queue that a caller waits in: a bounded number is held, in calls and in bytes, as few as the
+//! model says run at once, and what is too much is dropped and counted. They run in the background
+//! ([`Scheduler::submit_background`](crate::schedule::Scheduler::submit_background)), have no sender and are charged to nobody;
+//! whatever becomes of them, the caller never knows.
 
-use super::{Model, Shadow, compare::compare, signature, traffic::spread};
+use super::{
+    Model, Shadow,
+    compare::compare,
+    signature,
+    traffic::{PLASTIC, spread},
+};
 use crate::{
     call::{Facts, NamedTensor, Timing},
     error::Error,
@@ -30,6 +36,9 @@ const MILLION: u64 = 1_000_000;
 /// How long copies are collected while calls come in. To wake a thread for each takes the kernel microseconds of its
 /// caller's core, and where there is but one the thread runs before the caller's answer is written.
 const COLLECTED: Duration = Duration::from_millis(10);
+
+/// Outputs of so many bytes are compared where they arrive, in some tens of microseconds: to wake another thread takes as long.
+const AT_ONCE: usize = 64 << 10;
 
 /// Copies of all models that wait to be taken up; each model has fewer.
 const MOST: usize = 16_384;
@@ -120,7 +129,7 @@ impl Mirror {
 
     /// Whether the next call is one that is copied.
     pub(super) fn wants_next(&self) -> bool {
-        spread(&self.turns, MILLION) < u64::from(self.settings.share)
+        spread(&self.turns, PLASTIC, MILLION) < u64::from(self.settings.share)
     }
 
     fn enter(self: &Arc<Self>, bytes: usize) -> Option<Place> {
@@ -163,9 +172,13 @@ impl Copied {
         let Some(place) = mirror.enter(bytes) else { return ended(ShadowEnd::Dropped) };
         let told = Told { outputs: outputs.to_vec(), timing };
         let (running, counted) = (Arc::clone(&mirror.running), Arc::clone(&metrics));
+        let deadline = Instant::now() + mirror.settings.timeout;
         let work = async move {
-            let Ok(_turn) = running.acquire_owned().await else { return };
-            try_out(&target, inputs, told, &place.mirror.settings, &counted).await;
+            if let Ok(Ok(_turn)) = timeout_at(deadline.into(), running.acquire_owned()).await {
+                try_out(&target, inputs, told, deadline, &counted).await;
+            } else {
+                counted.shadow_ended(&target.key.name, &target.key.version, ShadowEnd::Failed);
+            }
             drop(place);
         };
         if copies.try_send(Box::pin(work)).is_err() {
@@ -174,10 +187,10 @@ impl Copied {
     }
 }
 
-async fn try_out(target: &Arc<Model>, inputs: Vec<NamedTensor>, told: Told, settings: &Shadow, metrics: &Arc<Metrics>) {
+async fn try_out(target: &Arc<Model>, inputs: Vec<NamedTensor>, told: Told, deadline: Instant, metrics: &Arc<Metrics>) {
     let key = &target.key;
     let ended = |end| metrics.shadow_ended(&key.name, &key.version, end);
-    let Answer { outputs, timing } = match run(target, inputs, settings).await {
+    let Answer { outputs, timing } = match run(target, inputs, deadline).await {
         Ok(answer) => answer,
         Err(error) => {
             let cause = super::workshop::reason(&error);
@@ -186,10 +199,15 @@ async fn try_out(target: &Arc<Model>, inputs: Vec<NamedTensor>, told: Told, sett
         }
     };
     metrics.shadow_took(key, told.timing, timing);
-    // Outputs may have millions of numbers, and this runtime has sockets to accept.
-    #[expect(clippy::disallowed_methods, reason = "no inference, no lane, and as few at once as the shadow runs")]
-    let comparing = tokio::task::spawn_blocking(move || compare(&told.outputs, &outputs));
-    let compared = comparing.await;
+    let bytes: usize = outputs.iter().map(|output| output.tensor.data().len()).sum();
+    let comparing = move || compare(&told.outputs, &outputs);
+    let compared = if bytes <= AT_ONCE {
+        Ok(comparing())
+    } else {
+        // Outputs may have millions of numbers, and this runtime has sockets to accept.
+        #[expect(clippy::disallowed_methods, reason = "no inference, no lane, and as few at once as the shadow runs")]
+        tokio::task::spawn_blocking(comparing).await
+    };
     match compared {
         Ok(difference) => {
             metrics.shadow_differs(key, &difference);
@@ -199,8 +217,8 @@ async fn try_out(target: &Arc<Model>, inputs: Vec<NamedTensor>, told: Told, sett
     }
 }
 
-/// Runs a copy as a call would be run, behind all calls that are waiting.
-async fn run(target: &Arc<Model>, mut inputs: Vec<NamedTensor>, settings: &Shadow) -> Result<Answer, Error> {
+/// Runs a copy as a call would be run, until `deadline` at the latest.
+async fn run(target: &Arc<Model>, mut inputs: Vec<NamedTensor>, deadline: Instant) -> Result<Answer, Error> {
     target.absent.complete(&target.signature, &mut inputs)?;
     let checked = signature::check(&target.signature, target.batches(), inputs)?;
     if target.ensemble.is_some() {
@@ -209,26 +227,28 @@ async fn run(target: &Arc<Model>, mut inputs: Vec<NamedTensor>, settings: &Shado
     if target.decoupled {
         return Err(Error::Unimplemented("a version that answers with streams cannot be a shadow".into()));
     }
-    let now = Instant::now();
+    let facts = Arc::new(Facts::default());
     let (sender, answer) = oneshot::channel();
     let job = Job {
         inputs: checked.inputs,
         rows: checked.rows,
         priority: target.scheduler.policy().priorities.levels(),
-        deadline: now + settings.timeout,
-        queued: now,
+        deadline,
+        queued: Instant::now(),
         reply: ReplyTo::Once(sender.into()),
-        facts: Arc::new(Facts::default()),
+        facts: Arc::clone(&facts),
         turn: 0,
         company: Company::default(),
         layout: None,
     };
-    target.scheduler.submit(job)?;
-    let late = || Error::DeadlineExceeded { stage: crate::error::Stage::Running };
-    // Dropping the receiver takes a copy that waits too long out of the queue.
-    match timeout_at((now + settings.timeout).into(), answer).await {
+    target.scheduler.submit_background(job)?;
+    match timeout_at(deadline.into(), answer).await {
         Ok(Ok(answer)) => answer,
-        Ok(Err(_)) | Err(_) => Err(late()),
+        // One that waits leaves the queue with its receiver, one that runs is told to end.
+        Ok(Err(_)) | Err(_) => {
+            facts.interrupt.fire();
+            Err(Error::DeadlineExceeded { stage: crate::error::Stage::Running })
+        }
     }
 }
 

@@ -134,9 +134,14 @@ async fn copies_that_would_hold_too_much_are_dropped() {
 #[tokio::test]
 async fn a_copy_that_takes_too_long_is_given_up() {
     let mut world = world(|shadow| shadow.timeout = Duration::from_millis(20));
-    let _gate = world.shadow.close_gate();
-    world.call().await;
-    world.ended("failed", 1).await;
+    let gate = world.shadow.close_gate();
+    // Those that wait for their turn as well: nothing that they hold stays longer.
+    for _ in 0..3 {
+        world.call().await;
+    }
+    world.ended("failed", 3).await;
+    assert_eq!(world.shadow.batches(), [1]);
+    drop(gate);
 }
 
 #[test]
@@ -146,4 +151,20 @@ fn the_share_that_is_copied_is_exact() {
     assert!((4_950..=5_050).contains(&copied), "{copied}");
     let all = Mirror::new(Shadow::default());
     assert!((0..1000).all(|_| all.wants_next()));
+}
+
+#[test]
+fn what_is_copied_has_nothing_to_do_with_who_answers() {
+    let mirror = Mirror::new(Shadow { share: 50_000, ..Shadow::default() });
+    let split = AtomicU64::new(0);
+    let (mut copied, mut minor) = (0, 0);
+    for _ in 0..100_000 {
+        let is_minor = spread(&split, crate::model::traffic::GOLDEN, 100) >= 90;
+        if mirror.wants_next() {
+            copied += 1;
+            minor += u32::from(is_minor);
+        }
+    }
+    assert!((4_950..=5_050).contains(&copied), "{copied}");
+    assert!((475..=525).contains(&minor), "{minor} of {copied}");
 }

@@ -168,7 +168,7 @@ impl Routes {
         if total == 0 {
             return None;
         }
-        let mut point = spread(&self.turns, total);
+        let mut point = spread(&self.turns, GOLDEN, total);
         open().find_map(|(version, weight)| {
             let weight = u64::from(weight.get());
             let here = point < weight;
@@ -178,10 +178,17 @@ impl Routes {
     }
 }
 
-/// The next of `turns` as a number below `below`. Multiples of the golden ratio fill a circle evenly however many there are
+/// The golden ratio's fraction, in units of 2⁻⁶⁴.
+pub(super) const GOLDEN: u64 = 0x9E37_79B9_7F4A_7C15;
+
+/// The inverse of the plastic ratio, the root of x³ = x + 1, in units of 2⁻⁶⁴. Multiples of the two together fill a square evenly (Weyl), as
+/// neither is a fraction of the other: what one counter chooses has nothing to do with what the other one does.
+pub(super) const PLASTIC: u64 = 0xC13F_A9A9_02A6_328F;
+
+/// The next of `turns` as a number below `below`. Multiples of such a `step` fill a circle evenly however many there are
 /// (Weyl), so shares are exact after few calls, where chance would need thousands.
-pub(super) fn spread(turns: &AtomicU64, below: u64) -> u64 {
-    let turn = turns.fetch_add(1, Ordering::Relaxed).wrapping_mul(0x9E37_79B9_7F4A_7C15);
+pub(super) fn spread(turns: &AtomicU64, step: u64, below: u64) -> u64 {
+    let turn = turns.fetch_add(1, Ordering::Relaxed).wrapping_mul(step);
     // The upper half of a product of 128 bits is below `below`.
     ((u128::from(turn) * u128::from(below)) >> 64) as u64
 }

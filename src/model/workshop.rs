@@ -16,15 +16,15 @@ use super::{
     worth,
 };
 use crate::{
-    backend::{Backend, Open, SessionSettings},
+    backend::{Backend, Open, OpenError, SessionSettings},
     call::ModelKey,
-    schedule::{Cost, Execution, Extent, Layout, Plan},
+    schedule::{Cost, Execution, Extent, Layout, Plan, Reopen},
     telemetry::metrics::Metrics,
 };
 use std::{
     collections::HashMap,
     panic::{AssertUnwindSafe, catch_unwind},
-    sync::Arc,
+    sync::{Arc, OnceLock},
     time::{Duration, Instant},
 };
 use tokio::sync::mpsc;
@@ -307,6 +307,7 @@ impl Workshop {
             layout: layout.map(Arc::new),
             run_limit: found.settings.run_limit,
             cost: Arc::new(cost),
+            another: self.another(found, session.clone()),
             reopen: Arc::new(move || {
                 // Held for as long as this may be called.
                 let _held = (&files, &share);
@@ -314,7 +315,29 @@ impl Workshop {
                 instance.ready()?;
                 Ok(instance)
             }),
+            background: false,
         }
+    }
+
+    /// Makes an instance beside those of the plan, if there is memory for it; what it takes is kept for it from then on.
+    fn another(&self, found: &Found, session: SessionSettings) -> Reopen {
+        let (opener, budget) = (Arc::clone(&self.opener), Arc::clone(&self.settings.budget));
+        let (key, path, bytes, files) = (key(found), found.path.clone(), found.bytes, found.files.clone());
+        let share = OnceLock::<Share>::new();
+        Arc::new(move || {
+            let _held = &files;
+            if share.get().is_none() {
+                let needed = opener.weight_bytes(&path).unwrap_or(bytes);
+                // No threads: it has what the others leave.
+                drop(share.set(budget.take(&key, 0, needed).map_err(OpenError)?));
+            }
+            let mut instance = opener.open(&path, &session)?;
+            instance.ready()?;
+            if let Some(share) = share.get() {
+                share.set(0, memory(&*instance, bytes));
+            }
+            Ok(instance)
+        })
     }
 
     pub(super) fn is_there(&self, found: &Found) -> Result<(), String> {
@@ -390,7 +413,11 @@ pub(super) fn kept(settings: &ModelSettings) -> u64 {
 
 /// Bytes that an instance holds, with what it shares.
 pub(super) fn held(instance: &dyn Backend, found: &Found) -> u64 {
-    instance.memory_bytes().unwrap_or(found.bytes).max(instance.weight_bytes())
+    memory(instance, found.bytes)
+}
+
+fn memory(instance: &dyn Backend, bytes: u64) -> u64 {
+    instance.memory_bytes().unwrap_or(bytes).max(instance.weight_bytes())
 }
 
 pub(super) fn key(found: &Found) -> ModelKey {

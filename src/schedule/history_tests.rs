@@ -88,7 +88,8 @@ fn setup() -> impl Strategy<Value = Setup> {
 
 fn plan(policy: BatchPolicy, fake: &Fake) -> Plan {
     let fake = fake.clone();
-    Plan { policy, reopen: Arc::new(move || Ok(Box::new(fake.clone()))), ..testing::plan() }
+    let reopen: Reopen = Arc::new(move || Ok(Box::new(fake.clone())));
+    Plan { policy, another: Arc::clone(&reopen), reopen, ..testing::plan() }
 }
 
 async fn scheduler(setup: Setup, lanes: &turn::Lanes) -> (Scheduler, FakeControl) {

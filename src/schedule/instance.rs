@@ -7,6 +7,7 @@
 
 use super::{
     BatchQueue, Company, Job, Plan, QUEUE_FULL, QUEUE_SLOW, Verdict,
+    background::lower_priority,
     order::Order,
     run,
     run::Ran,
@@ -67,6 +68,8 @@ struct State {
     given_up: usize,
     /// Instances that are to be made in their place when one of them has ended.
     owed: usize,
+    /// The first instance is being made: jobs may wait for it.
+    expects: bool,
 }
 
 /// Why a job was given back; small, because it travels with the job.
@@ -123,6 +126,7 @@ impl Pool {
             watches: Vec::new(),
             given_up: 0,
             owed: 0,
+            expects: false,
         };
         let shared = Shared {
             plan,
@@ -141,6 +145,12 @@ impl Pool {
         self.spawn(Some(instance)).inspect_err(|_| _ = self.shared.alive.fetch_sub(1, Ordering::AcqRel))
     }
 
+    /// Gives an instance that is made there a thread of its own. Until it is there, jobs may wait for it.
+    pub(super) fn expect_one(&self) -> Result<(), Error> {
+        self.shared.lock().expects = true;
+        self.spawn(None)
+    }
+
     /// Starts a thread that serves with `instance`, which is counted, or with one that it makes itself.
     fn spawn(&self, instance: Option<Box<dyn Backend>>) -> Result<(), Error> {
         let number = {
@@ -154,6 +164,9 @@ impl Pool {
         let shared = Arc::clone(&self.shared);
         let name = format!("infer-{}-{number}", shared.plan.key.name);
         let spawned = std::thread::Builder::new().name(name).spawn(move || {
+            if shared.plan.background {
+                lower_priority();
+            }
             let mut instance = instance;
             loop {
                 let present = Present(&shared);
@@ -243,7 +256,7 @@ impl Pool {
                 return Err((job, Refusal::NotReady("unloading")));
             }
             // Asked under the lock: whoever loses the last instance then empties the queue under it.
-            if !self.is_ready() {
+            if !self.is_ready() && !state.expects {
                 return Err((job, Refusal::NotReady(state.lost())));
             }
             if state.queue.is_slow(job.queued) {
@@ -268,6 +281,10 @@ impl Pool {
 
     pub(super) fn is_ready(&self) -> bool {
         self.shared.alive.load(Ordering::Acquire) > 0
+    }
+
+    pub(super) fn is_closed(&self) -> bool {
+        self.shared.lock().closed
     }
 
     pub(super) fn close(&self) {
@@ -466,6 +483,7 @@ impl Shared {
             match self.plan.open_again() {
                 Ok(instance) => {
                     self.alive.fetch_add(1, Ordering::AcqRel);
+                    self.lock().expects = false;
                     return Some(instance);
                 }
                 Err(error) => tracing::error!(model = %self.plan.key, error, "instance not rebuilt"),

@@ -5,6 +5,7 @@
 //! (`queue`) and run it the same way. It knows jobs and back ends, and nothing of names on the
 //! wire, of identities or of files: whoever loads models hands over a [`Plan`] and the instances.
 
+mod background;
 mod callers;
 #[cfg(test)]
 mod copies_tests;
@@ -49,9 +50,9 @@ use crate::{
 };
 use instance::Pool;
 use std::{
-    fmt,
+    fmt, iter,
     panic::{AssertUnwindSafe, catch_unwind},
-    sync::Arc,
+    sync::{Arc, OnceLock},
     time::{Duration, Instant},
 };
 
@@ -198,7 +199,7 @@ impl Default for TurnSettings {
     }
 }
 
-/// Makes one more instance of a model, off the lanes: after a panic.
+/// Makes one more instance of a model, off the lanes.
 pub type Reopen = Arc<dyn Fn() -> Result<Box<dyn Backend>, OpenError> + Send + Sync>;
 
 /// What stays the same for as long as a version of a model is served.
@@ -219,8 +220,12 @@ pub struct Plan {
     pub run_limit: Option<Duration>,
     /// What its batches cost, on whatever instance.
     pub cost: Arc<Cost>,
-    /// Makes one more instance.
+    /// Makes an instance in the place of one that broke.
     pub reopen: Reopen,
+    /// Makes an instance beside all others, for which memory is to be had first.
+    pub another: Reopen,
+    /// Jobs are nobody's: they run on threads of the lowest priority, and what they take says nothing of the model.
+    pub background: bool,
 }
 
 /// Takes jobs for one version of one model. Dropping it stops its instances, off this thread,
@@ -230,6 +235,8 @@ pub struct Scheduler {
     /// Every model has threads: those of a turn model run what lanes must not (see [`turn`]).
     pool: Arc<Pool>,
     turn: Option<Arc<turn::Turn>>,
+    /// What nobody waits for, from the first such job on; `None` if there was no thread for it.
+    background: OnceLock<Option<Pool>>,
 }
 
 // === impl Scheduler ===
@@ -246,7 +253,7 @@ impl Scheduler {
         for instance in instances {
             pool.adopt(instance)?;
         }
-        Ok(Self { plan, pool, turn: None })
+        Ok(Self { plan, pool, turn: None, background: OnceLock::new() })
     }
 
     /// Runs jobs on the lanes, in batches of at most `room` that should take no longer than the budget of `settings`. `spare`
@@ -283,21 +290,54 @@ impl Scheduler {
     /// [`Error::Overloaded`] if the queue is full, [`Error::ModelNotReady`] if no instance is left
     /// or the model is being unloaded; [`Error::InvalidTensor`] for inputs that cannot be filled up because they
     /// contradict each other.
-    pub fn submit(&self, mut job: Job) -> Result<(), Error> {
-        if let Some(layout) = &self.plan.layout {
-            layout.check(&job)?;
-            job.layout = Some(Arc::clone(layout));
-        }
+    pub fn submit(&self, job: Job) -> Result<(), Error> {
+        let job = self.laid_out(job)?;
         match &self.turn {
             Some(turn) => turn.submit(job),
             None => self.pool.submit(job),
         }
     }
 
+    /// Takes a job that no caller waits for, or refuses it; never waits. It runs on an instance of its own, which the first such
+    /// job has made, on a thread that has what processor time others leave: no call waits for it or behind it.
+    ///
+    /// # Errors
+    ///
+    /// As [`Scheduler::submit`].
+    pub fn submit_background(&self, job: Job) -> Result<(), Error> {
+        let job = self.laid_out(job)?;
+        let start = || match Pool::in_background(&self.plan) {
+            Ok(pool) => Some(pool),
+            Err(error) => {
+                tracing::error!(model = %self.plan.key, %error, "no instance for what runs in the background");
+                None
+            }
+        };
+        if self.pool.is_closed() {
+            return Err(self.plan.not_ready("unloading"));
+        }
+        match self.background.get_or_init(start) {
+            Some(pool) => pool.submit(job),
+            None => Err(self.plan.not_ready("failed")),
+        }
+    }
+
+    fn laid_out(&self, mut job: Job) -> Result<Job, Error> {
+        if let Some(layout) = &self.plan.layout {
+            layout.check(&job)?;
+            job.layout = Some(Arc::clone(layout));
+        }
+        Ok(job)
+    }
+
+    fn pools(&self) -> impl Iterator<Item = &Pool> {
+        iter::once(&*self.pool).chain(self.background.get().and_then(Option::as_ref))
+    }
+
     /// Ends runs that take longer than the model's limit, and replaces instances whose runs do not end. To be called every
     /// now and then; never waits for a run.
     pub fn tend(&self, now: Instant) {
-        self.pool.tend(now);
+        self.pools().for_each(|pool| pool.tend(now));
     }
 
     /// True if there is an instance that would run a job now or later.
@@ -333,14 +373,14 @@ impl Scheduler {
         if let Some(turn) = &self.turn {
             turn.close();
         }
-        self.pool.close();
+        self.pools().for_each(Pool::close);
     }
 
     /// Waits until every inference thread has ended, until `deadline` at the latest. True if so.
     ///
     /// Blocks: not for lanes. To be used after [`Scheduler::close`], before the process ends.
     pub fn wait_closed(&self, deadline: Instant) -> bool {
-        self.pool.wait_closed(deadline)
+        self.pools().fold(true, |closed, pool| pool.wait_closed(deadline) && closed)
     }
 }
 
@@ -376,6 +416,9 @@ impl Plan {
     fn learn(&self, jobs: &[Job], extent: Extent, took: Duration) {
         if let Some(cost) = self.cost.by_bytes() {
             cost.observe(jobs.iter().map(Job::bytes).sum(), took);
+        }
+        if self.background {
+            return;
         }
         let size = self.cost.observe(extent.size, took);
         if let Some(cost) = self.cost.estimate(size) {

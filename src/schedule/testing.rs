@@ -87,6 +87,10 @@ impl Script {
         self.acts().batches.clone()
     }
 
+    pub(crate) fn forget_runs(&self) {
+        self.acts().batches.clear();
+    }
+
     pub(crate) fn opened(&self) -> usize {
         self.acts().opened
     }
@@ -186,7 +190,7 @@ pub(crate) fn plan() -> Plan {
 pub(crate) fn plan_of(script: &Script) -> Plan {
     let key = Arc::new(ModelKey { name: "double".into(), version: "1".into() });
     let decoupled = matches!(script.acts().fault, Fault::Stream(_));
-    let script = script.clone();
+    let (script, beside) = (script.clone(), script.clone());
     Plan {
         metrics: Metrics::new().model(&key),
         key,
@@ -196,6 +200,8 @@ pub(crate) fn plan_of(script: &Script) -> Plan {
         run_limit: None,
         cost: Arc::default(),
         reopen: Arc::new(move || Ok(backend(&script))),
+        another: Arc::new(move || Ok(backend(&beside))),
+        background: false,
     }
 }
 
