@@ -1,6 +1,9 @@
 //! One request, in every form that a surface takes.
 
-use super::{BenchError, arguments::Arguments};
+use super::{
+    BenchError,
+    arguments::{Arguments, NamedShape},
+};
 use crate::{
     call::{ModelRef, NamedTensor},
     model,
@@ -38,6 +41,10 @@ impl Payload {
             let names: Vec<_> = signature.inputs.iter().map(|spec| format!("`{}`", spec.name)).collect();
             let names = names.join(", ");
             return Err(BenchError(format!("the model has no input `{}`; it has {names}", stray.input)));
+        }
+        let twice = |(at, shape): &(usize, &NamedShape)| shapes[..*at].iter().any(|other| other.input == shape.input);
+        if let Some((_, shape)) = shapes.iter().enumerate().find(twice) {
+            return Err(BenchError(format!("input `{}` has two shapes", shape.input)));
         }
         let inputs = (1..).zip(&signature.inputs).map(|(seed, spec)| {
             let wrong = |reason: String| BenchError(format!("input `{}`: {reason}", spec.name));

@@ -40,6 +40,7 @@ fn free_dimensions_are_rows_or_what_was_said() {
     assert_eq!(shapes("--rows 5 --shape b:5,9").unwrap(), [[5, 2], [5, 9]]);
     assert_eq!(shapes("--shape a:0:1,3").unwrap_err(), "input `a:0`: has shape [-1, 2], and [1, 3] does not fit it");
     assert_eq!(shapes("--shape c:1").unwrap_err(), "the model has no input `c`; it has `a:0`, `b`");
+    assert_eq!(shapes("--shape b:1,3 --shape b:1,4").unwrap_err(), "input `b` has two shapes");
     let scalar = Signature { inputs: vec![spec("x", DataType::Bool, &[])], outputs: Vec::new() };
     assert_eq!(Payload::made(&scalar, &arguments("--rows 5")).unwrap().rows(), 1);
 }

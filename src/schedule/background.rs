@@ -27,8 +27,7 @@ pub(super) fn lower_priority() {
     {
         use thread_priority::{NormalThreadSchedulePolicy, ThreadPriority, ThreadSchedulePolicy, unix};
         let policy = ThreadSchedulePolicy::Normal(NormalThreadSchedulePolicy::Idle);
-        let lowered =
-            unix::set_thread_priority_and_policy(unix::thread_native_id(), ThreadPriority::Min, policy);
+        let lowered = unix::set_thread_priority_and_policy(unix::thread_native_id(), ThreadPriority::Min, policy);
         if let Err(error) = lowered {
             tracing::warn!(%error, "copies of calls run with the priority of calls");
         }

@@ -74,7 +74,8 @@ fn time(value: &Value) -> Option<SystemTime> {
 fn is_for(audience: &Value, ours: &[Arc<str>]) -> bool {
     let is_ours = |value: &Value| value.as_str().is_some_and(|name| ours.iter().any(|our| **our == *name));
     match audience {
-        Value::Array(list) => list.iter().any(is_ours),
+        // RFC 7519 section 4.1.3: strings, and nothing else.
+        Value::Array(list) => list.iter().all(Value::is_string) && list.iter().any(is_ours),
         one => is_ours(one),
     }
 }

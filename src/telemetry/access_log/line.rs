@@ -147,7 +147,8 @@ impl Text<'_> {
 
     /// Without a port if it has none: a proxy rarely says it.
     fn address(&mut self, address: SocketAddr) -> &mut Self {
-        match address.ip() {
+        // As the address gate sees it: one client is one text, whichever socket it came by.
+        match address.ip().to_canonical() {
             ip if address.port() == 0 => {
                 // Writing into memory cannot fail.
                 let _ = write!(self.0, "{ip}");

@@ -53,6 +53,14 @@ fn logged(format: Format, write: impl FnOnce(&AccessLog)) -> String {
 }
 
 #[test]
+fn a_client_of_ipv4_is_that_on_a_socket_of_ipv6_too() {
+    let address: std::net::SocketAddr = "[::ffff:203.0.113.7]:9".parse().unwrap();
+    let head = Head { peer: Arc::new(Peer::new(address, address)), ..head() };
+    let json = logged(Format::Json, |log| log.begin(&head).end(End::Complete));
+    assert!(json.ends_with(",\"peer\":\"203.0.113.7:9\"}\n"), "{json}");
+}
+
+#[test]
 fn a_client_whose_port_no_proxy_told_has_none() {
     for address in ["203.0.113.7:0", "[2001:db8::7]:0"] {
         let address: std::net::SocketAddr = address.parse().unwrap();

@@ -189,6 +189,7 @@ fn a_corpus_of_bad_tokens() {
         json!({ "aud": "other" }),
         json!({ "aud": ["other"] }),
         json!({ "aud": [] }),
+        json!({ "aud": ["sluicegate", 1] }),
         json!({ "aud": {} }),
         json!({ "aud": true }),
         json!({ "aud": "sluicegate " }),
