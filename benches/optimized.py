@@ -31,13 +31,13 @@ models:
 {cache}"""
 
 
-def load(program, folder, model, probe, cache):
+def load(program, folder, model, probe, cache, warmup="off"):
     """Seconds of one load, in a server of its own."""
     text = CONFIG.format(
         folder=MODELS,
         model=model,
         probe=probe,
-        warmup="off",
+        warmup=warmup,
         cache=f"  optimized_cache: {{ directory: {cache} }}\n" if cache else "",
     )
     config = folder / "config.yaml"
