@@ -3,7 +3,7 @@
 //! Bodies of up to [`FREE`] bytes are not counted: the slots of the stack bound how many there are,
 //! and counting each would cost every small call two atomic operations and an allocation for little.
 
-use crate::error::Error;
+use crate::{error::Error, tensor::view};
 use bytes::Bytes;
 use std::sync::{
     Arc,
@@ -160,9 +160,25 @@ impl Reservation {
         Ok(())
     }
 
+    /// Makes it cover `total` bytes, whatever it covered before.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Overloaded`] if the budget does not have them; what was taken before stays taken.
+    pub fn fit(&mut self, total: usize) -> Result<(), Error> {
+        match total.checked_sub(self.bytes) {
+            Some(more) => self.grow(more),
+            None => {
+                self.used.fetch_sub(self.bytes - total, Ordering::AcqRel);
+                self.bytes = total;
+                Ok(())
+            }
+        }
+    }
+
     /// `owner`'s bytes, whose last slice gives the reservation back.
     pub fn keep(self, owner: impl AsRef<[u8]> + Send + 'static) -> Bytes {
-        Bytes::from_owner(Held { owner, _reservation: self })
+        view::kept_with(owner, self)
     }
 
     /// Gives the reservation back with the last slice of `pieces`.
@@ -170,7 +186,7 @@ impl Reservation {
         let shared = Arc::new(self);
         for piece in pieces {
             let owner = std::mem::take(piece);
-            *piece = Bytes::from_owner(Held { owner, _reservation: Arc::clone(&shared) });
+            *piece = view::kept_with(owner, Arc::clone(&shared));
         }
     }
 }
@@ -178,17 +194,6 @@ impl Reservation {
 impl Drop for Reservation {
     fn drop(&mut self) {
         self.used.fetch_sub(self.bytes, Ordering::AcqRel);
-    }
-}
-
-struct Held<T, R> {
-    owner: T,
-    _reservation: R,
-}
-
-impl<T: AsRef<[u8]>, R> AsRef<[u8]> for Held<T, R> {
-    fn as_ref(&self) -> &[u8] {
-        self.owner.as_ref()
     }
 }
 

@@ -4,19 +4,14 @@
 
 use super::single::Decoding;
 use crate::{
-    call::{Inputs, NamedTensor, Operation},
+    call::Operation,
     error::Error,
     frontend::{
-        Connection,
-        body::{self, Reservation},
+        Connection, Frontend,
+        body::{self, Counted, Reservation},
     },
-    tensor::Tensor,
-    wire::{
-        Settings,
-        proto::{self, inference::ModelInferRequest},
-    },
+    wire::proto::{self, inference::ModelInferRequest},
 };
-use bytes::Bytes;
 use prost::Message;
 use std::sync::Arc;
 
@@ -35,7 +30,9 @@ impl Input {
     ///
     /// [`Error::Overloaded`] if the memory budget has no room.
     pub(super) fn hold(connection: &Connection, message: ModelInferRequest) -> Result<Self, Error> {
-        let reservation = connection.frontend.memory.reserve_large(message.encoded_len())?;
+        // Elements of typed contents are wide already: a zero is one byte on the wire and eight here.
+        let bytes = message.encoded_len().max(proto::weight(&message));
+        let reservation = connection.frontend.memory.reserve_large(bytes)?;
         Ok(Self { message, reservation })
     }
 
@@ -46,40 +43,16 @@ impl Input {
     pub(super) fn decoding(self, connection: &Arc<Connection>) -> Decoding<Operation> {
         let work = if proto::is_typed(&self.message) { self.message.encoded_len() } else { 0 };
         if body::is_small(work) {
-            return Decoding::Now(self.decode(&connection.frontend.settings.wire));
+            return Decoding::Now(self.decode(&connection.frontend));
         }
         let connection = Arc::clone(connection);
-        Decoding::Later(Box::pin(body::offload(work, move || self.decode(&connection.frontend.settings.wire))))
+        Decoding::Later(Box::pin(body::offload(work, move || self.decode(&connection.frontend))))
     }
 
-    fn decode(mut self, settings: &Settings) -> Result<Operation, Error> {
-        let raw = &mut self.message.raw_input_contents;
-        match self.reservation {
-            Some(reservation) if raw.is_empty() => {
-                let mut request = proto::decode_infer(self.message, settings)?;
-                if let Inputs::Tensors(inputs) = &mut request.inputs {
-                    keep(reservation, inputs)?;
-                }
-                Ok(Operation::Infer(request))
-            }
-            Some(reservation) => {
-                reservation.keep_all(raw);
-                proto::decode_infer(self.message, settings).map(Operation::Infer)
-            }
-            None => proto::decode_infer(self.message, settings).map(Operation::Infer),
-        }
+    fn decode(self, frontend: &Frontend) -> Result<Operation, Error> {
+        let request = proto::decode_infer(self.message, &frontend.settings.wire)?;
+        frontend.memory.hold_inputs(request, Counted::by(self.reservation)).map(Operation::Infer)
     }
-}
-
-/// Counts `inputs` until the last of them is gone: typed contents become bytes only when they are decoded.
-pub(super) fn keep(reservation: Reservation, inputs: &mut [NamedTensor]) -> Result<(), Error> {
-    let mut data: Vec<Bytes> = inputs.iter().map(|input| input.tensor.data().clone()).collect();
-    reservation.keep_all(&mut data);
-    for (input, data) in inputs.iter_mut().zip(data) {
-        let held = Tensor::new(input.tensor.dtype(), input.tensor.shape().clone(), data);
-        input.tensor = held.map_err(|error| Error::tensor(&*input.name, error.to_string()))?;
-    }
-    Ok(())
 }
 
 #[cfg(test)]
@@ -89,6 +62,7 @@ mod tests {
         frontend::{self, grpc::fixture::world},
         wire::proto::inference::{InferTensorContents, model_infer_request::InferInputTensor},
     };
+    use bytes::Bytes;
 
     const LARGE: usize = 100_000;
 
