@@ -25,7 +25,7 @@ use super::statistics::{Outcome, Statistics};
 use crate::{
     call::{End, Facts, Intent, ModelKey, Route, Surface},
     current::Current,
-    error::{Code, Error, Stage},
+    error::{Code, Error, Limit, Stage},
 };
 use exemplars::Exemplars;
 use families::Families;
@@ -166,7 +166,7 @@ impl Metrics {
     /// A call was refused or failed, for `error`; counts the limits that it ran into. [`Metrics::call_ended`] follows.
     pub fn call_refused(&self, error: &Error) {
         match error {
-            Error::Overloaded { what } => self.overloaded(limit(what)),
+            Error::Overloaded { limit } => self.overloaded(*limit),
             Error::RateLimited { cap, .. } => self.rate_limited(cap.name()),
             _ => {}
         }
@@ -273,9 +273,9 @@ impl Metrics {
         }
     }
 
-    /// Something was refused for lack of room, before there was a call or below the stack: `memory`, `socket`, `queue`.
-    pub fn overloaded(&self, limit: &'static str) {
-        self.families.overloaded.with_label_values(&[limit]).inc();
+    /// Something was refused for lack of room; called directly where there is no call that would be counted.
+    pub fn overloaded(&self, limit: Limit) {
+        self.families.overloaded.with_label_values(&[limit.name()]).inc();
     }
 
     /// Whether limits are shared now, where they are to be.
@@ -415,20 +415,6 @@ impl Metrics {
 impl Default for Metrics {
     fn default() -> Self {
         Self::new()
-    }
-}
-
-/// The label for what [`Error::Overloaded`] says is full.
-fn limit(what: &str) -> &'static str {
-    match what {
-        "calls in flight" => "calls",
-        "inspect calls in flight" => "inspect",
-        "memory" => "memory",
-        "queue of the model" => "queue",
-        "queue delay" => "queue_delay",
-        "queue timeout" => "queue_timeout",
-        "shared limits" => "shared_limits",
-        _ => "other",
     }
 }
 

@@ -35,6 +35,8 @@ where
     let refused = tokio::time::timeout(Duration::from_secs(20), ask(running.clone())).await;
     let refused = refused.expect("a fifth does not wait").expect_err("there is no room for a fifth");
     assert!(refused.contains("overloaded"), "{refused}");
+    let page = running.metrics().await;
+    assert!(page.contains("sluicegate_overloaded_total{limit=\"memory\"} 1\n"), "{page}");
     holder.release().await;
     for call in waiting {
         // As text, four answers at once may have no room either.

@@ -3,7 +3,10 @@
 //! Bodies of up to [`FREE`] bytes are not counted: the slots of the stack bound how many there are,
 //! and counting each would cost every small call two atomic operations and an allocation for little.
 
-use crate::{error::Error, tensor::view};
+use crate::{
+    error::{Error, Limit},
+    tensor::view,
+};
 use bytes::Bytes;
 use std::sync::{
     Arc,
@@ -56,7 +59,7 @@ impl Memory {
     /// [`Error::Overloaded`] if the budget does not have `bytes` now.
     pub fn expect(&self, bytes: usize) -> Result<(), Error> {
         // Small ones are never counted.
-        if bytes <= FREE || self.has_room(bytes) { Ok(()) } else { Err(Error::Overloaded { what: "memory" }) }
+        if bytes <= FREE || self.has_room(bytes) { Ok(()) } else { Err(Error::Overloaded { limit: Limit::Memory }) }
     }
 
     /// Takes `bytes` out of the budget until the reservation is dropped.
@@ -155,7 +158,7 @@ impl Reservation {
             .fetch_update(Ordering::AcqRel, Ordering::Relaxed, |used| {
                 used.checked_add(more).filter(|total| *total <= limit)
             })
-            .map_err(|_| Error::Overloaded { what: "memory" })?;
+            .map_err(|_| Error::Overloaded { limit: Limit::Memory })?;
         self.bytes += more;
         Ok(())
     }
@@ -208,7 +211,7 @@ mod tests {
         let slice = held.slice(8..16);
         drop(held);
         assert_eq!(memory.used(), 2 * FREE);
-        assert!(matches!(memory.hold(Bytes::from(vec![1; 2 * FREE])), Err(Error::Overloaded { what: "memory" })));
+        assert!(matches!(memory.hold(Bytes::from(vec![1; 2 * FREE])), Err(Error::Overloaded { limit: Limit::Memory })));
         assert!(memory.has_room(FREE) && !memory.has_room(FREE + 1));
         assert!(memory.expect(FREE).is_ok() && memory.expect(FREE + 1).is_err());
         drop(slice);

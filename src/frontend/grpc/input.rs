@@ -59,6 +59,7 @@ impl Input {
 mod tests {
     use super::*;
     use crate::{
+        error::Limit,
         frontend::{self, grpc::fixture::world},
         wire::proto::inference::{InferTensorContents, model_infer_request::InferInputTensor},
     };
@@ -105,6 +106,23 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn typed_contents_count_with_what_they_take_here_and_not_on_the_wire() {
+        let world = world(frontend::Settings::default(), |_| async { Err(Error::Cancelled) });
+        let contents = InferTensorContents { int64_contents: vec![0; 10_000], ..InferTensorContents::default() };
+        let mut message = message(true);
+        (message.inputs[0].datatype, message.inputs[0].shape) = ("INT64".into(), vec![10_000]);
+        message.inputs[0].contents = Some(contents);
+        assert!(message.encoded_len() < 11_000);
+        let memory = &world.connection.frontend.memory;
+        let input = Input::hold(&world.connection, message).unwrap();
+        assert_eq!(memory.used(), 80_000);
+        let request = input.decoding(&world.connection).wait().await.unwrap();
+        assert_eq!(memory.used(), 80_000);
+        drop(request);
+        assert_eq!(memory.used(), 0);
+    }
+
+    #[tokio::test]
     async fn only_many_typed_contents_are_decoded_off_the_lane() {
         let world = world(frontend::Settings::default(), |_| async { Err(Error::Cancelled) });
         for (length, typed, elsewhere) in [(LARGE, true, false), (10 * LARGE, true, true), (10 * LARGE, false, false)] {
@@ -122,6 +140,6 @@ mod tests {
         settings.concurrency.memory = LARGE;
         let world = world(settings, |_| async { Err(Error::Cancelled) });
         let held = Input::hold(&world.connection, message(false));
-        assert!(matches!(held.map(drop), Err(Error::Overloaded { what: "memory" })));
+        assert!(matches!(held.map(drop), Err(Error::Overloaded { limit: Limit::Memory })));
     }
 }
