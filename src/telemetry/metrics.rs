@@ -336,19 +336,30 @@ impl Metrics {
                 self.families.model_state.with_label_values(&labels).set(0);
             }
         }
+        if !matches!(state, "ready" | "unloading") {
+            self.model_memory(model, None);
+        }
     }
 
-    /// A model version was loaded and warmed in `took`, and holds about `memory` bytes if that is known.
-    pub fn model_loaded(&self, model: &ModelKey, took: Duration, memory: Option<u64>) {
+    /// A model version that comes into service holds about `memory` bytes; `None`: it holds none, or nothing is known.
+    /// The series ends with its service.
+    pub fn model_memory(&self, model: &ModelKey, memory: Option<u64>) {
+        let (family, labels) = (&self.families.model_memory, [&*model.name, &*model.version]);
+        match memory.and_then(|bytes| i64::try_from(bytes).ok()) {
+            Some(bytes) => family.with_label_values(&labels).set(bytes),
+            // There may be none to remove.
+            None => drop(family.remove_label_values(&labels)),
+        }
+    }
+
+    /// A model version was loaded and warmed in `took`.
+    pub fn model_loaded(&self, model: &ModelKey, took: Duration) {
         self.families.model_load.with_label_values(&[&*model.name]).observe(took.as_secs_f64());
         let latest = self.models.get();
         let latest =
             latest.values().filter(|about| about.key.as_deref() == Some(model)).max_by_key(|about| about.serial);
         if let Some(about) = latest {
             about.load.store(u64::try_from(took.as_micros()).unwrap_or(u64::MAX), Ordering::Relaxed);
-        }
-        if let Some(memory) = memory.and_then(|bytes| i64::try_from(bytes).ok()) {
-            self.families.model_memory.with_label_values(&[&*model.name, &*model.version]).set(memory);
         }
     }
 

@@ -74,7 +74,8 @@ fn everything(metrics: &Metrics) {
     metrics.message_sent(Surface::WebSocket);
     metrics.build_info("1.32.0");
     metrics.model_state(&digits, "ready");
-    metrics.model_loaded(&digits, Duration::from_secs(1), Some(4096));
+    metrics.model_loaded(&digits, Duration::from_secs(1));
+    metrics.model_memory(&digits, Some(4096));
     drop(metrics.session_opened(Surface::H2Stream));
     drop(metrics.connection_opened());
     metrics.model(&digits).ran(2, 8, Duration::ZERO, spent(40));
@@ -312,7 +313,7 @@ fn a_models_series_of_triton_come_with_it_and_go_with_it() {
     assert_eq!(series(&metrics), 0);
     let old = key("digits");
     let held = metrics.model(&old);
-    metrics.model_loaded(&old, Duration::from_millis(1500), None);
+    metrics.model_loaded(&old, Duration::from_millis(1500));
     assert_line(&metrics, r#"nv_model_load_duration_secs{model="digits",version="1"} 1.5"#);
     held.ran(1, 1, Duration::ZERO, spent(1));
     // Loaded again while calls still run on the old one: one series, the new one's.
