@@ -3,7 +3,7 @@
 //!
 //! Two pools per process, like the lanes whose time they save. What is decoded they do not know.
 
-use crate::error::Error;
+use crate::error::{Error, Limit};
 use std::{
     panic::{AssertUnwindSafe, catch_unwind},
     sync::{
@@ -90,7 +90,7 @@ impl InPieces {
         let grown = |seated: usize| (seated < QUEUE).then_some(seated + 1);
         match pool.seated.fetch_update(Ordering::AcqRel, Ordering::Acquire, grown) {
             Ok(_) => Ok(Self { pool, seat: Arc::new(Seat(Arc::clone(&pool.seated))) }),
-            Err(_) => Err(Error::Overloaded { what: "work on threads" }),
+            Err(_) => Err(Error::Overloaded { limit: Limit::Pieces }),
         }
     }
 
@@ -154,7 +154,7 @@ impl Pool {
             // The caller may have gone: then nobody wants the result.
             let _ = sender.send(result);
         });
-        self.queue.try_send(work).map_err(|_| Error::Overloaded { what: "decoding threads" })?;
+        self.queue.try_send(work).map_err(|_| Error::Overloaded { limit: Limit::Decoding })?;
         receiver.await.unwrap_or_else(|_| Err(Error::internal("a decoding thread is gone")))
     }
 }

@@ -6,9 +6,11 @@
 
 mod cap;
 mod code;
+mod limit;
 
 pub use cap::{Allowance, Cap};
 pub use code::{Code, Row};
+pub use limit::Limit;
 
 use std::{borrow::Cow, fmt, sync::Arc, time::Duration};
 
@@ -135,8 +137,8 @@ pub enum Error {
     },
     /// The server or the model has no room.
     Overloaded {
-        /// What is full: `calls in flight`, `queue of the model`, `memory`.
-        what: &'static str,
+        /// What is full.
+        limit: Limit,
     },
     /// The time is up.
     DeadlineExceeded {
@@ -237,7 +239,7 @@ impl fmt::Display for Error {
             Self::StackedCodings => f.write_str("compressed more than once, expected one `content-encoding`"),
             Self::TrailersTooLarge => f.write_str("the body has more trailer fields than their limit"),
             Self::RateLimited { cap, .. } => write!(f, "rate limit reached: {cap}"),
-            Self::Overloaded { what } => write!(f, "no room: {what}"),
+            Self::Overloaded { limit } => write!(f, "no room: {limit}"),
             Self::DeadlineExceeded { stage } => write!(f, "deadline exceeded while {}", stage.name()),
             Self::BodyStalled => f.write_str("the request body stopped arriving"),
             Self::Cancelled => f.write_str("cancelled"),
@@ -289,7 +291,7 @@ mod tests {
     fn what_may_be_retried_says_when() {
         for error in [
             Error::RateLimited { retry_after: Duration::from_millis(20), cap: Cap::Address },
-            Error::Overloaded { what: "memory" },
+            Error::Overloaded { limit: Limit::Memory },
             Error::ShuttingDown,
             Error::ModelNotReady { model: "m".into(), state: "loading" },
         ] {

@@ -3,6 +3,7 @@
 //! Knows frames and bytes, and nothing of what they mean: codecs do.
 
 mod coding;
+mod inputs;
 mod memory;
 mod read;
 mod trailed;
@@ -11,6 +12,7 @@ mod trailed;
 pub(super) use crate::offload::Busy;
 pub use crate::offload::{TEXT, is_small, offload, start_decoders};
 pub use coding::{ACCEPTED, Coding, compress, inflate, read_coded};
+pub use inputs::Counted;
 pub use memory::{Memory, Reservation};
 pub use read::read;
 pub use trailed::Trailed;

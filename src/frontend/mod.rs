@@ -161,6 +161,13 @@ impl Connection {
             self.frontend.addresses.failed(self.peer.address.ip());
         }
     }
+
+    /// Counts a refusal for lack of room that no call was: before there was one, or when its answer had none.
+    pub fn no_room(&self, error: &Error) {
+        if let Error::Overloaded { limit } = error {
+            self.frontend.metrics.overloaded(*limit);
+        }
+    }
 }
 
 /// Which surfaces a listener serves; what it does not serve is 404, for gRPC 12 (contract 00 section 4).

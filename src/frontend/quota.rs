@@ -128,6 +128,7 @@ fn whole_seconds(time: Duration) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::error::Limit;
     use std::sync::Arc;
 
     fn allowance(name: &str, limit: u64, per: Duration, unit: &'static str) -> Arc<Allowance> {
@@ -179,7 +180,7 @@ mod tests {
         let facts = Facts::default();
         facts.quotas.set([quota("a", 5, 3), quota("b", 2, 1)].into_iter().collect()).unwrap();
         facts.give_back();
-        let (_, limits) = written(&facts, Some(&Error::Overloaded { what: "memory" })).unwrap();
+        let (_, limits) = written(&facts, Some(&Error::Overloaded { limit: Limit::Memory })).unwrap();
         let pk = "pk=:AAAAAAAAAAE=:";
         assert_eq!(limits, format!("\"a\";r=4;t=17;{pk}, \"b\";r=2;t=0;{pk}"));
     }

@@ -4,7 +4,10 @@
 //! A ticket stands for the very credentials that it was traded for: whatever becomes of those becomes of its socket. It is
 //! known here by its digest alone, is good for one handshake, and not for long.
 
-use crate::{call::Credentials, error::Error};
+use crate::{
+    call::Credentials,
+    error::{Error, Limit},
+};
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 use sha2::{Digest, Sha256};
 use std::{
@@ -58,7 +61,7 @@ impl Tickets {
         let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
         open.forget(now);
         if open.order.len() >= MOST {
-            return Err(Error::Overloaded { what: "tickets" });
+            return Err(Error::Overloaded { limit: Limit::Tickets });
         }
         let until = now + self.age;
         open.tickets.insert(key, (credentials, until));

@@ -10,7 +10,7 @@ use super::{
 };
 use crate::{
     call::{Call, Identity, Intent, Observer, Reply},
-    error::{Cap, Error},
+    error::{Cap, Error, Limit},
     limit::{
         Outcome,
         shared_slots::{SharedSlot, SharedSlots},
@@ -117,9 +117,9 @@ impl Slots {
     /// Refuses with [`Error::Overloaded`] if none is free, and with [`Error::RateLimited`] if `identity` has all that it may
     /// have.
     pub fn acquire(self: &Arc<Self>, identity: &Identity, intent: Intent) -> Outcome<Slot> {
-        let (pool, what) = self.pool(intent);
+        let (pool, limit) = self.pool(intent);
         if !pool.take() {
-            return Outcome::Refused(Error::Overloaded { what });
+            return Outcome::Refused(Error::Overloaded { limit });
         }
         // From here on the slot is held: an early return gives it back.
         let mut slot = Slot { slots: Arc::clone(self), intent, identity: None };
@@ -151,10 +151,10 @@ impl Slots {
         (self.calls.taken(), self.inspect.taken())
     }
 
-    fn pool(&self, intent: Intent) -> (&Pool, &'static str) {
+    fn pool(&self, intent: Intent) -> (&Pool, Limit) {
         match intent {
-            Intent::Inspect | Intent::Metrics => (&self.inspect, "inspect calls in flight"),
-            Intent::Infer | Intent::Generate | Intent::Manage => (&self.calls, "calls in flight"),
+            Intent::Inspect | Intent::Metrics => (&self.inspect, Limit::Inspect),
+            Intent::Infer | Intent::Generate | Intent::Manage => (&self.calls, Limit::Calls),
         }
     }
 }
@@ -249,7 +249,7 @@ mod tests {
         let mut service = AdmitLayer::new(Arc::clone(&slots)).layer(Below::silent());
         let held = (service.call(decoded("a", infer())), service.call(decoded("b", infer())));
         let error = service.call(decoded("c", infer())).await.unwrap_err();
-        assert!(matches!(error, Error::Overloaded { what: "calls in flight" }));
+        assert!(matches!(error, Error::Overloaded { limit: Limit::Calls }));
         assert_eq!(slots.in_use(), (2, 0));
         drop(held);
         assert_eq!(slots.in_use(), (0, 0));
@@ -263,7 +263,7 @@ mod tests {
         let _look = service.call(decoded("a", inspect(Inspect::Models)));
         assert_eq!(slots.in_use(), (1, 1));
         let error = service.call(decoded("a", inspect(Inspect::Models))).await.unwrap_err();
-        assert!(matches!(error, Error::Overloaded { what: "inspect calls in flight" }));
+        assert!(matches!(error, Error::Overloaded { limit: Limit::Inspect }));
     }
 
     #[tokio::test]

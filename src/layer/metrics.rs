@@ -143,6 +143,7 @@ mod tests {
     use super::*;
     use crate::{
         call::Head,
+        error::Limit,
         layer::fixture::{Below, chunk, decoded, infer, key, stream, streamed, whole},
     };
     use std::sync::Mutex;
@@ -173,7 +174,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_refused_call_is_counted_with_its_code_and_its_limit() {
-        let (service, metrics) = service(Below::answering(|| Err(Error::Overloaded { what: "calls in flight" })));
+        let (service, metrics) = service(Below::answering(|| Err(Error::Overloaded { limit: Limit::Calls })));
         service.oneshot(decoded("a", infer())).await.unwrap_err();
         assert_line(&metrics, r#"sluicegate_calls_total{code="overloaded",model="",route="other",surface="rest"} 1"#);
         assert_line(&metrics, r#"sluicegate_overloaded_total{limit="calls"} 1"#);

@@ -135,7 +135,7 @@ mod tests {
     use super::*;
     use crate::{
         call::End,
-        error::{Cap, Code},
+        error::{Cap, Code, Limit},
         layer::fixture::{Below, Ears, chunk, decoded, infer, stream, streamed, whole},
     };
     use std::{sync::Mutex, time::Duration};
@@ -181,7 +181,7 @@ mod tests {
         served.oneshot(decoded("a", infer())).await.unwrap();
         assert_eq!(ears.heard(), [End::Complete]);
 
-        let (refused, ears) = service(Below::answering(|| Err(Error::Overloaded { what: "memory" })));
+        let (refused, ears) = service(Below::answering(|| Err(Error::Overloaded { limit: Limit::Memory })));
         refused.oneshot(decoded("a", infer())).await.unwrap_err();
         assert_eq!(ears.heard(), [End::Failed(Code::Overloaded)]);
 

@@ -29,7 +29,7 @@ pub use policy::{By, Policy, Unit};
 
 use crate::{
     call::{Head, Identity, Operation, Quota, Work},
-    error::{Cap, Error},
+    error::{Cap, Error, Limit},
 };
 use charge::{Granted, Held, Units};
 use counter::Counter;
@@ -251,7 +251,7 @@ impl RateLimiter {
         claims[..charged].iter().for_each(|claim| self.undo(claim, now));
         match refused {
             Some((wait, at)) => self.refusal(&claims[at], wait, now),
-            None if away => Attempt::Refused(Error::Overloaded { what: "shared limits" }, None),
+            None if away => Attempt::Refused(Error::Overloaded { limit: Limit::Shared }, None),
             None => Attempt::Ask(claims, ask),
         }
     }

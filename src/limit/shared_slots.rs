@@ -9,7 +9,7 @@ use super::{
     slot_lease::{Request, SlotLease, Take},
     table::Table,
 };
-use crate::error::{Cap, Error};
+use crate::error::{Cap, Error, Limit};
 use foldhash::fast::RandomState;
 use std::{fmt::Write as _, sync::Arc, time::Duration};
 
@@ -170,7 +170,7 @@ impl SharedSlots {
                 Attempt::Taken(SharedSlot(Arc::clone(lease)))
             }
             WhenAway::Share(_) => refused(),
-            WhenAway::Refuse => Attempt::Refused(Error::Overloaded { what: "shared limits" }),
+            WhenAway::Refuse => Attempt::Refused(Error::Overloaded { limit: Limit::Shared }),
         }
     }
 
@@ -190,7 +190,7 @@ impl SharedSlots {
                 Attempt::Ask => {}
             }
         }
-        Err(Error::Overloaded { what: "shared limits" })
+        Err(Error::Overloaded { limit: Limit::Shared })
     }
 
     fn send(&self, identity: &Arc<str>, lease: &Arc<SlotLease>, request: Request) {

@@ -7,7 +7,7 @@ use super::{
 };
 use crate::{
     call::{Facts, Quota, Work},
-    error::Error,
+    error::{Error, Limit},
 };
 use smallvec::SmallVec;
 use std::sync::Arc;
@@ -69,6 +69,6 @@ impl Told {
                 Attempt::Ask(same, leases) => (claims, asked) = (same, leases),
             }
         }
-        Err(Error::Overloaded { what: "shared limits" })
+        Err(Error::Overloaded { limit: Limit::Shared })
     }
 }

@@ -8,7 +8,7 @@
 use super::{Loader, Repository, State};
 use crate::{
     call::{LoadRequest, ModelRef, VersionState},
-    error::Error,
+    error::{Error, Limit},
 };
 use std::{
     collections::HashSet,
@@ -101,7 +101,7 @@ impl Control {
         let (question, answer) = oneshot::channel();
         let sent = self.questions.try_send(question);
         async move {
-            sent.map_err(|_| Error::Overloaded { what: "questions to the loader" })?;
+            sent.map_err(|_| Error::Overloaded { limit: Limit::Questions })?;
             answer.await.map_err(|_| Error::ShuttingDown)
         }
     }
@@ -110,7 +110,7 @@ impl Control {
         let (done, answer) = oneshot::channel();
         let sent = self.orders.try_send(Order { what, done });
         async move {
-            sent.map_err(|_| Error::Overloaded { what: "orders to the loader" })?;
+            sent.map_err(|_| Error::Overloaded { limit: Limit::Orders })?;
             // An order that began is carried out, whoever still waits for it.
             answer.await.unwrap_or(Err(Error::ShuttingDown))
         }

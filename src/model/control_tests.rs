@@ -230,13 +230,18 @@ async fn one_version_alone_is_loaded_and_unloaded() {
 async fn a_model_that_is_unloaded_finishes_its_calls_first() {
     let world = world(&[("a/1/model.onnx", "ok")]);
     world.load("a", None, &[]).await.unwrap();
+    let memory =
+        |world: &World| world.metrics.render().contains("sluicegate_model_memory_bytes{model=\"a\",version=\"1\"}");
+    assert!(memory(&world));
     let call = world.repository.resolve(&reference("a")).unwrap();
     world.unload("a").await.unwrap();
     assert_eq!(world.state("a"), [("1".to_owned(), VersionState::Unloading)]);
     assert!(matches!(world.repository.resolve(&reference("a")), Err(Error::ModelNotReady { .. })));
     assert!(call.scheduler.is_ready());
+    assert!(memory(&world));
     drop(call);
     wait(|| world.state("a") == [("1".to_owned(), VersionState::Unloaded)]).await;
+    wait(|| !memory(&world)).await;
     assert!(matches!(world.repository.resolve(&reference("a")), Err(Error::ModelNotFound { .. })));
     world.unload("a").await.unwrap();
     world.load("a", None, &[]).await.unwrap();

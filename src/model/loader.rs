@@ -178,7 +178,7 @@ impl Loader {
                     pending.remove(&(Arc::clone(&found.name), Arc::clone(&found.version)));
                     let placed = match prepared {
                         Ok(prepared) => {
-                            self.metrics.model_loaded(&key, prepared.took, Some(prepared.memory));
+                            self.metrics.model_loaded(&key, prepared.took);
                             self.place(&found, *prepared).await
                         }
                         Err(reason) => {
@@ -294,6 +294,7 @@ impl Loader {
     fn serve(&self, found: &Found, model: Arc<Model>, loaded: &mut Loaded) {
         self.metrics.model_load_ended(&found.name, true);
         tracing::info!(model = %model.key, execution = model.scheduler.execution().name(), "model ready");
+        self.metrics.model_memory(&model.key, model.memory);
         self.repository.set(&found.name, &found.version, &State::Ready(model));
         self.says(&found.name, &found.version, "ready");
         loaded.ok += 1;
@@ -397,7 +398,7 @@ impl Loader {
     }
 
     async fn place(&self, found: &Found, prepared: Prepared) -> Result<Model, String> {
-        let Prepared { plan, place, decoupled, absent, labels, took: _, memory: _ } = prepared;
+        let Prepared { plan, place, decoupled, absent, labels, took: _, memory } = prepared;
         let (key, signature) = (Arc::clone(&plan.key), Arc::clone(&plan.signature));
         let instances = match &place {
             Place::Threads(instances) => instances.len(),
@@ -427,6 +428,7 @@ impl Loader {
             since: SystemTime::now(),
             files: found.files.clone(),
             ensemble: None,
+            memory: Some(memory),
         })
     }
 
@@ -443,7 +445,7 @@ impl Loader {
         }
         let labels = labels::read(&found.settings, &found.folder, &graph.signature)?;
         let key = Arc::new(key(found));
-        self.metrics.model_loaded(&key, took, None);
+        self.metrics.model_loaded(&key, took);
         let batches = graph.batches && found.settings.batching.enabled != Some(false);
         let nothing: Reopen = Arc::new(|| Err(OpenError("an ensemble has no instances".to_owned())));
         let plan = Plan {
@@ -474,6 +476,7 @@ impl Loader {
             cache: None,
             absent: Absent::default(),
             ensemble: Some(ensemble),
+            memory: None,
         })
     }
 }

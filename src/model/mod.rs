@@ -88,6 +88,8 @@ pub struct Model {
     pub settings: Arc<ModelSettings>,
     /// Instances that run it.
     pub instances: usize,
+    /// Bytes of weights and arenas of all of them, about; none of an ensemble's own.
+    pub memory: Option<u64>,
     /// Its answers, if they are kept.
     cache: Option<Arc<Cache>>,
     /// What stands for inputs that a call may leave out.

@@ -61,6 +61,7 @@ pub(super) fn finish(plan: Plan, script: &Script, cache: Option<Arc<Cache>>) -> 
         since: SystemTime::now(),
         files: None,
         ensemble: None,
+        memory: None,
         scheduler: Scheduler::on_threads(plan, vec![backend]).unwrap(),
     })
 }

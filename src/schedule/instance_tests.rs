@@ -57,7 +57,7 @@ fn a_full_queue_is_overload() {
         })
         .collect();
     let (job, _receiver) = testing::job(1, 0.0);
-    assert!(matches!(pool.submit(job), Err(Error::Overloaded { what: "queue of the model" })));
+    assert!(matches!(pool.submit(job), Err(Error::Overloaded { limit: crate::error::Limit::Queue })));
     drop(gate);
     drop(waiting);
 }

@@ -44,7 +44,7 @@ pub use size::{PREFERRED, Preferred};
 use crate::{
     backend::{Backend, OpenError},
     call::ModelKey,
-    error::Error,
+    error::{Error, Limit},
     telemetry::{metrics::ModelMetrics, statistics::Statistics},
     tensor::Signature,
 };
@@ -434,11 +434,11 @@ impl fmt::Debug for Plan {
 }
 
 /// What is refused for when a queue is full.
-const QUEUE_FULL: Error = Error::Overloaded { what: "queue of the model" };
+const QUEUE_FULL: Error = Error::Overloaded { limit: Limit::Queue };
 /// What is refused for when a queue stays too long.
-const QUEUE_SLOW: Error = Error::Overloaded { what: "queue delay" };
+const QUEUE_SLOW: Error = Error::Overloaded { limit: Limit::QueueDelay };
 /// What is refused for when it waited for too long ([`BatchPolicy::timeout`]).
-const QUEUE_TIMEOUT: Error = Error::Overloaded { what: "queue timeout" };
+const QUEUE_TIMEOUT: Error = Error::Overloaded { limit: Limit::QueueTimeout };
 
 #[cfg(test)]
 #[path = "history_tests.rs"]

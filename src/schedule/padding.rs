@@ -19,6 +19,11 @@ use std::{
     },
 };
 
+/// Bytes that are added to a job that is filled up by itself and brings less than that; one that brings more gets as many as
+/// that. So many rows of next to nothing cannot ask for gigabytes. All that callers may hold at once by default
+/// (`limits.concurrency.memory`).
+const ADDED: usize = 256 << 20;
+
 /// The length of each axis that is filled up, in the order of [`Padding::axes`].
 pub type Lengths = SmallVec<[usize; 2]>;
 
@@ -88,7 +93,8 @@ impl Padding {
     }
 
     /// Holds a job's inputs, which have been checked against the signature, to what padding takes for granted: axes of
-    /// one name have one length, and there are no more rows than a run has.
+    /// one name have one length, there are no more rows than a run has, and what it is filled up with is not far more than
+    /// what it brings.
     ///
     /// # Errors
     ///
@@ -111,8 +117,48 @@ impl Padding {
                 let text = format!("has {} rows, expected at most {rows}", job.rows);
                 Err(Error::tensor(Arc::clone(&input.name), text))
             }
+            _ if self.fills(&job.inputs) => self.check_growth(&job.inputs),
             _ => Ok(()),
         }
+    }
+
+    /// Refuses inputs that would be filled up along axes, by themselves, with far more than they are. What has none may have
+    /// its rows, whatever they come to: how large a row is may be the model's own.
+    fn check_growth(&self, inputs: &Tensors) -> Result<(), Error> {
+        let most = inputs.iter().map(|tensor| tensor.data().len()).sum::<usize>().max(ADDED);
+        let mut lengths = self.lengths(inputs);
+        self.fill(&mut lengths);
+        let mut added = 0_usize;
+        for (input, tensor) in self.inputs.iter().zip(inputs).filter(|(input, _)| !input.axes.is_empty()) {
+            let shape = Self::shape(input, tensor, self.rows.unwrap_or(tensor.rows()), &lengths);
+            let sent = tensor.shape().elements().unwrap_or_default();
+            let size = tensor.dtype().size().unwrap_or(4 + input.element.len());
+            let more = shape.elements().and_then(|elements| elements.saturating_sub(sent).checked_mul(size));
+            added = added.saturating_add(more.unwrap_or(usize::MAX));
+            if added > most {
+                let found = tensor.shape();
+                let text = format!("has shape {found} and would be filled up to {shape}, far more than what was sent");
+                return Err(Error::tensor(Arc::clone(&input.name), text));
+            }
+        }
+        Ok(())
+    }
+
+    /// Makes lengths those of a run.
+    fn fill(&self, lengths: &mut Lengths) {
+        if let Reach::Lengths(steps) = &self.reach {
+            lengths.iter_mut().for_each(|length| *length = step(steps, *length).unwrap_or(*length));
+        }
+    }
+
+    /// The shape of an input in a run of `rows` and `lengths`, all else as in `part`.
+    fn shape(input: &PaddedInput, part: &Tensor, rows: usize, lengths: &Lengths) -> Shape {
+        let mut dims: SmallVec<[usize; 4]> = part.shape().dims().into();
+        if let Some(first) = dims.first_mut() {
+            *first = rows;
+        }
+        input.axes.iter().for_each(|(axis, name)| dims[*axis] = lengths[*name]);
+        Shape::from(dims)
     }
 
     /// True if rows of both may lie in one batch. Symmetric, and true of a job and itself.
@@ -189,19 +235,13 @@ impl Padding {
                 *longest = length.max(*longest);
             }
         }
-        if let Reach::Lengths(steps) = &self.reach {
-            lengths.iter_mut().for_each(|length| *length = step(steps, *length).unwrap_or(*length));
-        }
+        self.fill(&mut lengths);
         let rows = self.rows.unwrap_or(rows);
         let together = |(at, input): (usize, &PaddedInput)| {
             let parts = jobs.iter().map(|inputs| inputs.get(at)).collect::<Option<SmallVec<[&Tensor; 64]>>>();
             let parts = parts.ok_or_else(|| Error::internal("a job without all its inputs"))?;
-            let mut dims: SmallVec<[usize; 4]> = parts.first().map_or(&[][..], |part| part.shape().dims()).into();
-            if let Some(first) = dims.first_mut() {
-                *first = rows;
-            }
-            input.axes.iter().for_each(|(axis, name)| dims[*axis] = lengths[*name]);
-            pad::lay(&parts, &Shape::from(dims), &input.element)
+            let first = parts.first().ok_or_else(|| Error::internal("a batch without jobs"))?;
+            pad::lay(&parts, &Self::shape(input, first, rows, &lengths), &input.element)
         };
         let inputs = self.inputs.iter().enumerate().map(together).collect::<Result<_, _>>()?;
         Ok(Laid { inputs, rows, lengths })

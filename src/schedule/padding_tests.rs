@@ -160,6 +160,35 @@ fn several_axes_are_worth_what_they_make_together() {
 }
 
 #[test]
+fn what_would_be_filled_up_with_far_more_than_was_sent_is_refused() {
+    // Zeros that nobody reads: only shapes count here.
+    let inputs = |rows: usize, length: usize| -> Tensors {
+        let data = Bytes::from(vec![0; rows * length * 8]);
+        let tensor = || Tensor::new(DataType::Int64, [rows, length].into(), data.clone()).unwrap();
+        [tensor(), tensor()].into_iter().collect()
+    };
+    let check = |reach, rows, sent| {
+        let padding = padding(reach, rows);
+        let (job, _answer) = job(&padding, sent);
+        of(&padding).check(&job).map_err(|error| error.to_string())
+    };
+    let steps = || Reach::Lengths(vec![16, 64]);
+    let far = "far more than what was sent";
+    // 32 MiB of each input, and 480 MiB that would fill it up.
+    let error = check(steps(), None, inputs(1 << 22, 1)).unwrap_err();
+    assert_eq!(error, format!("tensor `ids` has shape [4194304, 1] and would be filled up to [4194304, 16], {far}"));
+    assert!(check(steps(), None, inputs(1 << 21, 1)).unwrap_err().contains("`mask`"), "all inputs together");
+    assert_eq!(check(steps(), None, inputs(1 << 20, 1)), Ok(()), "240 MiB");
+    // As much again is added, however much that is.
+    assert_eq!(check(steps(), None, inputs(1 << 22, 8)), Ok(()));
+    // Nothing is added to what has its length already, or is longer than all.
+    assert_eq!(check(steps(), None, inputs(1 << 16, 65)), Ok(()));
+    // Rows are filled up as well.
+    assert!(check(Reach::Worth, Some(64), inputs(1, 1 << 20)).unwrap_err().contains(&format!("[64, 1048576], {far}")));
+    assert_eq!(check(Reach::Worth, Some(64), inputs(1, 1 << 16)), Ok(()));
+}
+
+#[test]
 fn inputs_that_contradict_each_other_are_refused() {
     let padding = padding(Reach::Ratio(200), Some(4));
     let (mut wrong, _receiver) = job(&padding, inputs(1, 5, 1));

@@ -243,7 +243,7 @@ fn who_waited_for_too_long_is_refused_or_goes_behind_the_others() {
     assert_eq!(marks(&mut queue, now + 11 * MS), [2, 3]);
     for refused in [0, 1] {
         let error = receivers[refused].try_recv().unwrap().unwrap_err();
-        assert!(matches!(error, Error::Overloaded { what: "queue timeout" }), "{error:?}");
+        assert!(matches!(error, Error::Overloaded { limit: crate::error::Limit::QueueTimeout }), "{error:?}");
     }
     let (mut queue, _receivers) = filled(WhenLate::Delay, 1);
     assert_eq!(marks(&mut queue, now + 11 * MS), [2, 3, 0, 1]);

@@ -25,7 +25,7 @@ use super::statistics::{Outcome, Statistics};
 use crate::{
     call::{End, Facts, Intent, ModelKey, Route, Surface},
     current::Current,
-    error::{Code, Error, Stage},
+    error::{Code, Error, Limit, Stage},
 };
 use exemplars::Exemplars;
 use families::Families;
@@ -166,7 +166,7 @@ impl Metrics {
     /// A call was refused or failed, for `error`; counts the limits that it ran into. [`Metrics::call_ended`] follows.
     pub fn call_refused(&self, error: &Error) {
         match error {
-            Error::Overloaded { what } => self.overloaded(limit(what)),
+            Error::Overloaded { limit } => self.overloaded(*limit),
             Error::RateLimited { cap, .. } => self.rate_limited(cap.name()),
             _ => {}
         }
@@ -273,9 +273,9 @@ impl Metrics {
         }
     }
 
-    /// Something was refused for lack of room, before there was a call or below the stack: `memory`, `socket`, `queue`.
-    pub fn overloaded(&self, limit: &'static str) {
-        self.families.overloaded.with_label_values(&[limit]).inc();
+    /// Something was refused for lack of room; called directly where there is no call that would be counted.
+    pub fn overloaded(&self, limit: Limit) {
+        self.families.overloaded.with_label_values(&[limit.name()]).inc();
     }
 
     /// Whether limits are shared now, where they are to be.
@@ -336,19 +336,30 @@ impl Metrics {
                 self.families.model_state.with_label_values(&labels).set(0);
             }
         }
+        if !matches!(state, "ready" | "unloading") {
+            self.model_memory(model, None);
+        }
     }
 
-    /// A model version was loaded and warmed in `took`, and holds about `memory` bytes if that is known.
-    pub fn model_loaded(&self, model: &ModelKey, took: Duration, memory: Option<u64>) {
+    /// A model version that comes into service holds about `memory` bytes; `None`: it holds none, or nothing is known.
+    /// The series ends with its service.
+    pub fn model_memory(&self, model: &ModelKey, memory: Option<u64>) {
+        let (family, labels) = (&self.families.model_memory, [&*model.name, &*model.version]);
+        match memory.and_then(|bytes| i64::try_from(bytes).ok()) {
+            Some(bytes) => family.with_label_values(&labels).set(bytes),
+            // There may be none to remove.
+            None => drop(family.remove_label_values(&labels)),
+        }
+    }
+
+    /// A model version was loaded and warmed in `took`.
+    pub fn model_loaded(&self, model: &ModelKey, took: Duration) {
         self.families.model_load.with_label_values(&[&*model.name]).observe(took.as_secs_f64());
         let latest = self.models.get();
         let latest =
             latest.values().filter(|about| about.key.as_deref() == Some(model)).max_by_key(|about| about.serial);
         if let Some(about) = latest {
             about.load.store(u64::try_from(took.as_micros()).unwrap_or(u64::MAX), Ordering::Relaxed);
-        }
-        if let Some(memory) = memory.and_then(|bytes| i64::try_from(bytes).ok()) {
-            self.families.model_memory.with_label_values(&[&*model.name, &*model.version]).set(memory);
         }
     }
 
@@ -415,20 +426,6 @@ impl Metrics {
 impl Default for Metrics {
     fn default() -> Self {
         Self::new()
-    }
-}
-
-/// The label for what [`Error::Overloaded`] says is full.
-fn limit(what: &str) -> &'static str {
-    match what {
-        "calls in flight" => "calls",
-        "inspect calls in flight" => "inspect",
-        "memory" => "memory",
-        "queue of the model" => "queue",
-        "queue delay" => "queue_delay",
-        "queue timeout" => "queue_timeout",
-        "shared limits" => "shared_limits",
-        _ => "other",
     }
 }
 

@@ -5,7 +5,7 @@
 
 use crate::{
     call::{Logging, LoggingChange, NewValues, TraceChange},
-    error::Error,
+    error::{Error, Limit},
 };
 use std::{
     collections::BTreeMap,
@@ -113,7 +113,7 @@ impl Switches {
             Some(name) if state.models.len() < MODELS || state.models.contains_key(name) => {
                 state.models.entry(Arc::clone(name)).or_default()
             }
-            Some(_) => return Err(Error::Overloaded { what: "models with trace settings" }),
+            Some(_) => return Err(Error::Overloaded { limit: Limit::TraceSettings }),
         };
         for (name, values) in checked {
             match values {

@@ -131,6 +131,11 @@ impl Tensor {
         &self.data
     }
 
+    /// Keeps `companion` until the last slice of the bytes is gone. The bytes stay where they are.
+    pub fn keep_with(&mut self, companion: impl Send + 'static) {
+        self.data = view::kept_with(std::mem::take(&mut self.data), companion);
+    }
+
     /// The first dimension, 1 for a scalar: how many rows this tensor brings to a batch.
     pub fn rows(&self) -> usize {
         self.shape.dims().first().copied().unwrap_or(1)

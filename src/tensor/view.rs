@@ -28,6 +28,11 @@ pub fn aligned_copy(data: &[u8]) -> Bytes {
     bytes_of(words).slice(..data.len())
 }
 
+/// `owner`'s bytes, whose last slice lets go of `companion` too.
+pub fn kept_with(owner: impl AsRef<[u8]> + Send + 'static, companion: impl Send + 'static) -> Bytes {
+    Bytes::from_owner(Kept { owner, _companion: companion })
+}
+
 /// True if the bytes lie on `alignment`, a power of two.
 pub fn is_aligned(data: &[u8], alignment: usize) -> bool {
     data.as_ptr().addr() & (alignment - 1) == 0
@@ -38,6 +43,17 @@ struct Owned<T>(Vec<T>);
 impl<T: Pod> AsRef<[u8]> for Owned<T> {
     fn as_ref(&self) -> &[u8] {
         bytemuck::cast_slice(&self.0)
+    }
+}
+
+struct Kept<T, C> {
+    owner: T,
+    _companion: C,
+}
+
+impl<T: AsRef<[u8]>, C> AsRef<[u8]> for Kept<T, C> {
+    fn as_ref(&self) -> &[u8] {
+        self.owner.as_ref()
     }
 }
 

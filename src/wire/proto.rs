@@ -174,6 +174,11 @@ pub fn is_typed(message: &ModelInferRequest) -> bool {
     message.raw_input_contents.is_empty() && !message.inputs.is_empty()
 }
 
+/// The bytes that the typed contents of a request take in memory, as [`ModelInferRequest`] has them.
+pub fn weight(message: &ModelInferRequest) -> usize {
+    message.inputs.iter().filter_map(|input| input.contents.as_ref()).map(typed::weight).sum()
+}
+
 /// Converts a response: `raw_output_contents` has one entry per output, or none if the outputs are `typed`.
 ///
 /// What has no typed form (FP16, BF16) makes all of them raw: the protocol has no mixture (contract 01 section 4.2).

@@ -25,6 +25,7 @@ mod hostile;
 mod limits;
 mod listeners;
 mod matrix;
+mod memory;
 mod observed;
 mod onnx;
 mod overload;

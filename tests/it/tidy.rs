@@ -235,6 +235,10 @@ fn the_documentation_names_every_metric_family() {
     for name in names {
         assert!(page.contains(&format!("`{name}`")), "docs/observability.md does not name `{name}`");
     }
+    for limit in sluicegate::error::Limit::ALL {
+        let name = limit.name();
+        assert!(page.contains(&format!("`{name}`")), "docs/observability.md does not name the limit `{name}`");
+    }
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! KServe V1, TensorFlow Serving and `POST /predict`: what clients of those protocols see, through real sockets.
 
 mod doors;
-mod grpc;
+pub(crate) mod grpc;
 
 use crate::support::{
     Running, Setup,

@@ -3,7 +3,10 @@
 //! Bodies of up to [`FREE`] bytes are not counted: the slots of the stack bound how many there are,
 //! and counting each would cost every small call two atomic operations and an allocation for little.
 
-use crate::error::Error;
+use crate::{
+    error::{Error, Limit},
+    tensor::view,
+};
 use bytes::Bytes;
 use std::sync::{
     Arc,
@@ -56,7 +59,7 @@ impl Memory {
     /// [`Error::Overloaded`] if the budget does not have `bytes` now.
     pub fn expect(&self, bytes: usize) -> Result<(), Error> {
         // Small ones are never counted.
-        if bytes <= FREE || self.has_room(bytes) { Ok(()) } else { Err(Error::Overloaded { what: "memory" }) }
+        if bytes <= FREE || self.has_room(bytes) { Ok(()) } else { Err(Error::Overloaded { limit: Limit::Memory }) }
     }
 
     /// Takes `bytes` out of the budget until the reservation is dropped.
@@ -155,14 +158,30 @@ impl Reservation {
             .fetch_update(Ordering::AcqRel, Ordering::Relaxed, |used| {
                 used.checked_add(more).filter(|total| *total <= limit)
             })
-            .map_err(|_| Error::Overloaded { what: "memory" })?;
+            .map_err(|_| Error::Overloaded { limit: Limit::Memory })?;
         self.bytes += more;
         Ok(())
     }
 
+    /// Makes it cover `total` bytes, whatever it covered before.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Overloaded`] if the budget does not have them; what was taken before stays taken.
+    pub fn fit(&mut self, total: usize) -> Result<(), Error> {
+        match total.checked_sub(self.bytes) {
+            Some(more) => self.grow(more),
+            None => {
+                self.used.fetch_sub(self.bytes - total, Ordering::AcqRel);
+                self.bytes = total;
+                Ok(())
+            }
+        }
+    }
+
     /// `owner`'s bytes, whose last slice gives the reservation back.
     pub fn keep(self, owner: impl AsRef<[u8]> + Send + 'static) -> Bytes {
-        Bytes::from_owner(Held { owner, _reservation: self })
+        view::kept_with(owner, self)
     }
 
     /// Gives the reservation back with the last slice of `pieces`.
@@ -170,7 +189,7 @@ impl Reservation {
         let shared = Arc::new(self);
         for piece in pieces {
             let owner = std::mem::take(piece);
-            *piece = Bytes::from_owner(Held { owner, _reservation: Arc::clone(&shared) });
+            *piece = view::kept_with(owner, Arc::clone(&shared));
         }
     }
 }
@@ -178,17 +197,6 @@ impl Reservation {
 impl Drop for Reservation {
     fn drop(&mut self) {
         self.used.fetch_sub(self.bytes, Ordering::AcqRel);
-    }
-}
-
-struct Held<T, R> {
-    owner: T,
-    _reservation: R,
-}
-
-impl<T: AsRef<[u8]>, R> AsRef<[u8]> for Held<T, R> {
-    fn as_ref(&self) -> &[u8] {
-        self.owner.as_ref()
     }
 }
 
@@ -203,7 +211,7 @@ mod tests {
         let slice = held.slice(8..16);
         drop(held);
         assert_eq!(memory.used(), 2 * FREE);
-        assert!(matches!(memory.hold(Bytes::from(vec![1; 2 * FREE])), Err(Error::Overloaded { what: "memory" })));
+        assert!(matches!(memory.hold(Bytes::from(vec![1; 2 * FREE])), Err(Error::Overloaded { limit: Limit::Memory })));
         assert!(memory.has_room(FREE) && !memory.has_room(FREE + 1));
         assert!(memory.expect(FREE).is_ok() && memory.expect(FREE + 1).is_err());
         drop(slice);

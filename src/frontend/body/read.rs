@@ -2,7 +2,7 @@
 
 use super::memory::{FREE, Memory, Reservation};
 use crate::{
-    error::Error,
+    error::{Error, Limit},
     frontend::{Connection, Settings},
     tensor::view,
 };
@@ -69,7 +69,7 @@ where
         let length = usize::try_from(length).ok().filter(|length| *length <= limits.body);
         let length = length.ok_or_else(|| limits.too_large())?;
         if length > FREE && !memory.has_room(length) {
-            return Err(Error::Overloaded { what: "memory" });
+            return Err(Error::Overloaded { limit: Limit::Memory });
         }
     }
     let Some(first) = next_data(&mut body, limits).await? else { return Ok(Bytes::new()) };

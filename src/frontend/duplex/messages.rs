@@ -8,7 +8,7 @@ use crate::{
     error::Error,
     frontend::{
         Connection,
-        body::{TEXT, offload},
+        body::{Counted, TEXT, offload},
     },
     wire::{
         Wishes,
@@ -55,6 +55,14 @@ impl Body {
         match self {
             Self::Text(json) => json,
             Self::Binary(frame) => &frame.json,
+        }
+    }
+
+    /// What is counted of it: raw tensors, as they came.
+    fn counted(&self) -> Counted {
+        match self {
+            Self::Text(json) => Counted::of(json),
+            Self::Binary(frame) => Counted::of(&frame.tail),
         }
     }
 
@@ -119,6 +127,7 @@ fn open(
     let input = Pending::new(async move {
         offload(size, move || {
             let settings = &connection.frontend.settings.wire;
+            let counted = body.counted();
             let (json, tail) = match body {
                 Body::Text(json) => (json, None),
                 Body::Binary(frame) => {
@@ -128,6 +137,7 @@ fn open(
             };
             let wanted = (binary == Binary::Wanted).then_some(true);
             let (request, wishes) = message::decode_infer(&json, tail, wanted, settings)?;
+            drop(json);
             if wishes != PLAIN {
                 if wishes.any() && binary == Binary::Never {
                     return Err(Error::invalid("the request wants binary outputs, which a line cannot carry"));
@@ -135,7 +145,7 @@ fn open(
                 // The first and only time: a body is decoded once.
                 let _ = shared.note.set(wishes);
             }
-            Ok(Operation::Infer(request))
+            connection.frontend.memory.hold_inputs(request, counted).map(Operation::Infer)
         })
         .await
     });

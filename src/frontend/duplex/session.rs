@@ -268,7 +268,12 @@ where
                     self.outbox.clear();
                     self.end(&Why::Gone);
                 }
-                Received::Fault(why) => self.fault(why),
+                Received::Fault(why) => {
+                    if let Why::Error(error) = &why {
+                        self.connection.no_room(error);
+                    }
+                    self.fault(why)
+                }
             }
         }
         moved

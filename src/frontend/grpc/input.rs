@@ -4,19 +4,14 @@
 
 use super::single::Decoding;
 use crate::{
-    call::{Inputs, NamedTensor, Operation},
+    call::Operation,
     error::Error,
     frontend::{
-        Connection,
-        body::{self, Reservation},
+        Connection, Frontend,
+        body::{self, Counted, Reservation},
     },
-    tensor::Tensor,
-    wire::{
-        Settings,
-        proto::{self, inference::ModelInferRequest},
-    },
+    wire::proto::{self, inference::ModelInferRequest},
 };
-use bytes::Bytes;
 use prost::Message;
 use std::sync::Arc;
 
@@ -35,7 +30,9 @@ impl Input {
     ///
     /// [`Error::Overloaded`] if the memory budget has no room.
     pub(super) fn hold(connection: &Connection, message: ModelInferRequest) -> Result<Self, Error> {
-        let reservation = connection.frontend.memory.reserve_large(message.encoded_len())?;
+        // Elements of typed contents are wide already: a zero is one byte on the wire and eight here.
+        let bytes = message.encoded_len().max(proto::weight(&message));
+        let reservation = connection.frontend.memory.reserve_large(bytes)?;
         Ok(Self { message, reservation })
     }
 
@@ -46,49 +43,27 @@ impl Input {
     pub(super) fn decoding(self, connection: &Arc<Connection>) -> Decoding<Operation> {
         let work = if proto::is_typed(&self.message) { self.message.encoded_len() } else { 0 };
         if body::is_small(work) {
-            return Decoding::Now(self.decode(&connection.frontend.settings.wire));
+            return Decoding::Now(self.decode(&connection.frontend));
         }
         let connection = Arc::clone(connection);
-        Decoding::Later(Box::pin(body::offload(work, move || self.decode(&connection.frontend.settings.wire))))
+        Decoding::Later(Box::pin(body::offload(work, move || self.decode(&connection.frontend))))
     }
 
-    fn decode(mut self, settings: &Settings) -> Result<Operation, Error> {
-        let raw = &mut self.message.raw_input_contents;
-        match self.reservation {
-            Some(reservation) if raw.is_empty() => {
-                let mut request = proto::decode_infer(self.message, settings)?;
-                if let Inputs::Tensors(inputs) = &mut request.inputs {
-                    keep(reservation, inputs)?;
-                }
-                Ok(Operation::Infer(request))
-            }
-            Some(reservation) => {
-                reservation.keep_all(raw);
-                proto::decode_infer(self.message, settings).map(Operation::Infer)
-            }
-            None => proto::decode_infer(self.message, settings).map(Operation::Infer),
-        }
+    fn decode(self, frontend: &Frontend) -> Result<Operation, Error> {
+        let request = proto::decode_infer(self.message, &frontend.settings.wire)?;
+        frontend.memory.hold_inputs(request, Counted::by(self.reservation)).map(Operation::Infer)
     }
-}
-
-/// Counts `inputs` until the last of them is gone: typed contents become bytes only when they are decoded.
-pub(super) fn keep(reservation: Reservation, inputs: &mut [NamedTensor]) -> Result<(), Error> {
-    let mut data: Vec<Bytes> = inputs.iter().map(|input| input.tensor.data().clone()).collect();
-    reservation.keep_all(&mut data);
-    for (input, data) in inputs.iter_mut().zip(data) {
-        let held = Tensor::new(input.tensor.dtype(), input.tensor.shape().clone(), data);
-        input.tensor = held.map_err(|error| Error::tensor(&*input.name, error.to_string()))?;
-    }
-    Ok(())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::{
+        error::Limit,
         frontend::{self, grpc::fixture::world},
         wire::proto::inference::{InferTensorContents, model_infer_request::InferInputTensor},
     };
+    use bytes::Bytes;
 
     const LARGE: usize = 100_000;
 
@@ -131,6 +106,23 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn typed_contents_count_with_what_they_take_here_and_not_on_the_wire() {
+        let world = world(frontend::Settings::default(), |_| async { Err(Error::Cancelled) });
+        let contents = InferTensorContents { int64_contents: vec![0; 10_000], ..InferTensorContents::default() };
+        let mut message = message(true);
+        (message.inputs[0].datatype, message.inputs[0].shape) = ("INT64".into(), vec![10_000]);
+        message.inputs[0].contents = Some(contents);
+        assert!(message.encoded_len() < 11_000);
+        let memory = &world.connection.frontend.memory;
+        let input = Input::hold(&world.connection, message).unwrap();
+        assert_eq!(memory.used(), 80_000);
+        let request = input.decoding(&world.connection).wait().await.unwrap();
+        assert_eq!(memory.used(), 80_000);
+        drop(request);
+        assert_eq!(memory.used(), 0);
+    }
+
+    #[tokio::test]
     async fn only_many_typed_contents_are_decoded_off_the_lane() {
         let world = world(frontend::Settings::default(), |_| async { Err(Error::Cancelled) });
         for (length, typed, elsewhere) in [(LARGE, true, false), (10 * LARGE, true, true), (10 * LARGE, false, false)] {
@@ -148,6 +140,6 @@ mod tests {
         settings.concurrency.memory = LARGE;
         let world = world(settings, |_| async { Err(Error::Cancelled) });
         let held = Input::hold(&world.connection, message(false));
-        assert!(matches!(held.map(drop), Err(Error::Overloaded { what: "memory" })));
+        assert!(matches!(held.map(drop), Err(Error::Overloaded { limit: Limit::Memory })));
     }
 }

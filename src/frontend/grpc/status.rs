@@ -137,6 +137,7 @@ pub(super) fn metadata<'a>(status: &'a Status, key: &str) -> Option<&'a str> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::error::Limit;
     use std::sync::Arc;
 
     fn id() -> CallId {
@@ -149,7 +150,7 @@ mod tests {
             (Error::Unauthenticated, 16),
             (Error::invalid("x"), 3),
             (Error::TooLarge { limit: 9 }, 8),
-            (Error::Overloaded { what: "memory" }, 14),
+            (Error::Overloaded { limit: Limit::Memory }, 14),
             (Error::BodyStalled, 4),
             (Error::internal("secret"), 13),
         ] {

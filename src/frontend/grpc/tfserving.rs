@@ -3,9 +3,7 @@
 //! Of its other methods each is known by name and not served.
 
 use super::{
-    Request, head,
-    input::keep,
-    refuse,
+    Request, head, refuse,
     unary::{call, mismatch, respond, send, whole},
 };
 use crate::{
@@ -14,7 +12,12 @@ use crate::{
         Untyped,
     },
     error::Error,
-    frontend::{Connection, body, http::Response, quota},
+    frontend::{
+        Connection,
+        body::{self, Counted},
+        http::Response,
+        quota,
+    },
     wire::tfserving::{self as tf, Contents, pb::serving as pb},
 };
 use prost::Message;
@@ -131,15 +134,10 @@ fn operation(connection: &Arc<Connection>, message: pb::PredictRequest) -> Resul
     let reservation = connection.frontend.memory.reserve_large(message.encoded_len().saturating_add(weight))?;
     let pb::PredictRequest { model_spec, inputs, output_filter } = message;
     let (model, outputs): (ModelRef, _) = tf::about(model_spec, output_filter)?;
-    let connection = Arc::clone(connection);
+    let (memory, connection) = (connection.frontend.memory.clone(), Arc::clone(connection));
     let inputs = Untyped::later(move |_| {
-        body::offload(weight, move || {
-            let mut tensors = tf::decode_inputs(inputs, &connection.frontend.settings.wire)?;
-            if let Some(reservation) = reservation {
-                keep(reservation, &mut tensors)?;
-            }
-            Ok(tensors)
-        })
+        body::offload(weight, move || tf::decode_inputs(inputs, &connection.frontend.settings.wire))
     });
-    Ok(Operation::Infer(InferRequest { outputs, ..InferRequest::new(model, Inputs::Untyped(inputs)) }))
+    let request = InferRequest { outputs, ..InferRequest::new(model, Inputs::Untyped(inputs)) };
+    memory.hold_inputs(request, Counted::by(reservation)).map(Operation::Infer)
 }

@@ -293,7 +293,10 @@ fn send_off(
     let body = connection.frontend.memory.reserve_large(PREFIX + length).and_then(write);
     let body = match body {
         Ok(body) => body,
-        Err(error) => return refused(connection, id, &error),
+        Err(error) => {
+            connection.no_room(&error);
+            return refused(connection, id, &error);
+        }
     };
     connection.frontend.metrics.body_sent(Surface::Grpc, (PREFIX + length) as u64);
     headed(id, Body::Trailed(body))

@@ -4,7 +4,12 @@ use super::{infer, render};
 use crate::{
     call::{CallId, ModelRef, Operation, Pending, Reply, Surface},
     error::Error,
-    frontend::{Connection, Frontend, body, head::Fields, http::Response},
+    frontend::{
+        Connection, Frontend,
+        body::{self, Counted},
+        head::Fields,
+        http::Response,
+    },
     wire::json,
 };
 use hyper::body::Incoming;
@@ -18,7 +23,12 @@ pub(super) fn pending(connection: &Arc<Connection>, fields: &Fields<'_>, body: I
         let bytes = body::read_coded(body, coding?, 0, Arc::clone(&connection)).await?;
         connection.frontend.metrics.body_received(Surface::Rest, bytes.len() as u64);
         let length = bytes.len();
-        let decode = move || json::decode_generate(&bytes, model, &connection.frontend.settings.wire);
+        let counted = Counted::of(&bytes);
+        let decode = move || {
+            let request = json::decode_generate(&bytes, model, &connection.frontend.settings.wire)?;
+            drop(bytes);
+            connection.frontend.memory.hold_inputs(request, counted)
+        };
         body::offload(length, decode).await.map(Operation::Infer)
     })
 }

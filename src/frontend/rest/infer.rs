@@ -5,7 +5,7 @@ use crate::{
     error::Error,
     frontend::{
         Connection,
-        body::{self, Coding},
+        body::{self, Coding, Counted},
         head::{Fields, Single},
     },
     wire::{Wishes, framed, json},
@@ -34,10 +34,13 @@ pub(super) fn pending(
         let json = length.unwrap_or(bytes.len());
         let (request, wished) = body::offload(json, move || {
             let settings = &connection.frontend.settings.wire;
-            match length {
+            let counted = Counted::of(&bytes);
+            let (request, wished) = match length {
                 Some(length) => framed::decode_infer(&bytes, length, model, settings),
                 None => json::decode_infer(&bytes, model, settings),
-            }
+            }?;
+            drop(bytes);
+            Ok((connection.frontend.memory.hold_inputs(request, counted)?, wished))
         })
         .await?;
         if wished != Wishes::default() {

@@ -237,6 +237,9 @@ async fn call(
         }
         Err(error) => {
             connection.observe(&error);
+            if answered {
+                connection.no_room(&error);
+            }
             let mut response = voice.error(&error, &id);
             quota::insert(response.headers_mut(), &facts, Some(&error));
             response

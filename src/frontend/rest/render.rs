@@ -383,6 +383,7 @@ mod tests {
     use super::*;
     use crate::{
         call::{ModelKey, NamedTensor, Parameters},
+        error::Limit,
         tensor::{DataType, Tensor},
     };
     use http_body_util::BodyExt;
@@ -402,7 +403,7 @@ mod tests {
         let id = CallId::Given("a".into());
         let write = |_: &InferResponse, _: &CallId, _: &Frontend| -> Result<Bytes, Error> { panic!("written") };
         let refused = outputs(response.clone(), &id, &frontend, write).await.unwrap_err();
-        assert!(matches!(refused, Error::Overloaded { what: "memory" }));
+        assert!(matches!(refused, Error::Overloaded { limit: Limit::Memory }));
         drop(room);
         let write = |_: &InferResponse, _: &CallId, _: &Frontend| Ok(Bytes::from_static(b"{}"));
         assert_eq!(outputs(response, &id, &frontend, write).await.unwrap().status(), StatusCode::OK);

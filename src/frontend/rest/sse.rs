@@ -175,12 +175,13 @@ impl Writer {
                     connection.frontend.memory.expect(size)?;
                     dialect.output(response, last, &id, &connection.frontend.settings.wire)
                 };
-                Some(offload(size, encode).await?)
+                Some(offload(size, encode).await.inspect_err(|error| self.connection.no_room(error))?)
             }
             Event::Failed(error) => Some(self.dialect.failed(&error, &self.id)),
             Event::Done => self.dialect.done(self.client_id.as_deref(), &self.id),
         };
-        bytes.map(|bytes| self.connection.frontend.memory.hold(bytes)).transpose()
+        let held = bytes.map(|bytes| self.connection.frontend.memory.hold(bytes)).transpose();
+        held.inspect_err(|error| self.connection.no_room(error))
     }
 }
 

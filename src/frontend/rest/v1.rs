@@ -11,7 +11,13 @@ use crate::{
         Operation, Pending, Reply, Report, Surface, Untyped, VersionState, VersionsReport,
     },
     error::Error,
-    frontend::{Connection, Frontend, body, head::Fields, http::Response, settings::Predict},
+    frontend::{
+        Connection, Frontend,
+        body::{self, Counted},
+        head::Fields,
+        http::Response,
+        settings::Predict,
+    },
     wire::v1::{self, Form},
 };
 use bytes::Bytes;
@@ -128,11 +134,12 @@ where
     Pending::new(async move {
         let bytes = body::read_coded(body, coding?, 0, Arc::clone(&connection)).await?;
         connection.frontend.metrics.body_received(Surface::Rest, bytes.len() as u64);
+        let (counted, memory) = (Counted::of(&bytes), connection.frontend.memory.clone());
         let inputs = Untyped::later(move |expected| {
             let size = bytes.len();
             body::offload(size, move || decode(&bytes, &expected, &connection.frontend))
         });
-        Ok(Operation::Infer(InferRequest::new(model, Inputs::Untyped(inputs))))
+        memory.hold_inputs(InferRequest::new(model, Inputs::Untyped(inputs)), counted).map(Operation::Infer)
     })
 }
 

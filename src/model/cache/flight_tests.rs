@@ -68,7 +68,7 @@ fn who_may_go_first_does_not_wait_behind_others() {
     let mut same = join(&cache, claim(2, 1));
     let Entered::Lead(ahead) = cache.enter(question(1.0), claim(1, 1)) else { panic!("it waits behind others") };
     assert_eq!(cache.state().flights.count(), (2, 3));
-    all.hear(Err(Error::Overloaded { what: "queue of the model" }));
+    all.hear(Err(Error::Overloaded { limit: crate::error::Limit::Queue }));
     assert!(matches!(told(&mut leader), Some(Some(Told::Answer(Err(Error::Overloaded { .. }))))));
     assert!(matches!(told(&mut same), Some(Some(Told::Lead(_)))), "it ranks above who has more time");
     assert!(matches!(told(&mut low), Some(Some(Told::Lead(_)))), "the other has dropped it");

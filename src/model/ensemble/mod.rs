@@ -15,7 +15,7 @@ pub(super) use run::{Run, run};
 use crate::{
     builtin::{self, Builtin},
     call::ModelRef,
-    error::Error,
+    error::{Error, Limit},
     telemetry::metrics::ModelMetrics,
     tensor::{DataType, Signature},
 };
@@ -221,7 +221,7 @@ impl Ensemble {
         let grown = |running: usize| (running < self.most).then_some(running + 1);
         match self.running.fetch_update(Ordering::AcqRel, Ordering::Acquire, grown) {
             Ok(_) => Ok(Place(Arc::clone(self))),
-            Err(_) => Err(Error::Overloaded { what: "calls in flight of the ensemble" }),
+            Err(_) => Err(Error::Overloaded { limit: Limit::Ensemble }),
         }
     }
 }

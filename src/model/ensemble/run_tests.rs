@@ -43,6 +43,7 @@ fn add(repository: &Repository, name: &str, in_flight: usize, steps: Vec<Step>) 
         decoupled: false,
         settings: Arc::new(ModelSettings::default()),
         instances: 0,
+        memory: None,
         cache: None,
         labels: Arc::new([None]),
         since: std::time::SystemTime::now(),

@@ -91,7 +91,7 @@ impl Metrics {
             // There is nothing to remove of a state that it never was in.
             let _ = self.families.model_state.remove_label_values(&[labels[0], labels[1], state]);
         }
-        let _ = self.families.model_memory.remove_label_values(&labels);
+        self.model_memory(model, None);
         let _ = self.families.cache_bytes.remove_label_values(&labels);
         self.families.shadow_difference.remove_label_values(&labels);
         let with = |last: &str| [labels[0], labels[1], last].map(str::to_owned);
@@ -138,7 +138,8 @@ mod tests {
     fn a_version_that_is_gone_has_no_series() {
         let (metrics, key) = (Metrics::new(), ModelKey { name: "m".into(), version: "5".into() });
         metrics.model_state(&key, "ready");
-        metrics.model_loaded(&key, std::time::Duration::ZERO, Some(1));
+        metrics.model_loaded(&key, std::time::Duration::ZERO);
+        metrics.model_memory(&key, Some(1));
         let own = metrics.model(&Arc::new(key.clone()));
         for size in 0..SIZES {
             own.batch_cost(1 << size, Duration::from_millis(1));

@@ -64,7 +64,7 @@ fn everything(metrics: &Metrics) {
     served(metrics, Some(&digits));
     metrics.chunk(Surface::Rest, Some(&digits), Some(Duration::ZERO));
     metrics.cancelled(Surface::Rest, Stage::Received);
-    metrics.overloaded("memory");
+    metrics.overloaded(Limit::Memory);
     metrics.refused("address");
     metrics.body_received(Surface::Rest, 10);
     metrics.body_sent(Surface::Rest, 20);
@@ -74,7 +74,8 @@ fn everything(metrics: &Metrics) {
     metrics.message_sent(Surface::WebSocket);
     metrics.build_info("1.32.0");
     metrics.model_state(&digits, "ready");
-    metrics.model_loaded(&digits, Duration::from_secs(1), Some(4096));
+    metrics.model_loaded(&digits, Duration::from_secs(1));
+    metrics.model_memory(&digits, Some(4096));
     drop(metrics.session_opened(Surface::H2Stream));
     drop(metrics.connection_opened());
     metrics.model(&digits).ran(2, 8, Duration::ZERO, spent(40));
@@ -243,12 +244,20 @@ fn what_schedulers_report_stands_under_their_model() {
 #[test]
 fn limits_that_refuse_are_named() {
     let metrics = Metrics::new();
-    metrics.call_refused(&Error::Overloaded { what: "inspect calls in flight" });
-    metrics.call_refused(&Error::Overloaded { what: "queue of the model" });
+    metrics.call_refused(&Error::Overloaded { limit: Limit::Inspect });
+    metrics.call_refused(&Error::Overloaded { limit: Limit::Queue });
     metrics.call_refused(&Error::RateLimited { retry_after: Duration::ZERO, cap: crate::error::Cap::Calls });
     metrics.refused("address");
     assert_line(&metrics, r#"sluicegate_overloaded_total{limit="inspect"} 1"#);
     assert_line(&metrics, r#"sluicegate_overloaded_total{limit="queue"} 1"#);
+    for limit in Limit::ALL {
+        metrics.call_refused(&Error::Overloaded { limit });
+    }
+    assert_line(&metrics, r#"sluicegate_overloaded_total{limit="decoding"} 1"#);
+    assert_line(&metrics, r#"sluicegate_overloaded_total{limit="ensemble"} 1"#);
+    let page = metrics.render();
+    let counted: Vec<_> = page.lines().filter(|line| line.starts_with("sluicegate_overloaded_total{")).collect();
+    assert_eq!(counted.len(), Limit::ALL.len(), "each is named: {counted:?}");
     assert_line(&metrics, r#"sluicegate_rate_limited_total{policy="concurrency"} 1"#);
     assert_line(&metrics, r#"sluicegate_rate_limited_total{policy="address"} 1"#);
 }
@@ -304,7 +313,7 @@ fn a_models_series_of_triton_come_with_it_and_go_with_it() {
     assert_eq!(series(&metrics), 0);
     let old = key("digits");
     let held = metrics.model(&old);
-    metrics.model_loaded(&old, Duration::from_millis(1500), None);
+    metrics.model_loaded(&old, Duration::from_millis(1500));
     assert_line(&metrics, r#"nv_model_load_duration_secs{model="digits",version="1"} 1.5"#);
     held.ran(1, 1, Duration::ZERO, spent(1));
     // Loaded again while calls still run on the old one: one series, the new one's.

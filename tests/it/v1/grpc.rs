@@ -9,7 +9,7 @@ use sluicegate::wire::tfserving::pb::{self, serving as tf};
 use std::collections::HashMap;
 use tf::{model_service_client::ModelServiceClient, prediction_service_client::PredictionServiceClient};
 
-pub(super) async fn prediction(running: &Running) -> PredictionServiceClient<tonic::transport::Channel> {
+pub(crate) async fn prediction(running: &Running) -> PredictionServiceClient<tonic::transport::Channel> {
     PredictionServiceClient::new(grpc_channel(running).await)
 }
 
@@ -27,7 +27,7 @@ fn floats(dims: &[i64], values: &[f32]) -> pb::TensorProto {
     }
 }
 
-pub(super) fn predict_request(model: &str) -> tf::PredictRequest {
+pub(crate) fn predict_request(model: &str) -> tf::PredictRequest {
     let inputs = HashMap::from([("x".to_owned(), floats(&[1, 4], &[1.0, 2.0, 3.0, 4.0]))]);
     tf::PredictRequest { model_spec: spec(model), inputs, output_filter: Vec::new() }
 }

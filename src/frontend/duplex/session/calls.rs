@@ -3,7 +3,7 @@
 use super::{BURST, Entry, Life, Session};
 use crate::{
     call::{Call, CallId, Head, InferResponse, Intent, Surface},
-    error::Error,
+    error::{Error, Limit},
     frontend::{
         body,
         duplex::{
@@ -92,9 +92,7 @@ where
             Life::Open | Life::Closing(_) => {}
         }
         if self.entries.len() >= self.rules.in_flight {
-            // No call yet: nobody else counts it.
-            self.connection.frontend.metrics.overloaded("socket");
-            return self.refuse(&tag, &ticket.note, &Error::Overloaded { what: "calls in flight of this session" });
+            return self.refuse(&tag, &ticket.note, &Error::Overloaded { limit: Limit::Session });
         }
         self.serial += 1;
         let serial = self.serial;
@@ -130,6 +128,7 @@ where
 
     /// Answers what never became a call.
     fn refuse(&mut self, tag: &C::Tag, note: &C::Note, error: &Error) {
+        self.connection.no_room(error);
         let (about, before) = (About { tag, note, seq: 0, facts: None }, self.outbox.pushed());
         let failed = self.codec.failed(about, error, &mut self.outbox);
         self.count_sent(before);
@@ -183,7 +182,7 @@ where
         let result = match event {
             Event::Whole(response) => return self.write(tag, exchange, response, true),
             Event::Chunk(response) if entry.streams => return self.write(tag, exchange, response, false),
-            Event::Encoded(frame, last) => frame.map(|frame| {
+            Event::Encoded(frame, last) => frame.inspect_err(|error| self.connection.no_room(error)).map(|frame| {
                 self.codec.output(frame, &mut self.outbox);
                 entry.seq += 1;
                 if last {

@@ -3,7 +3,7 @@
 use super::*;
 use crate::{
     call::{Credentials, Identity, Inbound, Inspect, Operation, Reply, Report, Scope},
-    error::Error,
+    error::{Error, Limit},
     frontend::testing::{Plan, Server, echo, status},
 };
 
@@ -11,7 +11,7 @@ async fn known(call: Inbound) -> Result<Reply, Error> {
     match &call.sender {
         Credentials::Bearer(token) if &**token == "good" => {}
         Credentials::Bearer(token) if &**token == "idle" => return Err(Error::Forbidden { action: "do anything" }),
-        Credentials::Bearer(token) if &**token == "full" => return Err(Error::Overloaded { what: "slots" }),
+        Credentials::Bearer(token) if &**token == "full" => return Err(Error::Overloaded { limit: Limit::Calls }),
         _ => return Err(Error::Unauthenticated),
     }
     if call.head.intent == crate::call::Intent::Inspect {
