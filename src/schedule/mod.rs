@@ -328,18 +328,22 @@ impl Scheduler {
         self.plan.metrics.statistics()
     }
 
-    /// Takes no more jobs; what is queued still runs.
+    /// Takes no more jobs; what is queued still runs: on threads, what waits on lanes too.
     pub fn close(&self) {
-        if let Some(turn) = &self.turn {
-            turn.close();
+        match &self.turn {
+            Some(turn) => turn.close(),
+            None => self.pool.close(),
         }
-        self.pool.close();
     }
 
-    /// Waits until every inference thread has ended, until `deadline` at the latest. True if so.
+    /// Waits until every inference thread has ended, until `deadline` at the latest. True if so. What waits on a lane that does
+    /// not turn for a second is not waited for.
     ///
     /// Blocks: not for lanes. To be used after [`Scheduler::close`], before the process ends.
     pub fn wait_closed(&self, deadline: Instant) -> bool {
+        if let Some(turn) = &self.turn {
+            turn.wait_left(deadline);
+        }
         self.pool.wait_closed(deadline)
     }
 }
