@@ -181,8 +181,7 @@ async fn play(setup: Setup, lanes: turn::Lanes, events: Vec<Event>) -> Result<()
     }
     current.close();
     // Not here: the lane has its turns meanwhile.
-    let closed = tokio::task::spawn_blocking(move || current.wait_closed(Instant::now() + PATIENCE)).await;
-    prop_assert!(closed.unwrap());
+    prop_assert!(testing::closed(Arc::new(current), PATIENCE).await);
     let mut ran = controls.iter().flat_map(FakeControl::batches);
     prop_assert!(ran.all(|rows| rows <= setup.policy.max_rows || rows == LARGE));
     Ok(())

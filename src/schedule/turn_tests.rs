@@ -201,8 +201,7 @@ fn a_closed_scheduler_runs_what_waits_on_a_lane_and_takes_no_more() {
         assert!(matches!(call(&scheduler, 1).await, Err(Error::ModelNotReady { state: "unloading", .. })));
         receiver.await.unwrap().unwrap();
         assert_eq!(spare.batches(), [1]);
-        let closed = move || scheduler.wait_closed(Instant::now() + BUDGET);
-        assert!(tokio::task::spawn_blocking(closed).await.unwrap());
+        assert!(testing::closed(scheduler, BUDGET).await);
     });
 }
 
@@ -245,18 +244,16 @@ fn a_batch_of_long_rows_is_held_to_the_budget() {
         let (lane, spare) = (Fake::new(), Fake::new());
         let control = lane.control();
         let plan = Plan { policy: BatchPolicy { even: false, ..testing::plan().policy }, ..testing::plan() };
-        let cost = Arc::clone(&plan.cost);
-        cost.seed(1, Duration::from_secs(1));
+        plan.cost.seed(1, Duration::from_secs(1));
         let settings = TurnSettings { budget: BUDGET, limit: LIMIT, ..TurnSettings::default() };
         let lane: Vec<Box<dyn Backend>> = vec![Box::new(lane)];
         let room = Extent::of_rows(64);
         let scheduler = Scheduler::on_lanes(plan, &lanes, room, &settings, lane, Box::new(spare)).await.unwrap();
-        // As is known of rows of the least size, of 16 bytes: a second each. These take nineteen.
+        // What is known is that 16 bytes take a second.
         let receivers: Vec<_> = (0..6)
             .map(|_| {
                 let (mut job, receiver) = testing::job(1, 1.0);
-                job.inputs = [testing::tensor(1, 80, 1.0)].into();
-                cost.by_bytes().unwrap().seed(320, Duration::from_secs(19));
+                job.inputs = [testing::tensor(1, 76, 1.0)].into();
                 scheduler.submit(job).unwrap();
                 receiver
             })
@@ -264,7 +261,7 @@ fn a_batch_of_long_rows_is_held_to_the_budget() {
         for receiver in receivers {
             receiver.await.unwrap().unwrap();
         }
-        assert_eq!(control.batches()[0], 3, "what is done in a minute");
+        assert_eq!(control.batches()[0], 3, "19 seconds each, within a minute");
     });
 }
 
