@@ -54,7 +54,7 @@ pub(super) fn run(client: &runtime::Runtime, arguments: &Arguments) -> Result<Re
     let (config, opener) = load(arguments)?;
     let (lanes, mut seats) = turn::Lanes::new(1);
     let seat = seats.pop().ok_or_else(|| BenchError::new("no lane"))?;
-    let (_guard, turns) = seat.enter();
+    let (guard, turns) = seat.enter();
     let repository = Arc::new(Repository::default());
     let report = client.block_on(async {
         tokio::spawn(turns);
@@ -75,6 +75,8 @@ pub(super) fn run(client: &runtime::Runtime, arguments: &Arguments) -> Result<Re
         let source = engine(&repository, &wanted, arguments).await?;
         campaign(&[source], arguments).await
     });
+    // The lane has had its last turn: it must let go of the model, which keeps its threads until then.
+    drop(guard);
     // Threads that are left would meet ONNX Runtime's destructors on the way out.
     repository.close(Instant::now() + THREADS_END);
     report

@@ -24,13 +24,16 @@ impl QueueDelay {
         Self { target, above: None, sheds: false }
     }
 
+    /// The queue is empty: how slow it was says nothing of those who come now.
+    pub(super) fn reset(&mut self) {
+        *self = Self::new(self.target);
+    }
+
     /// A job was taken that had waited since `queued`; `empty` if none is left.
     pub(super) fn took(&mut self, queued: Instant, now: Instant, empty: bool) {
         let Some(target) = self.target else { return };
         if empty || now.saturating_duration_since(queued) < target {
-            self.above = None;
-            self.sheds = false;
-            return;
+            return self.reset();
         }
         let since = *self.above.get_or_insert(now);
         self.sheds |= now.saturating_duration_since(since) >= INTERVAL;

@@ -7,7 +7,7 @@
 //!
 //! Nothing is remembered of an identity that does not wait, so there is no table to bound.
 
-use super::Job;
+use super::{Company, Job};
 use std::{collections::VecDeque, sync::Arc};
 
 /// What a row of an identity with a share of 1 takes. Large, so that shares divide it well.
@@ -24,11 +24,17 @@ pub(super) struct FairOrder {
 }
 
 impl FairOrder {
+    /// Nobody waits: the virtual time begins anew, so that it never comes to its end where a queue is empty now and then.
+    pub(super) fn reset(&mut self) {
+        self.now = 0;
+    }
+
     /// The virtual time at which `job` will have been served, behind those that wait.
     pub(super) fn turn(&self, waiting: &VecDeque<Job>, job: &Job) -> u64 {
-        // Its own last one waits near the end, if it has one.
-        let own = |other: &&Job| !is_delayed(other) && are_of_one(other, job);
-        let before = waiting.iter().rev().find(own).map_or(0, |other| other.turn);
+        // Its own last one waits near the end of its level, if it has one; one that is not ahead of now makes no difference.
+        let level = waiting.iter().rev().skip_while(|other| is_last(other) || other.priority > job.priority);
+        let mut ahead = level.take_while(|other| other.priority == job.priority && other.turn > self.now);
+        let before = ahead.find(|other| !is_delayed(other) && are_of_one(other, job)).map_or(0, |other| other.turn);
         let rows = u64::try_from(job.rows).unwrap_or(u64::MAX).max(1);
         let takes = rows.saturating_mul(ROW) / u64::from(job.facts.share());
         before.max(self.now).saturating_add(takes).min(DELAYED - 1)
@@ -52,9 +58,15 @@ pub(super) fn is_delayed(job: &Job) -> bool {
     job.turn >= DELAYED
 }
 
-/// What jobs wait by: their level of priority, then their turn.
-pub(super) fn rank(job: &Job) -> (u32, u64) {
-    (job.priority, job.turn)
+/// Whether a job goes behind all others of all levels: it was not done soon, and nobody is to wait while it is tried for as long
+/// as runs may take.
+fn is_last(job: &Job) -> bool {
+    job.company == Company::Alone
+}
+
+/// What jobs wait by: whether they go last, then their level of priority, then their turn.
+pub(super) fn rank(job: &Job) -> (bool, u32, u64) {
+    (is_last(job), job.priority, job.turn)
 }
 
 /// Puts a job among those that wait, which are sorted by rank: behind its equals.
@@ -67,15 +79,13 @@ pub(super) fn insert(waiting: &mut VecDeque<Job>, job: Job) {
     }
 }
 
-/// Whether both are of one identity, and on one level. Jobs of calls that nobody has identified, as in tests, count as one
-/// identity's.
+/// Whether both are of one identity. Jobs of calls that nobody has identified, as in tests, count as one identity's.
 fn are_of_one(a: &Job, b: &Job) -> bool {
-    a.priority == b.priority
-        && match (a.facts.identity.get(), b.facts.identity.get()) {
-            (Some(a), Some(b)) => Arc::ptr_eq(a, b) || a.id() == b.id(),
-            (None, None) => true,
-            (Some(_), None) | (None, Some(_)) => false,
-        }
+    match (a.facts.identity.get(), b.facts.identity.get()) {
+        (Some(a), Some(b)) => Arc::ptr_eq(a, b) || a.id() == b.id(),
+        (None, None) => true,
+        (Some(_), None) | (None, Some(_)) => false,
+    }
 }
 
 #[cfg(test)]
@@ -161,6 +171,24 @@ mod tests {
         }
         let order: Vec<_> = std::iter::from_fn(|| next(&mut queue)).collect();
         assert_eq!(order, ["early", "late", "early", "late"]);
+    }
+
+    #[test]
+    fn the_end_of_the_virtual_time_is_not_the_end_of_fairness() {
+        let mut queue = queue(100);
+        let (endless, _receiver) = job("much", 1, 1);
+        queue.push(Job { rows: usize::MAX, ..endless }).unwrap();
+        next(&mut queue).unwrap();
+        let mut receivers = Vec::new();
+        for (identity, count) in [("much", 5), ("little", 2)] {
+            for _ in 0..count {
+                let (job, receiver) = job(identity, 1, 1);
+                queue.push(job).unwrap();
+                receivers.push(receiver);
+            }
+        }
+        let order: Vec<_> = std::iter::from_fn(|| next(&mut queue)).collect();
+        assert_eq!(order[..4], ["much", "little", "much", "little"]);
     }
 
     #[test]

@@ -5,27 +5,23 @@
 //! A panic costs the instance, not the thread: the thread makes itself another one. A run that does not end costs both, and
 //! another thread makes another instance.
 
+mod life;
+
 use super::{
-    BatchQueue, Company, Job, Plan, QUEUE_FULL, QUEUE_SLOW, Verdict,
+    BatchQueue, Job, Plan, QUEUE_FULL, QUEUE_SLOW,
     background::lower_priority,
     order::Order,
-    run,
-    run::Ran,
-    watch::{Finding, Watch, Watched},
+    watch::{Finding, Watch},
 };
 use crate::{backend::Backend, error::Error};
-use smallvec::SmallVec;
+use life::Served;
 use std::{
-    panic::{AssertUnwindSafe, catch_unwind},
     sync::{
         Arc, Condvar, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicUsize, Ordering},
     },
-    time::{Duration, Instant},
+    time::Instant,
 };
-
-/// First and longest pause between two attempts to make an instance after a panic.
-const RETRY: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(30));
 
 /// Runs of one model that may go on after they were given up. Each keeps a thread, an instance and a processor busy; beyond so
 /// many, nothing is made in their place until one of them ends.
@@ -66,7 +62,7 @@ struct State {
     watches: Vec<Arc<Watch>>,
     /// Runs that were given up and go on.
     given_up: usize,
-    /// Instances that are to be made in their place when one of them has ended.
+    /// Instances that are to be made in their place: when one of them has ended, or there is a thread for it.
     owed: usize,
     /// The first instance is being made: jobs may wait for it.
     expects: bool,
@@ -78,18 +74,6 @@ enum Refusal {
     Full,
     Slow,
     NotReady(&'static str),
-}
-
-/// An instance, and what watches it where runs have a limit.
-type Kept = (Box<dyn Backend>, Option<Arc<Watch>>);
-
-/// How a thread has ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Served {
-    /// The pool closed, or no instance could be made before it did.
-    ToTheEnd,
-    /// Its run took so long that another thread has its place.
-    GivenUp,
 }
 
 /// A thread that is counted, until it ends in whatever way.
@@ -182,7 +166,7 @@ impl Pool {
             }
         });
         spawned.map(drop).map_err(|error| {
-            self.shared.lock().threads -= 1;
+            drop(Present(&self.shared));
             Error::internal(format!("no thread for an instance: {error}"))
         })
     }
@@ -192,8 +176,9 @@ impl Pool {
     pub(super) fn tend(&self, now: Instant) {
         let Some(limit) = self.shared.plan.run_limit else { return };
         let (mut ended, mut given_up) = (0, Vec::new());
-        {
+        let owed = {
             let mut state = self.shared.lock();
+            let owed = !state.closed && state.repay();
             for watch in std::mem::take(&mut state.watches) {
                 match watch.look(now, limit) {
                     Finding::Fine => state.watches.push(watch),
@@ -205,7 +190,8 @@ impl Pool {
                     Finding::GivenUp => given_up.push((watch.callers(), state.give_up())),
                 }
             }
-        }
+            owed
+        };
         let model = &self.shared.plan.key;
         if ended > 0 {
             tracing::warn!(%model, ?limit, "a run took longer than `run_limit` and was told to end");
@@ -222,9 +208,20 @@ impl Pool {
                 continue;
             }
             tracing::error!(%model, ?limit, "a run does not end: its instance is given up and replaced");
-            self.shared.plan.metrics.replaced("hang");
-            if let Err(error) = self.spawn(None) {
-                tracing::error!(%model, %error, "instance not replaced");
+            self.replace();
+        }
+        if owed {
+            self.replace();
+        }
+    }
+
+    /// Makes an instance in place of one that was given up. If there is no thread for it, it is tried again at the next look.
+    fn replace(&self) {
+        match self.spawn(None) {
+            Ok(()) => self.shared.plan.metrics.replaced("hang"),
+            Err(error) => {
+                self.shared.lock().owed += 1;
+                tracing::error!(model = %self.shared.plan.key, %error, "instance not replaced yet");
             }
         }
     }
@@ -262,20 +259,9 @@ impl Pool {
             if state.queue.is_slow(job.queued) {
                 return Err((job, Refusal::Slow));
             }
-            let before = state.queue.len();
-            let pushed = state.queue.push(job);
-            // Not simply one more: pushing may drop abandoned jobs.
-            shared.plan.metrics.queue_changed(delta(before, state.queue.len()));
-            if let Err(job) = pushed {
-                return Err((job, Refusal::Full));
-            }
-            let wake = state.asleep > state.woken;
-            state.woken += usize::from(wake);
-            wake
+            shared.push(&mut state, job).map_err(|job| (job, Refusal::Full))?
         };
-        if wake {
-            shared.work.notify_one();
-        }
+        shared.wake(wake);
         Ok(())
     }
 
@@ -283,14 +269,23 @@ impl Pool {
         self.shared.alive.load(Ordering::Acquire) > 0
     }
 
-    pub(super) fn is_closed(&self) -> bool {
-        self.shared.lock().closed
-    }
-
     pub(super) fn close(&self) {
-        self.shared.lock().closed = true;
+        {
+            let mut state = self.shared.lock();
+            state.closed = true;
+            state.queue.close();
+        }
         self.shared.work.notify_all();
         self.shared.ended.notify_all();
+    }
+
+    /// Waits until it is closed, until `deadline` at the latest.
+    pub(super) fn wait_closing(&self, deadline: Instant) {
+        let mut state = self.shared.lock();
+        while !state.closed && Instant::now() < deadline {
+            let left = deadline.saturating_duration_since(Instant::now());
+            (state, _) = self.shared.ended.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner);
+        }
     }
 
     pub(super) fn wait_closed(&self, deadline: Instant) -> bool {
@@ -317,8 +312,15 @@ impl State {
     /// A run is given up. True if another instance may take the place of the one that it keeps.
     fn give_up(&mut self) -> bool {
         self.given_up += 1;
-        let may = self.given_up <= GIVEN_UP;
-        self.owed += usize::from(!may);
+        self.owed += 1;
+        self.repay()
+    }
+
+    /// Whether an instance that is owed may be made now; if so, it is owed no more. Beside so many runs that go on others are
+    /// not made, and one for which there was no thread still may.
+    fn repay(&mut self) -> bool {
+        let may = self.owed > 0 && self.given_up.saturating_sub(self.owed) < GIVEN_UP;
+        self.owed -= usize::from(may);
         may
     }
 }
@@ -332,143 +334,16 @@ impl Shared {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The life of one thread.
-    fn serve(&self, instance: Box<dyn Backend>) -> Served {
-        let mut instance = Some(self.watched(instance));
-        let mut sound = Some(Sound(self));
-        while let Some((backend, watch)) = &mut instance {
-            let Some(jobs) = self.next_batch() else { break };
-            let ran = self.run(&mut **backend, jobs, watch.as_deref());
-            if watch.as_ref().is_some_and(|watch| watch.is_given_up()) {
-                std::mem::forget(sound.take());
-                dispose(instance.map(|(backend, _)| backend));
-                return Served::GivenUp;
-            }
-            if ran == Ran::Panicked {
-                drop(sound.take());
-                self.plan.metrics.replaced("panic");
-                self.forget(instance.take());
-                instance = self.reopen().map(|instance| self.watched(instance));
-                sound = instance.is_some().then(|| Sound(self));
-            }
-        }
-        drop(sound);
-        self.forget(instance);
-        Served::ToTheEnd
-    }
-
-    /// Watches an instance, if runs of the model have a limit.
-    fn watched(&self, instance: Box<dyn Backend>) -> Kept {
-        if self.plan.run_limit.is_none() {
-            return (instance, None);
-        }
-        let watch = Arc::new(Watch::default());
-        self.lock().watches.push(Arc::clone(&watch));
-        (Box::new(Watched::new(instance, Arc::clone(&watch))), Some(watch))
-    }
-
-    /// Drops an instance that is not running.
-    fn forget(&self, instance: Option<Kept>) {
-        let Some((backend, watch)) = instance else { return };
-        if let Some(watch) = watch {
-            self.lock().watches.retain(|other| !Arc::ptr_eq(other, &watch));
-        }
-        dispose(Some(backend));
-    }
-
-    fn run(&self, backend: &mut dyn Backend, mut jobs: Vec<Job>, watch: Option<&Watch>) -> Ran {
-        if let Some(watch) = watch {
-            watch.hold(&mut jobs);
-        }
-        let ran = if backend.is_decoupled() {
-            let mut streams = jobs.drain(..);
-            let mut ran = Ran::Sound(Duration::ZERO);
-            for job in streams.by_ref() {
-                ran = run::stream(backend, job, &self.plan);
-                if ran == Ran::Panicked {
-                    break;
-                }
-            }
-            streams.for_each(|job| job.fail(self.plan.not_ready("failed")));
-            ran
-        } else {
-            run::run(backend, &mut jobs, &self.plan, watch)
-        };
-        let again: SmallVec<[Job; 1]> = jobs.drain(..).filter_map(Job::released).collect();
-        self.lock().queue.recycle(jobs);
-        again.into_iter().for_each(|job| self.again(Job { company: Company::Alone, ..job }));
-        ran
-    }
-
-    /// Has a job that was not done soon wait behind the others.
-    fn again(&self, job: Job) {
-        let mut state = self.lock();
-        let before = state.queue.len();
-        let pushed = state.queue.push(job);
-        self.plan.metrics.queue_changed(delta(before, state.queue.len()));
-        drop(state);
-        if let Err(job) = pushed {
-            job.fail(QUEUE_FULL);
-        }
-    }
-
-    /// A run that was given up is over. True if an instance is to be made that was not made in its place; its thread is counted
-    /// then.
-    fn returned(&self) -> bool {
-        self.plan.metrics.given_up(-1);
-        let mut state = self.lock();
-        state.given_up -= 1;
-        let makes = state.owed > 0 && !state.closed;
-        if makes {
-            state.owed -= 1;
-            state.threads += 1;
-            self.plan.metrics.replaced("hang");
-        }
-        makes
-    }
-
-    /// Waits for a batch; `None` when the pool is closed and empty.
-    fn next_batch(&self) -> Option<Vec<Job>> {
-        let mut state = self.lock();
-        loop {
-            let now = Instant::now();
-            let before = state.queue.len();
-            let mut verdict = state.queue.next(now, 1);
-            if let (Verdict::Wait(Some(due)), true) = (&verdict, state.closed) {
-                // Nobody will join this batch any more.
-                verdict = state.queue.next(*due, 1);
-            }
-            self.plan.metrics.queue_changed(delta(before, state.queue.len()));
-            let due = match verdict {
-                Verdict::Run(jobs) if self.plan.policy.preserve_order => {
-                    // Under the lock, in which they were taken.
-                    return Some(jobs.into_iter().map(|job| job.in_order(|| self.order.place())).collect());
-                }
-                Verdict::Run(jobs) => return Some(jobs),
-                Verdict::Wait(due) => due,
-            };
-            if state.closed && state.queue.is_empty() {
-                return None;
-            }
-            state.asleep += 1;
-            state = match due {
-                Some(due) => {
-                    let left = due.saturating_duration_since(now);
-                    self.work.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0
-                }
-                None => self.work.wait(state).unwrap_or_else(PoisonError::into_inner),
-            };
-            state.asleep -= 1;
-            state.woken = state.woken.saturating_sub(1);
-        }
-    }
-
     /// One sound instance less. With the last one goes everybody who waits for it.
     fn lose(&self) {
         if self.alive.fetch_sub(1, Ordering::AcqRel) > 1 {
             return;
         }
         let mut state = self.lock();
+        // Another one may have come meanwhile, and they wait for that one.
+        if self.alive.load(Ordering::Acquire) > 0 {
+            return;
+        }
         let lost: Vec<_> = state.queue.drain().collect();
         let why = state.lost();
         drop(state);
@@ -476,36 +351,26 @@ impl Shared {
         lost.into_iter().for_each(|job| job.fail(self.plan.not_ready(why)));
     }
 
-    /// Makes another instance, trying until it succeeds or the pool closes. It is counted then.
-    fn reopen(&self) -> Option<Box<dyn Backend>> {
-        let mut pause = RETRY.0;
-        loop {
-            match self.plan.open_again() {
-                Ok(instance) => {
-                    self.alive.fetch_add(1, Ordering::AcqRel);
-                    self.lock().expects = false;
-                    return Some(instance);
-                }
-                Err(error) => tracing::error!(model = %self.plan.key, error, "instance not rebuilt"),
-            }
-            let until = Instant::now() + pause;
-            let mut state = self.lock();
-            while !state.closed && Instant::now() < until {
-                let left = until.saturating_duration_since(Instant::now());
-                state = self.ended.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
-            }
-            if state.closed {
-                return None;
-            }
-            pause = (pause * 2).min(RETRY.1);
+    /// Has a job wait. True if somebody sleeps who is to be [woken](Self::wake) for it, once the lock is no longer held.
+    fn push(&self, state: &mut State, job: Job) -> Result<bool, Job> {
+        let before = state.queue.len();
+        let pushed = state.queue.push(job);
+        // Not simply one more: pushing may drop abandoned jobs.
+        self.plan.metrics.queue_changed(delta(before, state.queue.len()));
+        pushed?;
+        let wake = state.asleep > state.woken;
+        state.woken += usize::from(wake);
+        Ok(wake)
+    }
+
+    fn wake(&self, wake: bool) {
+        if wake {
+            self.work.notify_one();
         }
     }
 }
 
-/// Drops an instance, broken ones too: what panicked once may panic again.
-pub(super) fn dispose(instance: Option<Box<dyn Backend>>) {
-    let _ = catch_unwind(AssertUnwindSafe(|| drop(instance)));
-}
+pub(super) use life::dispose;
 
 /// The change of a queue's length, for its gauge.
 pub(super) fn delta(before: usize, after: usize) -> i64 {

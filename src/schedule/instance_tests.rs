@@ -1,7 +1,11 @@
 //! Threads and their queue, over scripted back ends.
 
 use super::*;
-use crate::schedule::testing::{self, Fault, Script};
+use crate::schedule::{
+    Company,
+    testing::{self, Fault, Script},
+};
+use std::time::Duration;
 
 fn pool(script: &Script) -> Pool {
     let pool = Pool::new(Arc::new(testing::plan_of(script)));

@@ -47,7 +47,7 @@ pub enum Company {
     Any,
     /// A run that it was in had to be ended: it runs alone, and not for long, because it may be the one that does not end.
     Hurried,
-    /// It was not done soon: it runs alone, behind the others, for as long as runs may take.
+    /// It was not done soon: it runs alone, behind all others of all levels, for as long as runs may take.
     Alone,
 }
 
@@ -108,7 +108,8 @@ impl Job {
     }
 
     /// True if rows of both may lie in one batch: the types and inner dimensions of all inputs agree, as far as the
-    /// layout does not make up for them.
+    /// layout does not make up for them. False of a job that runs alone and any other, itself too: whoever forms batches
+    /// takes the first job as it is, and asks this of those that are to join it.
     pub fn is_compatible(&self, other: &Self) -> bool {
         if self.company != Company::Any || other.company != Company::Any {
             return false;

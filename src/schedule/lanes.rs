@@ -4,7 +4,7 @@
 //! after a panic. What a lane does with its instances is `turn`'s business.
 
 use super::{
-    instance::dispose,
+    instance::{Pool, dispose},
     pulse::{Moved, Pulse},
     turn::Turn,
 };
@@ -52,6 +52,46 @@ pub(super) enum Order {
     Install { turn: Arc<Turn>, instance: Box<dyn Backend>, done: Option<oneshot::Sender<()>> },
     /// Let go of what was closed or has moved.
     Sweep,
+}
+
+/// Keeps the threads of a model from ending while a lane has it: what waits there goes to them when the lane lets go of it.
+/// Dropping the last one closes them.
+#[derive(Debug)]
+pub(super) struct Hold(Arc<Pool>);
+
+/// The holds of all lanes on one model.
+#[derive(Debug)]
+pub(super) struct Holds(Mutex<Option<Arc<Hold>>>);
+
+impl Drop for Hold {
+    fn drop(&mut self) {
+        self.0.close();
+    }
+}
+
+// === impl Holds ===
+
+impl Holds {
+    pub(super) fn new(pool: Arc<Pool>) -> Self {
+        Self(Mutex::new(Some(Arc::new(Hold(pool)))))
+    }
+
+    /// One for a lane; none once this is over.
+    pub(super) fn another(&self) -> Option<Arc<Hold>> {
+        self.lock().clone()
+    }
+
+    /// From now on only those count that lanes have.
+    pub(super) fn end(&self) {
+        let own = self.lock().take();
+        // Not under the lock: it may close the threads.
+        drop(own);
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Option<Arc<Hold>>> {
+        // Nothing that can panic runs under it.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 // === impl Lanes ===

@@ -47,8 +47,8 @@ pub(super) struct Outlook<'a> {
 // === impl Outlook ===
 
 impl Outlook<'_> {
-    /// The best course for a batch of `jobs` jobs, the first that are compatible with the very first.
-    pub(super) fn course(&self, jobs: usize) -> Course {
+    /// The best course for a batch of `jobs`.
+    pub(super) fn course<'a>(&self, jobs: impl Iterator<Item = &'a Job>) -> Course {
         let mut best = (Course::Ride, self.served(Course::Ride));
         let mut consider = |course| {
             let served = self.served(course);
@@ -69,12 +69,10 @@ impl Outlook<'_> {
     }
 
     /// The most jobs with which nobody is late who would not be late with fewer; `None` if that is all of them.
-    fn cut(&self, jobs: usize) -> Option<Course> {
-        let first = self.waiting.front()?;
+    fn cut<'a>(&self, jobs: impl Iterator<Item = &'a Job>) -> Option<Course> {
         let mut extent = Extent::default();
         let mut urgent: Option<Instant> = None;
-        let joining = self.waiting.iter().filter(|job| job.is_compatible(first)).take(jobs);
-        for (jobs, job) in joining.enumerate() {
+        for (jobs, job) in jobs.enumerate() {
             let with = extent.plus(job.extent());
             let end = self.end(self.now, with);
             if urgent.is_some_and(|urgent| urgent < end) {
@@ -147,7 +145,8 @@ mod tests {
         let now = Instant::now();
         let (waiting, _receivers): (VecDeque<Job>, Vec<Receiver>) =
             waiting.iter().map(|(rows, patience)| testing::job_at(*rows, 0., now, *patience * MS)).unzip();
-        Outlook { waiting: &waiting, cost: &cost(), room: Extent::of_rows(room), instances: 1, now }.course(jobs)
+        Outlook { waiting: &waiting, cost: &cost(), room: Extent::of_rows(room), instances: 1, now }
+            .course(waiting.iter().take(jobs))
     }
 
     #[test]

@@ -235,7 +235,7 @@ pub struct Scheduler {
     /// Every model has threads: those of a turn model run what lanes must not (see [`turn`]).
     pool: Arc<Pool>,
     turn: Option<Arc<turn::Turn>>,
-    /// What nobody waits for, from the first such job on; `None` if there was no thread for it.
+    /// What nobody waits for, from the first such job on; `None` if there was no thread for it, or the model was closed before.
     background: OnceLock<Option<Pool>>,
 }
 
@@ -313,12 +313,9 @@ impl Scheduler {
                 None
             }
         };
-        if self.pool.is_closed() {
-            return Err(self.plan.not_ready("unloading"));
-        }
         match self.background.get_or_init(start) {
             Some(pool) => pool.submit(job),
-            None => Err(self.plan.not_ready("failed")),
+            None => Err(self.plan.not_ready("closed")),
         }
     }
 
@@ -368,18 +365,26 @@ impl Scheduler {
         self.plan.metrics.statistics()
     }
 
-    /// Takes no more jobs; what is queued still runs.
+    /// Takes no more jobs; what is queued still runs: on threads, what waits on lanes too.
     pub fn close(&self) {
-        if let Some(turn) = &self.turn {
-            turn.close();
+        match &self.turn {
+            Some(turn) => turn.close(),
+            None => self.pool.close(),
         }
-        self.pools().for_each(Pool::close);
+        // None from now on, if nobody had asked for it.
+        if let Some(pool) = self.background.get_or_init(|| None) {
+            pool.close();
+        }
     }
 
-    /// Waits until every inference thread has ended, until `deadline` at the latest. True if so.
+    /// Waits until every inference thread has ended, until `deadline` at the latest. True if so. What waits on a lane that does
+    /// not turn for a second is not waited for.
     ///
     /// Blocks: not for lanes. To be used after [`Scheduler::close`], before the process ends.
     pub fn wait_closed(&self, deadline: Instant) -> bool {
+        if let Some(turn) = &self.turn {
+            turn.wait_left(deadline);
+        }
         self.pools().fold(true, |closed, pool| pool.wait_closed(deadline) && closed)
     }
 }

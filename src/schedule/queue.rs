@@ -9,20 +9,24 @@
 //! rows, and `max_elements` elements of ragged inputs, unless its only job is larger by itself.
 //! Where answers are in order, a batch ends before the first job that is not: nobody is overtaken.
 //! Late and abandoned jobs are dropped here and never run. With `max_delay` zero an idle instance
-//! runs at once what is there; batches then form by themselves under load.
+//! runs at once what is there; batches then form by themselves under load. Where the first job waits for others, those it
+//! cannot run with do not wait behind it: the first of their batches that is complete, or has waited for long enough, runs.
 //!
 //! What a batch will take is known by its size (see [`Cost`] and [`Extent`]). So it is made smaller where that serves
 //! callers sooner and costs nothing ([`size`](super::size)), and where it would make somebody late who need not be
 //! ([`late`](super::late)). As long as nothing is known, or nobody is in danger, all that waits runs together.
 
+mod batch;
+
 use super::{
-    BatchPolicy, Cost, Extent, Job, QUEUE_FULL, QUEUE_TIMEOUT, WhenLate,
+    BatchPolicy, Company, Cost, Extent, Job, QUEUE_FULL, QUEUE_TIMEOUT, WhenLate,
     delay::QueueDelay,
     fair::{self, FairOrder},
     late::{Course, FOREVER, Outlook},
     size::{BatchSize, WORTH},
 };
 use crate::error::{Error, Stage};
+use batch::Batch;
 use smallvec::SmallVec;
 use std::{
     collections::VecDeque,
@@ -43,7 +47,16 @@ pub struct BatchQueue {
     instances: u32,
     /// A buffer that came back through [`BatchQueue::recycle`], so that steady load allocates none.
     spare: Vec<Job>,
+    /// What a batch may take by the bytes of its inputs, where rows do not say it; absent: that is not asked.
+    budget: Option<Duration>,
+    /// Nobody comes any more for whom it would be worth to wait.
+    closing: bool,
+    /// When abandoned jobs were last looked for, to make room.
+    purged: Option<Instant>,
 }
+
+/// How often a full queue is searched for abandoned jobs: whoever is refused costs the others no search of all that waits.
+const PURGE: Duration = Duration::from_millis(5);
 
 /// What to do now.
 #[derive(Debug)]
@@ -52,33 +65,6 @@ pub enum Verdict {
     Run(Vec<Job>),
     /// Nothing to do until then, or until something changes.
     Wait(Option<Instant>),
-}
-
-/// Jobs that may run together: so many that are compatible with the first, all of them among the first `seen`.
-#[derive(Clone, Copy, Debug)]
-struct Batch {
-    jobs: usize,
-    seen: usize,
-    extent: Extent,
-    /// The most that this batch and those like it may be.
-    room: Extent,
-    /// The first of their deadlines.
-    urgent: Instant,
-    /// Until when it may wait for more; absent: it is complete.
-    due: Option<Instant>,
-}
-
-impl Batch {
-    /// None yet, with `first` to come first.
-    fn before(first: &Job, room: Extent) -> Self {
-        Self { jobs: 0, seen: 0, extent: Extent::default(), room, urgent: first.deadline, due: None }
-    }
-
-    fn add(&mut self, job: &Job) {
-        self.jobs += 1;
-        self.extent = self.extent.plus(job.extent());
-        self.urgent = self.urgent.min(job.deadline);
-    }
 }
 
 impl BatchQueue {
@@ -98,7 +84,22 @@ impl BatchQueue {
             size: BatchSize::default(),
             instances: 1,
             spare: Vec::new(),
+            budget: None,
+            closing: false,
+            purged: None,
         }
+    }
+
+    /// The same with batches that end before they are expected to take longer than `budget` by the bytes of their inputs, where
+    /// the cost is known by them. A single job runs in any case.
+    #[must_use]
+    pub(super) fn within(self, budget: Duration) -> Self {
+        Self { budget: Some(budget), ..self }
+    }
+
+    /// Nobody comes any more: from now on no job waits for others to run with.
+    pub(super) fn close(&mut self) {
+        self.closing = true;
     }
 
     /// So many instances take from this queue; one, if nothing is said.
@@ -116,27 +117,49 @@ impl BatchQueue {
         self.waiting.is_empty()
     }
 
-    /// Adds a job, behind all of its level of priority and before all of lower ones.
+    /// Adds a job, behind all of its level of priority and before all of lower ones; behind all there are, if it runs alone for
+    /// as long as runs may take ([`Company::Alone`]).
     ///
     /// # Errors
     ///
     /// Gives the job back when full: the caller turns that into `Overloaded`. Abandoned jobs do not
-    /// count; they are dropped before anyone is refused. And whoever fills the queue does not keep others out of it: the
-    /// last job of all is refused, if the new one is to run before it.
+    /// count, unless they were abandoned within the last few milliseconds; they are dropped before anyone is refused. And
+    /// whoever fills the queue does not keep others out of it: the last job of all is refused, if the new one is to run before
+    /// it.
     pub fn push(&mut self, mut job: Job) -> Result<(), Job> {
-        if self.waiting.len() >= self.policy.max_queue {
-            self.waiting.retain(|job| !job.is_abandoned());
+        if self.is_full() {
+            self.purge(job.queued);
+        }
+        if self.waiting.is_empty() {
+            // However it became so: what was true of the jobs that waited is no longer.
+            self.order.reset();
+            self.delay.reset();
         }
         job.priority = self.policy.priorities.level(job.priority);
         job.turn = self.order.turn(&self.waiting, &job);
-        if self.waiting.len() >= self.policy.max_queue {
-            match self.waiting.pop_back_if(|last| fair::rank(last) > fair::rank(&job)) {
+        if job.company == Company::Alone {
+            fair::delay(&mut job);
+        }
+        if self.is_full() {
+            match self.waiting.pop_back_if(|last| last.is_abandoned() || fair::rank(last) > fair::rank(&job)) {
                 Some(last) => last.fail(QUEUE_FULL),
                 None => return Err(job),
             }
         }
         fair::insert(&mut self.waiting, job);
         Ok(())
+    }
+
+    fn is_full(&self) -> bool {
+        self.waiting.len() >= self.policy.max_queue
+    }
+
+    /// Drops abandoned jobs, if that was not done just now.
+    fn purge(&mut self, now: Instant) {
+        if self.purged.is_none_or(|last| now.saturating_duration_since(last) >= PURGE) {
+            self.purged = Some(now);
+            self.waiting.retain(|job| !job.is_abandoned());
+        }
     }
 
     /// Whether jobs wait for so long that one which comes at `now` is to be refused.
@@ -149,10 +172,13 @@ impl BatchQueue {
         self.drop_hopeless(now);
         let mut may_drop = true;
         loop {
-            let Some(batch) = self.waiting().filter(|_| idle > 0) else { return Verdict::Wait(None) };
-            if let Some(due) = batch.due.filter(|due| now < *due) {
-                return Verdict::Wait(Some(due));
+            if idle == 0 || self.waiting.is_empty() {
+                return Verdict::Wait(None);
             }
+            let batch = match self.ready(now) {
+                Ok(batch) => batch,
+                Err(due) => return Verdict::Wait(Some(due)),
+            };
             let (batch, cost) = match self.cost.at_most(batch.extent.size) {
                 Some(cost) if cost >= WORTH => {
                     let batch = self.enough(batch);
@@ -161,14 +187,14 @@ impl BatchQueue {
                 cost => (batch, cost),
             };
             match self.course(&batch, cost, now) {
-                Course::Ride => return Verdict::Run(self.take(batch.jobs, batch.seen, now)),
+                Course::Ride => return Verdict::Run(self.take(&batch, now)),
                 Course::Cut { jobs, .. } => {
-                    let batch = self.first(batch.seen, |next| next.jobs <= jobs);
-                    return Verdict::Run(self.take(batch.jobs, batch.seen, now));
+                    let batch = self.first(&batch, |next| next.jobs <= jobs);
+                    return Verdict::Run(self.take(&batch, now));
                 }
                 // Somebody else is left: dropping is chosen only where it serves more of them.
                 Course::Drop if may_drop => self.drop_late(batch.room, now),
-                Course::Drop => return Verdict::Run(self.take(batch.jobs, batch.seen, now)),
+                Course::Drop => return Verdict::Run(self.take(&batch, now)),
             }
             may_drop = false;
         }
@@ -187,91 +213,11 @@ impl BatchQueue {
         self.waiting.drain(..)
     }
 
-    /// The batch that the first job and those that may join it make now; `None` if nobody waits.
-    fn waiting(&self) -> Option<Batch> {
-        let first = self.waiting.front()?;
-        if !self.policy.enabled {
-            let alone = Batch::before(first, Extent::default());
-            return Some(Batch { jobs: 1, seen: 1, extent: first.extent(), ..alone });
-        }
-        let (mut preferred, room) = (None, self.policy.room());
-        let mut batch = Batch::before(first, room);
-        for job in &self.waiting {
-            if batch.jobs == 0 || job.is_compatible(first) {
-                // A later, smaller job might still fit; it must not overtake this one.
-                if batch.jobs > 0 && batch.extent.plus(job.extent()).exceeds(room) {
-                    batch.due = None;
-                    return Some(preferred.unwrap_or(batch));
-                }
-                batch.add(job);
-                let patience = self.patience(job);
-                batch.due = Some(batch.due.map_or(patience, |due: Instant| due.min(patience)));
-            } else if self.policy.preserve_order {
-                // Whoever joined from behind it would overtake it.
-                batch.due = None;
-                break;
-            }
-            batch.seen += 1;
-            let rows = batch.extent.rows;
-            if self.policy.preferred.contains(rows) {
-                preferred = Some(Batch { due: None, room: self.policy.room_of(rows), ..batch });
-            }
-            if batch.extent.fills(room) {
-                batch.due = None;
-                break;
-            }
-        }
-        // Nor may waiting make anybody late who would be in time now.
-        if let (Some(due), false) = (&mut batch.due, self.policy.max_delay.is_zero())
-            && let Some(cost) = self.cost.at_most(batch.extent.size)
-        {
-            *due = batch.urgent.checked_sub(cost).map_or(*due, |latest| latest.min(*due));
-        }
-        Some(preferred.unwrap_or(batch))
-    }
-
-    /// As much of a batch as serves its callers soonest, where rows gain nothing by being many.
-    fn enough(&mut self, batch: Batch) -> Batch {
-        if batch.jobs < 2 || !self.policy.even || !self.policy.preferred.is_empty() {
-            return batch;
-        }
-        let overload = self.waiting.len() > batch.jobs;
-        let Some(limit) = self.size.limit(&self.cost, self.policy.max_rows, overload) else { return batch };
-        let room = self.policy.room_of(limit);
-        let part = Batch { room, ..self.first(batch.seen, |next| !next.extent.exceeds(room)) };
-        let [Some(whole), Some(now), Some(then)] =
-            [batch.extent, part.extent, batch.extent.minus(part.extent)].map(|part| self.cost.estimate(part.size))
-        else {
-            return batch;
-        };
-        // The sum of the times at which its callers are served, if the rest is the next batch.
-        let jobs = |jobs: usize| u32::try_from(jobs).unwrap_or(u32::MAX);
-        let apart = now.saturating_mul(jobs(batch.jobs)) + then.saturating_mul(jobs(batch.jobs - part.jobs));
-        if apart < whole.saturating_mul(jobs(batch.jobs)) { part } else { batch }
-    }
-
-    /// The first jobs of the batch that is among the first `seen`, as long as it `fits`; one at least.
-    fn first(&self, seen: usize, fits: impl Fn(&Batch) -> bool) -> Batch {
-        let mut batch = Batch::before(&self.waiting[0], self.policy.room());
-        for (seen, job) in self.waiting.iter().take(seen).enumerate() {
-            if !job.is_compatible(&self.waiting[0]) {
-                continue;
-            }
-            let mut with = batch;
-            with.add(job);
-            if batch.jobs > 0 && !fits(&with) {
-                break;
-            }
-            batch = Batch { seen: seen + 1, ..with };
-        }
-        batch
-    }
-
     /// What to do about those whom `batch`, which takes `cost` at most, would make late.
     fn course(&self, batch: &Batch, cost: Option<Duration>, now: Instant) -> Course {
         match cost {
             Some(cost) if now + cost.min(FOREVER) > batch.urgent && self.waiting.len() > 1 => {
-                self.outlook(batch.room, now).course(batch.jobs)
+                self.outlook(batch.room, now).course(self.members(batch).map(|(_, job)| job))
             }
             _ => Course::Ride,
         }
@@ -297,17 +243,6 @@ impl BatchQueue {
                 self.waiting.push_back(job);
             }
         }
-    }
-
-    /// Until when this job may be kept waiting for others: `max_delay`, and never more than half of
-    /// the time it has, so that waiting for a batch cannot make it late.
-    fn patience(&self, job: &Job) -> Instant {
-        if self.policy.max_delay.is_zero() {
-            return job.queued;
-        }
-        let time = job.deadline.saturating_duration_since(job.queued);
-        let time = self.policy.timeout.map_or(time, |timeout| timeout.min(time));
-        job.queued + self.policy.max_delay.min(time / 2)
     }
 
     /// Drops late and abandoned jobs. The late ones are told: a stream that merely ended would look complete. So are those
@@ -338,20 +273,21 @@ impl BatchQueue {
         delayed.into_iter().for_each(|job| fair::insert(&mut self.waiting, job));
     }
 
-    /// Takes the first `jobs` jobs that are compatible with the very first, all within the first `seen`.
-    fn take(&mut self, jobs: usize, seen: usize, now: Instant) -> Vec<Job> {
-        if let Some(first) = self.waiting.front() {
+    /// Takes the jobs of a batch.
+    fn take(&mut self, batch: &Batch, now: Instant) -> Vec<Job> {
+        let Batch { lead, jobs, seen, .. } = *batch;
+        if let Some(first) = self.waiting.get(lead) {
             self.order.took(first.turn);
             self.delay.took(first.queued, now, self.waiting.len() == jobs);
         }
         let mut batch = std::mem::take(&mut self.spare);
-        if jobs == seen {
-            batch.extend(self.waiting.drain(..jobs));
+        if jobs == seen - lead {
+            batch.extend(self.waiting.drain(lead..seen));
             return batch;
         }
         let mut others = VecDeque::with_capacity(self.waiting.len() - jobs);
-        for job in self.waiting.drain(..) {
-            let joins = batch.len() < jobs && batch.first().is_none_or(|first| job.is_compatible(first));
+        for (at, job) in self.waiting.drain(..).enumerate() {
+            let joins = batch.len() < jobs && at >= lead && batch.first().is_none_or(|first| job.is_compatible(first));
             if joins {
                 batch.push(job);
             } else {

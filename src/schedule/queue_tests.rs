@@ -184,6 +184,42 @@ fn a_full_queue_gives_the_job_back() {
 }
 
 #[test]
+fn a_full_queue_is_searched_for_the_abandoned_now_and_then_and_not_for_each_that_it_refuses() {
+    let now = Instant::now();
+    let mut queue = BatchQueue::new(BatchPolicy { max_queue: 3, ..policy() });
+    let mut receivers = fill(&mut queue, now, &[1, 2, 3]);
+    let mut offer = |at: Instant| {
+        let (job, receiver) = testing::job_at(1, 0.0, at, Duration::from_secs(1));
+        queue.push(job).is_ok().then_some(receiver)
+    };
+    assert!(offer(now).is_none());
+    receivers.remove(0);
+    assert!(offer(now + PURGE - MS).is_none());
+    let fourth = offer(now + PURGE).unwrap();
+    // The very last costs no search.
+    let fifth = offer(now + 2 * PURGE);
+    assert!(fifth.is_none());
+    drop(fourth);
+    assert!(offer(now + 2 * PURGE).is_some());
+}
+
+#[test]
+fn a_queue_that_became_empty_by_itself_is_not_slow() {
+    let now = Instant::now();
+    let mut queue = BatchQueue::new(BatchPolicy { enabled: false, queue_delay: Some(10 * MS), ..policy() });
+    let receivers = fill(&mut queue, now, &[1, 1, 1]);
+    for at in [20, 200] {
+        assert!(rows(queue.next(now + at * MS, 1)).is_some());
+    }
+    let later = now + 201 * MS;
+    assert!(queue.is_slow(later));
+    drop(receivers);
+    assert!(matches!(queue.next(later, 1), Verdict::Wait(None)));
+    let _receivers = fill(&mut queue, later, &[1]);
+    assert!(!queue.is_slow(later));
+}
+
+#[test]
 fn a_batch_leaves_with_the_largest_preferred_size_that_it_reaches() {
     let now = Instant::now();
     // (preferred, rows that wait, whether the delay is over, batches that come out)

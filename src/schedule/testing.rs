@@ -3,7 +3,7 @@
 //! Its model takes `x` and yields `y`, both FP32 `[-1, 4]`, with `y = 2x`.
 
 pub(crate) use super::Answer;
-use super::{BatchPolicy, Company, Job, Plan, ReplyTo};
+use super::{BatchPolicy, Company, Job, Plan, ReplyTo, Scheduler};
 use crate::{
     backend::Backend,
     call::{Chunk, InferResponse, ModelKey},
@@ -203,6 +203,13 @@ pub(crate) fn plan_of(script: &Script) -> Plan {
         another: Arc::new(move || Ok(backend(&beside))),
         background: false,
     }
+}
+
+/// Waits on a thread until the threads of a scheduler have ended: the lane that asks has its turns meanwhile.
+pub(crate) async fn closed(scheduler: Arc<Scheduler>, patience: Duration) -> bool {
+    let (done, ended) = oneshot::channel();
+    std::thread::spawn(move || done.send(scheduler.wait_closed(Instant::now() + patience)));
+    ended.await.unwrap()
 }
 
 pub(crate) fn tensor(rows: usize, width: usize, mark: f32) -> Tensor {

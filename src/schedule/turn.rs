@@ -17,7 +17,7 @@ use super::{
     BatchPolicy, BatchQueue, Company, Job, Plan, QUEUE_FULL, QUEUE_SLOW, TurnSettings, Verdict,
     extent::least_row,
     instance::{Pool, delta},
-    lanes::{Order, reap, rebuild},
+    lanes::{Hold, Holds, Order, reap, rebuild},
     pulse::{Moved, Pulse},
     run::{self, Ran},
 };
@@ -48,9 +48,9 @@ const GROSS: u32 = 50;
 /// work goes with the square of a length takes 16 times as long for four times the bytes.
 const BEYOND: usize = 4;
 
-/// What one pass over all models may take before sockets are looked at again; the default of
-/// `runtime.turn.budget`, as each single batch is held to its own.
-const BUDGET_OF_PASS: Duration = Duration::from_micros(200);
+/// How long whoever waits for the end of a model's threads waits for lanes to let go of it: they do so between two turns, and
+/// one that has not turned for as long is stuck.
+const LEAVE: Duration = Duration::from_secs(1);
 
 thread_local! {
     static LANE: RefCell<Option<Lane>> = const { RefCell::new(None) };
@@ -83,6 +83,7 @@ pub(super) struct Turn {
     alive: AtomicUsize,
     moved: AtomicBool,
     closed: AtomicBool,
+    holds: Holds,
 }
 
 /// What belongs to this thread.
@@ -104,6 +105,7 @@ struct Entry {
     /// Absent while it is being rebuilt, and during a run.
     instance: Option<Box<dyn Backend>>,
     overruns: u32,
+    _hold: Option<Arc<Hold>>,
 }
 
 /// What is left to do after a pass.
@@ -169,10 +171,14 @@ impl Turn {
             alive: AtomicUsize::new(0),
             moved: AtomicBool::new(false),
             closed: AtomicBool::new(false),
+            holds: Holds::new(Arc::clone(pool)),
         })
     }
 
     pub(super) fn submit(&self, job: Job) -> Result<(), Error> {
+        if self.closed.load(Ordering::Acquire) {
+            return Err(self.plan.not_ready("unloading"));
+        }
         let too_large = self.policy.enabled && job.extent().exceeds(self.policy.room());
         if too_large || self.has_moved() || !self.is_short(&job) {
             return self.pool.submit(job);
@@ -214,9 +220,19 @@ impl Turn {
         self.alive.load(Ordering::Acquire) > 0
     }
 
+    /// Takes no more jobs. Once all lanes have handed over what waits there, the model's threads take no more either.
     pub(super) fn close(&self) {
         if !self.closed.swap(true, Ordering::AcqRel) {
             self.lanes.sweep();
+        }
+        self.holds.end();
+    }
+
+    /// Waits until lanes have let go of a model that is closed, until `deadline` at the latest, and not for one that is stuck.
+    pub(super) fn wait_left(&self, deadline: Instant) {
+        if self.closed.load(Ordering::Acquire) {
+            self.pool.wait_closing(deadline.min(Instant::now() + LEAVE));
+            self.pool.close();
         }
     }
 
@@ -284,8 +300,9 @@ impl Lane {
                 }
             }
             Err(index) => {
-                let queue = BatchQueue::with_cost(turn.policy, Arc::clone(&turn.plan.cost));
-                self.entries.insert(index, Entry { turn, queue, instance: Some(instance), overruns: 0 });
+                let queue = BatchQueue::with_cost(turn.policy, Arc::clone(&turn.plan.cost)).within(turn.budget);
+                let _hold = turn.holds.another();
+                self.entries.insert(index, Entry { turn, queue, instance: Some(instance), overruns: 0, _hold });
             }
         }
     }
@@ -390,8 +407,8 @@ impl TurnTask {
     }
 }
 
-/// Runs what is queued, model after model, one batch each, until all have had their turn or the
-/// budget is spent.
+/// Runs what is queued, model after model, one batch each, until all have had their turn or together have spent what each of
+/// their batches may (`runtime.turn.budget`).
 fn pass(pulse: &Pulse) -> Left {
     let mut left = Left::default();
     let started = Instant::now();
@@ -403,6 +420,7 @@ fn pass(pulse: &Pulse) -> Left {
         let Some((turn, mut instance, mut jobs)) = take(index, &mut left) else { continue };
         let before = Instant::now();
         let stop = instance.interruptible();
+        let budget = turn.budget;
         let running = pulse.begin(turn.id, turn.limit, stop);
         let ran = run::batch(&mut *instance, &mut jobs, &turn.plan, &|| running.was_ended());
         let was_ended = running.was_ended();
@@ -413,7 +431,7 @@ fn pass(pulse: &Pulse) -> Left {
             jobs.drain(..).for_each(|job| turn.pool.take_over(Job { company, ..job }));
         }
         put_back(index, turn, instance, jobs, ran, &mut left);
-        if before.duration_since(started) + before.elapsed() >= BUDGET_OF_PASS && step + 1 < count {
+        if before.duration_since(started) + before.elapsed() >= budget && step + 1 < count {
             LANE.with_borrow_mut(|lane| lane.as_mut().map(|lane| lane.cursor = index + 1));
             left.more = true;
             break;

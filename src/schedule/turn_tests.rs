@@ -181,11 +181,87 @@ fn a_dropped_scheduler_leaves_its_lanes() {
         scheduler.submit(job).unwrap();
         drop(scheduler);
         // What was accepted is still answered, by the lane or by the thread.
-        let answer = receiver.await.unwrap();
-        assert!(answer.is_ok() || matches!(answer, Err(Error::ModelNotReady { .. })), "{answer:?}");
+        receiver.await.unwrap().unwrap();
         while LANE.with_borrow(|lane| !lane.as_ref().unwrap().entries.is_empty()) {
             tokio::task::yield_now().await;
         }
+    });
+}
+
+#[test]
+fn a_closed_scheduler_runs_what_waits_on_a_lane_and_takes_no_more() {
+    on_a_lane(|lanes| async move {
+        // For company they would wait for longer than the test.
+        let policy = BatchPolicy { max_delay: Duration::from_secs(600), ..testing::plan().policy };
+        let (scheduler, _lane, spare) = fakes(&lanes, policy).await;
+        let (job, receiver) = testing::job_at(1, 1.0, Instant::now(), Duration::from_secs(3600));
+        scheduler.submit(job).unwrap();
+        tokio::task::yield_now().await;
+        scheduler.close();
+        assert!(matches!(call(&scheduler, 1).await, Err(Error::ModelNotReady { state: "unloading", .. })));
+        receiver.await.unwrap().unwrap();
+        assert_eq!(spare.batches(), [1]);
+        assert!(testing::closed(scheduler, BUDGET).await);
+    });
+}
+
+#[test]
+fn a_lane_that_does_not_turn_keeps_nobody_from_waiting_for_the_threads() {
+    on_a_lane(|lanes| async move {
+        let scheduler = scheduler(&Script::default(), &lanes, BUDGET).await;
+        scheduler.close();
+        // On the lane itself, which has no turn meanwhile.
+        assert!(scheduler.wait_closed(Instant::now() + BUDGET));
+    });
+}
+
+#[test]
+fn a_pass_ends_by_the_budget_that_is_set() {
+    on_a_lane(|lanes| async move {
+        for (budget, together) in [(BUDGET, true), (Duration::from_micros(1), false)] {
+            let scripts = [Script::default(), Script::default()];
+            scripts[0].take(Duration::from_millis(1));
+            let schedulers =
+                [scheduler(&scripts[0], &lanes, budget).await, scheduler(&scripts[1], &lanes, budget).await];
+            let ((first, heard), (second, _heard)) = (testing::job(1, 1.0), testing::job(1, 1.0));
+            let after = scripts[1].clone();
+            let connection = tokio::spawn(async move {
+                heard.await.unwrap().unwrap();
+                after.batches().len()
+            });
+            // It waits before the lane has its turn.
+            tokio::task::yield_now().await;
+            schedulers[0].submit(first).unwrap();
+            schedulers[1].submit(second).unwrap();
+            assert_eq!(connection.await.unwrap(), usize::from(together), "{budget:?}");
+        }
+    });
+}
+
+#[test]
+fn a_batch_of_long_rows_is_held_to_the_budget() {
+    on_a_lane(|lanes| async move {
+        let (lane, spare) = (Fake::new(), Fake::new());
+        let control = lane.control();
+        let plan = Plan { policy: BatchPolicy { even: false, ..testing::plan().policy }, ..testing::plan() };
+        plan.cost.seed(1, Duration::from_secs(1));
+        let settings = TurnSettings { budget: BUDGET, limit: LIMIT, ..TurnSettings::default() };
+        let lane: Vec<Box<dyn Backend>> = vec![Box::new(lane)];
+        let room = Extent::of_rows(64);
+        let scheduler = Scheduler::on_lanes(plan, &lanes, room, &settings, lane, Box::new(spare)).await.unwrap();
+        // What is known is that 16 bytes take a second.
+        let receivers: Vec<_> = (0..6)
+            .map(|_| {
+                let (mut job, receiver) = testing::job(1, 1.0);
+                job.inputs = [testing::tensor(1, 76, 1.0)].into();
+                scheduler.submit(job).unwrap();
+                receiver
+            })
+            .collect();
+        for receiver in receivers {
+            receiver.await.unwrap().unwrap();
+        }
+        assert_eq!(control.batches()[0], 3, "19 seconds each, within a minute");
     });
 }
 
