@@ -431,9 +431,9 @@ impl Loader {
     }
 
     /// Holds an ensemble against its models as they are served now.
-    pub(super) fn assemble(&self, found: &Found, Opened { steps, took }: Opened) -> Result<Model, String> {
+    pub(super) fn assemble(&self, found: &Found, Opened { steps, labels, took }: Opened) -> Result<Model, String> {
         let settings = found.settings.ensemble.as_ref().ok_or("is no ensemble")?;
-        let look = |wanted: &ModelRef| match self.repository.contains(wanted, &found.name, 0) {
+        let look = |wanted: &ModelRef| match self.repository.contains(wanted, &found.name) {
             true => Err(ensemble::part_of_itself(&found.name)),
             false => self.repository.served(wanted),
         };
@@ -441,7 +441,7 @@ impl Loader {
         if let Some(declared) = &found.settings.declared {
             declared::check(declared, &graph.signature)?;
         }
-        let labels = labels::read(&found.settings, &found.folder, &graph.signature)?;
+        let labels = labels::of(&found.settings, &labels, &graph.signature)?;
         let key = Arc::new(key(found));
         self.metrics.model_loaded(&key, took, None);
         let batches = graph.batches && found.settings.batching.enabled != Some(false);
