@@ -42,7 +42,7 @@ pub struct Loader {
     pub(super) settings: Arc<Settings>,
     opener: Arc<dyn Open>,
     pub(super) repository: Arc<Repository>,
-    metrics: Arc<Metrics>,
+    pub(super) metrics: Arc<Metrics>,
     lanes: Option<Lanes>,
     pub(super) waiting: Waiting,
 }
@@ -226,14 +226,6 @@ impl Loader {
     /// how they run.
     pub(super) async fn renew(&self, name: &Arc<str>, kept: HashMap<Arc<str>, Arc<ModelSettings>>) -> Loaded {
         self.carry_out(Wanted::Renewed { name: Arc::clone(name), kept }, None).await
-    }
-
-    /// Forgets a version that is nowhere any more.
-    pub(super) fn forget(&self, name: &Arc<str>, version: &Arc<str>) {
-        let key = ModelKey { name: Arc::clone(name), version: Arc::clone(version) };
-        self.waiting.forget(&key);
-        self.repository.remove(name, version);
-        self.metrics.model_gone(&key);
     }
 
     /// What the models folders look like now.
