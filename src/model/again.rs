@@ -4,7 +4,8 @@
 //! out of service meanwhile stays out.
 
 use super::{
-    Loaded, Loader, State, control, ensemble::DEPTH, loader::for_callers, scan::Found, wanted::Wanted, workshop::Opened,
+    Loaded, Loader, Model, State, control, ensemble::DEPTH, loader::for_callers, scan::Found, wanted::Wanted,
+    workshop::Opened,
 };
 use crate::call::ModelKey;
 use std::{
@@ -87,7 +88,7 @@ impl Loader {
                 }
             },
             Some(State::Ready(before)) => match self.assemble(found, opened.clone()) {
-                Ok(model) if model.signature != before.signature || model.batches() != before.batches() => {
+                Ok(model) if is_another(&before, &model) => {
                     self.finish(found.clone(), Ok(model), &mut None, &mut Loaded::default());
                     true
                 }
@@ -131,6 +132,15 @@ impl Loader {
             }
         }
     }
+}
+
+/// Whether an ensemble that was put together anew is another one: for its callers, or for the models that it runs. What it
+/// takes and yields may be the same where what goes from step to step is not: it would go on refusing models that fit.
+fn is_another(before: &Model, now: &Model) -> bool {
+    let steps = |model: &Model| model.ensemble.clone();
+    now.signature != before.signature
+        || now.batches() != before.batches()
+        || steps(before).zip(steps(now)).is_some_and(|(before, now)| !now.expects_the_same(&before))
 }
 
 #[cfg(test)]

@@ -3,7 +3,9 @@
 use super::*;
 use crate::model::Repository;
 use crate::{
+    backend::{Backend, Open, OpenError, SessionSettings},
     call::{LoadRequest, ModelRef, VersionState},
+    error::Error,
     model::{
         Model, ModelSettings, Reader, Settings,
         budget::Budget,
@@ -12,8 +14,9 @@ use crate::{
         testing::{Opener, directory},
     },
     telemetry::metrics::Metrics,
+    tensor::{DataType, Shape, Signature, Tensor, TensorSpec, Tensors},
 };
-use std::time::Duration;
+use std::{path::Path, time::Duration};
 
 struct World {
     control: Control,
@@ -25,16 +28,57 @@ fn reference(name: &str) -> ModelRef {
     ModelRef { name: name.into(), version: None }
 }
 
-/// A `model.yaml` names the model that is the ensemble's one step. `memory` is for models together.
+/// A model of so many numbers in a row of `x`, and of `y`, all zero: its file is `TAKES>YIELDS`.
+struct Wide(Arc<Signature>);
+
+impl Backend for Wide {
+    fn signature(&self) -> &Arc<Signature> {
+        &self.0
+    }
+
+    fn run(&mut self, inputs: &[Tensor]) -> Result<Tensors, Error> {
+        let (rows, width) = (inputs[0].shape().dims()[0], self.0.outputs[0].dims[1].unwrap());
+        let zeros = Tensor::of(DataType::Fp32, Shape::new([rows, width]), vec![0_f32; rows * width]);
+        Ok([zeros.unwrap()].into_iter().collect())
+    }
+}
+
+/// Opens those, and what [`Opener`] does.
+#[derive(Debug, Default)]
+struct Wides(Opener);
+
+impl Open for Wides {
+    fn open(&self, path: &Path, settings: &SessionSettings) -> Result<Box<dyn Backend>, OpenError> {
+        let text = std::fs::read_to_string(path).unwrap();
+        let Some((takes, yields)) = text.split_once('>') else { return self.0.open(path, settings) };
+        let spec = |name: &str, width: &str| TensorSpec {
+            name: name.into(),
+            dtype: Some(DataType::Fp32),
+            dims: vec![None, width.parse().ok()],
+        };
+        Ok(Box::new(Wide(Arc::new(Signature { inputs: vec![spec("x", takes)], outputs: vec![spec("y", yields)] }))))
+    }
+}
+
+/// A `model.yaml` names the models that are the ensemble's steps, one after the other. `memory` is for models together.
 fn world(files: &[(&str, &str)], memory: Option<u64>) -> World {
     let directory = directory(files);
     let reader = Reader::new(|source, defaults| {
         let Ok(file) = std::fs::read_to_string(source.folder.join("model.yaml")) else { return Ok(defaults.clone()) };
-        let named = |name: &str, tensor: &str| vec![(name.into(), tensor.into())];
-        let what = ensemble::What::Model(reference(&file));
         // The steps of an ensemble have its names, those of a model the model's.
         let [takes, yields] = if file.starts_with("outer") { ["in", "out"] } else { ["x", "y"] };
-        let steps = vec![ensemble::Step { what, inputs: named(takes, "in"), outputs: named(yields, "out") }];
+        let last = file.split('>').count() - 1;
+        let step = |(at, name): (usize, &str)| {
+            let tensor = |at: usize| match at {
+                0 => "in".into(),
+                at if at > last => "out".into(),
+                at => format!("t{at}").into(),
+            };
+            let what = ensemble::What::Model(reference(name));
+            let (inputs, outputs) = (vec![(takes.into(), tensor(at))], vec![(yields.into(), tensor(at + 1))]);
+            ensemble::Step { what, inputs, outputs }
+        };
+        let steps = file.split('>').enumerate().map(step).collect();
         let graph = ensemble::Settings { steps, in_flight: 1, inputs: None, outputs: None };
         Ok(ModelSettings { ensemble: Some(Arc::new(graph)), ..defaults.clone() })
     });
@@ -45,7 +89,7 @@ fn world(files: &[(&str, &str)], memory: Option<u64>) -> World {
         ..Settings::default()
     };
     let repository: Arc<Repository> = Arc::default();
-    let opener = Arc::new(Opener::default());
+    let opener = Arc::new(Wides::default());
     let loader = Arc::new(Loader::new(settings, opener, Arc::clone(&repository), Arc::new(Metrics::new()), None));
     let (control, orders) = Control::new();
     tokio::spawn(orders.obey(Arc::clone(&loader), repository));
@@ -54,7 +98,7 @@ fn world(files: &[(&str, &str)], memory: Option<u64>) -> World {
 }
 
 impl World {
-    async fn load(&self, model: &str) -> Result<(), crate::error::Error> {
+    async fn load(&self, model: &str) -> Result<(), Error> {
         self.control.load(LoadRequest { model: reference(model), config: None, files: Vec::new() }).await
     }
 
@@ -121,6 +165,39 @@ async fn an_ensemble_whose_model_takes_something_else_now_takes_that_too() {
     world.load("m").await.unwrap();
     assert!(!world.model("a").unwrap().batches());
     assert!(!Arc::ptr_eq(&before, &world.model("a").unwrap()));
+}
+
+#[tokio::test]
+async fn an_ensemble_two_of_whose_models_change_one_after_the_other_runs_both_of_them() {
+    let files = [("a/model.yaml", "m>n"), ("m/1/model.onnx", "4>64"), ("n/1/model.onnx", "64>2")];
+    let world = world(&files, None);
+    world.loader.load().await;
+    assert_eq!(world.state("a"), VersionState::Ready);
+    let before = world.model("a").unwrap();
+    world.write("m/1/model.onnx", "4>128");
+    world.load("m").await.unwrap();
+    assert_eq!(world.state("a"), VersionState::Failed, "the second does not take what the first yields");
+    world.write("n/1/model.onnx", "128>2");
+    world.load("n").await.unwrap();
+    assert_eq!(world.state("a"), VersionState::Ready);
+    let now = world.model("a").unwrap();
+    assert_eq!(now.signature, before.signature, "and callers see nothing of it");
+    assert!(!Arc::ptr_eq(&before, &now));
+}
+
+#[tokio::test]
+async fn an_ensemble_that_is_put_together_again_reads_no_file() {
+    let files = [("a/model.yaml", "m"), ("a/labels.txt", "cat\n"), ("m/1/model.onnx", "4>2")];
+    let world = world(&files, None);
+    world.loader.load().await;
+    world.write("a/labels.txt", "dog\n");
+    world.write("m/1/model.onnx", "4>3");
+    world.load("m").await.unwrap();
+    let now = world.model("a").unwrap();
+    assert_eq!(now.signature.outputs[0].dims, [None, Some(3)]);
+    assert_eq!(now.labels[0].as_deref(), Some(&["cat".into()][..]), "as it was loaded");
+    world.load("a").await.unwrap();
+    assert_eq!(world.model("a").unwrap().labels[0].as_deref(), Some(&["dog".into()][..]));
 }
 
 #[tokio::test]

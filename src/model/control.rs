@@ -5,7 +5,7 @@
 //! order: whoever loads a large model wants to see how far it is. What a load is made of is the loader's; who may order one
 //! was decided above.
 
-use super::{Loader, Repository, State};
+use super::{Loader, Repository, State, forget::known, scan};
 use crate::{
     call::{LoadRequest, ModelRef, VersionState},
     error::{Error, Limit},
@@ -172,10 +172,17 @@ async fn load(
     let name = Arc::clone(&request.model.name);
     let version = request.model.version.clone();
     let _turn = take(busy, repository, &name)?;
+    let has_folder = request.files.is_empty() && scan::check_name(&name).is_ok();
+    let before = known(repository, &name);
     let loaded = loader.load_one(request).await;
     if let Some((what, reason)) = loaded.failed.first() {
-        let wanted = ModelRef { name: Arc::clone(&name), version: None };
-        let has_several = repository.versions(&wanted).is_ok_and(|report| report.versions.len() > 1);
+        let after = known(repository, &name);
+        let has_several = after.len() > 1;
+        if !has_folder {
+            // What its caller thought of: no folder was looked at.
+            repository.refuse(Some(&name), Vec::new());
+            loader.forget_brought(&name, after.iter().filter(|version| !before.contains(version)));
+        }
         let which = what.strip_prefix(&*name).and_then(|rest| rest.strip_prefix('/')).filter(|_| has_several);
         let which = which.map_or(String::new(), |which| format!("version {which}: "));
         return Err(Error::invalid(format!("model `{name}` cannot be loaded: {which}{reason}")));
@@ -247,7 +254,7 @@ fn unload(loader: &Arc<Loader>, repository: &Arc<Repository>, busy: &Arc<Busy>, 
 }
 
 /// Takes a version out of service now; its instances go when its last call is answered. `gone` if it is not even on disk:
-/// then it is forgotten.
+/// then it is forgotten, and so is one whose files a call brought.
 pub(super) fn retire(
     loader: &Arc<Loader>,
     repository: &Arc<Repository>,
@@ -257,6 +264,7 @@ pub(super) fn retire(
 ) {
     let Some(model) = repository.retire(name, version) else { return };
     loader.says(name, version, "unloading");
+    let is_brought = model.files.is_some();
     let (loader, repository) = (Arc::clone(loader), Arc::clone(repository));
     let (name, version) = (Arc::clone(name), Arc::clone(version));
     // Calls hold the model until they are answered, and each has a deadline.
@@ -268,6 +276,7 @@ pub(super) fn retire(
         if repository.retired(&name, &version) {
             tracing::info!(model = %name, %version, "model unloaded");
             match gone {
+                _ if is_brought => loader.forget_brought(&name, [&version]),
                 true => loader.forget(&name, &version),
                 false => loader.says(&name, &version, "unloaded"),
             }

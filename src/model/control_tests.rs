@@ -194,6 +194,36 @@ async fn a_model_whose_files_a_call_brought_is_not_unknown() {
 }
 
 #[tokio::test]
+async fn of_models_that_only_calls_know_nothing_stays() {
+    let world = world(&[]);
+    let refused: [(&str, Option<&str>, &[(&str, &str)]); 6] = [
+        ("thought of 0", None, &[]),
+        ("thought-of-1", None, &[("1/model.onnx", "ok")]),
+        ("thought-of-2", Some("1"), &[("x", "ok")]),
+        ("thought-of-3", Some("1"), &[("1/model.onnx", "broken")]),
+        ("thought-of-4", Some("many"), &[("1/model.onnx", "ok")]),
+        ("thought-of-5", Some("2"), &[("1/model.onnx", "ok"), ("2/model.onnx", "broken")]),
+    ];
+    for (name, config, files) in refused {
+        assert!(world.load(name, config, files).await.is_err(), "{name}");
+    }
+    world.load("thought-of-6", Some("1"), &[("1/model.onnx", "ok")]).await.unwrap();
+    assert!(world.metrics.render().contains("thought-of-6"));
+    world.unload("thought-of-6").await.unwrap();
+    wait(|| world.state("thought-of-6").is_empty()).await;
+    let Report::Index(entries) = world.repository.index(Vec::new(), false) else { panic!() };
+    assert_eq!(entries, []);
+    wait(|| !world.metrics.render().contains("thought")).await;
+    assert!(world.metrics.render().contains(r#"sluicegate_model_loads_total{model="",outcome="failed"}"#));
+    // Of what was there before, what there is to say is said as ever.
+    world.write("a/1/model.onnx", "ok");
+    world.load("a", None, &[]).await.unwrap();
+    assert!(world.load("a", Some("1"), &[("1/model.onnx", "broken")]).await.is_err());
+    assert!(world.load("a", Some("1"), &[("7/model.onnx", "broken")]).await.is_err());
+    assert_eq!(world.state("a"), [("1".to_owned(), VersionState::Ready)]);
+}
+
+#[tokio::test]
 async fn what_is_not_there_is_not_found() {
     let world = world(&[("a/1/model.onnx", "ok")]);
     for name in ["nobody", "a/2", "a/x", "../a", ".."] {

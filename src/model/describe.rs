@@ -124,10 +124,10 @@ fn ensemble(found: &Found, graphs: &Graphs, served: &mut Described) -> Descripti
     let what = format!("{}/{}", found.name, found.version);
     let settings = &found.settings;
     let bound = settings.ensemble.as_ref().ok_or_else(|| "is no ensemble".to_owned()).and_then(|graph| {
-        let steps = guarded(|| workshop::open_steps(found, graphs))?.steps;
-        let bound = ensemble::bind(graph, steps, &|wanted| served.look(wanted))?;
+        let opened = guarded(|| workshop::open_steps(found, graphs))?;
+        let bound = ensemble::bind(graph, opened.steps, &|wanted| served.look(wanted))?;
         settings.declared.as_ref().map_or(Ok(()), |declared| declared::check(declared, &bound.signature))?;
-        labels::read(settings, &found.folder, &bound.signature)?;
+        labels::of(settings, &opened.labels, &bound.signature)?;
         Ok((graph.steps.len(), bound))
     });
     let (steps, bound) = match bound {

@@ -7,12 +7,27 @@ use crate::{
     builtin::files::{self, name},
     tensor::Signature,
 };
-use std::{path::Path, sync::Arc};
+use std::{
+    collections::HashMap,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 /// The file that serves a model with one output, if nothing else is said.
 const FILE: &str = "labels.txt";
 
-/// The labels of each output of `signature`. `folder` is the model's.
+/// What files of labels hold that may be for some output, read before it is known which outputs there are.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Opened(HashMap<PathBuf, Result<Option<Labels>, String>>);
+
+/// Reads the files that a model's labels may be in. `folder` is the model's. Blocks.
+pub(super) fn open(settings: &ModelSettings, folder: &Path) -> Opened {
+    let only = settings.labels.is_empty().then_some(Path::new(FILE));
+    let paths = settings.labels.iter().map(|(_, path)| path.as_path()).chain(only);
+    Opened(paths.map(|path| (path.to_owned(), file(folder, path))).collect())
+}
+
+/// The labels of each output of `signature`. `folder` is the model's. Blocks.
 ///
 /// # Errors
 ///
@@ -22,15 +37,33 @@ pub(super) fn read(
     folder: &Path,
     signature: &Signature,
 ) -> Result<Vec<Option<Labels>>, String> {
+    assign(settings, signature, &|path| file(folder, path))
+}
+
+/// The same, of files that were read before.
+pub(super) fn of(
+    settings: &ModelSettings,
+    opened: &Opened,
+    signature: &Signature,
+) -> Result<Vec<Option<Labels>>, String> {
+    assign(settings, signature, &|path| opened.0.get(path).cloned().unwrap_or(Ok(None)))
+}
+
+/// Gives each output its labels, where `file` has what is in a file.
+fn assign(
+    settings: &ModelSettings,
+    signature: &Signature,
+    file: &dyn Fn(&Path) -> Result<Option<Labels>, String>,
+) -> Result<Vec<Option<Labels>>, String> {
     let mut labels = vec![None; signature.outputs.len()];
     for (output, path) in &settings.labels {
         let place = signature.outputs.iter().position(|spec| spec.name == *output);
         let place = place.ok_or_else(|| format!("has labels for `{output}`, which is no output of the model"))?;
-        let found = file(folder, path)?.ok_or_else(|| format!("has labels in `{}`, which is not there", name(path)))?;
+        let found = file(path)?.ok_or_else(|| format!("has labels in `{}`, which is not there", name(path)))?;
         labels[place] = Some(found);
     }
     if let ([only], true) = (labels.as_mut_slice(), settings.labels.is_empty()) {
-        *only = file(folder, Path::new(FILE))?;
+        *only = file(Path::new(FILE))?;
     }
     Ok(labels)
 }

@@ -42,7 +42,7 @@ pub struct Loader {
     pub(super) settings: Arc<Settings>,
     opener: Arc<dyn Open>,
     pub(super) repository: Arc<Repository>,
-    metrics: Arc<Metrics>,
+    pub(super) metrics: Arc<Metrics>,
     lanes: Option<Lanes>,
     pub(super) waiting: Waiting,
 }
@@ -226,14 +226,6 @@ impl Loader {
     /// how they run.
     pub(super) async fn renew(&self, name: &Arc<str>, kept: HashMap<Arc<str>, Arc<ModelSettings>>) -> Loaded {
         self.carry_out(Wanted::Renewed { name: Arc::clone(name), kept }, None).await
-    }
-
-    /// Forgets a version that is nowhere any more.
-    pub(super) fn forget(&self, name: &Arc<str>, version: &Arc<str>) {
-        let key = ModelKey { name: Arc::clone(name), version: Arc::clone(version) };
-        self.waiting.forget(&key);
-        self.repository.remove(name, version);
-        self.metrics.model_gone(&key);
     }
 
     /// What the models folders look like now.
@@ -433,9 +425,9 @@ impl Loader {
     }
 
     /// Holds an ensemble against its models as they are served now.
-    pub(super) fn assemble(&self, found: &Found, Opened { steps, took }: Opened) -> Result<Model, String> {
+    pub(super) fn assemble(&self, found: &Found, Opened { steps, labels, took }: Opened) -> Result<Model, String> {
         let settings = found.settings.ensemble.as_ref().ok_or("is no ensemble")?;
-        let look = |wanted: &ModelRef| match self.repository.contains(wanted, &found.name, 0) {
+        let look = |wanted: &ModelRef| match self.repository.contains(wanted, &found.name) {
             true => Err(ensemble::part_of_itself(&found.name)),
             false => self.repository.served(wanted),
         };
@@ -443,7 +435,7 @@ impl Loader {
         if let Some(declared) = &found.settings.declared {
             declared::check(declared, &graph.signature)?;
         }
-        let labels = labels::read(&found.settings, &found.folder, &graph.signature)?;
+        let labels = labels::of(&found.settings, &labels, &graph.signature)?;
         let key = Arc::new(key(found));
         self.metrics.model_loaded(&key, took);
         let batches = graph.batches && found.settings.batching.enabled != Some(false);

@@ -14,6 +14,7 @@ mod declared;
 pub mod describe;
 pub mod ensemble;
 mod first;
+mod forget;
 mod labels;
 pub mod loader;
 mod measure;

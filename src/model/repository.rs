@@ -203,12 +203,20 @@ impl Repository {
     }
 
     /// Whether the model `name` is part of what a step runs that names `wanted`, however deep below it.
-    pub(super) fn contains(&self, wanted: &ModelRef, name: &str, depth: usize) -> bool {
-        if *wanted.name == *name || depth > DEPTH {
-            return true;
+    pub(super) fn contains(&self, wanted: &ModelRef, name: &str) -> bool {
+        // Level by level, and each model once on each: the ways that lead to one may be too many to walk.
+        let mut level = HashSet::from([wanted.clone()]);
+        for _ in 0..=DEPTH {
+            if level.iter().any(|wanted| *wanted.name == *name) {
+                return true;
+            }
+            let ensembles = level.iter().filter_map(|wanted| self.resolve(wanted).ok()?.ensemble.clone());
+            level = ensembles.fold(HashSet::new(), |mut below, ensemble| {
+                below.extend(ensemble.parts().map(|(_, inner, _)| inner.clone()));
+                below
+            });
         }
-        let ensemble = self.resolve(wanted).ok().and_then(|model| model.ensemble.clone());
-        ensemble.is_some_and(|ensemble| ensemble.parts().any(|(_, inner, _)| self.contains(inner, name, depth + 1)))
+        !level.is_empty()
     }
 
     /// Each version of a model, or the one that is named, with what has become of it.

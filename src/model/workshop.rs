@@ -7,7 +7,7 @@ use super::{
     budget::{Share, Want},
     classify::Labels,
     decision::{Decision, is_cpu_only, is_even},
-    ensemble,
+    ensemble, labels,
     measure::{measure, measure_ragged},
     samples,
     scan::{Found, Problem},
@@ -43,10 +43,11 @@ pub(super) enum Event {
     Opened(Box<Found>, Result<Opened, String>),
 }
 
-/// The steps of an ensemble.
+/// What an ensemble has of files: its steps and labels.
 #[derive(Clone, Debug)]
 pub(super) struct Opened {
     pub(super) steps: Vec<ensemble::Does>,
+    pub(super) labels: labels::Opened,
     /// From the first look to the last file.
     pub(super) took: Duration,
 }
@@ -374,7 +375,8 @@ pub(super) fn graphs(ensembles: &[Found]) -> Graphs {
     ensembles.iter().filter_map(graph).collect()
 }
 
-/// Opens the built-in steps of an ensemble, which is one of `graphs`.
+/// Opens the built-in steps of an ensemble, which is one of `graphs`, and reads its labels: whoever puts it together has no
+/// time to wait for files.
 pub(super) fn open_steps(found: &Found, graphs: &Graphs) -> Result<Opened, String> {
     let began = Instant::now();
     let settings = found.settings.ensemble.as_ref().ok_or("is no ensemble")?;
@@ -388,7 +390,8 @@ pub(super) fn open_steps(found: &Found, graphs: &Graphs) -> Result<Opened, Strin
         tracing::warn!(model = %found.name, warning, "part of a model's configuration does not apply here");
     }
     let steps = settings.open(&found.folder)?;
-    Ok(Opened { steps, took: began.elapsed() })
+    let labels = labels::open(&found.settings, &found.folder);
+    Ok(Opened { steps, labels, took: began.elapsed() })
 }
 
 /// Ensembles in an order in which each comes after those that it is made of. Those in a circle keep their place; they are

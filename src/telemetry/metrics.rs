@@ -15,6 +15,7 @@ mod nv;
 pub mod page;
 mod process;
 mod shadow;
+mod unknown;
 
 pub use cache::CacheMetrics;
 pub use gauge::{Gauge, Kind};

@@ -25,6 +25,7 @@
     countdown      [1] -> [1], which takes as many steps as the number that goes in: as long as one likes
     outer          [-1,-1] -> [-1,-1], by way of rows x columns x columns: as much memory as one likes
     external_data  its weights lie in a file beside it
+    external_nested  the same of a graph within a node: they are added where the largest number is above zero
 
 `bad/` is a repository of models that must be refused:
 
@@ -126,14 +127,35 @@ def one_behind_the_other(total, rows, one_more, told):
     return nodes, inputs, outputs, [number for number in numbers if number.name in used]
 
 
-def external(location, length):
-    """A model whose only weight is said to lie in the file `location`."""
+def outside(location, length):
+    """A weight that is said to lie in the file `location`."""
     weight = TensorProto(name="weight", data_type=TensorProto.FLOAT, dims=[4], data_location=TensorProto.EXTERNAL)
     for key, text in (("location", location), ("offset", "0"), ("length", str(length))):
         weight.external_data.add(key=key, value=text)
+    return weight
+
+
+def external(location, length):
+    """A model whose only weight is said to lie in the file `location`."""
+    weight = outside(location, length)
     nodes = [helper.make_node("Add", ["x", "weight"], ["y"])]
     ends = [value("x", TensorProto.FLOAT, ["rows", 4])], [value("y", TensorProto.FLOAT, ["rows", 4])]
     return model("external_data", nodes, *ends, [weight]).SerializeToString()
+
+
+def external_nested(location, length):
+    """The same of a graph that is run only for what is above zero, so that it stays a graph of its own."""
+    weight, result = outside(location, length), [value("sum", TensorProto.FLOAT, ["rows", 4])]
+    added = helper.make_graph([helper.make_node("Add", ["x", "weight"], ["sum"])], "added", [], result, [weight])
+    same = helper.make_graph([helper.make_node("Identity", ["x"], ["sum"])], "same", [], result)
+    nodes = [
+        helper.make_node("ReduceMax", ["x"], ["largest"], keepdims=0),
+        helper.make_node("Greater", ["largest", "zero"], ["above"]),
+        helper.make_node("If", ["above"], ["y"], then_branch=added, else_branch=same),
+    ]
+    ends = [value("x", TensorProto.FLOAT, ["rows", 4])], [value("y", TensorProto.FLOAT, ["rows", 4])]
+    zero = numpy_helper.from_array(np.array(0, dtype=np.float32), "zero")
+    return model("external_nested", nodes, *ends, [zero]).SerializeToString()
 
 
 def main():
@@ -229,6 +251,10 @@ def main():
     data = np.arange(1, 5, dtype=np.float32).tobytes()
     path = folder("good", "external_data")
     (path / "model.onnx").write_bytes(external("weights.bin", len(data)))
+    (path / "weights.bin").write_bytes(data)
+
+    path = folder("good", "external_nested")
+    (path / "model.onnx").write_bytes(external_nested("weights.bin", len(data)))
     (path / "weights.bin").write_bytes(data)
 
     path = folder("bad", "external_escape")

@@ -3,7 +3,12 @@
 //! Providers are tried in the order in which they stand. One that cannot be used is passed over and the log says why, as
 //! long as a later one can: only when none is left is it an error, which names those that the library has.
 
-use super::{Runtime, files, optimized::Graph, values};
+use super::{
+    Runtime,
+    files::{self, Files},
+    optimized::Graph,
+    values,
+};
 use crate::backend::{Arena, Optimization, Provider, ProviderKind, SessionSettings};
 use ort::{
     ep,
@@ -22,16 +27,24 @@ pub(super) struct Built {
     pub(super) passed_over: Vec<String>,
 }
 
-/// Makes a session of the model at `path`, whose graph is treated as `graph` says.
+/// Makes a session of the model at `path`, which has these `files` and whose graph is treated as `graph` says.
 pub(super) fn build(
     runtime: &Runtime,
     path: &Path,
+    files: &Files,
     settings: &SessionSettings,
     graph: Graph<'_>,
 ) -> Result<Built, String> {
     let mut passed_over = Vec::new();
     let mut wanted: &[Provider] = &settings.providers;
-    let external = files::read_external(path).map_err(|error| error.0)?;
+    let external = files::read_external(path, files).map_err(|error| error.0)?;
+    let apart = files::set_apart(path, files).map_err(|error| {
+        format!(
+            "a graph within it has weights outside it, which cannot be copied to where they stay as they are: {error}"
+        )
+    })?;
+    let from =
+        apart.as_ref().map_or_else(|| path.to_owned(), |apart| apart.path().join(path.file_name().unwrap_or_default()));
     loop {
         let mut builder = options(runtime, settings, graph)?;
         for (location, data) in &external {
@@ -47,7 +60,7 @@ pub(super) fn build(
             // Whatever else a library may have found on this machine, it was not asked for.
             builder = builder.with_auto_device(AutoDevicePolicy::PreferCPU).map_err(|error| error.to_string())?;
         }
-        match builder.commit_from_file(path) {
+        match builder.commit_from_file(&from) {
             Ok(session) => return Ok(Built { session, providers, passed_over }),
             // A provider may be there and of no use, because the device or another library is missing: known only now.
             Err(error) if providers[0] != ProviderKind::Cpu && wanted.len() > 1 => {
@@ -144,4 +157,35 @@ fn options(runtime: &Runtime, settings: &SessionSettings, graph: Graph<'_>) -> R
     };
     let builder = runtime.builder().map_err(|error| error.to_string())?;
     build(builder).map_err(|error| error.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        backend::Open,
+        tensor::{DataType, Tensor},
+    };
+    use std::fs;
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn weights_beside_a_model_may_be_cut_off_while_it_is_served_whichever_graph_they_are_of() {
+        for (model, file) in [("external_data", "weights.bin"), ("external_nested", "weights.bin")] {
+            let folder = tempfile::tempdir().unwrap();
+            for name in ["model.onnx", file] {
+                let from =
+                    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/models/good").join(model).join("1").join(name);
+                fs::copy(from, folder.path().join(name)).unwrap();
+            }
+            let runtime = Runtime::load(None).unwrap();
+            let mut opened = runtime.open(&folder.path().join("model.onnx"), &SessionSettings::default()).unwrap();
+            let maps = fs::read_to_string("/proc/self/maps").unwrap();
+            assert!(!maps.contains(folder.path().to_str().unwrap()), "{model} is mapped");
+            fs::File::options().write(true).open(folder.path().join(file)).unwrap().set_len(0).unwrap();
+            let input = Tensor::of(DataType::Fp32, [1, 4].into(), vec![1_f32; 4]).unwrap();
+            let expected = Tensor::of(DataType::Fp32, [1, 4].into(), vec![2_f32, 3.0, 4.0, 5.0]).unwrap();
+            assert_eq!(opened.run(&[input]).unwrap()[..], [expected], "{model}");
+        }
+    }
 }

@@ -6,6 +6,7 @@
 
 use super::protobuf::look_through;
 use crate::backend::OpenError;
+use rustix::process::{Resource, getrlimit};
 use std::{
     ffi::OsStr,
     fs::{self, File},
@@ -14,6 +15,7 @@ use std::{
     path::{Component, Path, PathBuf},
     sync::Arc,
 };
+use tempfile::TempDir;
 
 /// The files of a model.
 #[derive(Debug)]
@@ -22,6 +24,8 @@ pub(super) struct Files {
     pub(super) paths: Vec<PathBuf>,
     /// How the model calls the external ones, in the same order.
     locations: Vec<PathBuf>,
+    /// Whether each of these is named by another graph than the model's own.
+    nested: Vec<bool>,
     /// Their bytes together.
     pub(super) bytes: u64,
     /// The operator by which its work grows with values that callers send, if there is one.
@@ -56,12 +60,14 @@ pub(super) fn find(path: &Path) -> Result<Files, OpenError> {
         return Err(refuse("is a Git LFS pointer and not the model; `git lfs pull` fetches it".to_owned()));
     }
     let found = look_through(file, metadata.len()).map_err(|error| refuse(error.to_string()))?;
-    let (mut paths, mut locations, mut total) = (vec![path.to_owned()], Vec::new(), metadata.len());
+    let (mut paths, mut locations, mut nested) = (vec![path.to_owned()], Vec::new(), Vec::new());
+    let mut total = metadata.len();
     if !found.external.is_empty() {
         // The folder by its real name, so that links within it are followed and links out of it are seen.
         let folder = path.parent().unwrap_or(Path::new(".")).join(".");
         let real = folder.canonicalize().map_err(|error| refuse(format!("has no folder: {error}")))?;
         for (location, end) in found.external {
+            nested.push(found.nested.contains(&location));
             let location = Path::new(OsStr::from_bytes(&location));
             let (path, size) = external_file(&real, location, end)
                 .map_err(|reason| refuse(format!("keeps weights in `{}`, which {reason}", location.display())))?;
@@ -70,24 +76,24 @@ pub(super) fn find(path: &Path) -> Result<Files, OpenError> {
             locations.push(location.to_owned());
         }
     }
-    Ok(Files { paths, locations, bytes: total, grows: found.grows })
+    Ok(Files { paths, locations, nested, bytes: total, grows: found.grows })
 }
 
 /// What a model calls an external file, and what is in it.
 pub(super) type External = (PathBuf, Arc<[u8]>);
 
-/// Reads the external files of the model at `path`: what it calls each, and what is in it.
+/// Reads the external files of the model at `path`, which has these `files`: what it calls each, and what is in it.
 ///
 /// ONNX Runtime would map them, and a file that is written over while it is mapped changes the answers of a model that is
 /// served; one that is cut off ends the process. What is handed in from memory is copied, so that it need not be kept.
 ///
 /// # Errors
 ///
-/// As [`find`], or if one cannot be read.
-pub(super) fn read_external(path: &Path) -> Result<Vec<External>, OpenError> {
-    let Files { paths, locations, .. } = find(path)?;
+/// If one cannot be read.
+pub(super) fn read_external(path: &Path, files: &Files) -> Result<Vec<External>, OpenError> {
+    let Files { paths, locations, .. } = files;
     let mut read: Vec<External> = Vec::with_capacity(locations.len());
-    for (at, location) in locations.into_iter().enumerate() {
+    for (at, location) in locations.iter().enumerate() {
         let real = &paths[at + 1];
         // One file may be called by several names.
         let before = paths[1..=at].iter().position(|other| other == real);
@@ -101,9 +107,39 @@ pub(super) fn read_external(path: &Path) -> Result<Vec<External>, OpenError> {
                 ))
             })?,
         };
-        read.push((location, data));
+        read.push((location.clone(), data));
     }
     Ok(read)
+}
+
+/// A copy of the model at `path`, which has these `files`, in a folder of its own, if other graphs than the model's own have
+/// external weights.
+///
+/// What [`read_external`] hands in is taken for the weights of the model's own graph; those of others ONNX Runtime maps all
+/// the same (1.32: `Graph::InjectExternalInitializersFromFilesInMemory` looks at no graph within). Of a copy that nobody else
+/// can reach they may be mapped, and go on being so when the folder is removed.
+///
+/// # Errors
+///
+/// If it cannot be written.
+pub(super) fn set_apart(path: &Path, files: &Files) -> io::Result<Option<TempDir>> {
+    // A process in which a model is tried may write nothing, and what is cut off under it ends nobody else.
+    let may_write = getrlimit(Resource::Fsize).current != Some(0);
+    if !may_write || !files.nested.contains(&true) {
+        return Ok(None);
+    }
+    let folder = tempfile::tempdir()?;
+    let copy = |from: &Path, location: &Path| {
+        let to = folder.path().join(location);
+        to.parent().map_or(Ok(()), fs::create_dir_all)?;
+        fs::copy(from, to)
+    };
+    copy(path, Path::new(path.file_name().unwrap_or_default()))?;
+    let external = files.locations.iter().zip(&files.paths[1..]).zip(&files.nested);
+    for ((location, real), _) in external.filter(|(_, is_nested)| **is_nested) {
+        copy(real, location)?;
+    }
+    Ok(Some(folder))
 }
 
 fn whole(path: &Path) -> io::Result<Arc<[u8]>> {

@@ -167,10 +167,10 @@ impl Runtime {
         self.verify(path, &files)?;
         let refuse = |reason| OpenError(format!("`{}` cannot be loaded: {reason}", path.display()));
         let (built, note) = match entry {
-            None => (builder::build(self, path, settings, Graph::Optimize), None),
+            None => (builder::build(self, path, &files, settings, Graph::Optimize), None),
             Some(entry) => match self.reopen(entry, settings) {
                 Some(built) => (Ok(built), Some("its graph was optimised before and is read from the cache")),
-                None => (self.keep(path, settings, entry), None),
+                None => (self.keep(path, &files, settings, entry), None),
             },
         };
         let built = built.map_err(refuse)?;
@@ -193,21 +193,24 @@ impl Runtime {
 
     /// What is kept in `entry`, if it is there and can be used.
     fn reopen(&self, entry: &Entry<'_>, settings: &SessionSettings) -> Option<Built> {
-        let built = builder::build(self, &entry.find()?, settings, Graph::Optimized);
+        let path = entry.find()?;
+        let files = files::find(&path).map_err(|error| error.0);
+        let built = files.and_then(|files| builder::build(self, &path, &files, settings, Graph::Optimized));
         built.inspect_err(|reason| entry.discard(reason)).ok()
     }
 
     /// Optimises the model at `path`, and keeps what comes of it in `entry` if that can be.
-    fn keep(&self, path: &Path, settings: &SessionSettings, entry: &Entry<'_>) -> Result<Built, String> {
-        let Some(unfinished) = entry.begin() else { return builder::build(self, path, settings, Graph::Optimize) };
-        match builder::build(self, path, settings, Graph::Keep(&unfinished)) {
+    fn keep(&self, path: &Path, files: &Files, settings: &SessionSettings, entry: &Entry<'_>) -> Result<Built, String> {
+        let build = |graph: Graph<'_>| builder::build(self, path, files, settings, graph);
+        let Some(unfinished) = entry.begin() else { return build(Graph::Optimize) };
+        match build(Graph::Keep(&unfinished)) {
             Ok(built) => {
                 unfinished.finish();
                 Ok(built)
             }
             // Whether the model is at fault or its writing is known without the latter.
             Err(reason) => {
-                let built = builder::build(self, path, settings, Graph::Optimize)?;
+                let built = build(Graph::Optimize)?;
                 entry.not_kept(&reason);
                 Ok(built)
             }

@@ -23,7 +23,7 @@ use super::{
 use crate::backend::{Backend, Open, OpenError, SessionSettings};
 use std::{
     collections::{HashMap, HashSet},
-    io,
+    fs, io,
     os::unix::process::ExitStatusExt,
     path::{Path, PathBuf},
     process::ExitStatus,
@@ -38,7 +38,7 @@ pub const REFUSED: u8 = 3;
 pub const COMMAND: &str = "probe";
 
 /// Files that are remembered as tried; beyond it all are forgotten, and tried again.
-const REMEMBERED: usize = 4096;
+pub(super) const REMEMBERED: usize = 4096;
 
 /// What a file may take in the child besides four times its own size, where nothing is configured, bytes. The library, its
 /// threads and what folding constants takes of any model seen fit into a quarter of it.
@@ -144,7 +144,7 @@ impl Open for Probed {
         if candidate.is_known() {
             return Ok(None);
         }
-        let (trial, signature, names) = candidate.start().map_err(|reason| candidate.refuse(&reason))?;
+        let (trial, signature, names) = candidate.start().map_err(|reason| candidate.failed(&reason))?;
         Ok(Some(Box::new(Rehearsal::new(candidate, trial, signature, names))))
     }
 
@@ -154,9 +154,9 @@ impl Open for Probed {
         let candidate = self.0.candidate(path, &found, settings)?;
         if !candidate.is_known() {
             let began = Instant::now();
-            let trial = candidate.start().map_err(|reason| candidate.refuse(&reason))?.0;
             // Ended before it is opened here: there may not be memory for both.
-            trial.end().map_err(|reason| candidate.refuse(&reason))?;
+            let tried = candidate.start().and_then(|(trial, ..)| trial.end());
+            tried.map_err(|reason| candidate.failed(&reason))?;
             candidate.passes();
             tracing::debug!(model = %path.display(), took = ?began.elapsed(), "tried in a process of its own");
         }
@@ -218,7 +218,13 @@ impl Candidate {
         Trial::start(settings, runtime.library(), &self.path, self.memory, &self.file.1)
     }
 
-    pub(super) fn refuse(&self, reason: &str) -> OpenError {
+    /// What is said of it when a process has died of it, which is remembered.
+    pub(super) fn failed(&self, reason: &str) -> OpenError {
+        self.fails();
+        self.refuse(reason)
+    }
+
+    fn refuse(&self, reason: &str) -> OpenError {
         OpenError(format!("`{}` {reason}", self.path.display()))
     }
 
@@ -235,14 +241,23 @@ impl Candidate {
         passed.get(&self.file).is_some_and(|passed| passed.runs.contains(inputs))
     }
 
-    /// It was run on this.
-    pub(super) fn ran(&self, inputs: Digest) {
+    /// It was run on these, by a process that has ended well.
+    pub(super) fn ran(&self, inputs: HashSet<Digest>) {
         self.with(|passed| {
-            if passed.runs.len() >= REMEMBERED {
+            if passed.runs.len().saturating_add(inputs.len()) > REMEMBERED {
                 passed.runs.clear();
             }
-            passed.runs.insert(inputs);
+            passed.runs.extend(inputs);
         });
+    }
+
+    /// A process has died of it: whatever went well before, it is tried from the start when it is opened again.
+    pub(super) fn fails(&self) {
+        self.probe.passed.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.file);
+        if let Some(path) = &self.kept {
+            // Where it cannot be removed it was not written by us, or is not there.
+            let _ = fs::remove_file(path);
+        }
     }
 
     /// A process has opened it, and has ended well.
@@ -251,7 +266,11 @@ impl Candidate {
     }
 
     fn opened(&self) {
-        self.with(|passed| passed.is_fresh = false);
+        let mut passed = self.probe.passed.lock().unwrap_or_else(PoisonError::into_inner);
+        // One that was forgotten meanwhile is not known for having been opened.
+        if let Some(passed) = passed.get_mut(&self.file) {
+            passed.is_fresh = false;
+        }
     }
 
     /// Writes down what it was run on, if what comes of optimising it is kept.

@@ -7,7 +7,7 @@
 
 use super::growth::{Node, grows_with_values};
 use std::{
-    collections::{BTreeMap, HashSet},
+    collections::{BTreeMap, BTreeSet, HashSet},
     fmt,
     io::{self, BufReader, Read, Seek},
 };
@@ -20,6 +20,12 @@ const TEXT: u64 = 4096;
 const FILES: usize = 10_000;
 /// Nodes that are looked at. A model of more of them is none that takes a few microseconds.
 const NODES: usize = 100_000;
+/// Names of nodes and weights that are kept to follow them: four for each node.
+const NAMES: usize = 4 * NODES;
+/// Bytes of those together: a name is as long as a path through the source of the model, some fifty bytes.
+const NAME_BYTES: usize = 64 * NODES * 4;
+/// What is said of a model of more than that, as its operator: what is not followed may be anything.
+const UNFOLLOWED: &str = "an operator that was not looked for, as there are too many nodes or names";
 /// Elements that a byte of weights can hold at most: the smallest types have two bits.
 const PER_BYTE: u64 = 4;
 
@@ -59,6 +65,8 @@ pub(super) struct Found {
     /// The `location` of every tensor that says its data lies elsewhere, each once, with the first byte behind all that is to be
     /// read there.
     pub(super) external: BTreeMap<Vec<u8>, u64>,
+    /// Those of them that a graph within a node names, or a function, or a graph of training: any but the model's own.
+    pub(super) nested: BTreeSet<Vec<u8>>,
     /// The operator by which its work grows with values that callers send, if there is one.
     pub(super) grows: Option<&'static str>,
 }
@@ -78,15 +86,21 @@ pub(super) fn look_through(source: impl Read + Seek, length: u64) -> Result<Foun
         entry: Entry::default(),
         tensor: Tensor::default(),
         found: BTreeMap::new(),
+        nested: BTreeSet::new(),
         nodes: Vec::new(),
         open_nodes: Vec::new(),
         weights: HashSet::new(),
+        room: Some((NAMES, NAME_BYTES)),
     };
     walk.model(length)?;
     if !walk.has_graph {
         return Err(ScanError::Malformed("it holds no graph"));
     }
-    Ok(Found { external: walk.found, grows: grows_with_values(&walk.nodes, walk.weights) })
+    let grows = match walk.room {
+        Some(_) => grows_with_values(&walk.nodes, walk.weights),
+        None => Some(UNFOLLOWED),
+    };
+    Ok(Found { external: walk.found, nested: walk.nested, grows })
 }
 
 /// The messages of `onnx.proto` through which a tensor can be reached.
@@ -140,11 +154,14 @@ struct Walk<R> {
     entry: Entry,
     tensor: Tensor,
     found: BTreeMap<Vec<u8>, u64>,
+    nested: BTreeSet<Vec<u8>>,
     /// Those that were read, and those that are being read, which lie within each other.
     nodes: Vec<Node>,
     open_nodes: Vec<Node>,
     /// The names of initializers.
     weights: HashSet<Vec<u8>>,
+    /// Names that may still be kept, and bytes of them; `None`: there were more, and nothing is followed any more.
+    room: Option<(usize, usize)>,
 }
 
 // === impl Message ===
@@ -201,12 +218,18 @@ impl<R: Read + Seek> Walk<R> {
                     Message::Entry => self.finish_entry()?,
                     Message::Tensor => {
                         let is_weight = matches!(open.iter().rev().nth(1), Some((Message::Graph, _)));
-                        if is_weight && !self.tensor.name.is_empty() && self.weights.len() < NODES {
+                        if is_weight && !self.tensor.name.is_empty() && self.has_room(self.tensor.name.len() as u64) {
                             self.weights.insert(self.tensor.name.clone());
                         }
-                        self.finish_tensor()?;
+                        // The model's own graph is the first message within it, and holds no other.
+                        let mut within = open.iter().skip(1).map(|(message, _)| *message);
+                        let is_own = within.next() == Some(Message::Graph) && within.all(|it| it != Message::Graph);
+                        self.finish_tensor(!is_own)?;
                     }
-                    Message::Node => self.nodes.extend(self.open_nodes.pop().filter(|_| self.nodes.len() < NODES)),
+                    Message::Node => match self.open_nodes.pop() {
+                        Some(node) if self.room.is_some() && self.nodes.len() < NODES => self.nodes.push(node),
+                        _ => self.follow_no_more(),
+                    },
                     _ => {}
                 }
                 open.pop();
@@ -280,12 +303,17 @@ impl<R: Read + Seek> Walk<R> {
     /// A name in a node: of an input, of an output, or its operator.
     fn node(&mut self, number: u64, size: u64, end: u64) -> Result<(), ScanError> {
         // A longer name is nobody's, and what has it is not followed.
-        let name = if size <= TEXT {
+        let is_name = size <= TEXT;
+        let has_room = self.has_room(if is_name { size } else { 1 });
+        let name = if is_name && has_room {
             self.text(size)?
         } else {
             self.skip(size, end)?;
             vec![0]
         };
+        if !has_room {
+            return Ok(());
+        }
         let Some(node) = self.open_nodes.last_mut() else { return Ok(()) };
         match number {
             1 => node.inputs.push(name),
@@ -293,6 +321,26 @@ impl<R: Read + Seek> Walk<R> {
             _ => node.operator = name,
         }
         Ok(())
+    }
+
+    /// Whether a name of so many bytes may be kept. A message of two bytes names something, and what is kept of it takes many
+    /// times as much: without a limit the file would choose how much memory it takes to look through it.
+    fn has_room(&mut self, bytes: u64) -> bool {
+        let left = self
+            .room
+            .and_then(|(names, room)| Some((names.checked_sub(1)?, room.checked_sub(usize::try_from(bytes).ok()?)?)));
+        match left {
+            Some(_) => self.room = left,
+            None => self.follow_no_more(),
+        }
+        left.is_some()
+    }
+
+    /// Lets go of all that was kept.
+    fn follow_no_more(&mut self) {
+        self.room = None;
+        (self.nodes, self.weights) = (Vec::new(), HashSet::new());
+        self.open_nodes.iter_mut().for_each(|node| *node = Node::default());
     }
 
     fn finish_entry(&mut self) -> Result<(), ScanError> {
@@ -311,7 +359,7 @@ impl<R: Read + Seek> Walk<R> {
         Ok(())
     }
 
-    fn finish_tensor(&mut self) -> Result<(), ScanError> {
+    fn finish_tensor(&mut self, is_nested: bool) -> Result<(), ScanError> {
         let tensor = std::mem::take(&mut self.tensor);
         let wrong = |what: String| {
             let name = String::from_utf8_lossy(&tensor.name).chars().filter(|c| !c.is_control()).take(80).collect();
@@ -334,6 +382,9 @@ impl<R: Read + Seek> Walk<R> {
         for location in tensor.locations {
             if self.found.len() == FILES && !self.found.contains_key(&location) {
                 return Err(ScanError::Malformed("it names too many external files"));
+            }
+            if is_nested {
+                self.nested.insert(location.clone());
             }
             let end = self.found.entry(location).or_default();
             *end = (*end).max(tensor.offset.saturating_add(least));

@@ -53,6 +53,9 @@ fn a_location_is_found_wherever_a_tensor_can_be() {
     ] {
         let model = [field(7, b""), within(path, tensor.clone())].concat();
         assert_eq!(scan(&model).unwrap(), ["w.bin"], "{path:?}");
+        let found = look_through(Cursor::new(&model), model.len() as u64).unwrap();
+        let is_own = path[0] == 7 && !path[1..].iter().any(|number| [6, 11].contains(number));
+        assert_eq!(found.nested.is_empty(), is_own, "{path:?}");
     }
 }
 
@@ -262,4 +265,33 @@ fn every_seed_is_read_or_refused_as_the_folder_it_lies_in_says() {
 
 fn scan_lossy(bytes: &[u8]) -> Result<BTreeMap<Vec<u8>, u64>, ScanError> {
     look_through(Cursor::new(bytes), bytes.len() as u64).map(|found| found.external)
+}
+
+/// Whether the work of a model is taken to grow with values.
+fn grows(bytes: &[u8]) -> bool {
+    look_through(Cursor::new(bytes), bytes.len() as u64).unwrap().grows.is_some()
+}
+
+#[test]
+fn a_graph_of_more_nodes_or_names_than_are_kept_is_not_followed_and_taken_to_grow() {
+    let graph = |content: Vec<u8>| field(7, &content);
+    let named = |number: usize, name: &[u8], count: usize| field(number, name).repeat(count);
+    assert!(!grows(&graph(field(1, &named(1, b"", NAMES)))));
+    for names in [
+        // Two bytes each.
+        field(1, &named(1, b"", NAMES + 1)),
+        field(1, &named(2, b"", NAMES + 1)),
+        field(1, &named(4, b"", NAMES + 1)),
+        field(1, &named(1, &[b'x'; TEXT as usize], NAME_BYTES / TEXT as usize + 1)),
+        // Of weights, and of both together.
+        field(5, &[field(8, b"w"), field(9, b"0000")].concat()).repeat(NAMES + 1),
+        [
+            field(5, &[field(8, b"w"), field(9, b"0000")].concat()).repeat(NAMES / 2),
+            field(1, &named(1, b"x", NAMES / 2 + 1)),
+        ]
+        .concat(),
+        named(1, b"", NODES + 1),
+    ] {
+        assert!(grows(&graph(names)));
+    }
 }

@@ -20,6 +20,9 @@ const LARGEST: u64 = 1 << 20;
 /// Files that are remembered; beyond it all are forgotten, and read again.
 const REMEMBERED: usize = 4096;
 
+/// What is said of what is there and is none.
+const NO_FILE: &str = "it is not a regular file";
+
 /// How long a file must have been as it is to be remembered, seconds. One that is written twice within a tick of the clock has
 /// the same times both times.
 const STILL: i64 = 2;
@@ -47,7 +50,7 @@ impl Digests {
     ///
     /// # Errors
     ///
-    /// If it cannot be read.
+    /// If it cannot be read, or is no regular file: others may have no end.
     pub(super) fn of(&self, path: &Path) -> io::Result<Digest> {
         let known = || self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let identity = identity(path)?;
@@ -67,15 +70,24 @@ impl Digests {
     }
 
     /// Holds the files in `folder` against the list in it. What is in those that are `needed` must be in it, by whatever name, as
-    /// they may be links; of others only those that it names are looked at.
+    /// they may be links; of others only those that it names are looked at, and only if they lie in the folder: callers read
+    /// what a file has instead, and a list from somewhere else must not tell them of any file.
     ///
     /// # Errors
     ///
-    /// In plain words: the list cannot be read, or a file is not what it says.
+    /// In plain words: the list cannot be read, a file is not what it says, or what it names is no regular file or lies
+    /// elsewhere.
     pub(super) fn verify(&self, folder: &Path, needed: &[PathBuf]) -> Result<(), String> {
         let list = list(folder)?;
+        let unreadable = |name: &str, error: io::Error| format!("`{name}` cannot be read: {error}");
+        let home = folder.canonicalize().map_err(|error| unreadable(LIST, error))?;
+        let needed_here: Vec<_> = needed.iter().filter_map(|path| path.canonicalize().ok()).collect();
         for (digest, name) in &list {
-            let found = self.of(&folder.join(name)).map_err(|error| format!("`{name}` cannot be read: {error}"))?;
+            let real = folder.join(name).canonicalize().map_err(|error| unreadable(name, error))?;
+            if !real.starts_with(&home) && !needed_here.contains(&real) {
+                return Err(format!("`{name}` is a link that leads outside the folder of `{LIST}`"));
+            }
+            let found = self.of(&real).map_err(|error| unreadable(name, error))?;
             if found != *digest {
                 let (found, expected) = (hex(&found), hex(digest));
                 return Err(format!("`{name}` has the SHA-256 {found}, and `{LIST}` says {expected}"));
@@ -83,7 +95,7 @@ impl Digests {
         }
         for path in needed {
             let name = path.file_name().unwrap_or_default().to_string_lossy();
-            let found = self.of(path).map_err(|error| format!("`{name}` cannot be read: {error}"))?;
+            let found = self.of(path).map_err(|error| unreadable(&name, error))?;
             if !list.iter().any(|(digest, _)| *digest == found) {
                 return Err(format!("`{LIST}` has no line for `{name}`"));
             }
@@ -92,8 +104,18 @@ impl Digests {
     }
 }
 
+/// Opens a regular file; nothing else is even opened, as a FIFO would wait for a writer.
+fn open(path: &Path) -> io::Result<File> {
+    let is_file = |data: fs::Metadata| data.is_file().then_some(()).ok_or_else(|| io::Error::other(NO_FILE));
+    is_file(fs::metadata(path)?)?;
+    let file = File::open(path)?;
+    // What was opened may be another one by now.
+    is_file(file.metadata()?)?;
+    Ok(file)
+}
+
 fn read(path: &Path) -> io::Result<Digest> {
-    let mut file = File::open(path)?;
+    let mut file = open(path)?;
     let mut context = ring::digest::Context::new(&ring::digest::SHA256);
     let mut buffer = vec![0; 1 << 18];
     loop {
@@ -110,13 +132,8 @@ fn read(path: &Path) -> io::Result<Digest> {
 /// The files that the list in `folder` names.
 fn list(folder: &Path) -> Result<Vec<(Digest, String)>, String> {
     let unreadable = |error: io::Error| format!("`{LIST}` cannot be read: {error}");
-    let path = folder.join(LIST);
-    // Before it is opened: a FIFO would wait for a writer.
-    if !fs::metadata(&path).map_err(unreadable)?.is_file() {
-        return Err(format!("`{LIST}` is not a regular file"));
-    }
     let mut text = String::new();
-    let file = File::open(&path).map_err(unreadable)?;
+    let file = open(&folder.join(LIST)).map_err(unreadable)?;
     if file.take(LARGEST + 1).read_to_string(&mut text).map_err(unreadable)? as u64 > LARGEST {
         return Err(format!("`{LIST}` is larger than {LARGEST} bytes"));
     }
@@ -203,6 +220,36 @@ mod tests {
             let refused = verify(&format!("{ABC}  {name}"), &[]).unwrap_err();
             assert!(refused.contains("is not a file below its folder"), "{name}: {refused}");
         }
+    }
+
+    #[test]
+    fn what_a_list_names_is_a_regular_file_in_its_folder_or_one_that_is_needed() {
+        use std::os::unix::fs::symlink;
+        let outside = tempfile::tempdir().unwrap();
+        let secret = outside.path().join("secret");
+        fs::write(&secret, "abc").unwrap();
+        let verify = |name: &str, needed: &[&str], prepare: &dyn Fn(&Path)| {
+            let folder = tempfile::tempdir().unwrap();
+            fs::write(folder.path().join("model.onnx"), "abc").unwrap();
+            prepare(&folder.path().join(name));
+            fs::write(folder.path().join(LIST), format!("{NOTHING}  {name}\n{ABC}  model.onnx\n")).unwrap();
+            let needed: Vec<_> = needed.iter().map(|name| folder.path().join(name)).collect();
+            Digests::default().verify(folder.path(), &needed).unwrap_err()
+        };
+        let fifo = |path: &Path| assert!(std::process::Command::new("mkfifo").arg(path).status().unwrap().success());
+        for (prepare, reason) in [
+            (&fifo as &dyn Fn(&Path), "`w` cannot be read: it is not a regular file"),
+            (&|path| symlink("/dev/zero", path).unwrap(), "`w` is a link that leads outside"),
+            (&|path| symlink(&secret, path).unwrap(), "`w` is a link that leads outside"),
+            (&|path| fs::create_dir(path).unwrap(), "`w` cannot be read: it is not a regular file"),
+        ] {
+            let refused = verify("w", &["model.onnx"], prepare);
+            assert!(refused.starts_with(reason), "{refused}");
+            assert!(!refused.contains(ABC), "{refused}");
+        }
+        // The model itself may lie elsewhere, where whoever serves it has put it.
+        let refused = verify("w", &["w", "model.onnx"], &|path| symlink(&secret, path).unwrap());
+        assert!(refused.contains(ABC), "{refused}");
     }
 
     #[test]

@@ -38,6 +38,11 @@ const MARK: [u8; 4] = *b"SGP1";
 /// Bytes of a message's head: 10,000 inputs of long names.
 const HEAD: u64 = 4 << 20;
 
+/// Bytes of data that are taken back of a run: as much as one call brings unless more is configured. The values are looked at
+/// only to see whether rows depend on each other, and this end holds them up to three times while it reads them; of larger
+/// outputs only the shapes are told.
+const DATA: u64 = 64 << 20;
+
 /// What one process tells the other.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) enum Message {
@@ -45,6 +50,8 @@ pub(super) enum Message {
     Opened { inputs: Vec<Outlet>, outputs: Vec<Outlet> },
     /// What it is to be run on, or what came of it.
     Tensors(Vec<Head>),
+    /// What came of it, whose data is more than is taken back.
+    Shapes(Vec<Head>),
     /// A run failed.
     Failed(String),
 }
@@ -118,7 +125,7 @@ impl Trial {
         let mut process = command.spawn().map_err(|error| format!("cannot be tried (`models.probe`): {error}"))?;
         let (sender, requests) = mpsc::channel();
         let (input, output) = (process.stdin.take(), process.stdout.take());
-        let replies = talk(input, output, requests, memory);
+        let replies = talk(input, output, requests, DATA);
         let complaint = hear(process.stderr.take());
         let (timeout, path) = (settings.timeout, path.to_owned());
         let mut trial = Self { process, requests: Some(sender), replies, complaint, timeout, memory, path };
@@ -136,7 +143,7 @@ impl Trial {
         }
     }
 
-    /// What a run on `inputs` came to there.
+    /// What a run on `inputs` came to there; zeros, where that is more than is taken back.
     ///
     /// # Errors
     ///
@@ -149,6 +156,7 @@ impl Trial {
         }
         match self.reply()? {
             (Message::Tensors(heads), data) => decode(heads, &data).map(Ok).map_err(|_| self.confused()),
+            (Message::Shapes(heads), _) => zeros(heads, self.memory).map(Ok).map_err(|_| self.confused()),
             (Message::Failed(reason), _) => Ok(Err(reason)),
             (Message::Opened { .. }, _) => Err(self.confused()),
         }
@@ -244,7 +252,7 @@ pub fn serve(backend: &mut dyn Backend, mut requests: impl Read, mut replies: im
         };
         let inputs = decode(heads, &data).map_err(io::Error::other)?;
         let answer = match backend.run(&inputs) {
-            Ok(outputs) => encode(&outputs),
+            Ok(outputs) => answer(&outputs),
             Err(error) => frame(&Message::Failed(cause(&error)), &[]),
         };
         replies.write_all(&answer)?;
@@ -279,14 +287,43 @@ fn frame(message: &Message, data: &[&[u8]]) -> Vec<u8> {
     frame
 }
 
-fn encode(tensors: &[Tensor]) -> Vec<u8> {
-    let head = |tensor: &Tensor| Head {
+pub(super) fn encode(tensors: &[Tensor]) -> Vec<u8> {
+    let data: Vec<_> = tensors.iter().map(|tensor| &tensor.data()[..]).collect();
+    frame(&Message::Tensors(tensors.iter().map(head).collect()), &data)
+}
+
+/// What came of a run, as far as the other end takes it back.
+fn answer(outputs: &[Tensor]) -> Vec<u8> {
+    let bytes: u64 = outputs.iter().map(|tensor| tensor.data().len() as u64).sum();
+    if bytes <= DATA { encode(outputs) } else { frame(&Message::Shapes(outputs.iter().map(head).collect()), &[]) }
+}
+
+fn head(tensor: &Tensor) -> Head {
+    Head {
         dtype: tensor.dtype().name().to_owned(),
         dims: tensor.shape().dims().to_vec(),
         bytes: tensor.data().len() as u64,
-    };
-    let data: Vec<_> = tensors.iter().map(|tensor| &tensor.data()[..]).collect();
-    frame(&Message::Tensors(tensors.iter().map(head).collect()), &data)
+    }
+}
+
+/// Zeros, or empty strings, of these types and shapes: memory that nobody writes is not there. More than `most` bytes of them
+/// is an error: the process could not have held what it speaks of.
+fn zeros(heads: Vec<Head>, most: u64) -> Result<Tensors, String> {
+    let (mut tensors, mut left) = (Tensors::new(), usize::try_from(most).unwrap_or(usize::MAX));
+    for Head { dtype, dims, .. } in heads {
+        let dtype = DataType::parse(&dtype).ok_or("an unknown type")?;
+        let shape = Shape::new(dims);
+        // An empty string is its length and nothing else: four zero bytes.
+        let bytes = shape.elements().and_then(|elements| elements.checked_mul(dtype.size().unwrap_or(4)));
+        let bytes = bytes.filter(|bytes| *bytes <= left).ok_or("more than it may hold")?;
+        left -= bytes;
+        let words = bytes.div_ceil(8);
+        // Asked for first where no is an answer: there may not be as much to be had.
+        Vec::<u64>::new().try_reserve_exact(words).map_err(|error| error.to_string())?;
+        let data = view::bytes_of(vec![0_u64; words]).slice(..bytes);
+        tensors.push(Tensor::new(dtype, shape, data).map_err(|error| error.to_string())?);
+    }
+    Ok(tensors)
 }
 
 fn decode(heads: Vec<Head>, mut data: &[u8]) -> Result<Tensors, String> {
@@ -398,53 +435,5 @@ fn wait(process: &mut Child, timeout: Duration) -> io::Result<Option<ExitStatus>
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::backend::fake::Fake;
-
-    #[test]
-    fn what_is_sent_arrives_as_it_was() {
-        let floats = Tensor::of(DataType::Fp32, [2, 2].into(), vec![0_f32, 1.0, -2.0, f32::MAX]).unwrap();
-        let texts = Tensor::strings([3].into(), ["", "a", "ä"]).unwrap();
-        let sent = [floats, texts];
-        let Some(Heard::Message(Message::Tensors(heads), data)) = read(&mut &*encode(&sent), 1 << 20).unwrap() else {
-            panic!("no message");
-        };
-        assert_eq!(&decode(heads, &data).unwrap()[..], sent);
-    }
-
-    #[test]
-    fn messages_that_claim_too_much_or_end_early_are_errors_and_anything_else_is_words() {
-        let whole = encode(&[Tensor::of(DataType::Int64, [1].into(), vec![7_i64]).unwrap()]);
-        assert!(read(&mut &*whole, 7).is_err());
-        for end in MARK.len()..whole.len() {
-            assert!(read(&mut &whole[..end], 1 << 20).is_err(), "{end}");
-        }
-        assert!(read(&mut &b""[..], 1).unwrap().is_none());
-        let Some(Heard::Words(words)) = read(&mut &b"no\nlibrary"[..], 1).unwrap() else { panic!("no words") };
-        assert_eq!(words, "no library");
-        for heads in [
-            vec![Head { dtype: "INT64".to_owned(), dims: vec![usize::MAX, 2], bytes: 8 }],
-            vec![Head { dtype: "INT64".to_owned(), dims: vec![1], bytes: u64::MAX }],
-            vec![Head { dtype: "none".to_owned(), dims: vec![1], bytes: 8 }],
-        ] {
-            assert!(decode(heads, &[0; 8]).is_err());
-        }
-    }
-
-    #[test]
-    fn a_file_is_run_on_whatever_comes_until_no_more_does() {
-        let one = Tensor::of(DataType::Fp32, [1, 4].into(), vec![1_f32; 4]).unwrap();
-        let two = Tensor::of(DataType::Fp32, [2, 4].into(), vec![2_f32; 8]).unwrap();
-        let requests = [encode(std::slice::from_ref(&one)), encode(std::slice::from_ref(&two))].concat();
-        let mut replies = Vec::new();
-        serve(&mut Fake::new(), &*requests, &mut replies).unwrap();
-        let mut replies = &*replies;
-        assert!(matches!(read(&mut replies, 1 << 20).unwrap(), Some(Heard::Message(Message::Opened { .. }, _))));
-        for _ in [one, two] {
-            let reply = read(&mut replies, 1 << 20).unwrap();
-            assert!(matches!(reply, Some(Heard::Message(Message::Tensors(_) | Message::Failed(_), _))));
-        }
-        assert!(read(&mut replies, 1 << 20).unwrap().is_none());
-    }
-}
+#[path = "trial_tests.rs"]
+mod tests;

@@ -2,7 +2,7 @@
 //! first whatever it runs before it is ready.
 
 use super::{
-    probe::{Candidate, is_exhausted},
+    probe::{Candidate, REMEMBERED, is_exhausted},
     sums::Digest,
     trial::Trial,
 };
@@ -12,6 +12,7 @@ use crate::{
     tensor::{AxisNames, Signature, Tensor, Tensors},
 };
 use std::{
+    collections::HashSet,
     fmt,
     ops::ControlFlow,
     sync::{Arc, Mutex, PoisonError},
@@ -21,7 +22,8 @@ use std::{
 enum Process {
     /// There is none just now.
     None,
-    Running(Trial),
+    /// What it was run on is worth something once it has ended well: it may die later of what a run before did.
+    Running(Trial, HashSet<Digest>),
     Dead(String),
 }
 
@@ -53,38 +55,40 @@ struct Guard {
 impl Process {
     /// Runs it there on `inputs`.
     fn run(&mut self, candidate: &Candidate, inputs: &[Tensor], digest: Digest) -> Result<Tensors, Error> {
-        let ran = match self {
-            Self::Running(trial) => trial.run(inputs),
-            Self::Dead(reason) => Err(reason.clone()),
-            Self::None => Err("it was not tried".to_owned()),
+        let (trial, runs) = match self {
+            Self::Running(trial, runs) => (trial, runs),
+            Self::Dead(reason) => return Err(Error::backend(reason.clone())),
+            Self::None => return Err(Error::backend("it was not tried".to_owned())),
         };
-        match ran {
-            Ok(Ok(outputs)) => {
-                candidate.ran(digest);
-                Ok(outputs)
-            }
-            Ok(Err(reason)) => {
+        match trial.run(inputs) {
+            Ok(ran) => {
                 // An error there is one here, unless it is for the limit of memory, which is not ours.
-                if !is_exhausted(&reason) {
-                    candidate.ran(digest);
+                if ran.as_ref().err().is_none_or(|reason| !is_exhausted(reason)) && runs.len() < REMEMBERED {
+                    runs.insert(digest);
                 }
-                Err(Error::backend(reason))
+                ran.map_err(Error::backend)
             }
             Err(reason) => {
+                candidate.fails();
                 *self = Self::Dead(reason.clone());
                 Err(Error::backend(reason))
             }
         }
     }
 
+    /// Whether this one was run on it.
+    fn has_run(&self, inputs: &Digest) -> bool {
+        matches!(self, Self::Running(_, runs) if runs.contains(inputs))
+    }
+
     /// Ends it.
     fn end(&mut self, candidate: &Candidate) -> Result<(), OpenError> {
         let ended = match std::mem::replace(self, Self::None) {
             Self::None => return Ok(()),
-            Self::Running(trial) => trial.end(),
+            Self::Running(trial, runs) => trial.end().map(|()| candidate.ran(runs)),
             Self::Dead(reason) => Err(reason),
         };
-        ended.map_err(|reason| candidate.refuse(&reason))
+        ended.map_err(|reason| candidate.failed(&reason))
     }
 }
 
@@ -92,7 +96,7 @@ impl Process {
 
 impl Rehearsal {
     pub(super) fn new(candidate: Candidate, trial: Trial, signature: Arc<Signature>, names: AxisNames) -> Self {
-        Self { candidate, process: Process::Running(trial), signature, names }
+        Self { candidate, process: Process::Running(trial, HashSet::new()), signature, names }
     }
 }
 
@@ -137,9 +141,12 @@ impl Guard {
         let digest = digest(inputs);
         let mut shared = self.shared.lock().unwrap_or_else(PoisonError::into_inner);
         let (candidate, process) = &mut *shared;
-        if !candidate.has_run(&digest) {
+        if !candidate.has_run(&digest) && !process.has_run(&digest) {
             if matches!(process, Process::None) {
-                *process = candidate.start().map_or_else(Process::Dead, |(trial, ..)| Process::Running(trial));
+                *process = match candidate.start() {
+                    Ok((trial, ..)) => Process::Running(trial, HashSet::new()),
+                    Err(reason) => Process::Dead(reason),
+                };
             }
             process.run(candidate, inputs, digest)?;
         }
@@ -241,4 +248,62 @@ fn digest(inputs: &[Tensor]) -> Digest {
     let mut digest = Digest::default();
     digest.copy_from_slice(context.finish().as_ref());
     digest
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        backend::{
+            Open, SessionSettings,
+            fake::Fake,
+            ort::{
+                Runtime,
+                probe::{Probed, Settings, When},
+                trial::{encode, serve},
+            },
+        },
+        tensor::DataType,
+    };
+    use std::{fs, os::unix::fs::PermissionsExt, path::Path, time::Duration};
+
+    /// A program that says what a process says that opens a file and runs it on this many rows, and then dies.
+    fn program(folder: &Path, runs: &[Tensor]) -> std::path::PathBuf {
+        let requests: Vec<u8> = runs.iter().flat_map(|run| encode(std::slice::from_ref(run))).collect();
+        let mut replies = Vec::new();
+        serve(&mut Fake::new(), &*requests, &mut replies).unwrap();
+        fs::write(folder.join("replies"), replies).unwrap();
+        let program = folder.join("program");
+        let script =
+            format!("#!/bin/sh\ncat {}\nhead -c 1 > /dev/null\nkill -11 $$\n", folder.join("replies").display());
+        fs::write(&program, script).unwrap();
+        fs::set_permissions(&program, fs::Permissions::from_mode(0o700)).unwrap();
+        program
+    }
+
+    #[test]
+    fn what_went_well_before_a_process_died_is_tried_again() {
+        let folder = tempfile::tempdir().unwrap();
+        let input = Tensor::of(DataType::Fp32, [1, 4].into(), vec![1_f32; 4]).unwrap();
+        let program = program(folder.path(), std::slice::from_ref(&input));
+        let settings = Settings { when: When::Auto, timeout: Duration::from_secs(60), memory: None, program };
+        let probed = Probed::new(Runtime::load(None).unwrap(), settings);
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/models/good/echo_fp32/1/model.onnx");
+        for time in ["first", "second"] {
+            // Another test that starts a program just now has the script open for writing until that program runs.
+            let mut rehearsal = loop {
+                match probed.rehearse(&path, &SessionSettings::default()) {
+                    Err(error) if error.0.contains("Text file busy") => {}
+                    rehearsal => {
+                        break rehearsal.unwrap().unwrap_or_else(|| panic!("it was not tried the {time} time"));
+                    }
+                }
+            };
+            let inputs = std::slice::from_ref(&input);
+            rehearsal.run(inputs).unwrap();
+            assert!(rehearsal.run(inputs).is_err());
+            let refused = rehearsal.ready().unwrap_err().0;
+            assert!(refused.contains("was ended by signal 11"), "{refused}");
+        }
+    }
 }

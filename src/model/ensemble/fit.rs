@@ -6,11 +6,11 @@
 
 use super::{Bound, DEPTH, Ensemble};
 use crate::{
-    call::VersionState,
+    call::{ModelKey, VersionState},
     model::{Model, Repository, declared::shape, state::Version},
     tensor::{Signature, TensorSpec},
 };
-use std::sync::Arc;
+use std::{collections::HashSet, sync::Arc};
 
 impl Bound {
     /// Why `found` cannot run this step; `None`: it can.
@@ -53,20 +53,30 @@ fn differs(kind: &str, name: &Arc<str>, expected: &[TensorSpec], found: &[Tensor
     (!fits).then(|| format!("its {kind} `{name}` has shape {}, expected {}", shape(&found), shape(&expected)))
 }
 
+// === impl Ensemble ===
+
+impl Ensemble {
+    /// Whether the models of both took and yielded the same, step by step, when they were held against them.
+    pub(in crate::model) fn expects_the_same(&self, other: &Self) -> bool {
+        let expected = |ensemble: &Self| ensemble.steps.iter().map(|step| step.expected.clone()).collect::<Vec<_>>();
+        expected(self) == expected(other)
+    }
+}
+
 // === impl Repository ===
 
 impl Repository {
     /// Whether `model` would take a call now: an ensemble would if all its models would and still fit it.
     pub(in crate::model) fn would_run(&self, model: &Model) -> bool {
         match &model.ensemble {
-            Some(ensemble) => self.unfit(ensemble, 0).is_none(),
+            Some(ensemble) => self.unfit(ensemble, 0, &mut HashSet::new()).is_none(),
             None => model.scheduler.is_ready(),
         }
     }
 
     /// Why `ensemble`, below `depth` others, would take no call now, as its callers may read it: they may not know its
-    /// models.
-    fn unfit(&self, ensemble: &Ensemble, depth: usize) -> Option<String> {
+    /// models. What was `seen` within it at some depth would take one: the ways that lead to it may be too many to walk.
+    fn unfit(&self, ensemble: &Ensemble, depth: usize, seen: &mut HashSet<(Arc<ModelKey>, usize)>) -> Option<String> {
         if depth > DEPTH {
             return Some("ensembles within ensembles, too many or in a circle".to_owned());
         }
@@ -75,7 +85,8 @@ impl Repository {
                 Err(_) => "its model is not served".to_owned(),
                 Ok(found) => match (step.misfit(&found), &found.ensemble) {
                     (Some(reason), _) => format!("its model was replaced by one that does not fit: {reason}"),
-                    (None, Some(inner)) => format!("its model is not ready: {}", self.unfit(inner, depth + 1)?),
+                    (None, Some(_)) if !seen.insert((Arc::clone(&found.key), depth)) => return None,
+                    (None, Some(inner)) => format!("its model is not ready: {}", self.unfit(inner, depth + 1, seen)?),
                     (None, None) if found.scheduler.is_ready() => return None,
                     (None, None) => "its model is not ready".to_owned(),
                 },
@@ -88,7 +99,7 @@ impl Repository {
     /// `trouble` is what is wrong with the model as a whole.
     pub(in crate::model) fn told(&self, version: &Version, trouble: Option<&Arc<str>>) -> (VersionState, Arc<str>) {
         let model = version.state.model();
-        match model.as_ref().and_then(|model| self.unfit(model.ensemble.as_deref()?, 0)) {
+        match model.as_ref().and_then(|model| self.unfit(model.ensemble.as_deref()?, 0, &mut HashSet::new())) {
             Some(unfit) => (VersionState::Failed, format!("not ready: {unfit}").into()),
             None => version.told(trouble),
         }

@@ -184,7 +184,7 @@ async fn ensembles_may_be_steps_and_a_circle_ends() {
     let repository = world(&[("one", &one), ("two", &two)]);
     chain(&repository, IN_FLIGHT);
     add(&repository, "outer", 1, vec![step("both", &[("a", "a")], &[("c", "d")])]);
-    assert!(repository.contains(&ModelRef { name: "outer".into(), version: None }, "two", 0));
+    assert!(repository.contains(&ModelRef { name: "outer".into(), version: None }, "two"));
     let mut router = Router::new(Arc::clone(&repository));
     let Ok(Reply::Infer(response)) = router.call(call("outer", 1)).await else { panic!() };
     assert_eq!(jobs::mark(&response.outputs[0].tensor), 6.0);
@@ -256,6 +256,21 @@ async fn an_ensemble_is_not_ready_where_one_within_it_is_not() {
     assert_eq!(reason, "not ready: step 1: its model is not ready: step 1: its model is not served");
     let error = Router::new(repository).call(call("both", 1)).await.unwrap_err();
     assert_eq!((error.code(), error.to_string().contains("inner")), (Code::NotReady, false), "{error}");
+}
+
+#[tokio::test]
+async fn ensembles_that_are_run_in_more_ways_than_can_be_counted_are_walked_all_the_same() {
+    let repository = world(&[("one", &Script::default())]);
+    let names = ["one", "e1", "e2", "e3", "e4", "e5", "e6", "e7", "e8"];
+    for (depth, pair) in names.windows(2).enumerate() {
+        let (input, output) = if depth == 0 { ("x", "y") } else { ("a", "t0") };
+        let steps = (0..64).map(|at| step(pair[0], &[(input, "a")], &[(output, &format!("t{at}"))])).collect();
+        add(&repository, pair[1], 1, steps);
+    }
+    let outermost = ModelRef { name: "e8".into(), version: None };
+    assert!(repository.contains(&outermost, "one") && !repository.contains(&outermost, "two"));
+    assert!(repository.is_ready(&outermost).unwrap());
+    assert!(repository.versions(&outermost).unwrap().ready);
 }
 
 trait Renamed {
