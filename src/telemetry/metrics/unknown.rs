@@ -103,7 +103,8 @@ mod tests {
             let key = Arc::new(ModelKey { name: name.into(), version: "1".into() });
             metrics.model(&key).batch_cost(1, Duration::from_millis(1));
             metrics.model_state(&key, "ready");
-            metrics.model_loaded(&key, Duration::from_secs(1), Some(7));
+            metrics.model_loaded(&key, Duration::from_secs(1));
+            metrics.model_memory(&key, Some(7));
             metrics.model_load_ended(name, false);
         }
         let series = |name: &str| {
