@@ -160,6 +160,11 @@ fn external_file(folder: &Path, location: &Path, end: u64) -> Result<(PathBuf, u
     if !is_below || location.as_os_str().is_empty() {
         return Err("is outside the model's folder, expected a path below it without `..`".to_owned());
     }
+    // ONNX Runtime takes some names that begin so for memory of its own (`*/_ORT_MEM_ADDR_/*`), and the offset for an address in it,
+    // whether or not there is a file of that name.
+    if location.starts_with("*") {
+        return Err("is an address in memory and no file".to_owned());
+    }
     let real = folder.join(location).canonicalize().map_err(|error| format!("cannot be found: {error}"))?;
     if !real.starts_with(folder) {
         return Err("is a link that leads outside the model's folder".to_owned());
@@ -266,9 +271,11 @@ mod tests {
         assert!(refusal(&path).contains("keeps weights in `weights.bin`, which cannot be found"));
         fs::create_dir(path.with_file_name("weights.bin")).unwrap();
         assert!(refusal(&path).contains("which is not a regular file"));
-        // What ONNX Runtime itself takes for an address in memory.
+        // What ONNX Runtime itself takes for an address in memory, also where there is such a file.
         let (_folder, path) = model("*/_ORT_MEM_ADDR_/*");
-        assert!(refusal(&path).contains("cannot be found"));
+        fs::create_dir_all(path.with_file_name("*/_ORT_MEM_ADDR_")).unwrap();
+        fs::write(path.with_file_name("*/_ORT_MEM_ADDR_/*"), b"weights").unwrap();
+        assert!(refusal(&path).contains("is an address in memory"), "{}", refusal(&path));
     }
 
     #[test]
