@@ -3,6 +3,7 @@
 //! The same operations as its REST routes (contract 03), in protobuf. What gRPC puts around a message, and which method
 //! it came with, is the front-end's business.
 
+mod fields;
 mod tensor;
 #[cfg(test)]
 mod tests;
