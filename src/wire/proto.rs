@@ -170,6 +170,14 @@ pub fn is_typed(message: &ModelInferRequest) -> bool {
     message.raw_input_contents.is_empty() && !message.inputs.is_empty()
 }
 
+/// The work of converting the raw tensors of a request, bytes: those of types that are looked through. Others are as they
+/// came.
+pub fn raw_work(message: &ModelInferRequest) -> usize {
+    let raw = message.inputs.iter().zip(&message.raw_input_contents);
+    let walked = raw.filter(|(input, _)| matches!(&*input.datatype, "BYTES" | "BOOL"));
+    walked.map(|(_, contents)| contents.len()).sum()
+}
+
 /// Converts a response: `raw_output_contents` has one entry per output, or none if the outputs are `typed`.
 ///
 /// What has no typed form (FP16, BF16) makes all of them raw: the protocol has no mixture (contract 01 section 4.2).

@@ -2,7 +2,7 @@
 //!
 //! What counted it on its way in ends with its stream; from there on the request waits, in a queue or for a run.
 
-use super::single::Decoding;
+use super::{parse::Parsed, single::Decoding};
 use crate::{
     call::{Inputs, NamedTensor, Operation},
     error::Error,
@@ -17,46 +17,39 @@ use crate::{
     },
 };
 use bytes::Bytes;
-use prost::Message;
 use std::sync::Arc;
 
 /// An inference request that is not decoded yet.
-pub(super) struct Input {
-    message: ModelInferRequest,
-    reservation: Option<Reservation>,
-}
+pub(super) struct Input(Parsed<ModelInferRequest>);
 
 // === impl Input ===
 
 impl Input {
-    /// Counts `message` for as long as it, or a tensor of it, lives.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::Overloaded`] if the memory budget has no room.
-    pub(super) fn hold(connection: &Connection, message: ModelInferRequest) -> Result<Self, Error> {
-        let reservation = connection.frontend.memory.reserve_large(message.encoded_len())?;
-        Ok(Self { message, reservation })
+    /// It, counted for as long as it, or a tensor of it, lives.
+    pub(super) const fn of(parsed: Parsed<ModelInferRequest>) -> Self {
+        Self(parsed)
     }
 
     /// The operation that it asks for, decoded off the lane if that is much work: raw tensors are cut out of the message,
-    /// typed ones are made anew, element by element.
+    /// and some of them looked through; typed ones are made anew, element by element.
     ///
     /// Resolves to what [`proto::decode_infer`] answers, or [`Error::Overloaded`] if too much is being decoded.
     pub(super) fn decoding(self, connection: &Arc<Connection>) -> Decoding<Operation> {
-        let work = if proto::is_typed(&self.message) { self.message.encoded_len() } else { 0 };
-        if body::is_small(work) {
+        let work = if proto::is_typed(&self.0.message) { self.0.length } else { proto::raw_work(&self.0.message) };
+        if self.0.off_lane || body::is_small(work) {
             return Decoding::Now(self.decode(&connection.frontend.settings.wire));
         }
         let connection = Arc::clone(connection);
         Decoding::Later(Box::pin(body::offload(work, move || self.decode(&connection.frontend.settings.wire))))
     }
 
-    fn decode(mut self, settings: &Settings) -> Result<Operation, Error> {
-        let raw = &mut self.message.raw_input_contents;
-        match self.reservation {
+    fn decode(self, settings: &Settings) -> Result<Operation, Error> {
+        // Until the last list has become a tensor.
+        let Parsed { mut message, whole, made: _made, .. } = self.0;
+        let raw = &mut message.raw_input_contents;
+        match whole {
             Some(reservation) if raw.is_empty() => {
-                let mut request = proto::decode_infer(self.message, settings)?;
+                let mut request = proto::decode_infer(message, settings)?;
                 if let Inputs::Tensors(inputs) = &mut request.inputs {
                     keep(reservation, inputs)?;
                 }
@@ -64,9 +57,9 @@ impl Input {
             }
             Some(reservation) => {
                 reservation.keep_all(raw);
-                proto::decode_infer(self.message, settings).map(Operation::Infer)
+                proto::decode_infer(message, settings).map(Operation::Infer)
             }
-            None => proto::decode_infer(self.message, settings).map(Operation::Infer),
+            None => proto::decode_infer(message, settings).map(Operation::Infer),
         }
     }
 }
@@ -86,9 +79,17 @@ pub(super) fn keep(reservation: Reservation, inputs: &mut [NamedTensor]) -> Resu
 mod tests {
     use super::*;
     use crate::{
-        frontend::{self, grpc::fixture::world},
+        frontend::{
+            self,
+            grpc::{fixture::world, parse::parse},
+        },
         wire::proto::inference::{InferTensorContents, model_infer_request::InferInputTensor},
     };
+    use prost::Message;
+
+    fn parsed(connection: &Arc<Connection>, message: &ModelInferRequest) -> Decoding<Input> {
+        parse(connection, message.encode_to_vec().into(), |_, parsed| Decoding::Now(Ok(Input::of(parsed))))
+    }
 
     const LARGE: usize = 100_000;
 
@@ -119,7 +120,7 @@ mod tests {
         let world = world(frontend::Settings::default(), |_| async { Err(Error::Cancelled) });
         let frontend = &world.connection.frontend;
         for typed in [false, true] {
-            let input = Input::hold(&world.connection, message(typed)).unwrap();
+            let input = parsed(&world.connection, &message(typed)).wait().await.unwrap();
             assert!(frontend.memory.used() >= LARGE);
             let decoded = input.decoding(&world.connection).wait().await;
             let Operation::Infer(request) = decoded.unwrap() else { panic!("asked") };
@@ -131,15 +132,32 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn only_many_typed_contents_are_decoded_off_the_lane() {
+    async fn only_many_typed_contents_and_what_is_looked_through_are_decoded_off_the_lane() {
         let world = world(frontend::Settings::default(), |_| async { Err(Error::Cancelled) });
-        for (length, typed, elsewhere) in [(LARGE, true, false), (10 * LARGE, true, true), (10 * LARGE, false, false)] {
-            let decoding =
-                Input::hold(&world.connection, of_length(length, typed)).unwrap().decoding(&world.connection);
-            assert_eq!(matches!(decoding, Decoding::Later(_)), elsewhere, "{length} {typed}");
+        let raw = |datatype: &str, contents: Vec<u8>, elements: usize| {
+            let mut message = of_length(elements, false);
+            message.inputs[0].datatype = datatype.into();
+            message.raw_input_contents = vec![contents.into()];
+            message
+        };
+        for (message, elsewhere) in [
+            (of_length(LARGE, true), [false, false]),
+            // Already there, it is not sent away once more.
+            (of_length(10 * LARGE, true), [true, false]),
+            (of_length(10 * LARGE, false), [false, false]),
+            (raw("BOOL", vec![1; 10 * LARGE], 10 * LARGE), [false, true]),
+            (raw("BYTES", vec![0; 4 * LARGE], LARGE), [false, true]),
+            (raw("BYTES", vec![0; 4000], 1000), [false, false]),
+        ] {
+            let parsed = parsed(&world.connection, &message);
+            let parsed_elsewhere = matches!(parsed, Decoding::Later(_));
+            let decoding = parsed.wait().await.unwrap().decoding(&world.connection);
+            let found = [parsed_elsewhere, matches!(decoding, Decoding::Later(_))];
+            assert_eq!(found, elsewhere, "{} {:?}", message.inputs[0].datatype, message.inputs[0].shape);
             let Operation::Infer(request) = decoding.wait().await.unwrap() else { panic!("asked") };
-            assert_eq!(request.inputs.tensors().unwrap()[0].tensor.data().len(), length);
+            assert!(request.inputs.tensors().unwrap()[0].tensor.data().len() >= 4000);
         }
+        assert_eq!(world.connection.frontend.memory.used(), 0);
     }
 
     #[tokio::test]
@@ -147,7 +165,7 @@ mod tests {
         let mut settings = frontend::Settings::default();
         settings.concurrency.memory = LARGE;
         let world = world(settings, |_| async { Err(Error::Cancelled) });
-        let held = Input::hold(&world.connection, message(false));
+        let held = parsed(&world.connection, &message(false)).wait().await;
         assert!(matches!(held.map(drop), Err(Error::Overloaded { what: "memory" })));
     }
 }

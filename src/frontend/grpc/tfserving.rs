@@ -5,6 +5,7 @@
 use super::{
     Request, head,
     input::keep,
+    parse::Parsed,
     refuse,
     unary::{call, mismatch, respond, send, whole},
 };
@@ -17,7 +18,6 @@ use crate::{
     frontend::{Connection, body, http::Response, quota},
     wire::tfserving::{self as tf, Contents, pb::serving as pb},
 };
-use prost::Message;
 use std::sync::{Arc, OnceLock};
 
 /// The service of predictions.
@@ -106,11 +106,11 @@ async fn predict(
     request: Request,
 ) -> Result<pb::PredictResponse, Error> {
     let contents = Arc::new(OnceLock::new());
-    let (found, shared) = (Arc::clone(&contents), Arc::clone(connection));
-    let decode = move |message: pb::PredictRequest| {
+    let found = Arc::clone(&contents);
+    let decode = move |connection: &Arc<Connection>, parsed: Parsed<pb::PredictRequest>| {
         // Set once: a message is decoded once.
-        let _ = found.set(tf::contents(&message.inputs));
-        operation(&shared, message)
+        let _ = found.set(tf::contents(&parsed.message.inputs));
+        operation(connection, parsed)
     };
     let facts = Arc::clone(&head.facts);
     let response = whole(send(connection, head, sender, request, decode).await?).await?;
@@ -121,19 +121,25 @@ async fn predict(
 }
 
 /// What a request asks for. Its lists become tensors only when the caller may, off the lane if they are large.
-fn operation(connection: &Arc<Connection>, message: pb::PredictRequest) -> Result<Operation, Error> {
+fn operation(connection: &Arc<Connection>, parsed: Parsed<pb::PredictRequest>) -> Result<Operation, Error> {
+    let Parsed { message, length, whole, made, .. } = parsed;
     let limit = connection.frontend.settings.size.body;
     // A short list may stand for a large tensor, which must not be larger than one that was sent could be.
     let weight = tf::weight(&message.inputs);
     if weight > limit {
         return Err(Error::TooLarge { limit: limit as u64 });
     }
-    let reservation = connection.frontend.memory.reserve_large(message.encoded_len().saturating_add(weight))?;
+    // What came is counted with what becomes of it.
+    drop(whole);
+    let reservation = connection.frontend.memory.reserve_large(length.saturating_add(weight))?;
     let pb::PredictRequest { model_spec, inputs, output_filter } = message;
     let (model, outputs): (ModelRef, _) = tf::about(model_spec, output_filter)?;
+    let work = weight.max(tf::raw_work(&inputs));
     let connection = Arc::clone(connection);
     let inputs = Untyped::later(move |_| {
-        body::offload(weight, move || {
+        body::offload(work, move || {
+            // Until the last list has become a tensor.
+            let _made = made;
             let mut tensors = tf::decode_inputs(inputs, &connection.frontend.settings.wire)?;
             if let Some(reservation) = reservation {
                 keep(reservation, &mut tensors)?;

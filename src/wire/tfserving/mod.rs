@@ -8,7 +8,7 @@ mod tensor;
 #[cfg(test)]
 mod tests;
 
-pub use tensor::{Contents, contents, decode_inputs, weight};
+pub use tensor::{Contents, contents, decode_inputs, raw_work, weight};
 
 use super::v1::{METHOD, SIGNATURE, version_status};
 use crate::{

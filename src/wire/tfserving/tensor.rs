@@ -59,6 +59,12 @@ fn tensor_weight(tensor: &pb::TensorProto) -> usize {
     size.saturating_add(more.saturating_mul(4 + strings.last().map_or(0, Bytes::len)))
 }
 
+/// The work of converting raw tensors, bytes: those of a type that is looked through. Others are as they came.
+pub fn raw_work(inputs: &HashMap<String, pb::TensorProto>) -> usize {
+    let walked = inputs.values().filter(|tensor| tensor.dtype == i32::from(pb::DataType::DtBool));
+    walked.map(|tensor| tensor.tensor_content.len()).sum()
+}
+
 /// Converts the inputs of a request.
 ///
 /// # Errors
