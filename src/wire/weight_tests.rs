@@ -5,9 +5,9 @@ use crate::wire::{
     proto::{DESCRIPTOR, inference as pb},
     tfserving::pb::serving,
 };
+use proptest::prelude::*;
 use prost::Message;
 use prost_reflect::{DescriptorPool, Kind, MessageDescriptor};
-use proptest::prelude::*;
 
 fn weighed<M: Weighed>(message: &[u8]) -> Result<Weight, String> {
     let weight = weigh::<M>(message, &Settings::default(), |_| true).map_err(|error| error.to_string())?;
@@ -104,7 +104,8 @@ fn compare(message: &MessageDescriptor, fields: &[Field]) {
             _ => None,
         };
         let Some(known) = known else {
-            let repeats_within = inner.is_some_and(|inner| inner.fields().any(|field| field.is_list() || field.is_map()));
+            let repeats_within =
+                inner.is_some_and(|inner| inner.fields().any(|field| field.is_list() || field.is_map()));
             assert!(!repeats && !repeats_within && field.kind() != Kind::Bytes, "{name} is in no table");
             continue;
         };
@@ -119,10 +120,9 @@ fn compare(message: &MessageDescriptor, fields: &[Field]) {
                 assert_eq!(*size, if kind == Kind::Float { 4 } else { 8 }, "{name}");
                 assert!(matches!(kind, Kind::Float | Kind::Double), "{name}");
             }
-            (Holds::Varint, kind) => assert!(
-                matches!(kind, Kind::Bool | Kind::Int32 | Kind::Int64 | Kind::Uint32 | Kind::Uint64),
-                "{name}"
-            ),
+            (Holds::Varint, kind) => {
+                assert!(matches!(kind, Kind::Bool | Kind::Int32 | Kind::Int64 | Kind::Uint32 | Kind::Uint64), "{name}")
+            }
             (Holds::Message(_), kind) => panic!("{name} is {kind:?}"),
         }
     }
@@ -139,11 +139,25 @@ fn the_tables_are_those_of_the_schema() {
         };
     }
     compare!(
-        ModelInferRequest, RepositoryModelLoadRequest, RepositoryModelUnloadRequest, TraceSettingRequest,
-        LogSettingsRequest, CudaSharedMemoryRegisterRequest, ServerLiveRequest, ServerReadyRequest, ModelReadyRequest,
-        ServerMetadataRequest, ModelMetadataRequest, ModelConfigRequest, ModelStatisticsRequest,
-        RepositoryIndexRequest, SystemSharedMemoryStatusRequest, SystemSharedMemoryRegisterRequest,
-        SystemSharedMemoryUnregisterRequest, CudaSharedMemoryStatusRequest, CudaSharedMemoryUnregisterRequest,
+        ModelInferRequest,
+        RepositoryModelLoadRequest,
+        RepositoryModelUnloadRequest,
+        TraceSettingRequest,
+        LogSettingsRequest,
+        CudaSharedMemoryRegisterRequest,
+        ServerLiveRequest,
+        ServerReadyRequest,
+        ModelReadyRequest,
+        ServerMetadataRequest,
+        ModelMetadataRequest,
+        ModelConfigRequest,
+        ModelStatisticsRequest,
+        RepositoryIndexRequest,
+        SystemSharedMemoryStatusRequest,
+        SystemSharedMemoryRegisterRequest,
+        SystemSharedMemoryUnregisterRequest,
+        CudaSharedMemoryStatusRequest,
+        CudaSharedMemoryUnregisterRequest,
     );
     compare(&message("tensorflow.serving.PredictRequest"), serving::PredictRequest::FIELDS);
     compare(&message("tensorflow.serving.GetModelMetadataRequest"), serving::GetModelMetadataRequest::FIELDS);

@@ -20,6 +20,9 @@ const TEXT: u64 = 4096;
 const FILES: usize = 10_000;
 /// Nodes that are looked at. A model of more of them is none that takes a few microseconds.
 const NODES: usize = 100_000;
+/// Names of inputs and outputs that are kept, of all nodes together: two bytes of a file are an empty one, and many times that
+/// in memory.
+const NAMES: usize = 4 * NODES;
 /// Elements that a byte of weights can hold at most: the smallest types have two bits.
 const PER_BYTE: u64 = 4;
 
@@ -80,6 +83,7 @@ pub(super) fn look_through(source: impl Read + Seek, length: u64) -> Result<Foun
         found: BTreeMap::new(),
         nodes: Vec::new(),
         open_nodes: Vec::new(),
+        names: 0,
         weights: HashSet::new(),
     };
     walk.model(length)?;
@@ -143,6 +147,8 @@ struct Walk<R> {
     /// Those that were read, and those that are being read, which lie within each other.
     nodes: Vec<Node>,
     open_nodes: Vec<Node>,
+    /// How many names they have.
+    names: usize,
     /// The names of initializers.
     weights: HashSet<Vec<u8>>,
 }
@@ -279,6 +285,12 @@ impl<R: Read + Seek> Walk<R> {
 
     /// A name in a node: of an input, of an output, or its operator.
     fn node(&mut self, number: u64, size: u64, end: u64) -> Result<(), ScanError> {
+        let is_operator = number == 4;
+        if !is_operator && self.names == NAMES {
+            // As with nodes beyond those that are looked at.
+            return self.skip(size, end);
+        }
+        self.names += usize::from(!is_operator);
         // A longer name is nobody's, and what has it is not followed.
         let name = if size <= TEXT {
             self.text(size)?

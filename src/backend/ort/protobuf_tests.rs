@@ -57,6 +57,16 @@ fn a_location_is_found_wherever_a_tensor_can_be() {
 }
 
 #[test]
+fn a_node_of_more_names_than_are_kept_takes_no_more_memory_for_them() {
+    let model = within(&[7, 1], field(1, b"").repeat(5 * NAMES));
+    let mut found = None;
+    let made = allocation_counter::measure(|| found = Some(scan(&model)));
+    assert_eq!(found.unwrap().unwrap(), [""; 0]);
+    // A name takes three words, and a growing list is there twice for a moment.
+    assert!(made.bytes_max < (4 * 24 * NAMES) as u64, "{} bytes", made.bytes_max);
+}
+
+#[test]
 fn only_the_location_counts_and_each_once() {
     let weight = [entry("offset", "0"), entry("location", "a"), entry("length", "16")].concat();
     let model = within(&[7], [field(5, &weight), field(5, &weight), field(5, &entry("location", "b"))].concat());

@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::{
-    call::{Inbound, InferResponse, ModelKey, Operation, Reply, Timing},
+    call::{Inbound, InferResponse, ModelKey, Operation, Reply, Report, Timing},
     frontend::{
         Settings,
         body::Busy,
@@ -15,7 +15,10 @@ use tonic::{Code, codec::CompressionEncoding};
 const MIB: usize = 1 << 20;
 
 async fn echo(call: Inbound) -> Result<Reply, Error> {
-    let Operation::Infer(request) = call.input.await? else { return Err(Error::invalid("ask for an inference")) };
+    let Operation::Infer(request) = call.input.await? else {
+        // A stream is opened.
+        return Ok(Reply::Report(Report::Models(Vec::new())));
+    };
     Ok(Reply::Infer(InferResponse {
         model: Arc::new(ModelKey { name: "m".into(), version: "1".into() }),
         client_id: request.client_id,
@@ -29,6 +32,8 @@ async fn echo(call: Inbound) -> Result<Reply, Error> {
 fn with_memory(memory: usize) -> World {
     let mut settings = Settings::default();
     settings.concurrency.memory = memory;
+    // Zeros are packed to next to nothing, which is another refusal.
+    settings.size.inflate_ratio = 10_000;
     world(settings, echo)
 }
 
@@ -59,7 +64,7 @@ fn hostile() -> [(ModelInferRequest, Code, &'static str); 4] {
             "the request has more than 256 entries in `raw_input_contents`, expected at most 256",
         ),
         (shape, Code::InvalidArgument, "tensor `X` has 100000 dimensions, expected at most 16"),
-        (strings(40_000), Code::Unavailable, "overloaded: memory"),
+        (strings(40_000), Code::Unavailable, "no room: memory"),
     ]
 }
 

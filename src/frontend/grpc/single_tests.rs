@@ -10,8 +10,8 @@ use crate::{
 };
 use http_body::Frame;
 use http_body_util::StreamBody;
-use prost::Message;
 use proptest::prelude::*;
+use prost::Message;
 use std::sync::Arc;
 use tonic::codec::Streaming;
 

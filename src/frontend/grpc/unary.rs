@@ -211,21 +211,13 @@ pub(super) async fn alone<M: Readable>(connection: &Arc<Connection>, message: By
 /// # Errors
 ///
 /// As [`encoding::of_request`].
-pub(super) fn messages(
-    connection: &Arc<Connection>,
-    request: Request,
-    wait: Wait,
-) -> Result<Streaming<Bytes>, Error> {
+pub(super) fn messages(connection: &Arc<Connection>, request: Request, wait: Wait) -> Result<Streaming<Bytes>, Error> {
     let coding = encoding::of_request(request.headers())?;
     let body = Arriving::new(request.into_body(), Arc::clone(connection), wait);
     Ok(streaming(connection, coding, body))
 }
 
-fn streaming(
-    connection: &Arc<Connection>,
-    coding: Option<Coding>,
-    body: Arriving<Arrived>,
-) -> Streaming<Bytes> {
+fn streaming(connection: &Arc<Connection>, coding: Option<Coding>, body: Arriving<Arrived>) -> Streaming<Bytes> {
     let limit = Some(connection.frontend.settings.size.body);
     match coding {
         None => Streaming::new_request(Whole, body, None, limit),
