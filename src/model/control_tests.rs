@@ -196,7 +196,8 @@ async fn a_model_whose_files_a_call_brought_is_not_unknown() {
 #[tokio::test]
 async fn of_models_that_only_calls_know_nothing_stays() {
     let world = world(&[]);
-    let refused: [(&str, Option<&str>, &[(&str, &str)]); 6] = [
+    type Case<'a> = (&'a str, Option<&'a str>, &'a [(&'a str, &'a str)]);
+    let refused: [Case<'_>; 6] = [
         ("thought of 0", None, &[]),
         ("thought-of-1", None, &[("1/model.onnx", "ok")]),
         ("thought-of-2", Some("1"), &[("x", "ok")]),

@@ -49,6 +49,7 @@ use crate::{
     tensor::Signature,
 };
 use instance::Pool;
+use smallvec::SmallVec;
 use std::{
     fmt, iter,
     panic::{AssertUnwindSafe, catch_unwind},
@@ -385,7 +386,9 @@ impl Scheduler {
         if let Some(turn) = &self.turn {
             turn.wait_left(deadline);
         }
-        self.pools().fold(true, |closed, pool| pool.wait_closed(deadline) && closed)
+        // All of them: one that does not end is no reason not to wait for the other.
+        let ended: SmallVec<[bool; 2]> = self.pools().map(|pool| pool.wait_closed(deadline)).collect();
+        ended.iter().all(|ended| *ended)
     }
 }
 

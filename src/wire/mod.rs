@@ -13,6 +13,7 @@ mod raw;
 mod reserved;
 pub mod tfserving;
 pub mod v1;
+pub mod weight;
 
 pub use reserved::{EMPTY_FINAL, FINAL, no_shared_memory, say_final};
 

@@ -6,7 +6,7 @@
 use super::{
     Settings, json,
     reserved::{self, Form, Options},
-    shared,
+    shared, weight,
 };
 use crate::{
     call::{
@@ -24,6 +24,7 @@ use inference::{
 use std::{collections::HashMap, sync::Arc};
 
 mod config;
+mod fields;
 mod manage;
 #[cfg(test)]
 mod tests;
@@ -47,6 +48,9 @@ pub mod inference {
 /// The file descriptors of everything in `proto/`, encoded, as gRPC reflection serves them.
 pub const DESCRIPTOR: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));
 
+/// What of an inference request there are no more than `limits.size.tensors` of, each.
+const TENSORS: &str = "inputs or outputs";
+
 /// Converts a decoded gRPC message (contract 01 section 4).
 ///
 /// # Errors
@@ -54,10 +58,7 @@ pub const DESCRIPTOR: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descript
 /// [`Error::InvalidRequest`] or [`Error::InvalidTensor`], naming what was found and what was expected.
 pub fn decode_infer(message: ModelInferRequest, settings: &Settings) -> Result<InferRequest, Error> {
     if message.inputs.len() > settings.tensors || message.outputs.len() > settings.tensors {
-        let most = settings.tensors;
-        return Err(Error::invalid(format!(
-            "the request has more than {most} inputs or outputs, expected at most {most}"
-        )));
+        return Err(weight::too_many_tensors(TENSORS, settings));
     }
     if message.model_name.is_empty() {
         return Err(Error::invalid("`model_name` is empty"));
@@ -98,11 +99,7 @@ fn given(text: String) -> Option<Arc<str>> {
 }
 
 fn check_count(parameters: usize) -> Result<(), Error> {
-    let most = json::MEMBERS;
-    match parameters {
-        count if count > most => Err(Error::invalid(format!("more than {most} parameters"))),
-        _ => Ok(()),
-    }
+    if parameters > json::MEMBERS { Err(weight::too_many_parameters()) } else { Ok(()) }
 }
 
 fn check_tensor_parameters(parameters: &HashMap<String, InferParameter>) -> Result<(), Error> {
@@ -152,8 +149,7 @@ fn input(tensor: InferInputTensor, contents: Option<Bytes>, settings: &Settings)
         wrong(format!("has datatype `{found}`, expected a V2 name such as `FP32`"))
     })?;
     if tensor.shape.len() > settings.rank {
-        let (found, most) = (tensor.shape.len(), settings.rank);
-        return Err(wrong(format!("has {found} dimensions, expected at most {most}")));
+        return Err(wrong(weight::too_many_dimensions(tensor.shape.len(), settings)));
     }
     if let Some(dim) = tensor.shape.iter().find(|dim| usize::try_from(**dim).is_err()) {
         return Err(wrong(format!("has a dimension of `{dim}`, expected an integer from 0 on")));
@@ -174,9 +170,12 @@ pub fn is_typed(message: &ModelInferRequest) -> bool {
     message.raw_input_contents.is_empty() && !message.inputs.is_empty()
 }
 
-/// The bytes that the typed contents of a request take in memory, as [`ModelInferRequest`] has them.
-pub fn weight(message: &ModelInferRequest) -> usize {
-    message.inputs.iter().filter_map(|input| input.contents.as_ref()).map(typed::weight).sum()
+/// The work of converting the raw tensors of a request, bytes: those of types that are looked through. Others are as they
+/// came.
+pub fn raw_work(message: &ModelInferRequest) -> usize {
+    let raw = message.inputs.iter().zip(&message.raw_input_contents);
+    let walked = raw.filter(|(input, _)| matches!(&*input.datatype, "BYTES" | "BOOL"));
+    walked.map(|(_, contents)| contents.len()).sum()
 }
 
 /// Converts a response: `raw_output_contents` has one entry per output, or none if the outputs are `typed`.

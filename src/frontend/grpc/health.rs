@@ -16,6 +16,7 @@ use crate::{
     },
     error::{Code, Error},
     frontend::{Connection, http::Response},
+    wire::weight::Weighed,
 };
 use futures_util::{Stream, stream::unfold};
 use std::{
@@ -47,6 +48,10 @@ pub(super) enum Method {
 /// The request of `List`, which tonic-health does not have yet.
 #[derive(Clone, PartialEq, prost::Message)]
 pub(super) struct HealthListRequest {}
+
+impl Weighed for HealthListRequest {}
+
+impl Weighed for HealthCheckRequest {}
 
 /// The answer of `List`.
 #[derive(Clone, PartialEq, prost::Message)]

@@ -2,47 +2,36 @@
 //!
 //! What counted it on its way in ends with its stream; from there on the request waits, in a queue or for a run.
 
-use super::single::Decoding;
+use super::{parse::Parsed, single::Decoding};
 use crate::{
     call::Operation,
     error::Error,
     frontend::{
         Connection, Frontend,
-        body::{self, Counted, Reservation},
+        body::{self, Counted},
     },
     wire::proto::{self, inference::ModelInferRequest},
 };
-use prost::Message;
 use std::sync::Arc;
 
 /// An inference request that is not decoded yet.
-pub(super) struct Input {
-    message: ModelInferRequest,
-    reservation: Option<Reservation>,
-}
+pub(super) struct Input(Parsed<ModelInferRequest>);
 
 // === impl Input ===
 
 impl Input {
-    /// Counts `message` for as long as it, or a tensor of it, lives.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::Overloaded`] if the memory budget has no room.
-    pub(super) fn hold(connection: &Connection, message: ModelInferRequest) -> Result<Self, Error> {
-        // Elements of typed contents are wide already: a zero is one byte on the wire and eight here.
-        let bytes = message.encoded_len().max(proto::weight(&message));
-        let reservation = connection.frontend.memory.reserve_large(bytes)?;
-        Ok(Self { message, reservation })
+    /// It, counted for as long as it, or a tensor of it, lives.
+    pub(super) const fn of(parsed: Parsed<ModelInferRequest>) -> Self {
+        Self(parsed)
     }
 
     /// The operation that it asks for, decoded off the lane if that is much work: raw tensors are cut out of the message,
-    /// typed ones are made anew, element by element.
+    /// and some of them looked through; typed ones are made anew, element by element.
     ///
     /// Resolves to what [`proto::decode_infer`] answers, or [`Error::Overloaded`] if too much is being decoded.
     pub(super) fn decoding(self, connection: &Arc<Connection>) -> Decoding<Operation> {
-        let work = if proto::is_typed(&self.message) { self.message.encoded_len() } else { 0 };
-        if body::is_small(work) {
+        let work = if proto::is_typed(&self.0.message) { self.0.length } else { proto::raw_work(&self.0.message) };
+        if self.0.off_lane || body::is_small(work) {
             return Decoding::Now(self.decode(&connection.frontend));
         }
         let connection = Arc::clone(connection);
@@ -50,8 +39,10 @@ impl Input {
     }
 
     fn decode(self, frontend: &Frontend) -> Result<Operation, Error> {
-        let request = proto::decode_infer(self.message, &frontend.settings.wire)?;
-        frontend.memory.hold_inputs(request, Counted::by(self.reservation)).map(Operation::Infer)
+        // What was made is counted until the last list has become a tensor.
+        let Parsed { message, whole, made: _made, .. } = self.0;
+        let request = proto::decode_infer(message, &frontend.settings.wire)?;
+        frontend.memory.hold_inputs(request, Counted::by(whole)).map(Operation::Infer)
     }
 }
 
@@ -60,10 +51,18 @@ mod tests {
     use super::*;
     use crate::{
         error::Limit,
-        frontend::{self, grpc::fixture::world},
+        frontend::{
+            self,
+            grpc::{fixture::world, parse::parse},
+        },
         wire::proto::inference::{InferTensorContents, model_infer_request::InferInputTensor},
     };
     use bytes::Bytes;
+    use prost::Message;
+
+    fn parsed(connection: &Arc<Connection>, message: &ModelInferRequest) -> Decoding<Input> {
+        parse(connection, message.encode_to_vec().into(), |_, parsed| Decoding::Now(Ok(Input::of(parsed))))
+    }
 
     const LARGE: usize = 100_000;
 
@@ -94,7 +93,7 @@ mod tests {
         let world = world(frontend::Settings::default(), |_| async { Err(Error::Cancelled) });
         let frontend = &world.connection.frontend;
         for typed in [false, true] {
-            let input = Input::hold(&world.connection, message(typed)).unwrap();
+            let input = parsed(&world.connection, &message(typed)).wait().await.unwrap();
             assert!(frontend.memory.used() >= LARGE);
             let decoded = input.decoding(&world.connection).wait().await;
             let Operation::Infer(request) = decoded.unwrap() else { panic!("asked") };
@@ -114,8 +113,8 @@ mod tests {
         message.inputs[0].contents = Some(contents);
         assert!(message.encoded_len() < 11_000);
         let memory = &world.connection.frontend.memory;
-        let input = Input::hold(&world.connection, message).unwrap();
-        assert_eq!(memory.used(), 80_000);
+        let input = parsed(&world.connection, &message).wait().await.unwrap();
+        assert!((80_000..85_000).contains(&memory.used()), "{}", memory.used());
         let request = input.decoding(&world.connection).wait().await.unwrap();
         assert_eq!(memory.used(), 80_000);
         drop(request);
@@ -123,15 +122,32 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn only_many_typed_contents_are_decoded_off_the_lane() {
+    async fn only_many_typed_contents_and_what_is_looked_through_are_decoded_off_the_lane() {
         let world = world(frontend::Settings::default(), |_| async { Err(Error::Cancelled) });
-        for (length, typed, elsewhere) in [(LARGE, true, false), (10 * LARGE, true, true), (10 * LARGE, false, false)] {
-            let decoding =
-                Input::hold(&world.connection, of_length(length, typed)).unwrap().decoding(&world.connection);
-            assert_eq!(matches!(decoding, Decoding::Later(_)), elsewhere, "{length} {typed}");
+        let raw = |datatype: &str, contents: Vec<u8>, elements: usize| {
+            let mut message = of_length(elements, false);
+            message.inputs[0].datatype = datatype.into();
+            message.raw_input_contents = vec![contents.into()];
+            message
+        };
+        for (message, elsewhere) in [
+            (of_length(LARGE, true), [false, false]),
+            // Already there, it is not sent away once more.
+            (of_length(10 * LARGE, true), [true, false]),
+            (of_length(10 * LARGE, false), [false, false]),
+            (raw("BOOL", vec![1; 10 * LARGE], 10 * LARGE), [false, true]),
+            (raw("BYTES", vec![0; 4 * LARGE], LARGE), [false, true]),
+            (raw("BYTES", vec![0; 4000], 1000), [false, false]),
+        ] {
+            let parsed = parsed(&world.connection, &message);
+            let parsed_elsewhere = matches!(parsed, Decoding::Later(_));
+            let decoding = parsed.wait().await.unwrap().decoding(&world.connection);
+            let found = [parsed_elsewhere, matches!(decoding, Decoding::Later(_))];
+            assert_eq!(found, elsewhere, "{} {:?}", message.inputs[0].datatype, message.inputs[0].shape);
             let Operation::Infer(request) = decoding.wait().await.unwrap() else { panic!("asked") };
-            assert_eq!(request.inputs.tensors().unwrap()[0].tensor.data().len(), length);
+            assert!(request.inputs.tensors().unwrap()[0].tensor.data().len() >= 4000);
         }
+        assert_eq!(world.connection.frontend.memory.used(), 0);
     }
 
     #[tokio::test]
@@ -139,7 +155,7 @@ mod tests {
         let mut settings = frontend::Settings::default();
         settings.concurrency.memory = LARGE;
         let world = world(settings, |_| async { Err(Error::Cancelled) });
-        let held = Input::hold(&world.connection, message(false));
+        let held = parsed(&world.connection, &message(false)).wait().await;
         assert!(matches!(held.map(drop), Err(Error::Overloaded { limit: Limit::Memory })));
     }
 }

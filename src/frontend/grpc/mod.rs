@@ -10,6 +10,7 @@ mod head;
 mod health;
 mod input;
 mod leash;
+mod parse;
 mod reflection;
 mod report;
 mod single;

@@ -9,13 +9,13 @@ use super::{
     head,
     leash::Leash,
     refuse, status,
-    unary::{messages, stream_of},
+    unary::{alone, messages, stream_of},
 };
 use crate::{
     call::CallId,
     error::Error,
     frontend::{Connection, http::Response, settings::Reflection},
-    wire::proto,
+    wire::{proto, weight::Weighed},
 };
 use bytes::Bytes;
 use futures_util::{Stream, stream::unfold};
@@ -62,7 +62,7 @@ pub(super) async fn serve(connection: Arc<Connection>, id: CallId, request: Requ
 struct Asking {
     connection: Arc<Connection>,
     id: CallId,
-    questions: Streaming<ServerReflectionRequest>,
+    questions: Streaming<Bytes>,
     leash: Leash,
     over: bool,
 }
@@ -89,6 +89,11 @@ impl Asking {
                 question.map_err(|status| arriving::error(&status, limit))
             }
         };
+        let question = match question {
+            Ok(Some(message)) => alone(&self.connection, message).await.map(Some),
+            Ok(None) => Ok(None),
+            Err(error) => Err(error),
+        };
         match question {
             Ok(Some(question)) => Some(Ok(INDEX.respond(question))),
             Ok(None) => None,
@@ -101,6 +106,8 @@ impl Asking {
         }
     }
 }
+
+impl Weighed for ServerReflectionRequest {}
 
 static INDEX: LazyLock<Index> = LazyLock::new(|| {
     Index::new(&[

@@ -5,6 +5,7 @@
 
 use super::{
     Request,
+    parse::Readable,
     unary::{call, mismatch, respond},
 };
 use crate::{
@@ -228,7 +229,7 @@ impl Asked {
         encode: impl FnOnce(Report) -> Result<A, Error>,
     ) -> Response
     where
-        M: Message + Default + 'static,
+        M: Readable,
         A: Message + Default + 'static,
     {
         let Self { connection, id, intent, request } = self;

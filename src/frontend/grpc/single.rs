@@ -8,7 +8,6 @@ use crate::error::Error;
 use bytes::{Buf, Bytes};
 use futures_util::future::BoxFuture;
 use http_body::Body;
-use prost::Message;
 use std::{
     pin::Pin,
     task::{Context, Poll, ready},
@@ -23,13 +22,13 @@ pub(super) enum Decoding<T> {
     Later(BoxFuture<'static, Result<T, Error>>),
 }
 
-/// Reads exactly one message, lets go of the body, and decodes.
+/// Reads exactly one message, lets go of the body, and decodes: with [`parse`](super::parse::parse) in `decode`.
 ///
 /// Resolves to what `decode` makes of it, or to [`Error::Unimplemented`] if there is no message or a second one, as
 /// gRPC's status table has it; [`Error::TooLarge`], [`Error::MalformedMessage`], or what its body fails with.
-pub(super) struct Single<M, B, D, T> {
+pub(super) struct Single<B, D, T> {
     messages: Option<Messages<B>>,
-    first: Option<M>,
+    first: Option<Bytes>,
     decode: Option<D>,
     later: Option<BoxFuture<'static, Result<T, Error>>>,
 }
@@ -45,20 +44,19 @@ impl<T> Decoding<T> {
 }
 
 // Nothing in it is pinned by itself.
-impl<M, B, D, T> Unpin for Single<M, B, D, T> {}
+impl<B, D, T> Unpin for Single<B, D, T> {}
 
-impl<M, B, D, T> Single<M, B, D, T> {
+impl<B, D, T> Single<B, D, T> {
     /// The one message of `body`, of at most `limit` bytes; `decode` is run when it is there.
     pub(super) fn new(body: Arriving<B>, limit: usize, decode: D) -> Self {
         Self { messages: Some(Messages::new(body, limit)), first: None, decode: Some(decode), later: None }
     }
 }
 
-impl<M, B, D, T> Future for Single<M, B, D, T>
+impl<B, D, T> Future for Single<B, D, T>
 where
-    M: Message + Default,
     B: Body<Data = Bytes, Error = Error> + Unpin,
-    D: FnOnce(M) -> Decoding<T>,
+    D: FnOnce(Bytes) -> Decoding<T>,
 {
     type Output = Result<T, Error>;
 
@@ -69,10 +67,7 @@ where
         }
         let messages = this.messages.as_mut().expect("a future is not polled after its end");
         loop {
-            let next = ready!(messages.poll_next(cx))?;
-            let next: Option<M> =
-                next.map(|message| M::decode(message).map_err(|error| malformed(&error))).transpose()?;
-            match (next, this.first.take()) {
+            match (ready!(messages.poll_next(cx))?, this.first.take()) {
                 (Some(first), None) => this.first = Some(first),
                 (None, None) => return Poll::Ready(Err(count("no message"))),
                 (Some(_), Some(_)) => return Poll::Ready(Err(count("more than one message"))),

@@ -1,7 +1,7 @@
 //! What is read of a body, beside what tonic reads of it.
 
 use super::{
-    super::{arriving::Wait, fixture::world, unary::one},
+    super::{arriving::Wait, fixture::world, parse::Whole, unary::one},
     *,
 };
 use crate::{
@@ -11,9 +11,9 @@ use crate::{
 use http_body::Frame;
 use http_body_util::StreamBody;
 use proptest::prelude::*;
+use prost::Message;
 use std::sync::Arc;
 use tonic::codec::Streaming;
-use tonic_prost::ProstDecoder;
 
 /// `limits.size.body` of these tests, bytes.
 const LIMIT: usize = 300_000;
@@ -48,14 +48,14 @@ fn at_once<T>(message: T) -> Decoding<T> {
 }
 
 /// What both readers say of `frames`, and how much memory is counted when they have.
-fn read(frames: Frames, memory: usize) -> [(Result<ModelInferRequest, String>, usize); 2] {
+fn read(frames: Frames, memory: usize) -> [(Result<Bytes, String>, usize); 2] {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
     runtime.block_on(async {
         let connection = connection(memory);
         let used = || connection.frontend.memory.used();
         let text = |error: Error| format!("{error:?}");
         let theirs = arriving(copied(&frames), &connection);
-        let theirs = Streaming::new_request(ProstDecoder::default(), theirs, None, Some(LIMIT));
+        let theirs = Streaming::new_request(Whole, theirs, None, Some(LIMIT));
         let theirs = (one(theirs, LIMIT).await.map_err(text), used());
         let ours = Single::new(arriving(frames, &connection), LIMIT, at_once).await;
         [(ours.map_err(text), used()), theirs]
@@ -135,8 +135,8 @@ async fn a_message_in_one_frame_is_a_slice_of_it() {
         [vec![frame.clone()], vec![frame.slice(..3), frame.slice(3..)], vec![frame.slice(..5), frame.slice(5..)]]
     {
         let frames = frames.into_iter().map(|data| Ok(Frame::data(data))).collect();
-        let read: ModelInferRequest =
-            Single::new(arriving(frames, &connection(1 << 20)), LIMIT, at_once).await.unwrap();
+        let read = Single::new(arriving(frames, &connection(1 << 20)), LIMIT, at_once).await.unwrap();
+        let read = ModelInferRequest::decode(read).unwrap();
         assert!(range.contains(&read.raw_input_contents[0].as_ptr()));
     }
 }
@@ -159,6 +159,6 @@ async fn what_counted_a_message_on_its_way_in_ends_before_it_is_decoded() {
     let connection = connection(1 << 20);
     let data = message(200_000).encode_to_vec();
     let frames = vec![Ok(Frame::data(Bytes::from(prefixed(0, data.len(), &data))))];
-    let decode = |_: ModelInferRequest| at_once(connection.frontend.memory.used());
+    let decode = |_: Bytes| at_once(connection.frontend.memory.used());
     assert_eq!(Single::new(arriving(frames, &connection), LIMIT, decode).await.unwrap(), 0);
 }

@@ -2,7 +2,13 @@
 //!
 //! Knows messages and not their bytes: the method table opens the stream, limits its body and renders a refusal.
 
-use super::{arriving, input::Input, status};
+use super::{
+    arriving,
+    input::Input,
+    parse::{Parsed, parse},
+    single::Decoding,
+    status,
+};
 use crate::{
     call::{
         Call, CallId, Credentials, Facts, Head, InferResponse, Inspect, Operation, Pending, Route, Surface,
@@ -26,9 +32,11 @@ use crate::{
             },
         },
         say_final,
+        weight::text_of,
     },
 };
-use futures_util::Stream;
+use bytes::Bytes;
+use futures_util::{Stream, future::BoxFuture};
 use std::{
     collections::HashMap,
     pin::Pin,
@@ -67,7 +75,7 @@ pub(super) async fn serve(
     head: Head,
     sender: Credentials,
     strict: bool,
-    messages: Streaming<ModelInferRequest>,
+    messages: Streaming<Bytes>,
 ) -> Result<Answers, Error> {
     if *connection.frontend.phase.borrow() != Phase::Serving {
         return Err(Error::ShuttingDown);
@@ -79,7 +87,8 @@ pub(super) async fn serve(
     connection.frontend.gateway.call(Call { head, sender: sender.clone(), input }).await?;
 
     let (pipe, receiver) = Pipe::new();
-    let link = Messages { messages, pipe, limit: connection.frontend.settings.size.body };
+    let limit = connection.frontend.settings.size.body;
+    let link = Messages { connection: Arc::clone(&connection), messages, parsing: None, pipe, limit };
     let codec = Protocol { connection: Arc::clone(&connection), id, strict, deadline, context, next: 0 };
     let rules = rules(&connection.frontend.settings);
     let speaker = Speaker::proven(sender, facts).steered(steered);
@@ -103,9 +112,18 @@ fn rules(settings: &Settings) -> Rules {
 
 /// Both directions of one stream.
 struct Messages {
-    messages: Streaming<ModelInferRequest>,
+    connection: Arc<Connection>,
+    messages: Streaming<Bytes>,
+    /// The message that is being parsed off the lane. Those behind it wait, as they would on the lane.
+    parsing: Option<BoxFuture<'static, Result<Parsed<ModelInferRequest>, Refused>>>,
     pipe: Pipe<Answer>,
     limit: usize,
+}
+
+/// A message that was not parsed, and the `id` that it had.
+struct Refused {
+    id: String,
+    error: Error,
 }
 
 impl Weigh for Answer {
@@ -116,12 +134,34 @@ impl Weigh for Answer {
 }
 
 impl Link for Messages {
-    type Received = ModelInferRequest;
+    type Received = Result<Parsed<ModelInferRequest>, Refused>;
     type Frame = Answer;
 
-    fn poll_receive(&mut self, cx: &mut Context<'_>) -> Poll<Received<ModelInferRequest>> {
+    fn poll_receive(&mut self, cx: &mut Context<'_>) -> Poll<Received<Self::Received>> {
+        if let Some(parsing) = &mut self.parsing {
+            let parsed = ready!(parsing.as_mut().poll(cx));
+            self.parsing = None;
+            return Poll::Ready(received(parsed));
+        }
         Poll::Ready(match ready!(Pin::new(&mut self.messages).poll_next(cx)) {
-            Some(Ok(message)) => Received::Frame(message),
+            Some(Ok(message)) => {
+                let refused = {
+                    let message = message.clone();
+                    move |error| Refused { id: text_of(&message, ID).to_owned(), error }
+                };
+                match parse(&self.connection, message, |_, parsed| {
+                    // It is converted later, and back on the lane.
+                    Decoding::Now(Ok(Parsed { off_lane: false, ..parsed }))
+                }) {
+                    Decoding::Now(parsed) => received(parsed.map_err(refused)),
+                    Decoding::Later(later) => {
+                        let parsing = Box::pin(async move { later.await.map_err(refused) });
+                        let parsed = ready!(self.parsing.insert(parsing).as_mut().poll(cx));
+                        self.parsing = None;
+                        received(parsed)
+                    }
+                }
+            }
             None => Received::Over,
             Some(Err(status)) => match arriving::error(&status, self.limit) {
                 Error::Cancelled => Received::Closed,
@@ -139,6 +179,17 @@ impl Link for Messages {
         Poll::Ready(())
     }
 }
+
+/// What is no message ends the stream; what only asks for too much is answered like any other request.
+fn received<M>(parsed: Result<M, Refused>) -> Received<Result<M, Refused>> {
+    match parsed {
+        Err(Refused { error: error @ Error::MalformedMessage(_), .. }) => Received::Fault(Why::Error(error)),
+        parsed => Received::Frame(parsed),
+    }
+}
+
+/// The number of `id` in a request.
+const ID: u32 = 3;
 
 /// What a message says about its answers.
 #[derive(Debug)]
@@ -180,22 +231,26 @@ fn about(note: &Note, facts: Option<&Facts>) -> ModelInferResponse {
 impl Codec for Protocol {
     type Tag = u64;
     type Note = Note;
-    type Received = ModelInferRequest;
+    type Received = Result<Parsed<ModelInferRequest>, Refused>;
     type Frame = Answer;
 
-    fn receive(&mut self, message: ModelInferRequest, out: &mut Outbox<Answer>) -> Result<Ask<u64, Note>, Why> {
+    fn receive(&mut self, parsed: Self::Received, out: &mut Outbox<Answer>) -> Result<Ask<u64, Note>, Why> {
         self.next += 1;
+        let parsed = match parsed {
+            Ok(parsed) => parsed,
+            Err(Refused { id, error }) => {
+                return Ok(Ask::Refuse(self.next, Note { id, empty_final: false, typed: false }, error));
+            }
+        };
+        let message = &parsed.message;
         let empty_final = matches!(
             message.parameters.get(EMPTY_FINAL),
             Some(InferParameter { parameter_choice: Some(ParameterChoice::BoolParam(true)) })
         );
-        let typed = self.connection.frontend.settings.grpc.mirror && proto::is_typed(&message);
+        let typed = self.connection.frontend.settings.grpc.mirror && proto::is_typed(message);
         let note = Note { id: message.id.clone(), empty_final, typed };
         let connection = Arc::clone(&self.connection);
-        let input = match Input::hold(&connection, message) {
-            Ok(input) => input,
-            Err(error) => return Ok(Ask::Refuse(self.next, note, error)),
-        };
+        let input = Input::of(parsed);
         let ticket = Ticket::new(note, Credit::Unlimited);
         Ok(Ask::Call(Opened {
             tag: self.next,

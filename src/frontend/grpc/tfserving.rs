@@ -3,7 +3,9 @@
 //! Of its other methods each is known by name and not served.
 
 use super::{
-    Request, head, refuse,
+    Request, head,
+    parse::Parsed,
+    refuse,
     unary::{call, mismatch, respond, send, whole},
 };
 use crate::{
@@ -20,7 +22,6 @@ use crate::{
     },
     wire::tfserving::{self as tf, Contents, pb::serving as pb},
 };
-use prost::Message;
 use std::sync::{Arc, OnceLock};
 
 /// The service of predictions.
@@ -109,11 +110,11 @@ async fn predict(
     request: Request,
 ) -> Result<pb::PredictResponse, Error> {
     let contents = Arc::new(OnceLock::new());
-    let (found, shared) = (Arc::clone(&contents), Arc::clone(connection));
-    let decode = move |message: pb::PredictRequest| {
+    let found = Arc::clone(&contents);
+    let decode = move |connection: &Arc<Connection>, parsed: Parsed<pb::PredictRequest>| {
         // Set once: a message is decoded once.
-        let _ = found.set(tf::contents(&message.inputs));
-        operation(&shared, message)
+        let _ = found.set(tf::contents(&parsed.message.inputs));
+        operation(connection, parsed)
     };
     let facts = Arc::clone(&head.facts);
     let response = whole(send(connection, head, sender, request, decode).await?).await?;
@@ -124,19 +125,27 @@ async fn predict(
 }
 
 /// What a request asks for. Its lists become tensors only when the caller may, off the lane if they are large.
-fn operation(connection: &Arc<Connection>, message: pb::PredictRequest) -> Result<Operation, Error> {
+fn operation(connection: &Arc<Connection>, parsed: Parsed<pb::PredictRequest>) -> Result<Operation, Error> {
+    let Parsed { message, length, whole, made, .. } = parsed;
     let limit = connection.frontend.settings.size.body;
     // A short list may stand for a large tensor, which must not be larger than one that was sent could be.
     let weight = tf::weight(&message.inputs);
     if weight > limit {
         return Err(Error::TooLarge { limit: limit as u64 });
     }
-    let reservation = connection.frontend.memory.reserve_large(message.encoded_len().saturating_add(weight))?;
+    // What came is counted with what becomes of it.
+    drop(whole);
+    let reservation = connection.frontend.memory.reserve_large(length.saturating_add(weight))?;
     let pb::PredictRequest { model_spec, inputs, output_filter } = message;
     let (model, outputs): (ModelRef, _) = tf::about(model_spec, output_filter)?;
     let (memory, connection) = (connection.frontend.memory.clone(), Arc::clone(connection));
+    let work = weight.max(tf::raw_work(&inputs));
     let inputs = Untyped::later(move |_| {
-        body::offload(weight, move || tf::decode_inputs(inputs, &connection.frontend.settings.wire))
+        body::offload(work, move || {
+            // Until the last list has become a tensor.
+            let _made = made;
+            tf::decode_inputs(inputs, &connection.frontend.settings.wire)
+        })
     });
     let request = InferRequest { outputs, ..InferRequest::new(model, Inputs::Untyped(inputs)) };
     memory.hold_inputs(request, Counted::by(reservation)).map(Operation::Infer)

@@ -7,7 +7,9 @@ use super::{
     arriving::{self, Arriving, PREFIX, Wait},
     encoding, head,
     input::Input,
-    name, refuse,
+    name,
+    parse::{Parsed, Readable, Whole, parse},
+    refuse,
     single::{Decoding, Single, count},
     written,
 };
@@ -26,6 +28,7 @@ use crate::{
     },
     wire::proto::{self, inference as pb},
 };
+use bytes::Bytes;
 use futures_util::{future::Either, stream};
 use http::{HeaderValue, header::CONTENT_TYPE};
 use prost::Message;
@@ -34,7 +37,7 @@ use std::sync::{
     atomic::{AtomicBool, Ordering},
 };
 use tonic::codec::{EncodeBody, SingleMessageCompressionOverride, Streaming};
-use tonic_prost::{ProstDecoder, ProstEncoder};
+use tonic_prost::ProstEncoder;
 
 /// Questions that are answered beside the stack, from the readiness value (contract 05 section 2).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -59,18 +62,14 @@ pub(super) fn infer(
         Ok(opened) => opened,
         Err(error) => return Either::Left(std::future::ready(refused(&connection, &id, &error))),
     };
-    let settings = Arc::clone(&connection);
     // Known once the message is read, and wanted only where answers mirror it.
-    let typed = settings.frontend.settings.grpc.mirror.then(|| Arc::new(AtomicBool::new(false)));
+    let typed = connection.frontend.settings.grpc.mirror.then(|| Arc::new(AtomicBool::new(false)));
     let noted = typed.clone();
-    let decode = move |message| {
+    let decode = move |connection: &Arc<Connection>, parsed: Parsed<pb::ModelInferRequest>| {
         if let Some(typed) = noted {
-            typed.store(proto::is_typed(&message), Ordering::Relaxed);
+            typed.store(proto::is_typed(&parsed.message), Ordering::Relaxed);
         }
-        match Input::hold(&settings, message) {
-            Ok(input) => input.decoding(&settings),
-            Err(error) => Decoding::Now(Err(error)),
-        }
+        Input::of(parsed).decoding(connection)
     };
     let answers = coding.and_then(|_| encoding::of_answers(fields.headers()));
     let facts = Arc::clone(&head.facts);
@@ -129,11 +128,18 @@ pub(super) async fn call<M, D>(
     decode: D,
 ) -> Result<(Reply, Arc<Facts>), Error>
 where
-    M: Message + Default + 'static,
+    M: Readable,
     D: FnOnce(M) -> Result<Operation, Error> + Send + 'static,
 {
     let (head, sender) = head::open(connection, id, intent, &request)?;
     let facts = Arc::clone(&head.facts);
+    let decode = move |_: &Arc<Connection>, Parsed { message, whole, made, .. }: Parsed<M>| {
+        // What is kept of it counts itself; what was made of it is there until then.
+        drop(whole);
+        let operation = decode(message);
+        drop(made);
+        operation
+    };
     let reply = send(connection, head, sender, request, decode).await?;
     Ok((reply, facts))
 }
@@ -147,21 +153,24 @@ pub(super) async fn send<M, D>(
     decode: D,
 ) -> Result<Reply, Error>
 where
-    M: Message + Default + 'static,
-    D: FnOnce(M) -> Result<Operation, Error> + Send + 'static,
+    M: Readable,
+    D: FnOnce(&Arc<Connection>, Parsed<M>) -> Result<Operation, Error> + Send + 'static,
 {
     let coding = encoding::of_request(request.headers())?;
-    let input = pending(connection, coding, request.into_body(), move |message| Decoding::Now(decode(message)));
+    let decode = move |connection: &Arc<Connection>, parsed: Parsed<M>| Decoding::Now(decode(connection, parsed));
+    let input = pending(connection, coding, request.into_body(), decode);
     connection.frontend.gateway.call(Call { head, sender, input }).await
 }
 
 /// A message that will be read and decoded when the stack has decided that it may be.
 fn pending<M, D>(connection: &Arc<Connection>, coding: Option<Coding>, body: Arrived, decode: D) -> Pending
 where
-    M: Message + Default + 'static,
-    D: FnOnce(M) -> Decoding<Operation> + Send + 'static,
+    M: Readable,
+    D: FnOnce(&Arc<Connection>, Parsed<M>) -> Decoding<Operation> + Send + 'static,
 {
     let limit = connection.frontend.settings.size.body;
+    let shared = Arc::clone(connection);
+    let decode = move |message| parse(&shared, message, decode);
     let body = Arriving::new(body, Arc::clone(connection), Wait::Throughout);
     match coding {
         None => Pending::new(Single::new(body, limit, decode)),
@@ -177,17 +186,24 @@ where
 /// # Errors
 ///
 /// What [`encoding::of_request`] and [`Single`] answer.
-pub(super) async fn read<M: Message + Default + 'static>(
-    connection: &Arc<Connection>,
-    request: Request,
-) -> Result<M, Error> {
+pub(super) async fn read<M: Readable>(connection: &Arc<Connection>, request: Request) -> Result<M, Error> {
     let limit = connection.frontend.settings.size.body;
     let coding = encoding::of_request(request.headers())?;
     let body = Arriving::new(request.into_body(), Arc::clone(connection), Wait::Throughout);
-    match coding {
-        None => Single::new(body, limit, |message| Decoding::Now(Ok(message))).await,
-        Some(_) => one(streaming(connection, coding, body), limit).await,
-    }
+    let message = match coding {
+        None => Single::new(body, limit, |message| Decoding::Now(Ok(message))).await?,
+        Some(_) => one(streaming(connection, coding, body), limit).await?,
+    };
+    alone(connection, message).await
+}
+
+/// A message of which nothing else is to be known.
+///
+/// # Errors
+///
+/// As [`parse`].
+pub(super) async fn alone<M: Readable>(connection: &Arc<Connection>, message: Bytes) -> Result<M, Error> {
+    parse(connection, message, |_, parsed: Parsed<M>| Decoding::Now(Ok(parsed.message))).wait().await
 }
 
 /// The messages of a request, none of them read. Each may have `limits.size.body` bytes: tonic's own limit is 4 MiB.
@@ -195,28 +211,19 @@ pub(super) async fn read<M: Message + Default + 'static>(
 /// # Errors
 ///
 /// As [`encoding::of_request`].
-pub(super) fn messages<M: Message + Default + 'static>(
-    connection: &Arc<Connection>,
-    request: Request,
-    wait: Wait,
-) -> Result<Streaming<M>, Error> {
+pub(super) fn messages(connection: &Arc<Connection>, request: Request, wait: Wait) -> Result<Streaming<Bytes>, Error> {
     let coding = encoding::of_request(request.headers())?;
     let body = Arriving::new(request.into_body(), Arc::clone(connection), wait);
     Ok(streaming(connection, coding, body))
 }
 
-fn streaming<M: Message + Default + 'static>(
-    connection: &Arc<Connection>,
-    coding: Option<Coding>,
-    body: Arriving<Arrived>,
-) -> Streaming<M> {
+fn streaming(connection: &Arc<Connection>, coding: Option<Coding>, body: Arriving<Arrived>) -> Streaming<Bytes> {
     let limit = Some(connection.frontend.settings.size.body);
-    let decode = ProstDecoder::<M>::default();
     match coding {
-        None => Streaming::new_request(decode, body, None, limit),
+        None => Streaming::new_request(Whole, body, None, limit),
         Some(coding) => {
             let body = encoding::inflated(body, coding, Arc::clone(connection));
-            Streaming::new_request(decode, body, None, limit)
+            Streaming::new_request(Whole, body, None, limit)
         }
     }
 }
@@ -226,7 +233,7 @@ fn streaming<M: Message + Default + 'static>(
 /// # Errors
 ///
 /// As [`Single`].
-pub(super) async fn one<M>(mut messages: Streaming<M>, limit: usize) -> Result<M, Error> {
+pub(super) async fn one(mut messages: Streaming<Bytes>, limit: usize) -> Result<Bytes, Error> {
     let failed = |status: tonic::Status| arriving::error(&status, limit);
     let message = messages.message().await.map_err(failed)?.ok_or_else(|| count("no message"))?;
     match messages.message().await.map_err(failed)? {
@@ -326,7 +333,6 @@ fn headed(id: &CallId, body: Body) -> Response {
 mod tests {
     use super::*;
     use crate::frontend::{Settings, grpc::fixture::world};
-    use bytes::Bytes;
     use http_body_util::BodyExt;
 
     #[test]
@@ -336,7 +342,7 @@ mod tests {
         }
         let size = size(|connection, fields, body, form| infer(connection, fields, body, form));
         assert!(size <= 336, "{size}");
-        let read = size_of::<Single<pb::ModelInferRequest, Arrived, fn(pb::ModelInferRequest) -> Decoding<()>, ()>>();
+        let read = size_of::<Single<Arrived, fn(Bytes) -> Decoding<()>, ()>>();
         assert!(read <= 448, "{read}");
     }
 

@@ -99,12 +99,16 @@ async fn an_error_is_status_200_and_a_frame_of_trailers() {
     let stream = "/inference.GRPCInferenceService/ModelStreamInfer";
     let reflection = "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo";
     let message = framed(&request());
+    // Two bytes each on the wire, and hundreds once decoded.
+    let inflating = framed(&pb::ModelInferRequest { inputs: vec![Default::default(); 10_000], ..Default::default() });
     for (server, path, headers, body, code) in [
         (&server, "/inference.GRPCInferenceService/Nothing", binary, &message[..], 12),
         (&server, stream, binary, &message, 12),
         (&server, reflection, binary, &message, 12),
         (&refusing, INFER, binary, &message, 16),
         (&server, INFER, binary, b"\0\0\0\0\x02\xff\xff", 13),
+        (&server, INFER, binary, &inflating, 3),
+        (&server, INFER, text, &BASE64_STANDARD.encode(&inflating).into_bytes(), 3),
         (&server, INFER, text, b"AAAA*AAA", 13),
         (&server, INFER, text, b"AAAAA", 13),
         (&server, INFER, "content-type: application/grpc-web\r\ncontent-encoding: gzip\r\n", &message, 12),

@@ -31,8 +31,13 @@ pub(super) fn pending(
         let Form { json: length, coding } = form?;
         let bytes = body::read_coded(body, coding, length.unwrap_or(0), Arc::clone(&connection)).await?;
         connection.frontend.metrics.body_received(Surface::Rest, bytes.len() as u64);
-        let json = length.unwrap_or(bytes.len());
-        let (request, wished) = body::offload(json, move || {
+        // Raw tensors are shared; some are looked through first.
+        let work = length.map_or(bytes.len(), |length| match body::is_small(bytes.len()) {
+            false if body::is_small(length) => framed::work(&bytes, length),
+            // Not worth a look.
+            _ => bytes.len(),
+        });
+        let (request, wished) = body::offload(work, move || {
             let settings = &connection.frontend.settings.wire;
             let counted = Counted::of(&bytes);
             let (request, wished) = match length {

@@ -50,14 +50,6 @@ pub(super) fn tensor(dtype: DataType, shape: Shape, contents: InferTensorContent
     tensor.map_err(|error| error.to_string())
 }
 
-/// The bytes that `contents` take in memory; of strings, what they become.
-pub(super) fn weight(contents: &InferTensorContents) -> usize {
-    let words = contents.int_contents.len() + contents.uint_contents.len() + contents.fp32_contents.len();
-    let long = contents.int64_contents.len() + contents.uint64_contents.len() + contents.fp64_contents.len();
-    let strings: usize = contents.bytes_contents.iter().map(|string| string.len() + 4).sum();
-    contents.bool_contents.len() + 4 * words + 8 * long + strings
-}
-
 const fn field_of(dtype: DataType) -> Option<&'static str> {
     match dtype {
         DataType::Bool => Some("bool_contents"),

@@ -3,11 +3,12 @@
 //! The same operations as its REST routes (contract 03), in protobuf. What gRPC puts around a message, and which method
 //! it came with, is the front-end's business.
 
+mod fields;
 mod tensor;
 #[cfg(test)]
 mod tests;
 
-pub use tensor::{Contents, contents, decode_inputs, weight};
+pub use tensor::{Contents, contents, decode_inputs, raw_work, weight};
 
 use super::v1::{METHOD, SIGNATURE, version_status};
 use crate::{

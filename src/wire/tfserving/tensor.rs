@@ -8,7 +8,7 @@ use crate::{
     call::NamedTensor,
     error::Error,
     tensor::{DataType, Shape, Tensor, TensorError, push_string},
-    wire::{Settings, shared},
+    wire::{Settings, shared, weight},
 };
 use bytemuck::Pod;
 use bytes::Bytes;
@@ -59,6 +59,12 @@ fn tensor_weight(tensor: &pb::TensorProto) -> usize {
     size.saturating_add(more.saturating_mul(4 + strings.last().map_or(0, Bytes::len)))
 }
 
+/// The work of converting raw tensors, bytes: those of a type that is looked through. Others are as they came.
+pub fn raw_work(inputs: &HashMap<String, pb::TensorProto>) -> usize {
+    let walked = inputs.values().filter(|tensor| tensor.dtype == i32::from(pb::DataType::DtBool));
+    walked.map(|tensor| tensor.tensor_content.len()).sum()
+}
+
 /// Converts the inputs of a request.
 ///
 /// # Errors
@@ -66,8 +72,7 @@ fn tensor_weight(tensor: &pb::TensorProto) -> usize {
 /// [`Error::InvalidRequest`] or [`Error::InvalidTensor`], naming what was found and what was expected.
 pub fn decode_inputs(inputs: HashMap<String, pb::TensorProto>, settings: &Settings) -> Result<Vec<NamedTensor>, Error> {
     if inputs.len() > settings.tensors {
-        let most = settings.tensors;
-        return Err(Error::invalid(format!("the request has more than {most} inputs, expected at most {most}")));
+        return Err(weight::too_many_tensors("inputs", settings));
     }
     inputs.into_iter().map(|(name, tensor)| decode(name.into(), tensor, settings)).collect()
 }
@@ -95,7 +100,7 @@ fn shape(shape: &pb::TensorShapeProto, settings: &Settings) -> Result<Shape, Str
         return Err("has a shape of unknown rank, expected its dimensions".to_owned());
     }
     if shape.dim.len() > settings.rank {
-        return Err(format!("has {} dimensions, expected at most {}", shape.dim.len(), settings.rank));
+        return Err(weight::too_many_dimensions(shape.dim.len(), settings));
     }
     if let Some(dim) = shape.dim.iter().find(|dim| usize::try_from(dim.size).is_err()) {
         return Err(format!("has a dimension of `{}`, expected an integer from 0 on", dim.size));
