@@ -112,7 +112,7 @@ impl Picture {
                     let mut hasher = DefaultHasher::new();
                     // It may be a link itself.
                     name.hash(&mut hasher);
-                    within(&path, DEPTH, &mut left, &mut hasher)?;
+                    lasting(within(&path, DEPTH, &mut left, &mut hasher), &mut hasher)?;
                     versions.insert(version, hasher.finish());
                 }
                 _ if super::scan::SPECS.contains(&&*name) => look(&name, &path, 0, &mut left, &mut said)?,
@@ -158,6 +158,17 @@ fn look(name: &str, path: &Path, depth: usize, left: &mut usize, hasher: &mut De
         (found.dev(), found.ino(), found.size(), times).hash(hasher);
         Ok(())
     });
+    lasting(looked, hasher)
+}
+
+/// Takes an error for what is there if it says something of that, and not of the storage or of this process: a link that leads
+/// nowhere or in a circle, or what others may not read. It may be in a model's folder for ever, and must not keep the rest of
+/// it from being looked at.
+fn lasting(looked: io::Result<()>, hasher: &mut DefaultHasher) -> io::Result<()> {
+    let is_lasting = |error: &io::Error| {
+        matches!(error.kind(), ErrorKind::NotFound | ErrorKind::PermissionDenied | ErrorKind::NotADirectory)
+            || error.raw_os_error() == Some(rustix::io::Errno::LOOP.raw_os_error())
+    };
     match looked {
         Err(error) if is_lasting(&error) => {
             false.hash(hasher);
@@ -165,14 +176,6 @@ fn look(name: &str, path: &Path, depth: usize, left: &mut usize, hasher: &mut De
         }
         looked => looked,
     }
-}
-
-/// Whether an error says something of what lies there, and not of the storage or of this process: a link that leads nowhere
-/// or in a circle, or what others may not read. It may be in a model's folder for ever, and must not keep the rest of it from
-/// being looked at.
-fn is_lasting(error: &io::Error) -> bool {
-    matches!(error.kind(), ErrorKind::NotFound | ErrorKind::PermissionDenied | ErrorKind::NotADirectory)
-        || error.raw_os_error() == Some(rustix::io::Errno::LOOP.raw_os_error())
 }
 
 /// Looks at what is in a folder, and not at the folder's own times: files that are hidden change them too.

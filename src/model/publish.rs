@@ -96,7 +96,7 @@ impl Loader {
                 let now = self.repository.routing(name).filter(|_| !held.is_call);
                 match now.is_some_and(|now| now.shields(&found.version, routing)) {
                     true => self.enter_as_ruled(&found, model, loaded),
-                    false => self.withhold(&found, held.before.remove(&key(&found)).flatten(), held.is_call),
+                    false => self.withhold(&found, &held),
                 }
             }
         }
@@ -166,15 +166,15 @@ impl Loader {
         loaded.failed.push((name.to_string(), reason));
     }
 
-    /// A version is not served though it is ready; it is as it was `before`.
-    fn withhold(&self, found: &Found, before: Option<State>, is_call: bool) {
+    /// A version is not served though it is ready: it is as it was before.
+    fn withhold(&self, found: &Found, held: &Held) {
         let (name, version) = (&found.name, &found.version);
-        match before {
-            Some(State::Unloaded) => {
+        match held.before.get(&key(found)) {
+            Some(Some(State::Unloaded)) => {
                 self.repository.set(name, version, &State::Unloaded);
                 self.says(name, version, "unloaded");
             }
-            _ => self.is_not(name, version, if is_call { SIBLING } else { SHIELDED }),
+            _ => self.is_not(name, version, if held.is_call { SIBLING } else { SHIELDED }),
         }
     }
 

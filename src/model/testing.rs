@@ -85,7 +85,7 @@ impl Open for Opener {
             "held" => {
                 self.held.fetch_add(1, Ordering::Relaxed);
                 while self.holds.load(Ordering::Relaxed) {
-                    std::thread::sleep(Duration::from_millis(1));
+                    std::thread::yield_now();
                 }
             }
             "slow" => script.take(Duration::from_millis(2)),
