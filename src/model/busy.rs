@@ -28,7 +28,7 @@ impl Busy {
     }
 
     /// Takes a model once nothing is being done with it, which is as late as whoever has it is done: see
-    /// [`super::Control::load`] for how long that may be.
+    /// [`super::control::Control::load`] for how long that may be.
     pub(super) async fn wait(self: &Arc<Self>, name: &Arc<str>) -> Turn {
         loop {
             // Made before it is looked: it hears of all that ends from then on.
