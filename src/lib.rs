@@ -82,7 +82,8 @@
 //! 6. **A run on a lane is bounded**: only models whose measured batch stays below the turn budget run there, and none whose
 //!    work may grow with values; one that grows beyond it moves to a thread of its own, and a run that holds a lane is ended
 //!    from outside (`schedule/pulse.rs`). No tokio primitive is awaited on an inference thread.
-//! 7. **Every queue is bounded and every wait has a deadline.**
+//! 7. **Every queue is bounded and every wait has a deadline.** (Opening a model has none: nothing can end it from outside. Who
+//!    waits for a load has the deadline of the call, and the load goes on; unloads wait for no load.)
 //! 8. **A model is never changed in place**: a new one is built, warmed and swapped in; calls finish on the one they
 //!    started with.
 //! 9. **Metric labels come from configuration or the repository**, never from a client's bytes.

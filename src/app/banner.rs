@@ -26,7 +26,7 @@ fn write(text: &mut String, app: &App, loaded: &Loaded, ort_version: &str, secur
     let states = app.repository().states();
     let ready = states.iter().filter_map(|(_, _, state)| match state {
         State::Ready(model) => Some(model),
-        State::Loading | State::Failed(_) | State::Unloading | State::Unloaded => None,
+        State::Loading | State::Failed(_) | State::Unloading(_) | State::Unloaded => None,
     });
     for model in ready {
         let spec = |specs: &[crate::tensor::TensorSpec]| {

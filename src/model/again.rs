@@ -4,7 +4,12 @@
 //! out of service meanwhile stays out.
 
 use super::{
-    Loaded, Loader, Model, State, control, ensemble::DEPTH, loader::for_callers, scan::Found, wanted::Wanted,
+    Loaded, Loader, Model, Routing, State, control,
+    ensemble::DEPTH,
+    loader::for_callers,
+    publish::{Held, Routings},
+    scan::Found,
+    wanted::Wanted,
     workshop::Opened,
 };
 use crate::call::ModelKey;
@@ -18,9 +23,19 @@ use std::{
 #[derive(Debug, Default)]
 pub(super) struct Waiting {
     /// Ensembles, also those that are served: their models may become others.
-    ensembles: Mutex<HashMap<ModelKey, (Found, Opened)>>,
+    ensembles: Mutex<HashMap<ModelKey, (Waits, Opened)>>,
     /// Models for which there was no memory, and whether each was to be loaded besides those that are served.
-    memory: Mutex<HashMap<ModelKey, (Found, bool)>>,
+    memory: Mutex<HashMap<ModelKey, (Waits, bool)>>,
+    /// Versions that have no folder any more and stay for the sake of the rules that are in force, by the names of models.
+    gone: Mutex<HashMap<Arc<str>, Vec<Arc<str>>>>,
+}
+
+/// What waits, as it was found.
+#[derive(Clone, Debug)]
+struct Waits {
+    found: Found,
+    /// The rules of the model that were in force then: if others are now, they are newer than those that were found.
+    ruled: Option<Arc<Routing>>,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -31,18 +46,46 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 // === impl Waiting ===
 
 impl Waiting {
-    pub(super) fn wants_models(&self, key: ModelKey, found: &Found, opened: &Opened) {
-        lock(&self.ensembles).insert(key, (found.clone(), opened.clone()));
+    pub(super) fn wants_models(&self, key: ModelKey, found: &Found, opened: &Opened, ruled: Option<Arc<Routing>>) {
+        lock(&self.ensembles).insert(key, (Waits { found: found.clone(), ruled }, opened.clone()));
     }
 
-    pub(super) fn wants_memory(&self, key: ModelKey, found: &Found, is_alone: bool) {
-        lock(&self.memory).insert(key, (found.clone(), is_alone));
+    pub(super) fn wants_memory(&self, key: ModelKey, found: &Found, is_alone: bool, ruled: Option<Arc<Routing>>) {
+        lock(&self.memory).insert(key, (Waits { found: found.clone(), ruled }, is_alone));
     }
 
-    /// It is gone, or is being loaded anew.
+    /// Of the models `names` only the versions `wanted` are from now on.
+    pub(super) fn wants_only(&self, names: &HashSet<&Arc<str>>, wanted: &HashSet<ModelKey>) {
+        lock(&self.memory).retain(|key, _| !names.contains(&key.name) || wanted.contains(key));
+    }
+
+    /// Versions of a model that are to be forgotten once its new rules are in force.
+    pub(super) fn set_gone(&self, name: &Arc<str>, versions: Vec<Arc<str>>) {
+        lock(&self.gone).insert(Arc::clone(name), versions);
+    }
+
+    /// The same, to be forgotten now.
+    pub(super) fn take_gone(&self, name: &str) -> Vec<Arc<str>> {
+        lock(&self.gone).remove(name).unwrap_or_default()
+    }
+
+    /// It is gone or unloaded, or is being loaded anew.
     pub(super) fn forget(&self, key: &ModelKey) {
         lock(&self.ensembles).remove(key);
         lock(&self.memory).remove(key);
+    }
+}
+
+// === impl Waits ===
+
+impl Waits {
+    /// What was found, with the rules that hold for it if they are in force `now`.
+    fn found(&self, now: Option<Arc<Routing>>) -> Found {
+        let mut found = self.found.clone();
+        if let Some(newer) = now.filter(|now| self.ruled.as_ref() != Some(now)) {
+            found.settings.routing = newer;
+        }
+        found
     }
 }
 
@@ -59,8 +102,8 @@ impl Loader {
                 let mut models = found.settings.ensemble.iter().flat_map(|ensemble| ensemble.models());
                 models.any(|model| changed.contains(&model.name))
             };
-            let parts: Vec<_> = ensembles.iter().filter(|(_, (found, _))| is_part(found)).collect();
-            let again = parts.into_iter().filter(|(key, (found, opened))| self.is_new(key, found, opened));
+            let parts: Vec<_> = ensembles.iter().filter(|(_, (waits, _))| is_part(&waits.found)).collect();
+            let again = parts.into_iter().filter(|(key, (waits, opened))| self.is_new(key, waits, opened));
             let next: HashSet<_> = again.map(|(key, _)| Arc::clone(&key.name)).collect();
             if next.is_empty() {
                 break;
@@ -70,11 +113,12 @@ impl Loader {
     }
 
     /// Puts one ensemble together; whether it is another one than before.
-    fn is_new(&self, key: &ModelKey, found: &Found, opened: &Opened) -> bool {
+    fn is_new(&self, key: &ModelKey, waits: &Waits, opened: &Opened) -> bool {
+        let found = &waits.found(self.repository.routing(&key.name));
         match self.repository.state(&key.name, &key.version) {
             Some(State::Failed(before)) => match self.assemble(found, opened.clone()) {
                 Ok(model) => {
-                    self.finish(found.clone(), Ok(model), &mut None, &mut Loaded::default());
+                    self.comes(found, model);
                     true
                 }
                 Err(reason) => {
@@ -89,39 +133,54 @@ impl Loader {
             },
             Some(State::Ready(before)) => match self.assemble(found, opened.clone()) {
                 Ok(model) if is_another(&before, &model) => {
-                    self.finish(found.clone(), Ok(model), &mut None, &mut Loaded::default());
+                    self.comes(found, model);
                     true
                 }
                 // What cannot be put together any more goes on as it is: each call says what is missing.
                 _ => false,
             },
-            Some(State::Loading | State::Unloading | State::Unloaded) | None => false,
+            Some(State::Loading | State::Unloading(_) | State::Unloaded) | None => false,
         }
+    }
+
+    /// Puts a version in service that was not ready with the rest of its load.
+    fn comes(&self, found: &Found, model: Model) {
+        let (mut held, mut loaded) = (Held::default(), Loaded::default());
+        let routings = Routings::from([(Arc::clone(&found.name), Arc::clone(&found.settings.routing))]);
+        self.finish(found.clone(), Ok(model), &mut held, &mut loaded);
+        self.settle(held, &routings, &mut loaded);
     }
 
     /// Loads models for which there was no memory as soon as there is, for ever. To be run on the control runtime.
     pub async fn load_what_fits(self: Arc<Self>) -> Infallible {
         loop {
             self.settings.budget.freed().await;
-            let waiting: Vec<_> =
-                lock(&self.waiting.memory).iter().map(|(key, it)| (key.clone(), it.clone())).collect();
-            for (key, (found, is_alone)) in waiting {
+            let waiting: Vec<_> = lock(&self.waiting.memory).keys().cloned().collect();
+            for key in waiting {
                 if !self.settings.budget.has_room(&key) {
                     continue;
                 }
+                // What was so before may be otherwise when nobody else does anything with the model.
+                let _turn = self.busy.wait(&key.name).await;
+                let waits = lock(&self.waiting.memory).get(&key).cloned();
+                let Some((waits, is_alone)) = waits.filter(|_| self.settings.budget.has_room(&key)) else { continue };
                 let is_wanted = match self.repository.state(&key.name, &key.version) {
                     Some(State::Failed(_) | State::Ready(_)) => true,
-                    Some(State::Loading | State::Unloading | State::Unloaded) | None => false,
+                    Some(State::Loading | State::Unloading(_) | State::Unloaded) | None => false,
                 };
                 if !is_wanted {
                     self.waiting.forget(&key);
                     continue;
                 }
                 tracing::info!(model = %key, "there is memory for the model now");
+                let found = waits.found(self.repository.routing(&key.name));
                 let versions = found.settings.versions.clone();
                 let loaded = self.carry_out(Wanted::Again(Box::new(found)), None).await;
                 if is_alone || !loaded.is_whole(&key.name) {
                     continue;
+                }
+                for version in self.waiting.take_gone(&key.name) {
+                    control::retire(&self, &self.repository, &key.name, &version, true);
                 }
                 // As a load by name does: what it was to take over from goes.
                 let serving = self.repository.serving(&key.name);

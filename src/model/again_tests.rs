@@ -16,11 +16,12 @@ use crate::{
     telemetry::metrics::Metrics,
     tensor::{DataType, Shape, Signature, Tensor, TensorSpec, Tensors},
 };
-use std::{path::Path, time::Duration};
+use std::{path::Path, sync::atomic::Ordering, time::Duration};
 
 struct World {
     control: Control,
     loader: Arc<Loader>,
+    opener: Arc<Wides>,
     directory: tempfile::TempDir,
 }
 
@@ -60,11 +61,17 @@ impl Open for Wides {
     }
 }
 
-/// A `model.yaml` names the models that are the ensemble's steps, one after the other. `memory` is for models together.
+/// A `model.yaml` is `LABEL=VERSION`, or names the models that are the ensemble's steps, one after the other. `memory` is for models
+/// together.
 fn world(files: &[(&str, &str)], memory: Option<u64>) -> World {
     let directory = directory(files);
     let reader = Reader::new(|source, defaults| {
         let Ok(file) = std::fs::read_to_string(source.folder.join("model.yaml")) else { return Ok(defaults.clone()) };
+        if let Some((label, version)) = file.split_once('=') {
+            let labels = [(label.into(), version.into())].into();
+            let routing = Arc::new(crate::model::Routing { labels, ..Default::default() });
+            return Ok(ModelSettings { routing, ..defaults.clone() });
+        }
         // The steps of an ensemble have its names, those of a model the model's.
         let [takes, yields] = if file.starts_with("outer") { ["in", "out"] } else { ["x", "y"] };
         let last = file.split('>').count() - 1;
@@ -90,16 +97,22 @@ fn world(files: &[(&str, &str)], memory: Option<u64>) -> World {
     };
     let repository: Arc<Repository> = Arc::default();
     let opener = Arc::new(Wides::default());
-    let loader = Arc::new(Loader::new(settings, opener, Arc::clone(&repository), Arc::new(Metrics::new()), None));
+    let loader =
+        Arc::new(Loader::new(settings, opener.clone(), Arc::clone(&repository), Arc::new(Metrics::new()), None));
     let (control, orders) = Control::new();
     tokio::spawn(orders.obey(Arc::clone(&loader), repository));
     tokio::spawn(Arc::clone(&loader).load_what_fits());
-    World { control, loader, directory }
+    World { control, loader, opener, directory }
 }
 
 impl World {
     async fn load(&self, model: &str) -> Result<(), Error> {
-        self.control.load(LoadRequest { model: reference(model), config: None, files: Vec::new() }).await
+        self.load_version(model, None).await
+    }
+
+    async fn load_version(&self, model: &str, version: Option<&str>) -> Result<(), Error> {
+        let model = ModelRef { name: model.into(), version: version.map(Into::into) };
+        self.control.load(LoadRequest { model, config: None, files: Vec::new() }).await
     }
 
     fn model(&self, name: &str) -> Option<Arc<Model>> {
@@ -219,4 +232,85 @@ async fn a_model_for_which_there_was_no_memory_is_loaded_when_there_is() {
     world.control.unload(reference(&left_out)).await.unwrap();
     world.until(|world| world.state(&left_out) == VersionState::Unloaded).await;
     assert_eq!(world.state(served), VersionState::Unloaded);
+}
+
+/// `m` is served, what is to replace it is `held`, and there is memory for that as soon as `a` is unloaded.
+async fn replaced_by_held() -> World {
+    let world = world(&[("m/1/model.onnx", "ok"), ("a/1/model.onnx", "stream")], Some(8));
+    world.loader.load().await;
+    world.write("m/1/model.onnx", "held");
+    assert!(world.load("m").await.unwrap_err().to_string().contains("`models.memory`"));
+    world.opener.0.holds.store(true, Ordering::Relaxed);
+    world.control.unload(reference("a")).await.unwrap();
+    world.until(|world| world.opener.0.held.load(Ordering::Relaxed) > 0).await;
+    world
+}
+
+#[tokio::test]
+async fn what_is_being_loaded_again_is_not_unloaded_meanwhile() {
+    let world = replaced_by_held().await;
+    let before = world.model("m").unwrap();
+    let refused = world.control.unload(reference("m")).await.unwrap_err();
+    assert!(matches!(refused, crate::error::Error::Conflict(_)), "{refused}");
+    world.opener.0.holds.store(false, Ordering::Relaxed);
+    world.until(|world| world.model("m").is_some_and(|now| !Arc::ptr_eq(&before, &now))).await;
+    drop(before);
+    while world.control.unload(reference("m")).await.is_err() {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    world.until(|world| world.state("m") == VersionState::Unloaded).await;
+}
+
+#[tokio::test]
+async fn what_is_gone_while_it_is_loaded_again_does_not_come_back() {
+    let world = replaced_by_held().await;
+    let gone = super::super::picture::Change { name: "m".into(), before: None, now: None };
+    let (loader, repository) = (Arc::clone(&world.loader), Arc::clone(&world.loader.repository));
+    let following = tokio::spawn(async move { super::super::watch::follow(&loader, &repository, gone).await });
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    world.opener.0.holds.store(false, Ordering::Relaxed);
+    following.await.unwrap();
+    world.until(|world| world.loader.repository.versions(&reference("m")).is_err()).await;
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    assert!(world.model("m").is_none());
+}
+
+#[tokio::test]
+async fn what_is_loaded_again_does_not_put_old_rules_over_newer_ones() {
+    let files = [("m/1/model.onnx", "ok"), ("a/1/model.onnx", "slow")];
+    let world = world(&files, Some(8));
+    world.loader.load().await;
+    world.write("m/2/model.onnx", "stream");
+    world.write("m/model.yaml", "x=2");
+    assert!(world.load("m").await.unwrap_err().to_string().contains("`models.memory`"));
+    world.write("m/model.yaml", "x=1");
+    world.load_version("m", Some("1")).await.unwrap();
+    let label = |world: &World| world.loader.repository.routing("m").unwrap().labels.get("x").cloned();
+    assert_eq!(label(&world).as_deref(), Some("1"));
+    world.control.unload(reference("a")).await.unwrap();
+    world.until(|world| world.model("m").is_some_and(|model| &*model.key.version == "2")).await;
+    world.until(|world| world.loader.repository.serving("m").len() == 1).await;
+    assert_eq!(label(&world).as_deref(), Some("1"));
+}
+
+#[tokio::test]
+async fn an_ensemble_follows_its_model_to_another_version_when_one_is_unloaded() {
+    let files = [("a/model.yaml", "m"), ("m/1/model.onnx", "extra"), ("m/2/model.onnx", "ok")];
+    let world = world(&files, None);
+    world.load_version("m", Some("1")).await.unwrap();
+    world.load_version("m", Some("2")).await.unwrap();
+    world.load("a").await.unwrap();
+    assert!(world.model("a").unwrap().batches());
+    let version = ModelRef { name: "m".into(), version: Some("2".into()) };
+    world.control.unload(version).await.unwrap();
+    assert!(!world.model("a").unwrap().batches(), "it is made of version 1 now");
+}
+
+#[tokio::test]
+async fn an_ensemble_that_is_unloaded_is_waited_for_no_more() {
+    let world = world(&[("a/model.yaml", "m"), ("m/1/model.onnx", "ok"), ("b/model.yaml", "nobody")], None);
+    world.loader.load().await;
+    world.control.unload(reference("a")).await.unwrap();
+    world.control.unload(reference("b")).await.unwrap();
+    assert!(lock(&world.loader.waiting.ensembles).is_empty(), "nor is what it is made of kept");
 }

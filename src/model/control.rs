@@ -5,24 +5,20 @@
 //! order: whoever loads a large model wants to see how far it is. What a load is made of is the loader's; who may order one
 //! was decided above.
 
-use super::{Loader, Repository, State, forget::known, scan};
+use super::{Loader, Repository, State, busy::Turn, forget::known, scan};
 use crate::{
-    call::{LoadRequest, ModelRef, VersionState},
+    call::{LoadRequest, ModelKey, ModelRef, VersionState},
     error::{Error, Limit},
 };
-use std::{
-    collections::HashSet,
-    sync::{Arc, Mutex, PoisonError},
-    time::Duration,
-};
+use std::{sync::Arc, time::Duration};
 use tokio::{
     sync::{mpsc, oneshot},
     task::JoinSet,
 };
 
-/// Orders that wait for the loader, and questions; beyond it they are refused.
+/// Orders of each kind that wait for the loader, and questions; beyond it they are refused.
 const WAITING: usize = 64;
-/// Orders that are carried out at once: each may read gigabytes.
+/// Loads that are carried out at once: each may read gigabytes.
 const AT_ONCE: usize = 4;
 /// How often a model that is being unloaded is looked at: its calls are answered one by one, and nobody tells.
 const LOOK: Duration = Duration::from_millis(20);
@@ -30,66 +26,58 @@ const LOOK: Duration = Duration::from_millis(20);
 /// Hands orders to the loader. Cloning it is cloning a handle.
 #[derive(Clone, Debug)]
 pub struct Control {
-    orders: mpsc::Sender<Order>,
+    loads: mpsc::Sender<Order<LoadRequest>>,
+    unloads: mpsc::Sender<Order<ModelRef>>,
     questions: mpsc::Sender<Question>,
 }
 
 /// Where the loader takes orders from.
 #[derive(Debug)]
 pub struct Orders {
-    orders: mpsc::Receiver<Order>,
+    loads: mpsc::Receiver<Order<LoadRequest>>,
+    unloads: mpsc::Receiver<Order<ModelRef>>,
     questions: mpsc::Receiver<Question>,
 }
 
 #[derive(Debug)]
-struct Order {
-    what: What,
+struct Order<T> {
+    what: T,
     done: oneshot::Sender<Result<(), Error>>,
-}
-
-#[derive(Debug)]
-enum What {
-    Load(LoadRequest),
-    Unload(ModelRef),
 }
 
 /// Who wants to hear which models could be loaded.
 type Question = oneshot::Sender<Vec<Arc<str>>>;
-
-/// Models that something is being done with.
-#[derive(Debug, Default)]
-struct Busy(Mutex<HashSet<Arc<str>>>);
-
-/// One of them. Dropping it lets the next order in.
-struct Turn(Arc<Busy>, Arc<str>);
 
 // === impl Control ===
 
 impl Control {
     /// A handle, and what the loader reads: see [`Orders::obey`].
     pub fn new() -> (Self, Orders) {
-        let (orders, ordered) = mpsc::channel(WAITING);
+        let (loads, to_load) = mpsc::channel(WAITING);
+        let (unloads, to_unload) = mpsc::channel(WAITING);
         let (questions, asked) = mpsc::channel(WAITING);
-        (Self { orders, questions }, Orders { orders: ordered, questions: asked })
+        (Self { loads, unloads, questions }, Orders { loads: to_load, unloads: to_unload, questions: asked })
     }
 
-    /// Loads a model, or loads it again; over when it takes calls.
+    /// Loads a model, or loads it again; over when it takes calls. That has no deadline, and neither has its turn among the
+    /// others: opening a large model takes what it takes, and neither a thread nor ONNX Runtime can be ended from outside. Who
+    /// waits for it has the deadline of the call, and the order goes on without it.
     ///
     /// # Errors
     ///
     /// [`Error::ModelNotFound`], [`Error::Conflict`], [`Error::Overloaded`], or [`Error::InvalidRequest`] with what is
-    /// wrong with the model.
+    /// wrong with the model. [`Error::Internal`] if that could not be found out.
     pub fn load(&self, request: LoadRequest) -> impl Future<Output = Result<(), Error>> + Send + use<> {
-        self.order(What::Load(request))
+        order(&self.loads, request)
     }
 
-    /// Takes a model, or one version of it, out of service; over when it takes no more calls.
+    /// Takes a model, or one version of it, out of service; over when it takes no more calls. Waits for no load.
     ///
     /// # Errors
     ///
     /// [`Error::ModelNotFound`], [`Error::Conflict`] or [`Error::Overloaded`].
     pub fn unload(&self, model: ModelRef) -> impl Future<Output = Result<(), Error>> + Send + use<> {
-        self.order(What::Unload(model))
+        order(&self.unloads, model)
     }
 
     /// Names of the models that could be loaded.
@@ -105,15 +93,17 @@ impl Control {
             answer.await.map_err(|_| Error::ShuttingDown)
         }
     }
+}
 
-    fn order(&self, what: What) -> impl Future<Output = Result<(), Error>> + Send + use<> {
-        let (done, answer) = oneshot::channel();
-        let sent = self.orders.try_send(Order { what, done });
-        async move {
-            sent.map_err(|_| Error::Overloaded { limit: Limit::Orders })?;
-            // An order that began is carried out, whoever still waits for it.
-            answer.await.unwrap_or(Err(Error::ShuttingDown))
+fn order<T>(orders: &mpsc::Sender<Order<T>>, what: T) -> impl Future<Output = Result<(), Error>> + Send + use<T> {
+    let (done, answer) = oneshot::channel();
+    let sent = orders.try_send(Order { what, done }).is_ok();
+    async move {
+        if !sent {
+            return Err(Error::Overloaded { limit: Limit::Orders });
         }
+        // An order that began is carried out, whoever still waits for it.
+        answer.await.unwrap_or(Err(Error::ShuttingDown))
     }
 }
 
@@ -122,29 +112,44 @@ impl Control {
 impl Orders {
     /// Carries out orders, and answers questions, until no handle is left. To be run on the control runtime.
     pub async fn obey(self, loader: Arc<Loader>, repository: Arc<Repository>) {
-        let Self { orders, questions } = self;
-        tokio::join!(carry_out(orders, &loader, &repository), answer(questions, &loader));
+        let Self { loads, unloads, questions } = self;
+        tokio::join!(
+            carry_out_loads(loads, &loader, &repository),
+            carry_out_unloads(unloads, &loader, &repository),
+            answer(questions, &loader)
+        );
     }
 }
 
-async fn carry_out(mut orders: mpsc::Receiver<Order>, loader: &Arc<Loader>, repository: &Arc<Repository>) {
-    let busy = Arc::new(Busy::default());
+async fn carry_out_loads(
+    mut orders: mpsc::Receiver<Order<LoadRequest>>,
+    loader: &Arc<Loader>,
+    repository: &Arc<Repository>,
+) {
     let mut working = JoinSet::new();
     while let Some(Order { what, done }) = orders.recv().await {
         while working.len() >= AT_ONCE {
             // A panic in one order is its own: its caller finds its channel closed.
             drop(working.join_next().await);
         }
-        let (loader, repository, busy) = (Arc::clone(loader), Arc::clone(repository), Arc::clone(&busy));
+        let (loader, repository) = (Arc::clone(loader), Arc::clone(repository));
         working.spawn(async move {
-            let result = match what {
-                What::Load(request) => load(&loader, &repository, &busy, request).await,
-                What::Unload(model) => unload(&loader, &repository, &busy, &model),
-            };
             // A caller that has gone does not want to know.
-            let _ = done.send(result);
+            let _ = done.send(load(&loader, &repository, what).await);
         });
         while working.try_join_next().is_some() {}
+    }
+}
+
+/// Each at once: it takes no time, and makes room.
+async fn carry_out_unloads(
+    mut orders: mpsc::Receiver<Order<ModelRef>>,
+    loader: &Arc<Loader>,
+    repository: &Arc<Repository>,
+) {
+    while let Some(Order { what, done }) = orders.recv().await {
+        // A caller that has gone does not want to know.
+        let _ = done.send(unload(loader, repository, &what));
     }
 }
 
@@ -163,18 +168,16 @@ async fn answer(mut questions: mpsc::Receiver<Question>, loader: &Loader) {
     }
 }
 
-async fn load(
-    loader: &Arc<Loader>,
-    repository: &Arc<Repository>,
-    busy: &Arc<Busy>,
-    request: LoadRequest,
-) -> Result<(), Error> {
+async fn load(loader: &Arc<Loader>, repository: &Arc<Repository>, request: LoadRequest) -> Result<(), Error> {
     let name = Arc::clone(&request.model.name);
     let version = request.model.version.clone();
-    let _turn = take(busy, repository, &name)?;
+    let _turn = take(loader, repository, &name)?;
     let has_folder = request.files.is_empty() && scan::check_name(&name).is_ok();
     let before = known(repository, &name);
     let loaded = loader.load_one(request).await;
+    if let Some(fault) = loaded.fault {
+        return Err(Error::internal(format!("model `{name}` cannot be loaded: {fault}")));
+    }
     if let Some((what, reason)) = loaded.failed.first() {
         let after = known(repository, &name);
         let has_several = after.len() > 1;
@@ -208,8 +211,8 @@ async fn load(
 }
 
 /// Takes a model that nothing is being done with, at the start either.
-fn take(busy: &Arc<Busy>, repository: &Repository, name: &Arc<str>) -> Result<Turn, Error> {
-    let turn = busy.take(name)?;
+fn take(loader: &Loader, repository: &Repository, name: &Arc<str>) -> Result<Turn, Error> {
+    let turn = loader.busy.take(name).ok_or_else(|| conflict(name))?;
     let wanted = ModelRef { name: Arc::clone(name), version: None };
     let is_loading = |(_, state, _): &(_, VersionState, _)| *state == VersionState::Loading;
     match repository.versions(&wanted) {
@@ -228,8 +231,8 @@ fn conflict(name: &str) -> Error {
     Error::Conflict(format!("model `{name}` is being loaded or unloaded already").into())
 }
 
-fn unload(loader: &Arc<Loader>, repository: &Arc<Repository>, busy: &Arc<Busy>, model: &ModelRef) -> Result<(), Error> {
-    let _turn = busy.take(&model.name)?;
+fn unload(loader: &Arc<Loader>, repository: &Arc<Repository>, model: &ModelRef) -> Result<(), Error> {
+    let _turn = loader.busy.take(&model.name).ok_or_else(|| conflict(&model.name))?;
     let versions = repository.versions(model)?.versions;
     // No call loads it: what loads it would put it in service when it was told that it is not.
     if versions.iter().any(|(_, state, _)| *state == VersionState::Loading) {
@@ -246,7 +249,11 @@ fn unload(loader: &Arc<Loader>, repository: &Arc<Repository>, busy: &Arc<Busy>, 
                 retire(loader, repository, &model.name, &version, false);
             }
             // It is out of service already; from now on because that is wanted.
-            VersionState::Failed => repository.set(&model.name, &version, &State::Unloaded),
+            VersionState::Failed => {
+                let key = ModelKey { name: Arc::clone(&model.name), version: Arc::clone(&version) };
+                loader.waiting.forget(&key);
+                repository.set(&model.name, &version, &State::Unloaded);
+            }
             VersionState::Ready | VersionState::Loading | VersionState::Unloading | VersionState::Unloaded => {}
         }
     }
@@ -254,7 +261,8 @@ fn unload(loader: &Arc<Loader>, repository: &Arc<Repository>, busy: &Arc<Busy>, 
 }
 
 /// Takes a version out of service now; its instances go when its last call is answered. `gone` if it is not even on disk:
-/// then it is forgotten, and so is one whose files a call brought.
+/// then it is forgotten, and so is one whose files a call brought. Nobody waits for what it may have become, and ensembles are put
+/// together again without it.
 pub(super) fn retire(
     loader: &Arc<Loader>,
     repository: &Arc<Repository>,
@@ -265,6 +273,8 @@ pub(super) fn retire(
     let Some(model) = repository.retire(name, version) else { return };
     loader.says(name, version, "unloading");
     let is_brought = model.files.is_some();
+    loader.waiting.forget(&model.key);
+    loader.assemble_again([Arc::clone(name)].into());
     let (loader, repository) = (Arc::clone(loader), Arc::clone(repository));
     let (name, version) = (Arc::clone(name), Arc::clone(version));
     // Calls hold the model until they are answered, and each has a deadline.
@@ -272,8 +282,9 @@ pub(super) fn retire(
         while Arc::strong_count(&model) > 1 {
             tokio::time::sleep(LOOK).await;
         }
+        let which = Arc::downgrade(&model);
         drop(model);
-        if repository.retired(&name, &version) {
+        if repository.retired(&name, &version, &which) {
             tracing::info!(model = %name, %version, "model unloaded");
             match gone {
                 _ if is_brought => loader.forget_brought(&name, [&version]),
@@ -282,23 +293,6 @@ pub(super) fn retire(
             }
         }
     });
-}
-
-// === impl Busy ===
-
-impl Busy {
-    fn take(self: &Arc<Self>, name: &Arc<str>) -> Result<Turn, Error> {
-        if self.0.lock().unwrap_or_else(PoisonError::into_inner).insert(Arc::clone(name)) {
-            return Ok(Turn(Arc::clone(self), Arc::clone(name)));
-        }
-        Err(conflict(name))
-    }
-}
-
-impl Drop for Turn {
-    fn drop(&mut self) {
-        self.0.0.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.1);
-    }
 }
 
 #[cfg(test)]

@@ -9,7 +9,11 @@ use crate::{
     },
     telemetry::metrics::Metrics,
 };
-use std::{fs, path::Path, sync::mpsc as blocking};
+use std::{
+    fs,
+    path::Path,
+    sync::{Mutex, mpsc as blocking},
+};
 use tempfile::TempDir;
 
 struct World {
@@ -34,6 +38,9 @@ fn world(files: &[(&str, &str)]) -> World {
             if source.config == Some("held") {
                 let _ = until.lock().unwrap().recv();
                 return Ok(defaults.clone());
+            }
+            if source.config == Some("panic") {
+                panic!("a bug in what reads it");
             }
             // And the label that is the version 9, which is never there.
             if source.config == Some("label") {
@@ -310,12 +317,16 @@ async fn a_call_may_bring_the_files_and_they_stay_inside() {
 
 #[tokio::test]
 async fn a_second_order_for_the_same_model_is_a_conflict() {
-    let busy = Arc::new(Busy::default());
-    let turn = busy.take(&"a".into()).unwrap();
-    assert!(matches!(busy.take(&"a".into()), Err(Error::Conflict(_))));
-    assert!(busy.take(&"b".into()).is_ok());
-    drop(turn);
-    assert!(busy.take(&"a".into()).is_ok());
+    let world = world(&[("a/1/model.onnx", "ok"), ("b/1/model.onnx", "ok")]);
+    let held = LoadRequest { model: reference("a"), config: Some("held".into()), files: Vec::new() };
+    let first = tokio::spawn(world.control.load(held));
+    tokio::task::yield_now().await;
+    for second in [world.load("a", None, &[]).await, world.unload("a").await] {
+        assert!(matches!(second, Err(Error::Conflict(_))), "{second:?}");
+    }
+    world.load("b", None, &[]).await.unwrap();
+    drop(world.held);
+    first.await.unwrap().unwrap();
 }
 
 /// Waits for something that happens elsewhere soon.
@@ -325,4 +336,48 @@ async fn wait(done: impl Fn() -> bool) {
         assert!(std::time::Instant::now() < until, "it does not happen");
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
+}
+
+#[tokio::test]
+async fn an_unload_waits_for_no_load() {
+    let names: Vec<_> = (0..=AT_ONCE).map(|number| format!("m{number}")).collect();
+    let files: Vec<_> = names.iter().chain([&"a".to_owned()]).map(|name| format!("{name}/1/model.onnx")).collect();
+    let world = world(&files.iter().map(|path| (&**path, "ok")).collect::<Vec<_>>());
+    world.load("a", None, &[]).await.unwrap();
+    let request =
+        |name: &String| LoadRequest { model: reference(name), config: Some("held".into()), files: Vec::new() };
+    let loads: Vec<_> = names.iter().map(|name| tokio::spawn(world.control.load(request(name)))).collect();
+    let unloaded = tokio::time::timeout(Duration::from_secs(10), world.unload("a")).await;
+    unloaded.expect("it is done while all that is loaded at once is being loaded").unwrap();
+    assert!(loads.iter().all(|load| !load.is_finished()));
+    drop(world.held);
+    for load in loads {
+        load.await.unwrap().unwrap();
+    }
+}
+
+#[tokio::test]
+async fn a_version_that_is_unloaded_twice_is_unloaded_when_the_calls_of_both_have_ended() {
+    let world = world(&[("a/1/model.onnx", "ok")]);
+    let is = |state| world.state("a") == [("1".to_owned(), state)];
+    world.load("a", None, &[]).await.unwrap();
+    let first = world.repository.resolve(&reference("a")).unwrap();
+    world.unload("a").await.unwrap();
+    world.load("a", None, &[]).await.unwrap();
+    let second = world.repository.resolve(&reference("a")).unwrap();
+    world.unload("a").await.unwrap();
+    drop(first);
+    tokio::time::sleep(LOOK * 5).await;
+    assert!(is(VersionState::Unloading), "its own calls have not");
+    drop(second);
+    wait(|| is(VersionState::Unloaded)).await;
+}
+
+#[tokio::test]
+async fn a_fault_of_the_server_is_not_told_as_the_callers() {
+    let world = world(&[("a/1/model.onnx", "ok")]);
+    world.load("a", None, &[]).await.unwrap();
+    let error = world.load("a", Some("panic"), &[]).await.unwrap_err();
+    assert!(matches!(error, Error::Internal(_)), "{error}");
+    assert_eq!(world.state("a"), [("1".to_owned(), VersionState::Ready)]);
 }

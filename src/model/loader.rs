@@ -4,11 +4,15 @@
 //! business, which calls it gets the repository's.
 
 use super::{
-    Absent, Cache, Model, ModelSettings, Repository, Routing, Settings, State,
+    Absent, Cache, Model, ModelSettings, Repository, Settings,
     again::Waiting,
-    declared, ensemble, labels,
+    busy::Busy,
+    declared, ensemble,
+    index::Refused,
+    labels,
     picture::{self, Pictures},
-    repository::{Refused, goes_on},
+    publish::{Held, Routings},
+    repository::goes_on,
     scan::{self, About, Found, Problem},
     wanted::Wanted,
     workshop::{Event, Opened, Place, Prepared, Workshop, key, reason},
@@ -34,7 +38,7 @@ const SHOWN: usize = 128;
 const LOGGED: usize = 1024;
 
 /// Bytes of a reason in the log and the index: what a call brings may be in it. Several problems of one file have room.
-const REASON: usize = 4096;
+pub(super) const REASON: usize = 4096;
 
 /// Loads the models of a directory into a repository.
 #[derive(Debug)]
@@ -45,6 +49,8 @@ pub struct Loader {
     pub(super) metrics: Arc<Metrics>,
     lanes: Option<Lanes>,
     pub(super) waiting: Waiting,
+    /// Models that somebody loads or takes away: calls, the watcher, and who loads again.
+    pub(super) busy: Arc<Busy>,
 }
 
 /// What came of loading.
@@ -56,35 +62,26 @@ pub struct Loaded {
     pub versions: Vec<Arc<str>>,
     /// What was not loaded, as `NAME/VERSION` or a path, and why, in plain words.
     pub failed: Vec<(String, String)>,
-}
-
-/// What a call asks for: it is served as a whole, or nothing changes.
-pub(super) struct Whole {
-    /// What was known of its versions before.
-    left: HashMap<Arc<str>, Option<State>>,
-    /// Versions that are ready and wait for the others.
-    ready: Vec<(Found, Arc<Model>)>,
-}
-
-// === impl Whole ===
-
-impl Whole {
-    fn of(wanted: &Wanted) -> Option<Self> {
-        matches!(wanted, Wanted::One(_)).then(|| Self { left: HashMap::new(), ready: Vec::new() })
-    }
-
-    fn begins(&mut self, found: &Found, before: Option<State>) {
-        self.left.insert(Arc::clone(&found.version), before);
-    }
+    /// The server's own fault, for operators, if nothing is known for that reason: no thread, or a bug of ours. It is among
+    /// what has `failed` too.
+    pub fault: Option<String>,
+    /// Whether rules stay in force that what was found does not say: what they mean must stay too.
+    pub(super) old_rules: bool,
 }
 
 // === impl Loaded ===
 
 impl Loaded {
-    /// Whether nothing of the model `name` has failed.
+    /// Says that nothing is known because of a fault of the server's own.
+    fn at_fault(&mut self, fault: String) {
+        self.failed.push(("loader".to_owned(), fault.clone()));
+        self.fault = Some(fault);
+    }
+
+    /// Whether it is known what there is of the model `name`, and nothing of that has failed.
     pub(super) fn is_whole(&self, name: &str) -> bool {
         let is_of = |what: &str| what.strip_prefix(name).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'));
-        !self.failed.iter().any(|(what, _)| is_of(what))
+        self.fault.is_none() && !self.failed.iter().any(|(what, _)| is_of(what))
     }
 }
 
@@ -99,7 +96,8 @@ impl Loader {
         metrics: Arc<Metrics>,
         lanes: Option<Lanes>,
     ) -> Self {
-        Self { settings: Arc::new(settings), opener, repository, metrics, lanes, waiting: Waiting::default() }
+        let (settings, waiting, busy) = (Arc::new(settings), Waiting::default(), Arc::default());
+        Self { settings, opener, repository, metrics, lanes, waiting, busy }
     }
 
     /// Loads every model that is found and configured. To be called on the control runtime, when the lanes run: they
@@ -134,26 +132,28 @@ impl Loader {
             explain: false,
         };
         let (sender, mut events) = mpsc::channel(1);
-        let (mut loaded, mut routings, mut pending) = (Loaded::default(), BTreeMap::new(), BTreeSet::new());
-        let (mut whole, mut changed) = (Whole::of(&wanted), HashSet::new());
+        let (mut loaded, mut routings, mut pending) = (Loaded::default(), Routings::new(), BTreeSet::new());
+        let is_call = matches!(&wanted, Wanted::One(_));
+        let (mut held, mut changed) = (Held::of(is_call), HashSet::new());
+        let (mut is_known, mut wanted_now) = (false, HashSet::new());
         let about = wanted.about().cloned();
         let work = move || workshop.work(&wanted, &sender);
         let thread = std::thread::Builder::new().name("loader".to_owned()).spawn(work);
         if let Err(error) = thread {
-            loaded.failed.push(("loader".to_owned(), format!("no thread to load models: {error}")));
+            loaded.at_fault(format!("no thread to load models: {error}"));
         }
         // Ends with the thread, which ends with its models: opening a large one has no deadline.
         while let Some(event) = events.recv().await {
             match event {
                 Event::Scanned { found, kept, problems } => {
+                    is_known = true;
                     loaded.versions.extend(kept.iter().map(|found| Arc::clone(&found.version)));
                     for found in found.iter().chain(&kept).filter(|found| found.fault.is_none()) {
                         routings.insert(Arc::clone(&found.name), Arc::clone(&found.settings.routing));
                     }
+                    wanted_now.extend(found.iter().chain(&kept).map(key));
                     for found in found {
-                        if let Some(whole) = &mut whole {
-                            whole.begins(&found, self.repository.state(&found.name, &found.version));
-                        }
+                        held.begins(&found, self.repository.state(&found.name, &found.version));
                         if !self.repository.is_serving(&found.name, &found.version) {
                             self.says(&found.name, &found.version, "loading");
                         }
@@ -161,11 +161,12 @@ impl Loader {
                         pending.insert((found.name, found.version));
                     }
                     if is_scan {
-                        self.refused(about.as_ref(), problems, whole.is_some(), &mut loaded);
+                        self.refused(about.as_ref(), problems, is_call, &mut loaded);
                     }
                     for (name, routing) in &routings {
-                        // While a model is loaded for the first time its rules hold for what is there of it.
-                        if self.repository.routing(name).is_none() {
+                        // Of a model that takes no calls they hold for what comes of it.
+                        let is_new = !is_call && self.repository.serving(name).is_empty();
+                        if is_new || self.repository.routing(name).is_none() {
                             self.rule(name, routing, &mut loaded);
                         }
                     }
@@ -183,24 +184,23 @@ impl Loader {
                         }
                         Err(reason) => {
                             // A call for several versions has all of them or none.
-                            let waits = whole.as_ref().is_none_or(|whole| whole.left.len() == 1);
-                            if waits && self.settings.budget.refuses(&key) {
-                                self.waiting.wants_memory(key, &found, is_alone);
+                            if !held.is_several() && self.settings.budget.refuses(&key) {
+                                self.waiting.wants_memory(key, &found, is_alone, self.repository.routing(&found.name));
                             }
                             Err(reason)
                         }
                     };
-                    self.finish(*found, placed, &mut whole, &mut loaded);
+                    self.finish(*found, placed, &mut held, &mut loaded);
                 }
                 Event::Opened(found, opened) => {
                     changed.insert(Arc::clone(&found.name));
                     self.waiting.forget(&key(&found));
                     pending.remove(&(Arc::clone(&found.name), Arc::clone(&found.version)));
                     let placed = opened.and_then(|opened| {
-                        self.waiting.wants_models(key(&found), &found, &opened);
+                        self.waiting.wants_models(key(&found), &found, &opened, self.repository.routing(&found.name));
                         self.assemble(&found, opened)
                     });
-                    self.finish(*found, placed, &mut whole, &mut loaded);
+                    self.finish(*found, placed, &mut held, &mut loaded);
                 }
             }
         }
@@ -209,14 +209,13 @@ impl Loader {
             let reason = "panicked while it was loaded";
             self.fails((name, version), reason, reason.to_owned(), &mut loaded);
         }
-        if let Some(whole) = whole {
-            self.exchange(whole, &mut loaded);
+        if !is_known && loaded.fault.is_none() {
+            loaded.at_fault("panicked while models were looked for".to_owned());
         }
-        // All of it at once, and only when all of it is there: a label must not move to a version that failed.
-        for (name, routing) in &routings {
-            if loaded.is_whole(name) {
-                self.rule(name, routing, &mut loaded);
-            }
+        self.settle(held, &routings, &mut loaded);
+        if is_scan && !is_alone {
+            let whole = routings.keys().filter(|name| loaded.is_whole(name)).collect();
+            self.waiting.wants_only(&whole, &wanted_now);
         }
         self.assemble_again(changed);
         loaded
@@ -256,84 +255,6 @@ impl Loader {
     pub(super) fn says(&self, name: &Arc<str>, version: &Arc<str>, state: &'static str) {
         let key = ModelKey { name: Arc::clone(name), version: Arc::clone(version) };
         self.metrics.model_state(&key, state);
-    }
-
-    pub(super) fn finish(
-        &self,
-        found: Found,
-        placed: Result<Model, String>,
-        whole: &mut Option<Whole>,
-        loaded: &mut Loaded,
-    ) {
-        let placed = placed.and_then(|model| {
-            self.repository.admits(&found.name, &found.settings.routing)?;
-            Ok(Arc::new(model))
-        });
-        match (placed, whole) {
-            (Ok(model), Some(whole)) => whole.ready.push((found, model)),
-            (Ok(model), None) => self.serve(&found, model, loaded),
-            (Err(reason), whole) => {
-                let reason = self.without_folders(found.files.as_deref(), &found.name, short(&reason, REASON));
-                if let Some(whole) = whole {
-                    whole.left.remove(&found.version);
-                }
-                let told = for_callers(&found, &reason);
-                self.fails((&found.name, &found.version), &reason, told, loaded);
-            }
-        }
-    }
-
-    fn serve(&self, found: &Found, model: Arc<Model>, loaded: &mut Loaded) {
-        self.metrics.model_load_ended(&found.name, true);
-        tracing::info!(model = %model.key, execution = model.scheduler.execution().name(), "model ready");
-        self.metrics.model_memory(&model.key, model.memory);
-        self.repository.set(&found.name, &found.version, &State::Ready(model));
-        self.says(&found.name, &found.version, "ready");
-        loaded.ok += 1;
-        loaded.versions.push(Arc::clone(&found.version));
-    }
-
-    /// Says why a version is not served: in the log, and to callers, who are `told` less of some.
-    fn fails(&self, (name, version): (&Arc<str>, &Arc<str>), reason: &str, told: String, loaded: &mut Loaded) {
-        self.metrics.model_load_ended(name, false);
-        tracing::error!(model = %name, %version, reason, "model not loaded");
-        self.is_not(name, version, &told);
-        loaded.failed.push((format!("{name}/{version}"), told));
-    }
-
-    /// A version is not served for `reason`, or goes on as it is.
-    fn is_not(&self, name: &Arc<str>, version: &Arc<str>, reason: &str) {
-        self.repository.failed(name, version, reason);
-        if !self.repository.is_serving(name, version) {
-            self.says(name, version, "failed");
-        }
-    }
-
-    /// Puts what a call asked for in service, or leaves all as it was if a part of it is not well.
-    fn exchange(&self, whole: Whole, loaded: &mut Loaded) {
-        let Whole { mut left, ready, .. } = whole;
-        if loaded.failed.is_empty() {
-            return ready.into_iter().for_each(|(found, model)| self.serve(&found, model, loaded));
-        }
-        for (found, _) in ready {
-            let (name, version) = (&found.name, &found.version);
-            match left.remove(version).flatten() {
-                Some(State::Unloaded) => {
-                    self.repository.set(name, version, &State::Unloaded);
-                    self.says(name, version, "unloaded");
-                }
-                _ => self.is_not(name, version, "another version of the same load cannot be loaded"),
-            }
-        }
-    }
-
-    /// Puts the rules of a model in force, or says why they cannot be.
-    fn rule(&self, name: &Arc<str>, routing: &Arc<Routing>, loaded: &mut Loaded) {
-        if let Err(reason) = self.repository.set_routing(name, routing) {
-            tracing::error!(model = %name, reason, "a model's rules are not in force");
-            self.repository.trouble(name, Some(&Arc::from(&*reason)));
-            loaded.failed.push((name.to_string(), reason));
-        }
     }
 
     /// Says in the log, the index and metrics what should have been there of all models, or of the model `of`, and is not.
@@ -479,7 +400,7 @@ pub(super) fn for_callers(found: &Found, reason: &str) -> String {
     graph.map_or_else(|| reason.to_owned(), |graph| graph.for_callers(&found.name, reason))
 }
 
-fn short(text: &str, most: usize) -> &str {
+pub(super) fn short(text: &str, most: usize) -> &str {
     &text[..text.floor_char_boundary(most)]
 }
 

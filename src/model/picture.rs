@@ -7,12 +7,13 @@
 
 use super::{
     Settings,
-    scan::{check_name, children, number},
+    scan::{check_name, children, folder_of, is_folder, number, says_something},
 };
 use std::{
-    collections::{BTreeMap, HashMap, btree_map::Entry},
+    collections::{BTreeMap, HashMap},
     fs,
     hash::{DefaultHasher, Hash, Hasher},
+    io::{self, ErrorKind},
     os::unix::fs::MetadataExt,
     path::Path,
     sync::Arc,
@@ -24,8 +25,8 @@ const DEPTH: usize = 8;
 /// Files and folders of one model that are looked at.
 const MOST: usize = 10_000;
 
-/// All models of the directories, by name.
-pub(super) type Pictures = BTreeMap<Arc<str>, Picture>;
+/// All models of the directories, by name, or why it is not known now, in plain words, what there is of one.
+pub(super) type Pictures = BTreeMap<Arc<str>, Result<Picture, String>>;
 
 /// A model's folder, as far as a change of it matters.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -65,7 +66,7 @@ pub(super) struct Change {
     pub(super) now: Option<Picture>,
 }
 
-/// Looks at all models in the directories of `settings` that may be loaded. Of two with one name the first counts, as for
+/// Looks at all models in the directories of `settings` that may be loaded. Of two with one name the one counts that does for
 /// those who load them.
 ///
 /// # Errors
@@ -75,12 +76,19 @@ pub(super) fn take(settings: &Settings) -> Result<Pictures, String> {
     let mut pictures = Pictures::new();
     for directory in &settings.directories {
         let folders = children(directory).map_err(|error| format!("`{}`: {error}", directory.display()))?;
-        for (name, path) in folders.into_iter().filter(|(name, path)| path.is_dir() && check_name(name).is_ok()) {
-            if settings.load.includes(&name)
-                && let Entry::Vacant(place) = pictures.entry(name.into())
-                && let Some(picture) = Picture::of(&path)
-            {
-                place.insert(picture);
+        for (name, _) in
+            folders.into_iter().filter(|(name, _)| settings.load.includes(name) && check_name(name).is_ok())
+        {
+            if pictures.contains_key(&*name) {
+                continue;
+            }
+            // A file of that name cannot be a model's folder, whatever is wrong with it: it is passed over.
+            let picture = folder_of(settings, &name).and_then(|path| path.map(|path| Picture::of(&path)).transpose());
+            match picture {
+                Ok(None) => {}
+                Ok(Some(picture)) => drop(pictures.insert(name.into(), Ok(picture))),
+                Err(error) if error.kind() == ErrorKind::NotFound => {}
+                Err(error) => drop(pictures.insert(name.into(), Err(error.to_string()))),
             }
         }
     }
@@ -90,28 +98,32 @@ pub(super) fn take(settings: &Settings) -> Result<Pictures, String> {
 // === impl Picture ===
 
 impl Picture {
-    /// The folder at `path`; `None` if it holds no version, and nothing that could say that it is an ensemble.
-    fn of(path: &Path) -> Option<Self> {
+    /// The folder of a model at `path`.
+    ///
+    /// # Errors
+    ///
+    /// What keeps it from being known how it is, if only for a moment.
+    fn of(path: &Path) -> io::Result<Self> {
         let mut left = MOST;
         let (mut said, mut beside, mut versions) = (DefaultHasher::new(), DefaultHasher::new(), BTreeMap::new());
-        for (name, path) in children(path).ok()? {
-            match number(&name).filter(|_| path.is_dir()) {
-                Some(version) => {
+        for (name, path) in children(path)? {
+            match number(&name) {
+                Some(version) if is_folder(&path)? => {
                     let mut hasher = DefaultHasher::new();
                     // It may be a link itself.
                     name.hash(&mut hasher);
-                    within(&path, DEPTH, &mut left, &mut hasher);
+                    lasting(within(&path, DEPTH, &mut left, &mut hasher), &mut hasher)?;
                     versions.insert(version, hasher.finish());
                 }
-                None if super::scan::SPECS.contains(&&*name) => look(&name, &path, 0, &mut left, &mut said),
-                None => look(&name, &path, DEPTH, &mut left, &mut beside),
+                _ if super::scan::SPECS.contains(&&*name) => look(&name, &path, 0, &mut left, &mut said)?,
+                _ => look(&name, &path, DEPTH, &mut left, &mut beside)?,
             }
         }
-        if versions.is_empty() && super::scan::says_something(path) {
+        // It may be an ensemble.
+        if versions.is_empty() && says_something(path)? {
             versions.insert(1, 0);
         }
-        let picture = Self { said: said.finish(), beside: beside.finish(), versions };
-        (!picture.versions.is_empty()).then_some(picture)
+        Ok(Self { said: said.finish(), beside: beside.finish(), versions })
     }
 
     /// Versions whose files are the same in `before`.
@@ -129,28 +141,49 @@ impl Picture {
     }
 }
 
-fn look(name: &str, path: &Path, depth: usize, left: &mut usize, hasher: &mut DefaultHasher) {
-    let Some(fewer) = left.checked_sub(1) else { return };
+fn look(name: &str, path: &Path, depth: usize, left: &mut usize, hasher: &mut DefaultHasher) -> io::Result<()> {
+    let Some(fewer) = left.checked_sub(1) else { return Ok(()) };
     *left = fewer;
     name.hash(hasher);
-    match fs::metadata(path) {
-        // Where it leads is all that is looked at. As Kubernetes mounts volumes that changes with what is in them.
-        Ok(found) if found.is_dir() && path.is_symlink() => fs::canonicalize(path).ok().hash(hasher),
-        Ok(found) if found.is_dir() => within(path, depth, left, hasher),
-        Ok(found) => {
-            let times = (found.mtime(), found.mtime_nsec(), found.ctime(), found.ctime_nsec());
-            (found.dev(), found.ino(), found.size(), times).hash(hasher);
+    let looked = fs::metadata(path).and_then(|found| {
+        if found.is_dir() {
+            // Where it leads is all that is looked at. As Kubernetes mounts volumes that changes with what is in them.
+            if path.is_symlink() {
+                fs::canonicalize(path).ok().hash(hasher);
+                return Ok(());
+            }
+            return within(path, depth, left, hasher);
         }
-        Err(_) => false.hash(hasher),
+        let times = (found.mtime(), found.mtime_nsec(), found.ctime(), found.ctime_nsec());
+        (found.dev(), found.ino(), found.size(), times).hash(hasher);
+        Ok(())
+    });
+    lasting(looked, hasher)
+}
+
+/// Takes an error for what is there if it says something of that, and not of the storage or of this process: a link that leads
+/// nowhere or in a circle, or what others may not read. It may be in a model's folder for ever, and must not keep the rest of
+/// it from being looked at.
+fn lasting(looked: io::Result<()>, hasher: &mut DefaultHasher) -> io::Result<()> {
+    let is_lasting = |error: &io::Error| {
+        matches!(error.kind(), ErrorKind::NotFound | ErrorKind::PermissionDenied | ErrorKind::NotADirectory)
+            || error.raw_os_error() == Some(rustix::io::Errno::LOOP.raw_os_error())
+    };
+    match looked {
+        Err(error) if is_lasting(&error) => {
+            false.hash(hasher);
+            Ok(())
+        }
+        looked => looked,
     }
 }
 
 /// Looks at what is in a folder, and not at the folder's own times: files that are hidden change them too.
-fn within(path: &Path, depth: usize, left: &mut usize, hasher: &mut DefaultHasher) {
-    if let (Some(depth), Ok(children)) = (depth.checked_sub(1), children(path)) {
-        children.len().hash(hasher);
-        children.iter().for_each(|(name, path)| look(name, path, depth, left, hasher));
-    }
+fn within(path: &Path, depth: usize, left: &mut usize, hasher: &mut DefaultHasher) -> io::Result<()> {
+    let Some(depth) = depth.checked_sub(1) else { return Ok(()) };
+    let children = children(path)?;
+    children.len().hash(hasher);
+    children.iter().try_for_each(|(name, path)| look(name, path, depth, left, hasher))
 }
 
 // === impl Settling ===
@@ -158,9 +191,10 @@ fn within(path: &Path, depth: usize, left: &mut usize, hasher: &mut DefaultHashe
 impl Settling {
     /// From `taken` on, which is loaded; a change is one once it has been there for `settle`.
     pub(super) fn new(settle: Duration, taken: Pictures, now: Instant) -> Self {
-        let seen = taken.into_iter().map(|(name, picture)| {
+        let seen = taken.into_iter().filter_map(|(name, picture)| {
+            let picture = picture.ok()?;
             let last = (Some(picture.clone()), now);
-            (name, Seen { taken: Some(picture), last, busy: false })
+            Some((name, Seen { taken: Some(picture), last, busy: false }))
         });
         Self { settle, seen: seen.collect() }
     }
@@ -172,7 +206,11 @@ impl Settling {
             self.look(&name, None, now);
         }
         while let Some((name, picture)) = found.pop_first() {
-            self.look(&name, Some(picture), now);
+            match picture {
+                Ok(picture) => self.look(&name, Some(picture), now),
+                // It is held for what it was, and for still only when that can be seen.
+                Err(_) => drop(self.seen.get_mut(&name).map(|seen| seen.last.1 = now)),
+            }
         }
         let mut changes = Vec::new();
         for (name, seen) in &mut self.seen {

@@ -11,7 +11,7 @@ fn settings(directory: &tempfile::TempDir) -> Settings {
 }
 
 fn picture(directory: &tempfile::TempDir) -> Picture {
-    take(&settings(directory)).unwrap().remove("m").unwrap()
+    take(&settings(directory)).unwrap().remove("m").unwrap().unwrap()
 }
 
 fn unchanged(now: &Picture, before: &Picture) -> Vec<u64> {
@@ -95,11 +95,11 @@ fn only_models_that_may_be_loaded_are_looked_at() {
 
 fn pictures(versions: &[(u64, u64)]) -> Pictures {
     let picture = Picture { versions: versions.iter().copied().collect(), ..Picture::default() };
-    Pictures::from([("m".into(), picture)])
+    Pictures::from([("m".into(), Ok(picture))])
 }
 
 fn change(before: Option<Pictures>, now: Option<Pictures>) -> Vec<Change> {
-    let one = |pictures: Option<Pictures>| pictures.and_then(|mut pictures| pictures.remove("m"));
+    let one = |pictures: Option<Pictures>| pictures.and_then(|mut pictures| pictures.remove("m")).map(Result::unwrap);
     vec![Change { name: "m".into(), before: one(before), now: one(now) }]
 }
 
@@ -142,4 +142,34 @@ fn models_come_and_go() {
     assert_eq!(settling.see(Pictures::new(), begun + 12 * SECOND), change(Some(pictures(&[(1, 1)])), None));
     settling.done("m");
     assert!(settling.seen.is_empty(), "what is gone is forgotten");
+}
+
+#[test]
+fn what_cannot_be_read_stays_what_it_was_until_it_can() {
+    let directory = directory(&[("m/1/model.onnx", "ok"), ("m/2/model.onnx", "ok"), ("file", "")]);
+    let first = picture(&directory);
+    let (folder, away) = (directory.path().join("m"), directory.path().join(".away"));
+    for what in [folder.clone(), folder.join("2")] {
+        fs::rename(&what, &away).unwrap();
+        // A link to itself cannot be followed: nothing is known of what it stands for.
+        symlink(&what, &what).unwrap();
+        assert!(take(&settings(&directory)).unwrap().remove("m").unwrap().is_err(), "{}", what.display());
+        fs::remove_file(&what).unwrap();
+        fs::rename(&away, &what).unwrap();
+    }
+    assert_eq!(picture(&directory), first);
+    // Beside the versions it is a file like any other.
+    symlink(folder.join("round"), folder.join("round")).unwrap();
+    assert_eq!(unchanged(&picture(&directory), &first), Vec::<u64>::new());
+
+    let begun = Instant::now();
+    let at = |seconds: u32| begun + SECOND * seconds;
+    let unknown = || Pictures::from([("m".into(), Err("away".to_owned())), ("new".into(), Err("away".to_owned()))]);
+    let mut settling = Settling::new(2 * SECOND, pictures(&[(1, 1)]), begun);
+    assert_eq!((settling.see(unknown(), at(10)), settling.see(unknown(), at(20))), (vec![], vec![]));
+    // What was changing is not held for still because nobody could look.
+    assert_eq!(settling.see(pictures(&[(1, 2)]), at(21)), []);
+    assert_eq!((settling.see(unknown(), at(22)), settling.see(unknown(), at(30))), (vec![], vec![]));
+    assert_eq!(settling.see(pictures(&[(1, 2)]), at(31)), []);
+    assert_eq!(settling.see(pictures(&[(1, 2)]), at(32)).len(), 1);
 }

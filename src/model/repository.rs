@@ -6,21 +6,20 @@
 use super::{
     Model, Routing, State,
     ensemble::{DEPTH, Served},
+    index::Refused,
     shadow::Aim,
     state::{Version, Versions, not_found},
-    traffic::{Caller, Routes},
+    traffic::Caller,
 };
 use crate::{
-    call::{
-        CatalogEntry, IndexEntry, ModelRef, ModelReport, Readiness, Report, Steering, VersionState, VersionsReport,
-    },
+    call::{ModelRef, ModelReport, Readiness, Steering, VersionsReport},
     error::Error,
 };
 use arc_swap::ArcSwap;
 use foldhash::HashMap;
 use std::{
     collections::{BTreeSet, HashSet},
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, PoisonError, Weak},
     time::{Instant, SystemTime},
 };
 
@@ -28,25 +27,17 @@ use std::{
 #[derive(Debug, Default)]
 pub struct Repository {
     /// Names are those of folders. Strangers' names are looked up and never kept, so a fast hasher is enough.
-    models: ArcSwap<HashMap<Arc<str>, Arc<Versions>>>,
+    pub(super) models: ArcSwap<HashMap<Arc<str>, Arc<Versions>>>,
     /// Told of every change.
     readiness: Readiness,
     /// Told which headers decide where calls go.
     steering: Steering,
     /// Held while that is worked out, so that the last to say so has seen all.
     steers: Mutex<()>,
+    /// Models that are served no more and that calls may still wait in.
+    left: Mutex<Vec<Weak<Model>>>,
     /// Folders that should have been models or versions, as they were found last.
-    refused: Mutex<Vec<Refused>>,
-}
-
-/// A folder that should have been a model, or a version of one, and is not: nothing that a call could mean.
-#[derive(Clone, Debug)]
-pub(super) struct Refused {
-    /// The model, or what should have been one.
-    pub(super) name: Arc<str>,
-    /// The folder within, if it is only about that.
-    pub(super) version: Option<Arc<str>>,
-    pub(super) reason: Arc<str>,
+    pub(super) refused: Mutex<Vec<Refused>>,
 }
 
 // === impl Repository ===
@@ -107,26 +98,59 @@ impl Repository {
         Some(Arc::clone(&self.models.load().get(name)?.routes.as_ref()?.routing))
     }
 
-    /// Puts what a model says of its versions in force, all of it at once. What is the same as before goes on counting
-    /// where it was. Without any version there is nothing to say it of.
+    /// Puts what a model says of its versions in force, all of it at once. A split or a shadow that is the same as before goes on
+    /// counting where it was. Without any version there is nothing to say it of.
     ///
     /// # Errors
     ///
     /// As [`Repository::admits`], and then nothing has changed.
     pub(super) fn set_routing(&self, name: &Arc<str>, routing: &Arc<Routing>) -> Result<(), String> {
-        if self.routing(name).is_some_and(|known| known == *routing) {
-            return Ok(());
+        self.publish(name, &[], Some(routing)).map(drop)
+    }
+
+    /// Puts versions of a model in service and, if there is something new, what it says of them in force, with one change:
+    /// nobody sees the one without the other. A version that was unloaded or forgotten since its load began stays so; the
+    /// others are those that are returned. Models that are replaced finish the calls they have.
+    ///
+    /// # Errors
+    ///
+    /// As [`Repository::admits`], and then nothing has changed.
+    pub(super) fn publish(
+        &self,
+        name: &Arc<str>,
+        ready: &[Arc<Model>],
+        routing: Option<&Arc<Routing>>,
+    ) -> Result<Vec<Arc<str>>, String> {
+        let routing = routing.filter(|routing| self.routing(name).as_ref() != Some(routing));
+        if ready.is_empty() && routing.is_none() {
+            return Ok(Vec::new());
         }
         let _steers = self.steers.lock().unwrap_or_else(PoisonError::into_inner);
-        self.admits(name, routing)?;
-        let routes = Arc::new(Routes::new(routing));
-        self.change(name, |versions| versions.routes = Some(Arc::clone(&routes)));
-        let mut headers = self.headers_besides(name);
-        if self.models.load().contains_key(name) {
-            headers.extend(routing.headers().cloned());
+        routing.map_or(Ok(()), |routing| self.admits(name, routing))?;
+        let mut entered = Vec::new();
+        self.change(name, |versions| {
+            // It may be called again, on what somebody else has changed meanwhile.
+            entered.clear();
+            for model in ready {
+                let version = &model.key.version;
+                let state = versions.get(version).map(|version| &version.state);
+                if matches!(state, Some(State::Loading | State::Ready(_) | State::Failed(_))) {
+                    versions.set(version, &State::Ready(Arc::clone(model)));
+                    entered.push(Arc::clone(version));
+                }
+            }
+            if let Some(routing) = routing {
+                versions.rule(routing);
+            }
+        });
+        if let Some(routing) = routing {
+            let mut headers = self.headers_besides(name);
+            if self.models.load().contains_key(name) {
+                headers.extend(routing.headers().cloned());
+            }
+            self.steering.set(headers.into_iter().collect());
         }
-        self.steering.set(headers.into_iter().collect());
-        Ok(())
+        Ok(entered)
     }
 
     /// Whether what a model says of its versions can be in force beside what others say.
@@ -144,13 +168,6 @@ impl Repository {
         let others = models.iter().filter(|(other, _)| ***other != *name);
         let routes = others.filter_map(|(_, versions)| versions.routes.as_ref());
         routes.flat_map(|routes| routes.routing.headers()).cloned().collect()
-    }
-
-    /// Says what should have been models or versions: all there are, or only what is of the model `of`.
-    pub(super) fn refuse(&self, of: Option<&str>, refused: Vec<Refused>) {
-        let mut known = self.refused.lock().unwrap_or_else(PoisonError::into_inner);
-        known.retain(|known| of.is_some_and(|of| *known.name != *of));
-        known.extend(refused);
     }
 
     /// Says what is wrong with what a model says, or that nothing is. Its versions are served all the same.
@@ -267,63 +284,11 @@ impl Repository {
         Ok(versions.list.iter().filter_map(|version| version.state.model()).collect())
     }
 
-    /// Every version of every model with its state, what should have been one, and the models of `others` that were never
-    /// loaded. With `ready`, only what takes calls.
-    pub fn index(&self, others: Vec<Arc<str>>, ready: bool) -> Report {
-        let models = self.models.load();
-        let mut entries = Vec::new();
-        for (name, versions) in models.iter() {
-            for version in &versions.list {
-                let (state, reason) = self.told(version, versions.trouble.as_ref());
-                if ready && state != VersionState::Ready {
-                    continue;
-                }
-                let (name, labels) = (Arc::clone(name), versions.labels_of(&version.name));
-                entries.push(IndexEntry {
-                    name,
-                    version: Some(Arc::clone(&version.name)),
-                    state: Some(state),
-                    labels,
-                    reason,
-                });
-            }
-        }
-        if !ready {
-            let entry = |name, version, state, reason| IndexEntry { name, version, state, labels: Vec::new(), reason };
-            for Refused { name, version, reason } in &*self.refused.lock().unwrap_or_else(PoisonError::into_inner) {
-                // Of a model that is served, what is wrong is said of its versions.
-                if version.is_some() || !models.contains_key(name) {
-                    let state = Some(VersionState::Failed);
-                    entries.push(entry(Arc::clone(name), version.clone(), state, Arc::clone(reason)));
-                }
-            }
-            let known: HashSet<_> = entries.iter().map(|entry| Arc::clone(&entry.name)).collect();
-            let unknown = others.into_iter().filter(|name| !known.contains(name));
-            entries.extend(unknown.map(|name| entry(name, None, None, "".into())));
-        }
-        // Stable, so the versions of a model stay in their order.
-        entries.sort_by(|a, b| a.name.cmp(&b.name));
-        Report::Index(entries)
-    }
-
     /// Names of all models, whatever their state, sorted.
     pub fn names(&self) -> Vec<Arc<str>> {
         let mut names: Vec<_> = self.models.load().keys().cloned().collect();
         names.sort_unstable();
         names
-    }
-
-    /// All models, whatever their state, sorted by name, each with the time at which its newest ready version came.
-    pub fn catalog(&self) -> Vec<CatalogEntry> {
-        let models = self.models.load();
-        let since =
-            |versions: &Versions| seconds(versions.list.iter().find_map(|version| version.state.model()).as_deref());
-        let mut entries: Vec<_> = models
-            .iter()
-            .map(|(name, versions)| CatalogEntry { name: Arc::clone(name), since: since(versions) })
-            .collect();
-        entries.sort_unstable_by(|a, b| a.name.cmp(&b.name));
-        entries
     }
 
     /// Every version of every model with its state, sorted by name, the highest version first.
@@ -370,13 +335,14 @@ impl Repository {
     /// for.
     pub fn retire(&self, name: &Arc<str>, version: &Arc<str>) -> Option<Arc<Model>> {
         let model = self.models.load().get(name)?.get(version)?.state.model()?;
-        self.set(name, version, &State::Unloading);
+        self.set(name, version, &State::Unloading(Arc::downgrade(&model)));
         Some(model)
     }
 
-    /// Says that a version that was retired is gone; false if it has come back meanwhile.
-    pub fn retired(&self, name: &Arc<str>, version: &Arc<str>) -> bool {
-        let gone = matches!(self.state(name, version), Some(State::Unloading));
+    /// Says that a version that was retired as `model` is gone; false if it has come back meanwhile, whatever has become of it
+    /// since.
+    pub fn retired(&self, name: &Arc<str>, version: &Arc<str>, model: &Weak<Model>) -> bool {
+        let gone = matches!(self.state(name, version), Some(State::Unloading(last)) if last.ptr_eq(model));
         if gone {
             self.set(name, version, &State::Unloaded);
         }
@@ -421,11 +387,21 @@ impl Repository {
         ready.map(|version| Arc::clone(&version.name)).collect()
     }
 
-    fn change(&self, name: &Arc<str>, change: impl Fn(&mut Versions)) {
-        self.models.rcu(|models| {
+    /// Models whose runs are to be looked after: those that take calls, and those that took some which may still wait.
+    pub(super) fn running(&self) -> Vec<Arc<Model>> {
+        let mut running: Vec<_> = self.models.load().values().flat_map(|versions| versions.models()).collect();
+        let mut left = self.left.lock().unwrap_or_else(PoisonError::into_inner);
+        left.retain(|model| model.strong_count() > 0);
+        running.extend(left.iter().filter_map(Weak::upgrade));
+        running
+    }
+
+    fn change(&self, name: &Arc<str>, mut change: impl FnMut(&mut Versions)) {
+        let before = self.models.rcu(|models| {
             let mut models = HashMap::clone(models);
             let mut versions = models.get(name).map(|versions| Versions::clone(versions)).unwrap_or_default();
             change(&mut versions);
+            versions.rest();
             if versions.list.is_empty() {
                 models.remove(name);
             } else {
@@ -433,6 +409,11 @@ impl Repository {
             }
             models
         });
+        let models = self.models.load();
+        let stays =
+            |model: &Arc<Model>| models.get(name).is_some_and(|now| now.models().any(|now| Arc::ptr_eq(&now, model)));
+        let gone = before.get(name).into_iter().flat_map(|versions| versions.models()).filter(|model| !stays(model));
+        self.left.lock().unwrap_or_else(PoisonError::into_inner).extend(gone.map(|model| Arc::downgrade(&model)));
         self.readiness.changed();
     }
 }
@@ -458,7 +439,7 @@ pub(super) fn goes_on(reason: &str) -> Arc<str> {
 }
 
 /// When a model came into service, as seconds since 1970; 0 if there is none.
-fn seconds(model: Option<&Model>) -> u64 {
+pub(super) fn seconds(model: Option<&Model>) -> u64 {
     let since = model.map_or(SystemTime::UNIX_EPOCH, |model| model.since);
     since.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs()
 }

@@ -1,7 +1,7 @@
 //! Names, versions and states, and what is said of them.
 
 use super::*;
-use crate::model::testing;
+use crate::{call::Report, model::testing};
 
 fn wanted(name: &str, version: Option<&str>) -> ModelRef {
     ModelRef { name: name.into(), version: version.map(Into::into) }
@@ -14,7 +14,7 @@ fn repository(versions: &[(&str, &str)]) -> Repository {
             "ready" => State::Ready(testing::model("m", version)),
             "loading" => State::Loading,
             "failed" => State::Failed("corrupt".into()),
-            _ => State::Unloading,
+            _ => State::Unloading(std::sync::Weak::new()),
         };
         repository.set(&"m".into(), &(*version).into(), &state);
     }
@@ -118,4 +118,20 @@ fn what_is_said_of_a_model_stands_beside_each_version_that_is_served() {
     repository.set(&"m".into(), &"1".into(), &State::Ready(testing::model("m", "1")));
     repository.trouble(&"m".into(), None);
     assert_eq!(reasons(), [failed, ""]);
+}
+
+#[test]
+fn rules_of_models_that_are_unloaded_take_no_room() {
+    let repository = Repository::default();
+    let set = |name: &str| {
+        let traffic = crate::model::Traffic { header: Some(format!("x-{name}").into()), ..Default::default() };
+        repository.set(&name.into(), &"1".into(), &State::Ready(testing::model(name, "1")));
+        repository.set_routing(&name.into(), &Arc::new(Routing { traffic, ..Routing::default() }))
+    };
+    for number in 0..crate::call::MOST_HEADERS {
+        set(&format!("m{number}")).unwrap();
+    }
+    repository.set(&"m0".into(), &"1".into(), &State::Unloaded);
+    set("late").unwrap();
+    assert!(set("m0").unwrap_err().contains("`x-m0`"), "it comes back like any other");
 }

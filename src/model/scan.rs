@@ -113,6 +113,49 @@ fn refuse_headers(found: &mut [Found]) {
     }
 }
 
+/// The folder that is the model `name`: of several directories that have one the first in which it looks like a model's.
+///
+/// # Errors
+///
+/// A folder that cannot be read. It may be the one, so none is found.
+pub(super) fn folder_of(settings: &Settings, name: &str) -> io::Result<Option<PathBuf>> {
+    for directory in &settings.directories {
+        let path = directory.join(name);
+        if is_folder(&path)? && is_model(&path)? {
+            return Ok(Some(path));
+        }
+    }
+    Ok(None)
+}
+
+/// Whether a folder looks like a model's: it has a version, or says something of itself.
+pub(super) fn is_model(path: &Path) -> io::Result<bool> {
+    for (name, path) in children(path)? {
+        if number(&name).is_some() && is_folder(&path)? {
+            return Ok(true);
+        }
+    }
+    says_something(path)
+}
+
+/// Whether there is a folder, or a link to one.
+///
+/// # Errors
+///
+/// Whatever it is that keeps that from being known: what cannot be looked at for a moment is not gone.
+pub(super) fn is_folder(path: &Path) -> io::Result<bool> {
+    Ok(metadata(path)?.is_some_and(|data| data.is_dir()))
+}
+
+/// What is at `path`, links followed; `None` if nothing is.
+fn metadata(path: &Path) -> io::Result<Option<fs::Metadata>> {
+    match fs::metadata(path) {
+        Ok(data) => Ok(Some(data)),
+        Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
 fn all(settings: &Settings) -> (Vec<Found>, Vec<Problem>) {
     let mut found = Vec::new();
     let mut problems = Vec::new();
@@ -124,17 +167,28 @@ fn all(settings: &Settings) -> (Vec<Found>, Vec<Problem>) {
                 reason: format!("cannot be read: {error}"),
             }),
             Ok(children) => {
-                for (name, path) in children.into_iter().filter(|(_, path)| path.is_dir()) {
-                    if !settings.load.includes(&name) {
+                for (name, path) in children.into_iter().filter(|(name, _)| settings.load.includes(name)) {
+                    // As [`folder_of`]: the first one that looks like a model's.
+                    let looks = is_folder(&path).and_then(|is_folder| match is_folder {
+                        true => is_model(&path).map(Some),
+                        false => Ok(None),
+                    });
+                    let is_model = match looks {
+                        Ok(Some(is_model)) => is_model,
+                        Ok(None) => continue,
+                        // It may be the one, so none of the others is.
+                        Err(error) => {
+                            names.insert(name.clone());
+                            problems.push(Problem::model(name, unreadable(&error)));
+                            continue;
+                        }
+                    };
+                    if is_model && !names.insert(name.clone()) {
+                        let reason = format!("`{}` has another model of this name", path.display());
+                        problems.push(Problem::model(name, reason));
                         continue;
                     }
-                    let result = model(&name, Place::folder(&path), settings, &mut problems);
-                    match result {
-                        Ok(versions) if versions.is_empty() => {}
-                        Ok(_) if !names.insert(name.clone()) => {
-                            let reason = format!("`{}` has another model of this name", path.display());
-                            problems.push(Problem::model(name, reason));
-                        }
+                    match model(&name, Place::folder(&path), settings, &mut problems) {
                         Ok(versions) => found.extend(versions),
                         Err(reason) => problems.push(Problem::model(name, reason)),
                     }
@@ -170,12 +224,10 @@ pub fn path_of(settings: &Settings, name: &str, version: Option<&str>) -> Result
 /// Names of everything in the directories of `settings` that looks like a model, whether it is to be loaded or not.
 pub(super) fn names(settings: &Settings) -> Vec<Arc<str>> {
     let folders = settings.directories.iter().flat_map(|directory| children(directory).unwrap_or_default());
-    let is_model = |(name, path): &(String, PathBuf)| {
-        let versions = children(path).unwrap_or_default();
-        let has_version = versions.iter().any(|(name, path)| number(name).is_some() && path.is_dir());
-        check_name(name).is_ok() && (has_version || says_something(path))
+    let is_one = |(name, path): &(String, PathBuf)| {
+        check_name(name).is_ok() && is_folder(path).is_ok_and(|is_folder| is_folder) && is_model(path).unwrap_or(false)
     };
-    let mut names: Vec<Arc<str>> = folders.filter(is_model).map(|(name, _)| name.into()).collect();
+    let mut names: Vec<Arc<str>> = folders.filter(is_one).map(|(name, _)| name.into()).collect();
     names.sort_unstable();
     names.dedup();
     names
@@ -193,8 +245,13 @@ pub(super) fn one(settings: &Settings, request: &LoadRequest) -> (Vec<Found>, Ve
             files => Some(Arc::new(write(files)?)),
         };
         let brought = files.as_ref().map(|files| files.path().to_owned());
-        let folders = settings.directories.iter().map(|directory| directory.join(&**name));
-        let Some(path) = brought.or_else(|| folders.into_iter().find(|path| path.is_dir())) else {
+        let path = match brought {
+            Some(path) => Some(path),
+            None => folder_of(settings, name).map_err(|error| unreadable(&error))?,
+        };
+        // What only lies where a model should be has a reason to be told.
+        let other = || settings.directories.iter().map(|directory| directory.join(&**name)).find(|path| path.is_dir());
+        let Some(path) = path.or_else(other) else {
             return Ok(Vec::new());
         };
         // One version alone is loaded whatever the policy says of the others.
@@ -258,18 +315,24 @@ impl<'a> Place<'a> {
 /// The versions of the model in a folder; none if it is no model at all.
 fn model(name: &str, place: Place<'_>, settings: &Settings, problems: &mut Vec<Problem>) -> Result<Vec<Found>, String> {
     let Place { path, config, only, files } = place;
-    let children = children(path).map_err(|error| format!("cannot be read: {error}"))?;
+    let children = children(path).map_err(|error| unreadable(&error))?;
     let misplaced = children.iter().any(|(_, path)| path.extension().is_some_and(|extension| extension == "onnx"));
-    let folders = || children.iter().filter(|(_, path)| path.is_dir());
-    let numbered: Vec<u64> = folders().filter_map(|(name, _)| number(name)).collect();
-    for (version, path) in folders().filter(|(version, _)| number(version).is_none()) {
+    let mut numbered = Vec::new();
+    for (version, path) in &children {
+        // A version that cannot be looked at for a moment is there all the same, so that what is served would not be all.
+        match number(version) {
+            Some(number) if is_folder(path).map_err(|error| unreadable(&error))? => numbered.push(number),
+            _ => {}
+        }
+    }
+    for (version, path) in children.iter().filter(|(version, path)| number(version).is_none() && path.is_dir()) {
         if path.join(FILE).exists() {
             let reason = "is no version: expected a positive integer below 2^64, without leading zeros".to_owned();
             problems.push(Problem { about: About::Version(name.into(), (&**version).into()), reason });
         }
     }
     // Folders of scripts and data may lie among the models; what has a file of its own here may be an ensemble.
-    let may_be_model = !numbered.is_empty() || says_something(path);
+    let may_be_model = !numbered.is_empty() || says_something(path).map_err(|error| unreadable(&error))?;
     let unversioned = || match misplaced {
         true => Err(format!("has no version: expected `{name}/1/{FILE}`")),
         false => Ok(Vec::new()),
@@ -347,8 +410,12 @@ fn model(name: &str, place: Place<'_>, settings: &Settings, problems: &mut Vec<P
 }
 
 /// Whether the folder of a model has something to say of it.
-pub(super) fn says_something(path: &Path) -> bool {
-    SPECS.iter().any(|spec| path.join(spec).exists())
+pub(super) fn says_something(path: &Path) -> io::Result<bool> {
+    SPECS.iter().try_fold(false, |says, spec| Ok(says || metadata(&path.join(spec))?.is_some()))
+}
+
+fn unreadable(error: &io::Error) -> String {
+    format!("cannot be read: {error}")
 }
 
 /// The size of a file; `None` if it is not there. Anything else of that name must not even be opened: opening a FIFO

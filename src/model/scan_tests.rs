@@ -209,3 +209,42 @@ fn headers_beyond_those_that_are_kept_refuse_the_model_that_looks_at_them() {
                   others do";
     assert_eq!(refused, [("m26", reason)]);
 }
+
+#[test]
+fn which_folder_is_a_model_of_two_with_one_name_is_the_same_to_all_who_look() {
+    let first = directory(&[("m/notes.txt", ""), ("n/1/model.onnx", "ok"), ("both/1/model.onnx", "ok")]);
+    let second = directory(&[("m/1/model.onnx", "ok"), ("n/2/model.onnx", "ok"), ("both/7/x", "")]);
+    let folders = [first.path().to_owned(), second.path().to_owned()];
+    let settings = Settings { directories: folders.to_vec(), ..Settings::default() };
+    let (found, problems) = scan(&settings);
+    assert_eq!(names(&found), ["both/1", "m/1", "n/1"]);
+    let told: Vec<_> = problems.iter().map(|problem| problem.about.to_string()).collect();
+    assert_eq!(told, ["both", "n"], "{problems:?}");
+    let expected = [("both", 0), ("m", 1), ("n", 0)];
+    for (name, place) in expected {
+        let model = crate::call::ModelRef { name: name.into(), version: None };
+        let (loaded, _) = one(&settings, &LoadRequest { model, config: None, files: Vec::new() });
+        assert_eq!(loaded.iter().map(|found| &found.folder).collect::<Vec<_>>(), [&folders[place].join(name)]);
+    }
+    // And to who looks whether it has changed.
+    let pictures = crate::model::picture::take(&settings).unwrap();
+    std::fs::write(second.path().join("n/2/model.onnx"), "other").unwrap();
+    assert_eq!(crate::model::picture::take(&settings).unwrap(), pictures);
+    std::fs::write(second.path().join("m/1/model.onnx"), "other").unwrap();
+    assert_ne!(crate::model::picture::take(&settings).unwrap(), pictures);
+}
+
+#[test]
+fn a_folder_that_says_that_it_is_a_model_is_the_one_though_what_it_says_is_bad() {
+    let first = directory(&[("m/model.yaml", "bad")]);
+    let second = directory(&[("m/1/model.onnx", "ok")]);
+    let settings = Settings {
+        directories: vec![first.path().to_owned(), second.path().to_owned()],
+        reader: Some(Reader::new(|_, _| Err("is bad".to_owned()))),
+        ..Settings::default()
+    };
+    let (found, problems) = scan(&settings);
+    let told: Vec<_> = problems.iter().map(|problem| &*problem.reason).collect();
+    assert!(found.is_empty() && told.len() == 2 && told[0] == "is bad", "{told:?}");
+    assert!(told[1].ends_with("has another model of this name"), "{told:?}");
+}

@@ -3,14 +3,17 @@
 //! Plain values: which names there are, and who may change them when, is the repository's.
 
 use super::{
-    Model,
+    Model, Routing,
     traffic::{Caller, Routes},
 };
 use crate::{
     call::{ModelRef, VersionState},
     error::Error,
 };
-use std::{cmp::Reverse, sync::Arc};
+use std::{
+    cmp::Reverse,
+    sync::{Arc, Weak},
+};
 
 /// What can be said of one version of a model.
 #[derive(Clone, Debug)]
@@ -21,8 +24,8 @@ pub enum State {
     Ready(Arc<Model>),
     /// It cannot be loaded, for this reason, which operators read.
     Failed(Arc<str>),
-    /// It takes no new calls.
-    Unloading,
+    /// It takes no new calls. The model that it was ends with those that it has: another one may have been unloaded before.
+    Unloading(Weak<Model>),
     /// It was served and is no longer: known by name only.
     Unloaded,
 }
@@ -59,7 +62,7 @@ impl State {
             Self::Loading => "loading",
             Self::Ready(_) => "ready",
             Self::Failed(_) => "failed",
-            Self::Unloading => "unloading",
+            Self::Unloading(_) => "unloading",
             Self::Unloaded => "unloaded",
         }
     }
@@ -71,7 +74,7 @@ impl State {
             Self::Ready(_) => (VersionState::Ready, "".into()),
             // Its paths begin at the models' folder, so whoever may look at the model may read it.
             Self::Failed(reason) => (VersionState::Failed, format!("{FAILED}: {reason}").into()),
-            Self::Unloading => (VersionState::Unloading, "unloading".into()),
+            Self::Unloading(_) => (VersionState::Unloading, "unloading".into()),
             Self::Unloaded => (VersionState::Unloaded, "unloaded".into()),
         }
     }
@@ -80,7 +83,7 @@ impl State {
     pub(super) fn model(&self) -> Option<Arc<Model>> {
         match self {
             Self::Ready(model) => Some(Arc::clone(model)),
-            Self::Loading | Self::Failed(_) | Self::Unloading | Self::Unloaded => None,
+            Self::Loading | Self::Failed(_) | Self::Unloading(_) | Self::Unloaded => None,
         }
     }
 }
@@ -124,6 +127,25 @@ impl Versions {
             None => self.list.push(version),
         }
         self.list.sort_by_cached_key(|version| Reverse(order(&version.name)));
+    }
+
+    /// Puts what the model says of its versions in force. What is the same as before goes on counting where it was.
+    pub(super) fn rule(&mut self, routing: &Arc<Routing>) {
+        if self.routes.as_ref().is_none_or(|routes| routes.routing != *routing) {
+            self.routes = Some(Arc::new(Routes::new(routing, self.routes.as_deref())));
+        }
+    }
+
+    /// Lets go of the rules of a model of which nothing is there any more but names.
+    pub(super) fn rest(&mut self) {
+        if self.list.iter().all(|version| matches!(version.state, State::Unloaded)) {
+            self.routes = None;
+        }
+    }
+
+    /// Models that take calls.
+    pub(super) fn models(&self) -> impl Iterator<Item = Arc<Model>> {
+        self.list.iter().filter_map(|version| version.state.model())
     }
 
     /// Says what came of replacing a version that goes on.
@@ -183,7 +205,7 @@ impl Versions {
         {
             State::Ready(_) => 0,
             State::Loading => 1,
-            State::Unloading => 2,
+            State::Unloading(_) => 2,
             State::Failed(_) => 3,
             State::Unloaded => 4,
         })

@@ -1,7 +1,7 @@
 //! What the tests of this module share: models over scripted back ends, and an opener of files that
 //! are scripts.
 //!
-//! A file's text says what becomes of it: `ok`, `slow`, `corrupt`, `panic`, `stream`, `extra`, `fails`.
+//! A file's text says what becomes of it: `ok`, `slow`, `corrupt`, `panic`, `stream`, `extra`, `fails`, `held`.
 
 use super::{Cache, Model, ModelSettings};
 use crate::{
@@ -16,7 +16,7 @@ use std::{
     path::Path,
     sync::{
         Arc, Mutex,
-        atomic::{AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     time::{Duration, SystemTime},
 };
@@ -72,6 +72,10 @@ pub(super) struct Opener {
     pub(super) opened: AtomicUsize,
     /// One of each instance, in the order they were opened.
     pub(super) scripts: Mutex<Vec<Script>>,
+    /// While it is set, opening a `held` file does not end.
+    pub(super) holds: AtomicBool,
+    /// Files that somebody has begun to open and that are held.
+    pub(super) held: AtomicUsize,
 }
 
 impl Open for Opener {
@@ -79,6 +83,12 @@ impl Open for Opener {
         let script = Script::default();
         match &*std::fs::read_to_string(path).unwrap() {
             "ok" => {}
+            "held" => {
+                self.held.fetch_add(1, Ordering::Relaxed);
+                while self.holds.load(Ordering::Relaxed) {
+                    std::thread::yield_now();
+                }
+            }
             "slow" => script.take(Duration::from_millis(2)),
             "stream" => script.set(Fault::Stream(1)),
             // As a model does that keeps its weights outside.

@@ -68,7 +68,7 @@ pub struct Shadow {
 pub(super) struct Routes {
     pub(super) routing: Arc<Routing>,
     /// Calls so far that the split has sent somewhere and that did not stick.
-    turns: AtomicU64,
+    turns: Arc<AtomicU64>,
     pub(super) mirror: Option<Arc<Mirror>>,
 }
 
@@ -118,6 +118,18 @@ impl Routing {
         ))
     }
 
+    /// Whether a version gets no more of the calls that name none under these rules than the rules `new` would give it, as
+    /// far as that is certain.
+    pub(super) fn shields(&self, version: &str, new: &Self) -> bool {
+        let target = |traffic: &Traffic| traffic.shadow.as_ref().map(|shadow| Arc::clone(&shadow.to));
+        let (now, new) = (&self.traffic, &new.traffic);
+        let gets_none = match now.split.is_empty() {
+            false => now.split.iter().all(|(other, _)| **other != *version),
+            true => target(now).is_some_and(|target| *target == *version),
+        };
+        gets_none || (now.split == new.split && target(now) == target(new))
+    }
+
     /// What names a version that is not among `served`, and which.
     pub(super) fn strays<'a>(&'a self, served: &'a [u64]) -> impl Iterator<Item = (String, &'a str)> {
         let labels = self.labels.iter().map(|(label, version)| (format!("label `{label}`"), &**version));
@@ -131,9 +143,18 @@ impl Routing {
 // === impl Routes ===
 
 impl Routes {
-    pub(super) fn new(routing: &Arc<Routing>) -> Self {
-        let mirror = routing.traffic.shadow.clone().map(|shadow| Arc::new(Mirror::new(shadow)));
-        Self { routing: Arc::clone(routing), turns: AtomicU64::new(0), mirror }
+    /// What follows `before`: a split or a shadow that is the same goes on counting where it was, and a shadow's copies that
+    /// wait or run still count.
+    pub(super) fn new(routing: &Arc<Routing>, before: Option<&Self>) -> Self {
+        let traffic = &routing.traffic;
+        let same_split = before.filter(|before| before.routing.traffic.split == traffic.split);
+        let same_shadow = before.filter(|before| before.routing.traffic.shadow == traffic.shadow);
+        let mirror = match same_shadow {
+            Some(before) => before.mirror.clone(),
+            None => traffic.shadow.clone().map(|shadow| Arc::new(Mirror::new(shadow))),
+        };
+        let turns = same_split.map(|before| Arc::clone(&before.turns)).unwrap_or_default();
+        Self { routing: Arc::clone(routing), turns, mirror }
     }
 
     /// The version that a call asks for in a header or parameter.

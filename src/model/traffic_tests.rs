@@ -240,3 +240,28 @@ fn rules_that_stay_the_same_go_on_counting_and_their_headers_are_kept() {
     say(&repository, Routing::default());
     assert!(!kept("x-user"));
 }
+
+#[test]
+fn what_is_equal_goes_on_counting_when_something_else_is_said() {
+    let routing = |label: &str| {
+        let shadow = crate::model::Shadow { to: "3".into(), share: 300_000, ..Default::default() };
+        let split = split(&[("1", 3), ("2", 2)]);
+        Routing {
+            labels: labels(&[(label, "1")]),
+            traffic: Traffic { split, shadow: Some(shadow), ..Traffic::default() },
+        }
+    };
+    let sequence = |says: bool| {
+        let repository = repository(&["1", "2", "3"], routing("x"));
+        let call = asking("ada");
+        let one = |number: usize| {
+            if says && number % 3 == 2 {
+                say(&repository, routing(&format!("x{number}")));
+            }
+            let (model, aim) = repository.route(&Caller::new(&call.identity, &call.facts, &call.request)).unwrap();
+            (model.key.version.to_string(), aim.is_some())
+        };
+        (0..50).map(one).collect::<Vec<_>>()
+    };
+    assert_eq!(sequence(true), sequence(false));
+}

@@ -10,7 +10,7 @@ use super::{
     picture::{Change, Pictures, Settling},
 };
 use std::{
-    collections::HashMap,
+    collections::{BTreeMap, HashMap},
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -56,7 +56,7 @@ impl Watcher {
         let Self { settings, loader, repository, first } = self;
         let mut settling = Settling::new(settings.settle, first, Instant::now());
         let (mut waiting, mut working) = (Vec::new(), JoinSet::<Arc<str>>::new());
-        let mut unreadable = None;
+        let (mut unreadable, mut unknown) = (None, BTreeMap::new());
         loop {
             let soon = settling.due().map(|due| due.saturating_duration_since(Instant::now()));
             tokio::select! {
@@ -70,6 +70,14 @@ impl Watcher {
             match loader.pictures().await {
                 Ok(found) => {
                     unreadable = None;
+                    let now: BTreeMap<_, _> = found
+                        .iter()
+                        .filter_map(|(name, picture)| Some((Arc::clone(name), picture.clone().err()?)))
+                        .collect();
+                    for (model, error) in now.iter().filter(|(name, error)| unknown.get(*name) != Some(*error)) {
+                        tracing::error!(%model, error, "the model's folder cannot be read, what is served of it stays");
+                    }
+                    unknown = now;
                     waiting.extend(settling.see(found, Instant::now()));
                 }
                 // Nothing is known then, so nothing changes: storage that is away for a moment takes no model with it.
@@ -95,11 +103,16 @@ impl Watcher {
     }
 }
 
-/// Does what a change of a model's folder asks for.
-async fn follow(loader: &Arc<Loader>, repository: &Arc<Repository>, Change { name, before, now }: Change) {
+/// Does what a change of a model's folder asks for, when nobody else does anything with the model.
+pub(super) async fn follow(loader: &Arc<Loader>, repository: &Arc<Repository>, change: Change) {
+    let Change { name, before, now } = change;
+    let _turn = loader.busy.wait(&name).await;
     let Some(now) = now else {
         tracing::info!(model = %name, "the model's folder is gone");
-        return clear(loader, repository, &name, |_| true);
+        loader.waiting.take_gone(&name);
+        clear(loader, repository, &name, |_| true);
+        // Nor are folders in it that should have been versions.
+        return repository.refuse(Some(&name), Vec::new());
     };
     tracing::info!(model = %name, "the model's folder has changed");
     let same: Vec<String> = before.iter().flat_map(|before| now.unchanged(before)).map(|it| it.to_string()).collect();
@@ -115,11 +128,16 @@ async fn follow(loader: &Arc<Loader>, repository: &Arc<Repository>, Change { nam
         .collect();
     let loaded = loader.renew(&name, kept).await;
     let serves = |version: &Arc<str>| repository.is_serving(&name, version);
+    loader.waiting.take_gone(&name);
     if loaded.is_whole(&name) {
         clear(loader, repository, &name, |version| !now.has(version));
         for version in repository.serving(&name).iter().filter(|version| !loaded.versions.contains(version)) {
             retire(loader, repository, &name, version, false);
         }
+    } else if loaded.old_rules {
+        // Calls go by rules that may know only what has no folder any more: it goes when the new ones are in force.
+        let gone = repository.serving(&name).into_iter().filter(|version| !now.has(version));
+        loader.waiting.set_gone(&name, gone.collect());
     } else if loaded.versions.iter().any(serves) {
         // What failed may have been meant to take over from what is served; only what has no folder any more must go.
         clear(loader, repository, &name, |version| !now.has(version));
@@ -136,7 +154,7 @@ fn clear(loader: &Arc<Loader>, repository: &Arc<Repository>, name: &Arc<str>, go
             State::Ready(_) => retire(loader, repository, name, &version, true),
             State::Loading | State::Failed(_) | State::Unloaded => loader.forget(name, &version),
             // Whoever retires it forgets it.
-            State::Unloading => {}
+            State::Unloading(_) => {}
         }
     }
 }

@@ -4,7 +4,7 @@ use super::*;
 use crate::{
     call::{ModelRef, Report, VersionState},
     model::{
-        ModelSettings, Reader, Routing, Settings as Models, VersionPolicy,
+        ModelSettings, Reader, Routing, Settings as Models, Shadow, Traffic, VersionPolicy,
         testing::{Opener, directory},
     },
     telemetry::metrics::Metrics,
@@ -17,15 +17,28 @@ struct World {
     opener: Arc<Opener>,
     metrics: Arc<Metrics>,
     directory: TempDir,
-    _watcher: tokio::task::JoinHandle<()>,
+    loader: Arc<Loader>,
+    _watcher: Option<tokio::task::JoinHandle<()>>,
 }
 
-/// `model.yaml` is `VERSIONS [LABEL=VERSION ...]`: how many of the latest versions are served, and labels.
+/// `model.yaml` is `VERSIONS [LABEL=VERSION ...] [VERSION:WEIGHT ...] [~VERSION] [panic]`: how many of the latest versions
+/// are served, labels, a split and a shadow.
 fn read(text: &str, defaults: &ModelSettings) -> Result<ModelSettings, String> {
     let mut words = text.split_whitespace();
     let latest = words.next().unwrap_or("1").parse().map_err(|_| "no number".to_owned())?;
-    let labels = words.filter_map(|word| word.split_once('=')).map(|(label, version)| (label.into(), version.into()));
-    let routing = Arc::new(Routing { labels: labels.collect(), ..Routing::default() });
+    let (mut labels, mut traffic) = (std::collections::BTreeMap::new(), Traffic::default());
+    for word in words {
+        if let Some((label, version)) = word.split_once('=') {
+            labels.insert(label.into(), version.into());
+        } else if let Some((version, weight)) = word.split_once(':') {
+            traffic.split.push((version.into(), weight.parse().unwrap()));
+        } else if let Some(version) = word.strip_prefix('~') {
+            traffic.shadow = Some(Shadow { to: version.into(), ..Shadow::default() });
+        } else {
+            panic!("a bug in what reads it");
+        }
+    }
+    let routing = Arc::new(Routing { labels, traffic });
     Ok(ModelSettings { versions: VersionPolicy::Latest(latest), routing, ..defaults.clone() })
 }
 
@@ -34,6 +47,14 @@ async fn world(files: &[(&str, &str)]) -> World {
 }
 
 async fn settling(files: &[(&str, &str)], settle: Duration) -> World {
+    let world = still(files).await;
+    let look = Settings { every: Duration::from_millis(10), settle };
+    let watcher = Watcher::new(look, Arc::clone(&world.loader), Arc::clone(&world.repository)).await;
+    World { _watcher: Some(tokio::spawn(watcher.run())), ..world }
+}
+
+/// Loaded, and followed by nobody: see [`World::follow`].
+async fn still(files: &[(&str, &str)]) -> World {
     let directory = directory(files);
     let settings = Models {
         directories: vec![directory.path().to_owned()],
@@ -46,11 +67,8 @@ async fn settling(files: &[(&str, &str)], settle: Duration) -> World {
     let opener = Arc::new(Opener::default());
     let loader = Loader::new(settings, opener.clone(), Arc::clone(&repository), Arc::clone(&metrics), None);
     let loader = Arc::new(loader);
-    let look = Settings { every: Duration::from_millis(10), settle };
-    let watcher = Watcher::new(look, Arc::clone(&loader), Arc::clone(&repository)).await;
     loader.load().await;
-    let watcher = tokio::spawn(watcher.run());
-    World { repository, opener, metrics, directory, _watcher: watcher }
+    World { repository, opener, metrics, directory, loader, _watcher: None }
 }
 
 impl World {
@@ -84,6 +102,19 @@ impl World {
             assert!(begun.elapsed() < Duration::from_secs(20), "{:?} instead of {expected:?}", self.index());
             tokio::time::sleep(Duration::from_millis(2)).await;
         }
+    }
+
+    /// Changes files of `m` and follows, as if all that had been seen at once.
+    async fn follow(&self, change: impl FnOnce(&Self)) {
+        self.begin_to_follow(change).await.await;
+    }
+
+    async fn begin_to_follow(&self, change: impl FnOnce(&Self)) -> impl Future<Output = ()> + Send + 'static {
+        let before = self.loader.pictures().await.unwrap().remove("m").map(Result::unwrap);
+        change(self);
+        let now = self.loader.pictures().await.unwrap().remove("m").map(Result::unwrap);
+        let (loader, repository) = (Arc::clone(&self.loader), Arc::clone(&self.repository));
+        async move { follow(&loader, &repository, Change { name: "m".into(), before, now }).await }
     }
 
     fn resolve(&self, version: Option<&str>) -> String {
@@ -197,4 +228,104 @@ async fn what_a_model_says_of_its_versions_holds_at_once_and_opens_nothing_again
     world.until(&[&format!("m/2 ready {reason}"), &format!("m/1 ready {reason}")]).await;
     world.write("m/model.yaml", "2 stable=1");
     world.until(&["m/2 ready", "m/1 ready"]).await;
+}
+
+#[tokio::test]
+async fn new_versions_and_the_rules_that_keep_them_small_come_together() {
+    for (rules, usual) in [("9 1:90 2:5 3:5", "1"), ("9 ~3", "2")] {
+        let world = still(&[("m/1/model.onnx", "ok"), ("m/model.yaml", "9")]).await;
+        world.opener.holds.store(true, Ordering::Relaxed);
+        let following = world.begin_to_follow(|world| {
+            world.write("m/model.yaml", rules);
+            world.write("m/2/model.onnx", "ok");
+            world.write("m/3/model.onnx", "held");
+        });
+        let following = tokio::spawn(following.await);
+        while world.opener.held.load(Ordering::Relaxed) == 0 {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        // 2 is ready by now, and would be the highest.
+        for _ in 0..50 {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+            assert_eq!(world.resolve(None), "1", "{rules}");
+        }
+        world.opener.holds.store(false, Ordering::Relaxed);
+        following.await.unwrap();
+        assert_eq!(world.index(), ["m/3 ready", "m/2 ready", "m/1 ready"], "{rules}");
+        assert_eq!(world.resolve(None), usual, "{rules}");
+    }
+}
+
+#[tokio::test]
+async fn a_canary_whose_sibling_fails_takes_no_calls_that_its_rules_would_not_give_it() {
+    let world = still(&[("m/1/model.onnx", "ok"), ("m/model.yaml", "9")]).await;
+    let publish = |world: &World| {
+        world.write("m/model.yaml", "9 1:90 2:5 3:5");
+        world.write("m/2/model.onnx", "ok");
+        world.write("m/3/model.onnx", "corrupt");
+    };
+    world.follow(publish).await;
+    assert_eq!(world.resolve(None), "1");
+    let why = "its new rules of traffic are not in force, because not all of the model can be loaded, and without them \
+               it would get calls that they keep from it";
+    let failed = |version: &str, why: &str| format!("m/{version} not ready not served: loading it failed: {why}");
+    assert_eq!(world.index(), [failed("3", "not a model: corrupt"), failed("2", why), "m/1 ready".to_owned()]);
+    world.follow(|world| world.write("m/3/model.onnx", "ok")).await;
+    assert_eq!(world.index(), ["m/3 ready", "m/2 ready", "m/1 ready"]);
+    assert_eq!(world.resolve(None), "1");
+}
+
+#[tokio::test]
+async fn versions_to_which_the_rules_send_calls_stay_until_the_new_rules_hold() {
+    let files = [("m/3/model.onnx", "ok"), ("m/4/model.onnx", "ok"), ("m/model.yaml", "9 3:1 4:2")];
+    let world = still(&files).await;
+    let replace = |world: &World| {
+        world.remove("m/3");
+        world.remove("m/4");
+        world.write("m/model.yaml", "9 5:1 6:2");
+        world.write("m/5/model.onnx", "ok");
+        world.write("m/6/model.onnx", "corrupt");
+    };
+    world.follow(replace).await;
+    // Where the old rules send nothing to it, what is ready may be called by its number.
+    assert_eq!((&*world.resolve(None), &*world.resolve(Some("5"))), ("4", "5"));
+    world.follow(|world| world.write("m/6/model.onnx", "ok")).await;
+    world.until(&["m/6 ready", "m/5 ready"]).await;
+    assert_eq!(world.resolve(None), "6");
+}
+
+#[tokio::test]
+async fn what_cannot_be_read_for_a_moment_is_not_gone() {
+    let world = world(&[("m/1/model.onnx", "ok"), ("n/1/model.onnx", "ok")]).await;
+    let (folder, away) = (world.directory.path().join("m"), world.directory.path().join(".m"));
+    // A link to itself: an error like that of storage that is away, for whoever may read everything too.
+    for what in [folder.clone(), folder.join("1")] {
+        fs::rename(&what, &away).unwrap();
+        std::os::unix::fs::symlink(&what, &what).unwrap();
+        for _ in 0..20 {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+            assert_eq!(world.index(), ["m/1 ready", "n/1 ready"], "{}", what.display());
+        }
+        fs::remove_file(&what).unwrap();
+        fs::rename(&away, &what).unwrap();
+    }
+    world.write("n/2/model.onnx", "ok");
+    world.until(&["m/1 ready", "n/2 ready", "n/1 not ready unloaded"]).await;
+    world.remove("m");
+    world.until(&["n/2 ready", "n/1 not ready unloaded"]).await;
+}
+
+#[tokio::test]
+async fn a_model_that_is_gone_takes_its_bad_folders_out_of_the_index() {
+    let world = still(&[("m/1/model.onnx", "ok"), ("m/007/model.onnx", "ok")]).await;
+    assert_eq!(world.index().len(), 2);
+    world.follow(|world| world.remove("m")).await;
+    world.until(&[]).await;
+}
+
+#[tokio::test]
+async fn a_bug_while_a_model_is_looked_for_takes_nothing_away() {
+    let world = still(&[("m/1/model.onnx", "ok"), ("m/2/model.onnx", "ok"), ("m/model.yaml", "9")]).await;
+    world.follow(|world| world.write("m/model.yaml", "9 panic")).await;
+    assert_eq!(world.index(), ["m/2 ready", "m/1 ready"]);
 }

@@ -1,7 +1,7 @@
 //! `TensorProto` and back: raw bytes are shared, lists are converted.
 //!
 //! The rules for lists are TensorFlow's own: one that is shorter than the shape goes on with its last value, and an empty
-//! one is all zeros. So a few bytes may ask for a large tensor; [`weight`] says how large before any of it is made.
+//! one is all zeros. So a few bytes may ask for a large tensor; [`weight()`] says how large before any of it is made.
 
 use super::pb::{self, tensor_shape_proto::Dim};
 use crate::{
