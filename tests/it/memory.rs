@@ -10,10 +10,11 @@ use serde_json::json;
 use sluicegate::wire::proto::inference::{InferTensorContents, ModelInferRequest};
 use std::{future::Future, time::Duration};
 
-/// Rows of four floats: 250,000 bytes, as a tensor and as text. Four of them fill the budget.
+/// Rows of four floats: 250,000 bytes, as a tensor and as text.
 const ROWS: usize = 15_625;
 
-const LIMITS: &str = "limits: { size: { body: 300KiB, message: 300KiB }, concurrency: { memory: 1MiB } }\nrest: { predict: { model: held } }";
+/// What four of them take.
+const FOUR: usize = 1 << 20;
 
 fn floats() -> Vec<f32> {
     vec![0.0; 4 * ROWS]
@@ -24,7 +25,17 @@ async fn four_wait<F>(ask: impl Fn(Running) -> F)
 where
     F: Future<Output = Result<(), String>> + Send + 'static,
 {
-    let running = Setup::new().yaml(LIMITS).start().await;
+    four_wait_in(FOUR, ask).await;
+}
+
+/// The same in so much memory.
+async fn four_wait_in<F>(memory: usize, ask: impl Fn(Running) -> F)
+where
+    F: Future<Output = Result<(), String>> + Send + 'static,
+{
+    let limits =
+        format!("limits: {{ size: {{ body: 300KiB, message: 300KiB }}, concurrency: {{ memory: {memory}B }} }}");
+    let running = Setup::new().yaml(&format!("{limits}\nrest: {{ predict: {{ model: held }} }}")).start().await;
     let holder = running.hold("held").await;
     let mut waiting = Vec::new();
     for waits in 1..=4 {
@@ -125,7 +136,8 @@ async fn raw_tensors_wait_counted_once() {
 
 #[tokio::test]
 async fn typed_contents_wait_counted() {
-    four_wait(|running| async move {
+    // A list is counted beside its message while it is made of it.
+    four_wait_in(FOUR + FOUR / 4, |running| async move {
         let mut request: ModelInferRequest = Request::new("held", &[ROWS, 4], floats()).proto();
         request.raw_input_contents.clear();
         request.inputs[0].contents = Some(InferTensorContents { fp32_contents: floats(), ..Default::default() });

@@ -39,10 +39,11 @@ impl Input {
     }
 
     fn decode(self, frontend: &Frontend) -> Result<Operation, Error> {
-        // What was made is counted until the last list has become a tensor.
-        let Parsed { message, whole, made: _made, .. } = self.0;
+        let Parsed { message, whole, made, .. } = self.0;
+        // Tensors are what was made, or slices of the message; what the other one counts is counted until they are there.
+        let (theirs, _other) = if proto::is_typed(&message) { (made, whole) } else { (whole, made) };
         let request = proto::decode_infer(message, &frontend.settings.wire)?;
-        frontend.memory.hold_inputs(request, Counted::by(whole)).map(Operation::Infer)
+        frontend.memory.hold_inputs(request, Counted::by(theirs)).map(Operation::Infer)
     }
 }
 
