@@ -14,7 +14,7 @@ use super::{
 use crate::{
     call::{Facts, NamedTensor, Timing},
     error::Error,
-    schedule::{Answer, Company, Job, ReplyTo},
+    schedule::{Answer, Company, Job, ReplyTo, lower_priority},
     telemetry::metrics::{Metrics, ShadowEnd},
 };
 use futures_util::future::BoxFuture;
@@ -26,6 +26,7 @@ use std::{
     time::{Duration, Instant},
 };
 use tokio::{
+    runtime,
     sync::{Semaphore, mpsc, oneshot},
     time::timeout_at,
 };
@@ -36,9 +37,6 @@ const MILLION: u64 = 1_000_000;
 /// How long copies are collected while calls come in. To wake a thread for each takes the kernel microseconds of its
 /// caller's core, and where there is but one the thread runs before the caller's answer is written.
 const COLLECTED: Duration = Duration::from_millis(10);
-
-/// Outputs of so many bytes are compared where they arrive, in some tens of microseconds: to wake another thread takes as long.
-const AT_ONCE: usize = 64 << 10;
 
 /// Copies of all models that wait to be taken up; each model has fewer.
 const MOST: usize = 16_384;
@@ -93,17 +91,20 @@ struct Told {
 // === impl Shadows ===
 
 impl Shadows {
-    /// Runs copies on the current runtime, which should be the control runtime, and reports to `metrics`.
+    /// Starts the thread that copies are handed out and compared on, of the lowest priority as those that run them, and reports
+    /// to `metrics`. Without a thread all copies are dropped, and counted as such.
     pub fn new(metrics: Arc<Metrics>) -> Self {
-        let (copies, mut waiting) = mpsc::channel::<BoxFuture<'static, ()>>(MOST);
-        tokio::spawn(async move {
-            let mut taken = Vec::new();
-            // Only the first one after a pause wakes it.
-            while waiting.recv_many(&mut taken, MOST).await > 0 {
-                taken.drain(..).for_each(|copy| drop(tokio::spawn(copy)));
-                tokio::time::sleep(COLLECTED).await;
+        let (copies, waiting) = mpsc::channel(MOST);
+        let hand_out = move || {
+            lower_priority();
+            match runtime::Builder::new_current_thread().enable_time().build() {
+                Ok(runtime) => runtime.block_on(take_up(waiting)),
+                Err(error) => tracing::error!(%error, "no runtime for copies of calls"),
             }
-        });
+        };
+        if let Err(error) = std::thread::Builder::new().name("shadows".to_owned()).spawn(hand_out) {
+            tracing::error!(%error, "no thread for copies of calls");
+        }
         Self { copies, metrics }
     }
 
@@ -187,6 +188,16 @@ impl Copied {
     }
 }
 
+/// Runs copies as they come, until nobody can send one any more.
+async fn take_up(mut waiting: mpsc::Receiver<BoxFuture<'static, ()>>) {
+    let mut taken = Vec::new();
+    // Only the first one after a pause wakes it.
+    while waiting.recv_many(&mut taken, MOST).await > 0 {
+        taken.drain(..).for_each(|copy| drop(tokio::spawn(copy)));
+        tokio::time::sleep(COLLECTED).await;
+    }
+}
+
 async fn try_out(target: &Arc<Model>, inputs: Vec<NamedTensor>, told: Told, deadline: Instant, metrics: &Arc<Metrics>) {
     let key = &target.key;
     let ended = |end| metrics.shadow_ended(&key.name, &key.version, end);
@@ -199,22 +210,9 @@ async fn try_out(target: &Arc<Model>, inputs: Vec<NamedTensor>, told: Told, dead
         }
     };
     metrics.shadow_took(key, told.timing, timing);
-    let bytes: usize = outputs.iter().map(|output| output.tensor.data().len()).sum();
-    let comparing = move || compare(&told.outputs, &outputs);
-    let compared = if bytes <= AT_ONCE {
-        Ok(comparing())
-    } else {
-        // Outputs may have millions of numbers, and this runtime has sockets to accept.
-        #[expect(clippy::disallowed_methods, reason = "no inference, no lane, and as few at once as the shadow runs")]
-        tokio::task::spawn_blocking(comparing).await
-    };
-    match compared {
-        Ok(difference) => {
-            metrics.shadow_differs(key, &difference);
-            ended(ShadowEnd::Compared);
-        }
-        Err(_) => ended(ShadowEnd::Failed),
-    }
+    let difference = compare(&told.outputs, &outputs);
+    metrics.shadow_differs(key, &difference);
+    ended(ShadowEnd::Compared);
 }
 
 /// Runs a copy as a call would be run, until `deadline` at the latest.

@@ -22,7 +22,7 @@ impl Pool {
 }
 
 /// Lowers this thread, and those that it will start, for good.
-pub(super) fn lower_priority() {
+pub(crate) fn lower_priority() {
     #[cfg(any(target_os = "linux", target_os = "android"))]
     {
         use thread_priority::{NormalThreadSchedulePolicy, ThreadPriority, ThreadSchedulePolicy, unix};

@@ -30,6 +30,7 @@ pub(crate) mod testing;
 pub mod turn;
 mod watch;
 
+pub(crate) use background::lower_priority;
 pub use callers::Held;
 pub use cost::Cost;
 pub use extent::Extent;
