@@ -271,6 +271,8 @@ pub(super) fn retire(
     gone: bool,
 ) {
     let Some(model) = repository.retire(name, version) else { return };
+    // Copies hold it as calls do, and nobody waits for them.
+    model.scheduler.close_background();
     loader.says(name, version, "unloading");
     let is_brought = model.files.is_some();
     loader.waiting.forget(&model.key);

@@ -38,6 +38,9 @@ const MILLION: u64 = 1_000_000;
 /// caller's core, and where there is but one the thread runs before the caller's answer is written.
 const COLLECTED: Duration = Duration::from_millis(10);
 
+/// How often a copy that waits or runs looks whether its version is still there: nobody stays for it.
+const LOOK: Duration = Duration::from_millis(50);
+
 /// Copies of all models that wait to be taken up; each model has fewer.
 const MOST: usize = 16_384;
 
@@ -240,14 +243,24 @@ async fn run(target: &Arc<Model>, mut inputs: Vec<NamedTensor>, deadline: Instan
         layout: None,
     };
     target.scheduler.submit_background(job)?;
-    match timeout_at(deadline.into(), answer).await {
-        Ok(Ok(answer)) => answer,
-        // One that waits leaves the queue with its receiver, one that runs is told to end.
-        Ok(Err(_)) | Err(_) => {
-            facts.interrupt.fire();
-            Err(Error::DeadlineExceeded { stage: crate::error::Stage::Running })
+    let gone = || Err(Error::ModelNotReady { model: Arc::clone(&target.key.name), state: "unloading" });
+    let mut answer = answer;
+    let told = loop {
+        match timeout_at(deadline.min(Instant::now() + LOOK).into(), &mut answer).await {
+            Ok(Ok(told)) => break told,
+            Ok(Err(_)) => break gone(),
+            Err(_) if target.scheduler.is_background_closed() => break gone(),
+            Err(_) if Instant::now() >= deadline => {
+                break Err(Error::DeadlineExceeded { stage: crate::error::Stage::Running });
+            }
+            Err(_) => {}
         }
+    };
+    if told.is_err() {
+        // One that waits leaves the queue with its receiver, one that runs is told to end.
+        facts.interrupt.fire();
     }
+    told
 }
 
 #[cfg(test)]

@@ -144,6 +144,26 @@ async fn a_copy_that_takes_too_long_is_given_up() {
     drop(gate);
 }
 
+#[tokio::test]
+async fn a_version_that_goes_does_not_stay_for_its_copies() {
+    let mut world = world(|_| {});
+    let _gate = world.shadow.close_gate();
+    for _ in 0..3 {
+        world.call().await;
+    }
+    world.shadow.wait_for_runs(1);
+    let model = world.repository.retire(&"m".into(), &"2".into()).unwrap();
+    model.scheduler.close_background();
+    // Their timeout is ten seconds, and the run does not end.
+    let begun = Instant::now();
+    while Arc::strong_count(&model) > 1 {
+        assert!(begun.elapsed() < Duration::from_secs(5), "copies hold it");
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+    world.ended("failed", 3).await;
+    assert_eq!(world.shadow.batches(), [1]);
+}
+
 #[test]
 fn the_share_that_is_copied_is_exact() {
     let mirror = Mirror::new(Shadow { share: 50_000, ..Shadow::default() });

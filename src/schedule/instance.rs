@@ -269,6 +269,10 @@ impl Pool {
         self.shared.alive.load(Ordering::Acquire) > 0
     }
 
+    pub(super) fn is_closed(&self) -> bool {
+        self.shared.lock().closed
+    }
+
     pub(super) fn close(&self) {
         {
             let mut state = self.shared.lock();

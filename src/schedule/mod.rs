@@ -373,10 +373,20 @@ impl Scheduler {
             Some(turn) => turn.close(),
             None => self.pool.close(),
         }
+        self.close_background();
+    }
+
+    /// Takes no more jobs that nobody waits for. Whoever sent those that wait or run should end them.
+    pub fn close_background(&self) {
         // None from now on, if nobody had asked for it.
         if let Some(pool) = self.background.get_or_init(|| None) {
             pool.close();
         }
+    }
+
+    /// Whether jobs that nobody waits for are taken no more.
+    pub fn is_background_closed(&self) -> bool {
+        self.background.get().is_some_and(|pool| pool.as_ref().is_none_or(Pool::is_closed))
     }
 
     /// Waits until every inference thread has ended, until `deadline` at the latest. True if so. What waits on a lane that does
