@@ -46,7 +46,7 @@ def serve(program, core, folder, name, shadow):
     (models / "m/model.yaml").write_text("versions: all\n" + traffic)
     config = folder / f"{name}.yaml"
     config.write_text(CONFIG.format(folder=models))
-    command = ["taskset", "-c", str(core), program, "serve", "--config", config, "--log-format", "json"]
+    command = ["taskset", "-c", core, program, "serve", "--config", config, "--log-format", "json"]
     server = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
     rest = metrics = None
     while not (rest and metrics) and (line := server.stdout.readline()):
@@ -70,7 +70,7 @@ def main():
     arguments.add_argument("--rounds", type=int, default=5)
     arguments.add_argument("--seconds", type=float, default=3)
     arguments.add_argument("--most", type=float)
-    arguments.add_argument("--cores", type=int, nargs=2, default=(0, 1), metavar=("SERVER", "GENERATOR"))
+    arguments.add_argument("--cores", nargs=2, default=("0", "1"), metavar=("SERVER", "GENERATOR"))
     arguments.add_argument("--awake", action="store_true", help="keep the cores from halting, with and without a shadow")
     arguments.add_argument("--only", help="names of shadows, with commas")
     options = arguments.parse_args()
@@ -85,10 +85,10 @@ def main():
             program, (server_core, generator_core) = options.program, options.cores
             servers = [serve(program, server_core, folder, *which) for which in (("plain", None), (name, SHADOWS[name]))]
             try:
-                command = ["taskset", "-c", str(generator_core), program, "bench", servers[0][1], "--against", servers[1][1]]
+                command = ["taskset", "-c", generator_core, program, "bench", servers[0][1], "--against", servers[1][1]]
                 command += ["--model", "m", "--concurrency", "8", "--rate", f"{options.rate}", "--json"]
                 command += ["--rounds", f"{options.rounds}", "--duration", f"{options.seconds}s", "--warmup", "1s"]
-                with Spinners(options.cores if options.awake else ()):
+                with Spinners(sorted({int(core) for cores in options.cores for core in cores.split(",")}) if options.awake else ()):
                     done = subprocess.run(command, check=True, stdout=subprocess.PIPE)
                 runs = json.loads(done.stdout)["runs"]
                 made = copies(servers[1][2])
