@@ -149,7 +149,7 @@ mod tests {
         model.submit_background(job).unwrap();
         copies.wait_for_runs(1);
         model.close();
-        assert!(model.wait_closed(Instant::now()), "nobody waits for what runs still");
+        assert!(model.wait_closed(Instant::now() + Duration::from_secs(2)), "nobody waits for what runs still");
         let (late, _) = testing::job(1, 1.0);
         let refused = model.submit_background(late).unwrap_err();
         assert!(matches!(refused, Error::ModelNotReady { state: "unloading", .. }), "{refused:?}");
