@@ -233,7 +233,8 @@ async fn run(target: &Arc<Model>, mut inputs: Vec<NamedTensor>, deadline: Instan
     let job = Job {
         inputs: checked.inputs,
         rows: checked.rows,
-        priority: target.scheduler.policy().priorities.levels(),
+        // Among copies there is no order but that of coming.
+        priority: 0,
         deadline,
         queued: Instant::now(),
         reply: ReplyTo::Once(sender.into()),

@@ -24,6 +24,7 @@ use crate::{
 use std::{
     collections::HashMap,
     panic::{AssertUnwindSafe, catch_unwind},
+    path::Path,
     sync::{Arc, OnceLock},
     time::{Duration, Instant},
 };
@@ -312,9 +313,7 @@ impl Workshop {
             reopen: Arc::new(move || {
                 // Held for as long as this may be called.
                 let _held = (&files, &share);
-                let mut instance = opener.open(&path, &session)?;
-                instance.ready()?;
-                Ok(instance)
+                open_ready(&*opener, &path, &session)
             }),
             background: false,
         }
@@ -332,8 +331,7 @@ impl Workshop {
                 // No threads: it has what the others leave.
                 drop(share.set(budget.take(&key, 0, needed).map_err(OpenError)?));
             }
-            let mut instance = opener.open(&path, &session)?;
-            instance.ready()?;
+            let instance = open_ready(&*opener, &path, &session)?;
             if let Some(share) = share.get() {
                 share.set(0, memory(&*instance, bytes));
             }
@@ -417,6 +415,13 @@ pub(super) fn kept(settings: &ModelSettings) -> u64 {
 /// Bytes that an instance holds, with what it shares.
 pub(super) fn held(instance: &dyn Backend, found: &Found) -> u64 {
     memory(instance, found.bytes)
+}
+
+/// An instance of a model that is served already: what it runs are calls.
+fn open_ready(opener: &dyn Open, path: &Path, session: &SessionSettings) -> Result<Box<dyn Backend>, OpenError> {
+    let mut instance = opener.open(path, session)?;
+    instance.ready()?;
+    Ok(instance)
 }
 
 fn memory(instance: &dyn Backend, bytes: u64) -> u64 {

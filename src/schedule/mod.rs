@@ -51,7 +51,7 @@ use crate::{
 };
 use instance::Pool;
 use std::{
-    fmt, iter,
+    fmt,
     panic::{AssertUnwindSafe, catch_unwind},
     sync::{Arc, OnceLock},
     time::{Duration, Instant},
@@ -307,12 +307,11 @@ impl Scheduler {
     /// As [`Scheduler::submit`].
     pub fn submit_background(&self, job: Job) -> Result<(), Error> {
         let job = self.laid_out(job)?;
-        let start = || match Pool::in_background(&self.plan) {
-            Ok(pool) => Some(pool),
-            Err(error) => {
+        let start = || {
+            let told = |error: &Error| {
                 tracing::error!(model = %self.plan.key, %error, "no instance for what runs in the background");
-                None
-            }
+            };
+            Pool::in_background(&self.plan).inspect_err(told).ok()
         };
         match self.background.get_or_init(start) {
             Some(pool) => pool.submit(job),
@@ -328,14 +327,18 @@ impl Scheduler {
         Ok(job)
     }
 
-    fn pools(&self) -> impl Iterator<Item = &Pool> {
-        iter::once(&*self.pool).chain(self.background.get().and_then(Option::as_ref))
+    /// Where jobs run that nobody waits for, if there was one.
+    fn background(&self) -> Option<&Pool> {
+        self.background.get().and_then(Option::as_ref)
     }
 
     /// Ends runs that take longer than the model's limit, and replaces instances whose runs do not end. To be called every
     /// now and then; never waits for a run.
     pub fn tend(&self, now: Instant) {
-        self.pools().for_each(|pool| pool.tend(now));
+        self.pool.tend(now);
+        if let Some(pool) = self.background() {
+            pool.tend(now);
+        }
     }
 
     /// True if there is an instance that would run a job now or later.
@@ -397,7 +400,7 @@ impl Scheduler {
             turn.wait_left(deadline);
         }
         let closed = self.pool.wait_closed(deadline);
-        if let Some(pool) = self.background.get().and_then(Option::as_ref) {
+        if let Some(pool) = self.background() {
             // Waited for and not counted: on a busy machine it may not even get to the end of its thread.
             pool.wait_closed(deadline);
         }

@@ -86,35 +86,31 @@ async fn post(
     }
 }
 
+async fn json_waits(path: &'static str, body: &str) {
+    four_wait(|running| {
+        let body = body.to_owned();
+        async move { post(running, path, &[], body).await }
+    })
+    .await;
+}
+
 #[tokio::test]
 async fn rows_of_v1_wait_counted() {
     let rows = vec![[0.0_f32; 4]; ROWS];
     let body = json!({ "instances": rows }).to_string();
-    four_wait(|running| {
-        let body = body.clone();
-        async move { post(running, "/v1/models/held:predict", &[], body).await }
-    })
-    .await;
+    json_waits("/v1/models/held:predict", &body).await;
 }
 
 #[tokio::test]
 async fn bare_objects_wait_counted() {
     let body = json!({ "x": vec![[0.0_f32; 4]; ROWS] }).to_string();
-    four_wait(|running| {
-        let body = body.clone();
-        async move { post(running, "/predict", &[], body).await }
-    })
-    .await;
+    json_waits("/predict", &body).await;
 }
 
 #[tokio::test]
 async fn what_is_generated_from_waits_counted() {
     let body = json!({ "x": floats() }).to_string();
-    four_wait(|running| {
-        let body = body.clone();
-        async move { post(running, "/v2/models/held/generate", &[], body).await }
-    })
-    .await;
+    json_waits("/v2/models/held/generate", &body).await;
 }
 
 #[tokio::test]
