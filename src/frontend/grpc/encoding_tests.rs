@@ -2,10 +2,10 @@
 
 use super::*;
 use crate::{
-    call::{Inbound, InferResponse, ModelKey, Operation, Reply, Timing},
+    call::{Inbound, Operation, Reply},
     frontend::{
         Settings,
-        grpc::fixture::{World, framed, request, world},
+        grpc::fixture::{World, echoed, framed, request, world},
     },
     wire::proto::inference as pb,
 };
@@ -18,13 +18,7 @@ const INFER: &str = "/inference.GRPCInferenceService/ModelInfer";
 
 async fn echo(call: Inbound) -> Result<Reply, Error> {
     let Operation::Infer(request) = call.input.await? else { return Err(Error::invalid("ask for an inference")) };
-    Ok(Reply::Infer(InferResponse {
-        model: Arc::new(ModelKey { name: "m".into(), version: "1".into() }),
-        client_id: request.client_id,
-        outputs: request.inputs.tensors().unwrap_or_default().to_vec(),
-        parameters: Vec::new(),
-        timing: Timing::default(),
-    }))
+    Ok(echoed(request))
 }
 
 fn large(bytes: usize) -> pb::ModelInferRequest {

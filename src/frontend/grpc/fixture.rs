@@ -2,7 +2,7 @@
 
 use super::serve;
 use crate::{
-    call::{Gateway, Inbound, Peer, Readiness, Reply, Steering},
+    call::{Gateway, Inbound, InferRequest, InferResponse, ModelKey, Peer, Readiness, Reply, Steering, Timing},
     error::Error,
     frontend::{Connection, Frontend, Phase, Settings, Surfaces, Tickets, body::Memory},
     limit::address::{self, AddressGate},
@@ -31,6 +31,17 @@ pub(super) fn request() -> pb::ModelInferRequest {
         raw_input_contents: vec![bytes::Bytes::from_static(&[0; 8])],
         ..Default::default()
     }
+}
+
+/// The answer of a model `m` that yields what it takes.
+pub(super) fn echoed(request: InferRequest) -> Reply {
+    Reply::Infer(InferResponse {
+        model: Arc::new(ModelKey { name: "m".into(), version: "1".into() }),
+        client_id: request.client_id,
+        outputs: request.inputs.tensors().unwrap_or_default().to_vec(),
+        parameters: Vec::new(),
+        timing: Timing::default(),
+    })
 }
 
 /// `message` with its prefix.

@@ -2,11 +2,11 @@
 
 use super::*;
 use crate::{
-    call::{Inbound, InferResponse, ModelKey, Operation, Reply, Report, Timing},
+    call::{Inbound, Operation, Reply, Report},
     frontend::{
         Settings,
         body::Busy,
-        grpc::fixture::{World, request, world},
+        grpc::fixture::{World, echoed, request, world},
     },
     wire::proto::inference::{self as pb, ModelInferRequest, model_infer_request::InferInputTensor},
 };
@@ -19,13 +19,7 @@ async fn echo(call: Inbound) -> Result<Reply, Error> {
         // A stream is opened.
         return Ok(Reply::Report(Report::Models(Vec::new())));
     };
-    Ok(Reply::Infer(InferResponse {
-        model: Arc::new(ModelKey { name: "m".into(), version: "1".into() }),
-        client_id: request.client_id,
-        outputs: request.inputs.tensors().unwrap_or_default().to_vec(),
-        parameters: Vec::new(),
-        timing: Timing::default(),
-    }))
+    Ok(echoed(request))
 }
 
 /// A front-end with so many bytes of memory.
