@@ -3,13 +3,12 @@
 //! Shared by the bench that times a call and the test that counts its allocations.
 
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
-use futures_util::future::BoxFuture;
 use sluicegate::{
     auth::{self, Authenticator, Grants, grants, jwt},
     backend::fake::FakeOpen,
     call::{
-        Call, CallId, Credentials, Gateway, Head, Identity, Inbound, InferRequest, Intent, ModelRef, NamedTensor,
-        Operation, Peer, Pending, Reply, Surface,
+        Call, CallId, Credentials, Gateway, Head, InferRequest, Intent, ModelRef, NamedTensor, Operation, Peer,
+        Pending, Reply, Surface,
         trace::{Record, Sink},
     },
     current::Current,
@@ -28,11 +27,12 @@ use sluicegate::{
 use std::{
     num::NonZeroU64,
     sync::Arc,
-    task::{Context, Poll},
     time::{Duration, Instant},
 };
 use tokio::runtime::{Builder, Runtime};
-use tower::Service;
+
+#[path = "bare.rs"]
+mod bare;
 
 const KEY: &str = "sg_bench-bench-bench-bench-bench-bench-bench0";
 
@@ -72,32 +72,6 @@ struct Nowhere;
 
 impl Sink for Nowhere {
     fn complete(&self, _: Record) {}
-}
-
-/// A stack without layers.
-#[derive(Clone)]
-struct Bare {
-    router: Router,
-    identity: Arc<Identity>,
-}
-
-impl Service<Inbound> for Bare {
-    type Response = Reply;
-    type Error = Error;
-    type Future = BoxFuture<'static, Result<Reply, Error>>;
-
-    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Error>> {
-        Poll::Ready(Ok(()))
-    }
-
-    fn call(&mut self, call: Inbound) -> Self::Future {
-        let (mut router, identity) = (self.router.clone(), Arc::clone(&self.identity));
-        Box::pin(async move {
-            let Call { mut head, input, .. } = call;
-            head.deadline = head.received + Duration::from_secs(60);
-            router.call(Call { head, sender: identity, input: input.await? }).await
-        })
-    }
 }
 
 impl Fixture {
@@ -167,7 +141,7 @@ impl Fixture {
         let peer = Peer::new(address, local);
         let identity = authenticator.verify(&peer, &Credentials::Bearer(KEY.into())).expect("the key is good");
         let router = Router::new(repository);
-        let bare = Gateway::new(Bare { router: router.clone(), identity });
+        let bare = bare::gateway(router.clone(), identity);
         let access_log = AccessLog::start(std::io::sink(), Format::Json).expect("a thread");
         let build = |policy, slots| {
             stack::build(stack::Parts {

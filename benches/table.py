@@ -67,7 +67,7 @@ class Server:
             self.process = subprocess.Popen(
                 ["taskset", "-c", cores, *map(str, command)],
                 cwd=place.folder, stdout=subprocess.DEVNULL, stderr=errors,
-                env={**os.environ, "ORT_DISABLE_TELEMETRY": "1"},
+                env={**os.environ, "ORT_DISABLE_TELEMETRY": "1", "ORT_DYLIB_PATH": str(place.runtime)},
             )
 
     @property
@@ -130,7 +130,7 @@ class Place:
         self.models = target / "bench-models"
         self.mixed = target / "bench-models-mixed"
         self.asked = folder / "asked"
-        self.servers, self.runs = {}, []
+        self.servers, self.runs, self.without_stack = {}, [], None
 
     def server(self, name, model=None, lanes=1, models=None):
         """The server of this name, started once; `model` is for those that serve one, `models` the folder of the others."""
@@ -142,6 +142,10 @@ class Place:
                 config.write_text(CONFIG.format(port=port, admin=free_port(), models=models or self.models, lanes=lanes))
                 command = [self.sluicegate, "serve", "--config", config, "--onnxruntime", self.runtime, "--log-format", "json"]
                 cores = f"{cores},{self.arguments.second_core}" if lanes == 2 else cores
+            elif name == "without":
+                config = self.folder / f"{key}.yaml"
+                config.write_text(CONFIG.format(port=port, admin=free_port(), models=self.models, lanes=lanes))
+                command = [self.without_stack, config, KEY]
             elif name == "bare":
                 command = [self.reference / "bare", f"127.0.0.1:{port}"]
             else:
@@ -252,19 +256,22 @@ def tail(wanted):
     return judge
 
 
-def told(*_):
-    return "–", "–", None
+def told(first, second):
+    return "–", f"{first.rate / second.rate:.2f} ×", None
 
 
-def rows(two_cores):
+def rows(two_cores, stack):
     """Each row: its name, what it says, its sources (ours first), and how the first is judged by the second."""
     shared = {"connections": 8}
     yield "rest", "`tiny`, REST JSON, 64 connections", [
         ours("tiny", "rest", 64), theirs("reference", "tiny", "rest", 64)], ratio(1.5)
     yield "rest-floor", "the same, against hyper alone", [
         ours("tiny", "rest", 64), {**theirs("bare", "tiny", "rest", 64), "own": None}], told
-    yield "rest-batcher", "the same, against a batcher without a stack", [
-        ours("tiny", "rest", 64), theirs("batcher", "tiny", "rest", 64)], ratio(0.9)
+    yield "rest-batcher", "the same, against a hand-written batcher", [
+        ours("tiny", "rest", 64), theirs("batcher", "tiny", "rest", 64)], told
+    if stack:
+        yield "rest-stack", "the same, against the same program without the stack", [
+            ours("tiny", "rest", 64), {**theirs("without", "tiny", "rest", 64), "own": None}], ratio(0.9)
     yield "grpc", "`tiny`, gRPC, 8 connections × 8 streams", [
         ours("tiny", "grpc", 64, **shared), theirs("grpc", "tiny", "grpc", 64, **shared)], ratio(1.25)
     yield "websocket", "`tiny`, WebSocket, 64 in flight", [
@@ -362,6 +369,18 @@ def build(arguments):
         fail("the reference servers do not build")
 
 
+def build_without_stack(arguments):
+    """Builds the same program without the stack; where it is."""
+    command = ["cargo", "bench", "--no-run", "--locked", "--quiet", "--bench", "without_stack", "--message-format", "json"]
+    command += ["--target-dir", str(arguments.target), "--profile", "bench" if arguments.profile == "release" else "dev"]
+    done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    made = [json.loads(line) for line in done.stdout.splitlines()]
+    made = [message["executable"] for message in made if message.get("target", {}).get("name") == "without_stack"]
+    if done.returncode or not made:
+        fail("the program without the stack does not build")
+    return made[-1]
+
+
 def prepare(place):
     """Models, requests, keys and the configuration of the session alone."""
     models.make(place.models)
@@ -420,6 +439,7 @@ def main():
     parser.add_argument("--spin", action="store_true", help="let the generator never sleep: nobody is woken by an answer")
     parser.add_argument("--strict", action="store_true", help="exit 1 if a bar is missed")
     parser.add_argument("--json", type=pathlib.Path, metavar="FILE", help="write every single run there")
+    parser.add_argument("--stack", action="store_true", help="with a row against the program without the stack, which is built")
     parser.add_argument("--server-core", type=int, default=0)
     parser.add_argument("--client-core", type=int, default=1)
     parser.add_argument("--second-core", type=int, default=2, help="the other core of the row of two (2)")
@@ -438,10 +458,12 @@ def main():
         place = Place(arguments, pathlib.Path(name))
         if not place.sluicegate.exists():
             fail(f"no {place.sluicegate}; make it with `make build`")
+        if arguments.stack:
+            place.without_stack = build_without_stack(arguments)
         prepare(place)
         wanted = tuple(filter(None, arguments.only.split(",")))
         chosen = lambda row: not wanted or row.startswith(wanted)
-        table = [row for row in rows(arguments.second_core in cores) if chosen(row[0])]
+        table = [row for row in rows(arguments.second_core in cores, arguments.stack) if chosen(row[0])]
         lines, awake = [], {arguments.server_core, arguments.client_core} if arguments.awake else ()
         try:
             same_bits(place, table)

@@ -3,26 +3,28 @@
 //! Everything is made here and handed down; no other module reaches for a global.
 
 mod banner;
+mod listeners;
 mod live;
 mod memory;
 mod models;
 mod reload;
 mod settings;
 
+pub use listeners::tls;
 pub use settings::{lane_count, models as model_settings, optimized as optimized_settings, probe as probe_settings};
 
 use crate::{
     admin::Admin,
     auth::{Authenticator, grants::Grants},
     backend::Open,
-    call::Readiness,
+    call::{Gateway, Readiness},
     config::{self, Config, Listen},
     current::Current,
     frontend::{
         Frontend, Phase, Surfaces, Tickets,
         accept::{Listener, Places},
         body,
-        tls::{self, Speaks, Tls},
+        tls::Tls,
     },
     lane::Lanes,
     layer::{admit::Slots, deadline},
@@ -42,6 +44,7 @@ use crate::{
     },
 };
 use futures_util::FutureExt;
+use listeners::{bind, bind_admin};
 use live::{Live, reload_credentials};
 use reload::Reloader;
 use std::{
@@ -53,7 +56,6 @@ use std::{
     time::{Duration, Instant},
 };
 use tokio::{
-    net::TcpListener,
     sync::{oneshot, watch},
     task::{JoinHandle, JoinSet},
 };
@@ -91,6 +93,12 @@ pub struct App {
     lanes: Arc<Lanes>,
 }
 
+/// Makes the gateway of its parts; [`stack::build`] is the one that is served.
+pub type Build = fn(Parts) -> Gateway;
+
+/// What the gateway is made of; settings that a reload changes are seen by each call as they are then.
+pub type Parts = stack::Parts<Router, Authenticator, Current<RateLimiter>, Current<Grants>>;
+
 /// A listener as it came to be.
 #[derive(Clone, Copy, Debug)]
 struct Bound {
@@ -124,10 +132,24 @@ impl StartError {
 ///
 /// [`StartError`] for a port in use, an unreadable file of keys or certificates, or a system that gives no thread.
 pub async fn start(config: Config, opener: Arc<dyn Open>) -> Result<App, StartError> {
-    start_with(config, opener, Switches::default()).await
+    start_with(config, opener, Switches::default(), stack::build).await
 }
 
-async fn start_with(config: Config, opener: Arc<dyn Open>, switches: Switches) -> Result<App, StartError> {
+/// The same with a gateway of another `build`, as a bench has that leaves the layers out.
+///
+/// # Errors
+///
+/// As [`start`].
+pub async fn start_built(config: Config, opener: Arc<dyn Open>, build: Build) -> Result<App, StartError> {
+    start_with(config, opener, Switches::default(), build).await
+}
+
+async fn start_with(
+    config: Config,
+    opener: Arc<dyn Open>,
+    switches: Switches,
+    build: Build,
+) -> Result<App, StartError> {
     let readiness = Readiness::default();
     let metrics = Arc::new(Metrics::with(config.telemetry.metrics));
     let switches = Arc::new(switches);
@@ -195,7 +217,7 @@ async fn start_with(config: Config, opener: Arc<dyn Open>, switches: Switches) -
         }
         config::Control::Fixed | config::Control::Watch(_) => (None, None),
     };
-    let gateway = stack::build(stack::Parts {
+    let gateway = build(stack::Parts {
         access_log: access_log.clone(),
         tracer,
         metrics: Arc::clone(&metrics),
@@ -351,7 +373,7 @@ pub fn run(config: Config, opener: Arc<dyn Open>, ort_version: &str) -> Result<(
         let mut signals = shutdown::Signals::install().map_err(StartError::new)?;
         tracing::info!(version = env!("CARGO_PKG_VERSION"), ort_version, "starting");
         let secured = config.auth.has_method();
-        let app = start_with(config, opener, Switches::new(&log.level, set_level)).await?;
+        let app = start_with(config, opener, Switches::new(&log.level, set_level), stack::build).await?;
         app.metrics.build_info(ort_version);
         let banner = async {
             let loaded = app.loaded().await;
@@ -387,29 +409,6 @@ pub fn run(config: Config, opener: Arc<dyn Open>, ort_version: &str) -> Result<(
     // What still runs on this runtime has nobody to answer to.
     control.shutdown_background();
     result
-}
-
-/// The certificates of a listener, read and checked; `None` for clear text.
-///
-/// # Errors
-///
-/// [`StartError`] names the file and what is wrong with it.
-pub fn tls(settings: Option<&tls::Settings>, speaks: Speaks) -> Result<Option<Tls>, StartError> {
-    settings.map(|settings| Tls::new(settings.clone(), speaks)).transpose().map_err(StartError::new)
-}
-
-fn bind(listen: &Listen) -> Result<Listener, StartError> {
-    let tls = tls(listen.tls.as_ref(), Speaks::Both)?;
-    let listener = Listener::bind(listen.address, listen.surfaces, tls).map_err(StartError::new)?;
-    Ok(listener.trusting(&listen.trusted_proxies))
-}
-
-async fn bind_admin(admin: &config::Admin) -> Result<(TcpListener, Option<Tls>), StartError> {
-    let (address, tls) = (admin.address, tls(admin.tls.as_ref(), Speaks::Http1)?);
-    match TcpListener::bind(address).await {
-        Ok(listener) => Ok((listener, tls)),
-        Err(error) => Err(StartError(format!("cannot listen on `{address}` (`admin.address`): {error}"))),
-    }
 }
 
 /// What traces calls and what sends the traces, if the configuration asks for it.

@@ -22,7 +22,7 @@ const WARM: usize = 3;
 const SAMPLES: usize = 9;
 
 /// No more samples after this: a slow model need not be measured precisely.
-const PATIENCE: Duration = Duration::from_millis(50);
+const PATIENCE: Duration = Duration::from_millis(15);
 
 /// How far rows may be from what they are alone, as a share of the largest number. Sums in another order differ by a millionth; what is
 /// quantised while it runs is rounded by the largest number of all rows, which is a hundredth or two.
