@@ -250,6 +250,10 @@ def over(millis):
     return judge
 
 
+def apart(first, second):
+    return "–", f"{(first.p50 - second.p50) / 1000:+.3f} ms", None
+
+
 def tail(wanted):
     def judge(first, _=None):
         return f"p99 ≤ {wanted} × p50", f"{first.tail:.2f} ×", first.tail <= wanted
@@ -290,6 +294,8 @@ def rows(two_cores, stack):
     yield "mid-grpc", "`mid`, gRPC, 64 callers", [
         ours("mid", "grpc", 64, **shared), session("mid", 32)], ratio(0.95)
     yield "mid-one", "`mid`, one caller, REST JSON", [ours("mid", "rest", 1), session("mid", 1)], over(0.1)
+    yield "mid-one-reference", "the same, against the hand-written server", [
+        ours("mid", "rest", 1), theirs("reference", "mid", "rest", 1)], apart
     yield "mid-one-grpc", "`mid`, one caller, gRPC", [ours("mid", "grpc", 1), session("mid", 1)], over(0.1)
     yield "mixed-lengths", "`bert`, 64 callers with texts of 8 to 128 words, against padding off", [
         ours("bert", "rest", 64), ours("bert-off", "rest", 64)], ratio(2.0)
@@ -313,7 +319,7 @@ def measure(place, sources, label):
     return [Measured(one) for one in runs]
 
 
-def start(place):
+def start(place, probe):
     """What three models cost, and how soon they answer."""
     repository = place.folder / "three"
     for name, model in (("tiny", "tiny"), ("mid", "mid"), ("other", "tiny")):
@@ -322,7 +328,8 @@ def start(place):
     idle, peak, live, first = [], [], [], []
     for number in range(place.arguments.rounds):
         port, config = free_port(), place.folder / "three.yaml"
-        config.write_text(CONFIG.format(port=port, admin=free_port(), models=repository, lanes=1))
+        text = CONFIG.format(port=port, admin=free_port(), models=repository, lanes=1)
+        config.write_text(text.replace("models: {", f"models: {{ probe: {probe},"))
         command = [place.sluicegate, "serve", "--config", config, "--onnxruntime", place.runtime, "--log-format", "json"]
         server = Server(place, f"sluicegate-three-{number}", command, port, str(place.arguments.server_core))
         try:
@@ -341,7 +348,7 @@ def start(place):
     wanted = "≤ 100 MiB idle, ≤ 120 peak, first answer ≤ 0.2 s, live ≤ 30 ms"
     shown = f"{found[0]:.0f} MiB idle, {found[1]:.0f} peak, {found[2]:.2f} s, {found[3]:.0f} ms"
     met = all(value <= bar for value, bar in zip(found, (100, 120, 0.2, 30)))
-    return ["three models (57 MB of weights)", "–", "–", wanted, shown, met]
+    return [f"three models (57 MB of weights), `models.probe: {probe}`", "–", "–", wanted, shown, met]
 
 
 def until(server, method, path, body):
@@ -472,8 +479,9 @@ def main():
                     found = measure(place, sources, row)
                     figures = [figure(one, row) for one in found] + ["–"]
                     lines.append([what, figures[0], figures[1], *judge(*found)])
-                if chosen("start"):
-                    lines.append(start(place))
+                for row, probe in (("start", "auto"), ("start-never", "never")):
+                    if chosen(row):
+                        lines.append(start(place, probe))
         finally:
             for server in place.servers.values():
                 server.stop()
