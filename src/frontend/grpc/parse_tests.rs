@@ -58,7 +58,11 @@ fn hostile() -> [(ModelInferRequest, Code, &'static str); 4] {
             "the request has more than 256 entries in `raw_input_contents`, expected at most 256",
         ),
         (shape, Code::InvalidArgument, "tensor `X` has 100000 dimensions, expected at most 16"),
-        (strings(40_000), Code::Unavailable, "no room: memory"),
+        (
+            strings(40_000),
+            Code::ResourceExhausted,
+            "needs 2640671 bytes of memory, expected at most 1048576 (`limits.concurrency.memory`)",
+        ),
     ]
 }
 
@@ -77,6 +81,17 @@ async fn what_is_too_much_once_decoded_is_refused_plain_and_compressed_and_the_c
         }
         assert_eq!(world.connection.frontend.memory.used(), 0);
     }
+}
+
+#[tokio::test]
+async fn what_has_no_room_now_may_come_again() {
+    let world = with_memory(MIB);
+    let mut client = world.client().await;
+    let held = world.connection.frontend.memory.reserve(MIB / 2).unwrap();
+    let status = client.model_infer(strings(10_000)).await.unwrap_err();
+    assert_eq!((status.code(), status.message()), (Code::Unavailable, "no room: memory"));
+    drop(held);
+    client.model_infer(strings(10_000)).await.unwrap();
 }
 
 #[tokio::test]
@@ -158,7 +173,7 @@ fn the_refusal_of_a_message_of_64_mib_allocates_next_to_nothing() {
         let settings = &connection.frontend.settings.wire;
         let weight = weigh::<ModelInferRequest>(&message, settings, |_| true).unwrap().unwrap();
         let decoded = decode::<ModelInferRequest>(connection, message, weight.bytes, None, true);
-        assert!(matches!(decoded, Err(Error::Overloaded { limit: crate::error::Limit::Memory })));
+        assert!(matches!(decoded, Err(Error::NeverFits { .. })));
     });
     assert!(made.bytes_total < 10_000, "{} bytes", made.bytes_total);
     assert_eq!(connection.frontend.memory.used(), 0);
