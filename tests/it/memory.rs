@@ -66,8 +66,23 @@ async fn by(way: Way) {
     .await;
 }
 
+/// A call alone, in memory for its input or its answer and not for both.
+async fn alone(way: Way) {
+    let memory = match way {
+        Way::Grpc | Way::GrpcStream | Way::GrpcWeb => 400_000,
+        // As text an answer is taken to be twice as long.
+        Way::Rest | Way::WebSocket | Way::Ndjson | Way::Sse => 600_000,
+    };
+    let limits =
+        format!("limits: {{ size: {{ body: 300KiB, message: 300KiB }}, concurrency: {{ memory: {memory}B }} }}");
+    let running = Setup::new().yaml(&limits).start().await;
+    let mut caller = Caller::open(way, &running, None).await.unwrap();
+    caller.ask(&Request::new("held", &[ROWS, 4], floats())).await.unwrap();
+}
+
 every_way! {
     what_waits: by,
+    an_answer_takes_the_room_of_its_inputs: alone,
 }
 
 async fn post(
