@@ -6,7 +6,7 @@ use crate::{
     frontend::{
         Settings,
         body::Busy,
-        grpc::fixture::{World, echoed, request, world},
+        grpc::fixture::{World, echoed, framed, prefixed, request, world},
     },
     wire::proto::inference::{self as pb, ModelInferRequest, model_infer_request::InferInputTensor},
 };
@@ -81,6 +81,45 @@ async fn what_is_too_much_once_decoded_is_refused_plain_and_compressed_and_the_c
         }
         assert_eq!(world.connection.frontend.memory.used(), 0);
     }
+}
+
+/// A million groups within each other, closed or not, alone and in a parameter.
+fn deep() -> [Vec<u8>; 3] {
+    let open = vec![0x7b; 1 << 20];
+    let closed = [open.clone(), vec![0x7c; 1 << 20]].concat();
+    let field = |number: u8, inner: &[u8]| {
+        let mut bytes = vec![number << 3 | 2];
+        prost::encoding::encode_varint(inner.len() as u64, &mut bytes);
+        [bytes, inner.to_vec()].concat()
+    };
+    let parameter = field(4, &field(2, &closed));
+    [open, closed, parameter]
+}
+
+#[tokio::test]
+async fn what_is_nested_too_deeply_is_invalid_and_the_stream_goes_on() {
+    let world = with_memory(64 * MIB);
+    let text = "the message is nested too deeply, expected at most 100 levels";
+    for message in deep() {
+        let infer = "/inference.GRPCInferenceService/ModelInfer";
+        let status = Status::from_header_map(&world.raw(infer, &[], &prefixed(&message)).await).unwrap();
+        assert_eq!((status.code(), status.message()), (Code::InvalidArgument, text));
+        let body = [prefixed(&message), framed(&request())].concat();
+        let stream = "/inference.GRPCInferenceService/ModelStreamInfer";
+        let (headers, answers) = world.whole(stream, &[], &body).await;
+        assert_eq!(Status::from_header_map(&headers).unwrap().code(), Code::Ok);
+        let mut said = Vec::new();
+        let mut answers = &answers[..];
+        while let Some(([_, length @ ..], rest)) = answers.split_first_chunk::<5>() {
+            let (answer, rest) = rest.split_at(u32::from_be_bytes(*length) as usize);
+            let answer = pb::ModelStreamInferResponse::decode(answer).unwrap();
+            said.push((answer.infer_response.unwrap().id, answer.error_message));
+            answers = rest;
+        }
+        said.sort();
+        assert_eq!(said, [(String::new(), text.to_owned()), ("r1".to_owned(), String::new())]);
+    }
+    assert_eq!(world.connection.frontend.memory.used(), 0);
 }
 
 #[tokio::test]
