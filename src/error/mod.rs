@@ -114,6 +114,13 @@ pub enum Error {
         /// The limit, in bytes.
         limit: u64,
     },
+    /// What takes more than the whole memory budget: there will never be room for it.
+    NeverFits {
+        /// What it needs as far as is known, in bytes, with what the same call holds besides.
+        bytes: u64,
+        /// The budget (`limits.concurrency.memory`), in bytes.
+        budget: u64,
+    },
     /// A body that inflates to far more than it is.
     InflatesTooMuch {
         /// The most that one byte may become.
@@ -172,7 +179,9 @@ impl Error {
             Self::UnsupportedMedia(_) => Code::UnsupportedMediaType,
             Self::Unimplemented(_) => Code::Unimplemented,
             Self::MethodNotAllowed { .. } => Code::MethodNotAllowed,
-            Self::TooLarge { .. } | Self::InflatesTooMuch { .. } | Self::StackedCodings => Code::PayloadTooLarge,
+            Self::TooLarge { .. } | Self::NeverFits { .. } | Self::InflatesTooMuch { .. } | Self::StackedCodings => {
+                Code::PayloadTooLarge
+            }
             Self::Conflict(_) => Code::Conflict,
             Self::Unprocessable(_) => Code::Unprocessable,
             Self::RateLimited { .. } => Code::RateLimited,
@@ -235,6 +244,9 @@ impl fmt::Display for Error {
             Self::InvalidTensor { tensor, reason } => write!(f, "tensor `{tensor}` {reason}"),
             Self::MethodNotAllowed { allow } => write!(f, "method not allowed, expected {allow}"),
             Self::TooLarge { limit } => write!(f, "larger than the limit of {limit} bytes"),
+            Self::NeverFits { bytes, budget } => {
+                write!(f, "needs {bytes} bytes of memory, expected at most {budget} (`limits.concurrency.memory`)")
+            }
             Self::InflatesTooMuch { ratio } => write!(f, "inflates to more than {ratio} times its size"),
             Self::StackedCodings => f.write_str("compressed more than once, expected one `content-encoding`"),
             Self::TrailersTooLarge => f.write_str("the body has more trailer fields than their limit"),

@@ -447,8 +447,8 @@ pub(super) fn fill_up(found: &Found, instance: &mut dyn Backend, shapes: &mut Sh
 /// Says what [`fill_up`] has found.
 fn told_filling(found: &Found, shapes: &Shapes) {
     if let Some(padding) = shapes.padding().filter(|_| found.settings.warmup) {
-        let (reach, elements) = (&padding.reach, padding.worth());
-        tracing::info!(model = %found.name, ?reach, elements, "how far calls are filled up");
+        let (pad, elements) = (&padding.reach, padding.worth());
+        tracing::info!(model = %found.name, %pad, elements, "how far calls are filled up");
     }
 }
 

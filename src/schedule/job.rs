@@ -138,22 +138,12 @@ impl Job {
         self.inputs.iter().map(|input| input.data().len()).sum()
     }
 
-    /// Answers with the outputs of a whole run.
+    /// Answers with the outputs of a whole run. Its inputs are let go of before anybody hears: who counts the outputs against
+    /// a memory budget does not find the inputs there still, or not, by chance.
     pub fn succeed(self, outputs: Vec<NamedTensor>, timing: Timing) {
-        match self.reply {
-            ReplyTo::Once(hearer) => hearer.hear(Ok(Answer { outputs, timing })),
-            ReplyTo::InOrder(hearer, place) => place.answer(hearer, Ok(Answer { outputs, timing })),
-            ReplyTo::Held(held) => {
-                if let Some(reply) = held.take() {
-                    Self { reply, ..self }.succeed(outputs, timing);
-                }
-            }
-            ReplyTo::Stream { sender, frame, .. } => {
-                self.facts.timing.set(timing);
-                // A caller that has gone does not want to know.
-                drop(sender.try_send(frame(outputs, timing).map(Chunk::Tensors)));
-            }
-        }
+        let Self { inputs, reply, facts, .. } = self;
+        drop(inputs);
+        reply.succeed(outputs, timing, &facts);
     }
 
     /// Answers with an error. A stream whose channel is full ends without it: its reader is
@@ -222,6 +212,23 @@ impl ReplyTo {
             Self::Once(hearer) | Self::InOrder(hearer, _) => hearer.is_gone(),
             Self::Held(held) => held.is_abandoned(),
             Self::Stream { sender, .. } => sender.is_closed(),
+        }
+    }
+
+    fn succeed(self, outputs: Vec<NamedTensor>, timing: Timing, facts: &Facts) {
+        match self {
+            Self::Once(hearer) => hearer.hear(Ok(Answer { outputs, timing })),
+            Self::InOrder(hearer, place) => place.answer(hearer, Ok(Answer { outputs, timing })),
+            Self::Held(held) => {
+                if let Some(reply) = held.take() {
+                    reply.succeed(outputs, timing, facts);
+                }
+            }
+            Self::Stream { sender, frame, .. } => {
+                facts.timing.set(timing);
+                // A caller that has gone does not want to know.
+                drop(sender.try_send(frame(outputs, timing).map(Chunk::Tensors)));
+            }
         }
     }
 

@@ -12,6 +12,7 @@ use crate::{
 use bytes::Bytes;
 use smallvec::SmallVec;
 use std::{
+    fmt,
     ops::Range,
     sync::{
         Arc,
@@ -64,6 +65,19 @@ pub enum Reach {
     Ratio(u32),
     /// All that are filled up to the same of these, ascending; each run has such a length, alone or not.
     Lengths(Vec<usize>),
+}
+
+// === impl Reach ===
+
+/// As `batching.pad` has it.
+impl fmt::Display for Reach {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Worth => f.write_str("auto"),
+            Self::Ratio(hundredths) => write!(f, "{{ ratio: {}.{:02} }}", hundredths / 100, hundredths % 100),
+            Self::Lengths(lengths) => write!(f, "{{ lengths: {lengths:?} }}"),
+        }
+    }
 }
 
 // === impl Padding ===

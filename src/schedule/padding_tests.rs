@@ -117,6 +117,12 @@ fn joins(padding: &Arc<Layout>, one: usize, other: usize) -> bool {
 }
 
 #[test]
+fn how_far_calls_are_filled_up_is_said_as_it_is_configured() {
+    let said = [Reach::Worth, Reach::Ratio(205), Reach::Lengths(vec![8, 64])].map(|reach| reach.to_string());
+    assert_eq!(said, ["auto", "{ ratio: 2.05 }", "{ lengths: [8, 64] }"]);
+}
+
+#[test]
 fn what_an_element_is_worth_says_who_runs_together() {
     let padding = padding(Reach::Worth, None);
     assert!(joins(&padding, 5, 5) && !joins(&padding, 5, 6), "nothing was measured yet");

@@ -142,6 +142,8 @@ pub(super) fn batch(backend: &mut dyn Backend, jobs: &mut Vec<Job>, plan: &Plan,
         Ok(Ok(outputs)) if misfit(&outputs).is_none() => {
             let parts = apart(jobs, outputs, plan, laid.is_some());
             count(jobs, laid.as_ref(), plan);
+            // What was not changed lies in it as it came, and goes with the inputs.
+            drop(laid);
             let spent = Spent { input, infer: took - input, output: started.elapsed() - took };
             // Counted before anyone hears of it: who was answered finds itself in the statistics.
             plan.metrics.ran(jobs.len(), rows, queued, spent);

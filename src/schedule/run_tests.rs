@@ -40,6 +40,26 @@ fn each_job_gets_its_own_rows_of_the_batch() {
 }
 
 #[test]
+fn inputs_are_gone_when_the_answer_is_heard() {
+    let plan = testing::plan();
+    let script = Script::default();
+    for rows in [&[2][..], &[1, 3]] {
+        let (mut jobs, mut waiting) = (Vec::new(), Vec::new());
+        for rows in rows {
+            let (mut job, receiver) = testing::job(*rows, 1.0);
+            let last = testing::Last::of(&mut job.inputs);
+            waiting.push(last.hears(receiver));
+            jobs.push(job);
+        }
+        run(&mut *testing::backend(&script), &mut jobs, &plan, None);
+        for (last, mut receiver) in waiting {
+            assert!(receiver.try_recv().unwrap().is_ok());
+            assert_eq!(last.were_there(), Some(false));
+        }
+    }
+}
+
+#[test]
 fn one_bad_job_does_not_fail_its_batch() {
     let script = Script::default();
     script.fail_on(2.0);

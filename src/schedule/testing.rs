@@ -13,7 +13,9 @@ use crate::{
 };
 use std::{
     ops::ControlFlow,
-    sync::{Arc, Condvar, Mutex, MutexGuard},
+    pin::Pin,
+    sync::{Arc, Condvar, Mutex, MutexGuard, Weak},
+    task::{Context, Wake},
     time::{Duration, Instant},
 };
 use tokio::sync::{mpsc, oneshot};
@@ -219,6 +221,40 @@ pub(crate) fn tensor(rows: usize, width: usize, mark: f32) -> Tensor {
 /// The first element.
 pub(crate) fn mark(tensor: &Tensor) -> f32 {
     f32::from_le_bytes(tensor.data()[..4].try_into().unwrap())
+}
+
+/// Looks whether inputs are there still when somebody is woken.
+pub(crate) struct Last {
+    inputs: Weak<()>,
+    were_there: Mutex<Option<bool>>,
+}
+
+impl Last {
+    /// These, and what is cloned of them.
+    pub(crate) fn of(inputs: &mut Tensors) -> Arc<Self> {
+        let kept = Arc::new(());
+        let weak = Arc::downgrade(&kept);
+        inputs.iter_mut().for_each(|input| input.keep_with(Arc::clone(&kept)));
+        Arc::new(Self { inputs: weak, were_there: Mutex::new(None) })
+    }
+
+    /// Waits for what `future` yields.
+    pub(crate) fn hears<F: Future + Unpin>(self: Arc<Self>, mut future: F) -> (Arc<Self>, F) {
+        let waker = Arc::clone(&self).into();
+        assert!(Pin::new(&mut future).poll(&mut Context::from_waker(&waker)).is_pending());
+        (self, future)
+    }
+
+    /// Whether they were, if anybody was woken.
+    pub(crate) fn were_there(&self) -> Option<bool> {
+        *self.were_there.lock().unwrap()
+    }
+}
+
+impl Wake for Last {
+    fn wake(self: Arc<Self>) {
+        *self.were_there.lock().unwrap() = Some(self.inputs.strong_count() > 0);
+    }
 }
 
 pub(crate) fn job(rows: usize, mark: f32) -> (Job, Receiver) {

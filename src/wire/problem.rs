@@ -9,24 +9,38 @@ use crate::{
 };
 use bytes::Bytes;
 
-/// What the rate-limit draft calls a quota that is used up.
-const QUOTA_EXCEEDED: &[u8] = b"{\"type\":\"https://iana.org/assignments/http-problem-types#quota-exceeded";
+/// What the rate-limit draft calls a quota that is used up, and its title.
+const QUOTA_EXCEEDED: (&str, &str) =
+    ("https://iana.org/assignments/http-problem-types#quota-exceeded", "Quota exceeded");
+/// And what it calls a client that behaves as none should, which is what the address gate counts.
+const ABNORMAL_USAGE: (&str, &str) =
+    ("https://iana.org/assignments/http-problem-types#abnormal-usage-detected", "Abnormal usage detected");
 
 /// Encodes `error` as problem details about the path `instance`, with `error`, `code`, `request_id` and `retryable`
 /// beside. `status` is that of the response line: for some errors it is not the one of their code.
 pub fn encode(error: &Error, status: u16, id: &CallId, instance: &str) -> Bytes {
     let code = error.code();
     let mut out = Vec::with_capacity(384);
-    match error {
-        Error::RateLimited { cap: Cap::Policy(_), .. } => out.extend_from_slice(QUOTA_EXCEEDED),
-        _ => {
-            // Relative, so that every deployment points at its own documentation.
-            out.extend_from_slice(b"{\"type\":\"/docs#error-");
-            out.extend_from_slice(code.name().as_bytes());
+    out.extend_from_slice(b"{\"type\":\"");
+    let registered = match error {
+        Error::RateLimited { cap: Cap::Policy(_), .. } => Some(QUOTA_EXCEEDED),
+        Error::RateLimited { cap: Cap::Address, .. } => Some(ABNORMAL_USAGE),
+        _ => None,
+    };
+    let title = match registered {
+        Some((kind, title)) => {
+            out.extend_from_slice(kind.as_bytes());
+            title
         }
-    }
+        None => {
+            // Relative, so that every deployment points at its own documentation.
+            out.extend_from_slice(b"/docs#error-");
+            out.extend_from_slice(code.name().as_bytes());
+            title(code)
+        }
+    };
     out.extend_from_slice(b"\",\"title\":\"");
-    out.extend_from_slice(title(code).as_bytes());
+    out.extend_from_slice(title.as_bytes());
     out.extend_from_slice(b"\",\"status\":");
     out.extend_from_slice(itoa::Buffer::new().format(status).as_bytes());
     out.extend_from_slice(b",\"detail\":");
@@ -85,6 +99,8 @@ const fn title(code: Code) -> &'static str {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::error::Allowance;
+    use std::{sync::Arc, time::Duration};
 
     #[test]
     fn the_members_of_a_problem() {
@@ -97,6 +113,24 @@ mod tests {
                 r#""instance":"/v1/ws/\"x","error":"no such path","code":"not_found","request_id":"c-1","retryable":false}"#
             )
         );
+    }
+
+    #[test]
+    fn what_a_caller_used_up_has_the_type_of_the_draft_where_there_is_one() {
+        let allowance =
+            Allowance { name: "rows".into(), limit: 5, per: Duration::from_secs(1), burst: 5, unit: "rows" };
+        let draft = "https://iana.org/assignments/http-problem-types";
+        for (cap, kind, title, policy) in [
+            (Cap::Policy(Arc::new(allowance)), format!("{draft}#quota-exceeded"), "Quota exceeded", "rows"),
+            (Cap::Address, format!("{draft}#abnormal-usage-detected"), "Abnormal usage detected", "address"),
+            (Cap::Calls, "/docs#error-rate_limited".into(), "Rate limited", "concurrency"),
+        ] {
+            let error = Error::RateLimited { retry_after: Duration::from_secs(1), cap };
+            let body = encode(&error, 429, &CallId::Given("c-1".into()), "/v1/ws");
+            let body: serde_json::Value = serde_json::from_slice(&body).unwrap();
+            assert_eq!((&body["type"], &body["title"]), (&kind.into(), &title.into()), "{body}");
+            assert_eq!((&body["violated-policies"][0], &body["status"]), (&policy.into(), &429.into()), "{body}");
+        }
     }
 
     #[test]

@@ -7,7 +7,10 @@
 
 use super::{Settings, json::MEMBERS};
 use crate::error::Error;
-use prost::encoding::{DecodeContext, WireType, decode_key, decode_varint, skip_field};
+use prost::{
+    DecodeError,
+    encoding::{DecodeContext, WireType, decode_key, decode_varint, skip_field},
+};
 
 /// What a field costs to decode, as bytes of text that take as long.
 const STEP: usize = 16;
@@ -15,6 +18,8 @@ const STEP: usize = 16;
 const FIELDS: usize = 12;
 /// Fields of a message among which its text is looked for when it is refused: writers begin with the lowest numbers.
 const FIRST: usize = 16;
+/// Messages, groups and what is in them, one within the other: as many as prost reads.
+const DEPTH: usize = 100;
 
 /// A message whose fields that can repeat are known.
 pub trait Weighed {
@@ -169,13 +174,22 @@ pub(super) fn too_many_dimensions(found: usize, settings: &Settings) -> String {
     format!("has {found} dimensions, expected at most {}", settings.rank)
 }
 
+/// The error of a message that is nested deeper than it is read, if that is what `error` says. It is refused for a limit, as
+/// JSON that is nested too deeply; what the rest of it is nobody knows.
+pub fn too_deep(error: &DecodeError) -> Option<Error> {
+    // prost has no other name for it.
+    let is_depth = error.to_string().ends_with("recursion limit reached");
+    is_depth.then(|| Error::invalid(format!("the message is nested too deeply, expected at most {DEPTH} levels")))
+}
+
 /// Weighs a message of type `M` before it is decoded, for as long as the work so far is `little`.
 ///
 /// Resolves to `None` once it is not. Of a malformed message it is what was found before the fault.
 ///
 /// # Errors
 ///
-/// [`Error::InvalidRequest`] or [`Error::InvalidTensor`] for more entries than a list may have, as decoding it would answer.
+/// [`Error::InvalidRequest`] or [`Error::InvalidTensor`] for more entries than a list may have, as decoding it would answer;
+/// [`too_deep`] for groups that are.
 pub fn weigh<M: Weighed>(
     message: &[u8],
     settings: &Settings,
@@ -331,7 +345,8 @@ fn delimited<'a>(rest: &mut &'a [u8]) -> Result<&'a [u8], Stop> {
 }
 
 fn skip(number: u32, wire: WireType, rest: &mut &[u8]) -> Result<(), Stop> {
-    skip_field(wire, number, rest, DecodeContext::default()).map_err(|_| Stop::Malformed)
+    skip_field(wire, number, rest, DecodeContext::default())
+        .map_err(|error| too_deep(&error).map_or(Stop::Malformed, Stop::Refused))
 }
 
 #[cfg(test)]

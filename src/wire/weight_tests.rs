@@ -130,6 +130,28 @@ fn compare(message: &MessageDescriptor, fields: &[Field]) {
 }
 
 #[test]
+fn groups_within_groups_are_read_as_deep_as_prost_reads_them() {
+    // Opened and closed as number 1, which is text, and as one that nobody knows.
+    for number in [1_u8, 15] {
+        let groups = |depth: usize| [[number << 3 | 3].repeat(depth), [number << 3 | 4].repeat(depth)].concat();
+        let refused = weighed::<pb::ModelInferRequest>(&groups(DEPTH + 1)).unwrap_err();
+        assert_eq!(refused, "the message is nested too deeply, expected at most 100 levels");
+        assert!(weighed::<pb::ModelInferRequest>(&groups(DEPTH)).is_ok());
+        // In a tensor, whose table is walked; the decoder is one level further in there.
+        let tensor = within(5, &groups(DEPTH + 1));
+        assert!(weighed::<pb::ModelInferRequest>(&tensor).is_err());
+    }
+    let groups = |depth: usize| [[0x7b].repeat(depth), [0x7c].repeat(depth)].concat();
+    assert!(pb::ModelInferRequest::decode(&*groups(DEPTH)).is_ok());
+    // A parameter, whose table is empty.
+    for deep in [groups(DEPTH + 1), within(4, &within(2, &groups(DEPTH)))] {
+        let error = pb::ModelInferRequest::decode(&*deep).unwrap_err();
+        assert!(too_deep(&error).is_some(), "prost has a new name for it: {error}");
+    }
+    assert!(too_deep(&pb::ModelInferRequest::decode(&b"\xff"[..]).unwrap_err()).is_none());
+}
+
+#[test]
 fn the_tables_are_those_of_the_schema() {
     let pool = DescriptorPool::decode(DESCRIPTOR).unwrap();
     let message = |name: &str| pool.get_message_by_name(name).unwrap();

@@ -2,13 +2,15 @@
 
 use crate::support::{
     Running, Setup,
-    client::{Request, http_request, http1},
+    client::{Ndjson, Request, http_request, http1, next_json, websocket},
     ways::{Caller, Way, every_way},
 };
+use futures_util::SinkExt;
 use prost::Message as _;
 use serde_json::json;
 use sluicegate::wire::proto::inference::{InferTensorContents, ModelInferRequest};
 use std::{future::Future, time::Duration};
+use tokio_tungstenite::tungstenite::Message;
 
 /// Rows of four floats: 250,000 bytes, as a tensor and as text.
 const ROWS: usize = 15_625;
@@ -64,8 +66,23 @@ async fn by(way: Way) {
     .await;
 }
 
+/// A call alone, in memory for its input or its answer and not for both.
+async fn alone(way: Way) {
+    let memory = match way {
+        Way::Grpc | Way::GrpcStream | Way::GrpcWeb => 400_000,
+        // As text an answer is taken to be twice as long.
+        Way::Rest | Way::WebSocket | Way::Ndjson | Way::Sse => 600_000,
+    };
+    let limits =
+        format!("limits: {{ size: {{ body: 300KiB, message: 300KiB }}, concurrency: {{ memory: {memory}B }} }}");
+    let running = Setup::new().yaml(&limits).start().await;
+    let mut caller = Caller::open(way, &running, None).await.unwrap();
+    caller.ask(&Request::new("held", &[ROWS, 4], floats())).await.unwrap();
+}
+
 every_way! {
     what_waits: by,
+    an_answer_takes_the_room_of_its_inputs: alone,
 }
 
 async fn post(
@@ -167,6 +184,11 @@ async fn lists_of_tensorflow_wait_counted() {
     .await;
 }
 
+/// What is said of so many bytes with a megabyte of memory.
+fn never(bytes: usize) -> String {
+    format!("needs {bytes} bytes of memory, expected at most 1048576 (`limits.concurrency.memory`)")
+}
+
 #[tokio::test]
 async fn what_a_text_grows_to_must_fit_by_itself() {
     let limits = "limits: { size: { body: 900KiB, message: 900KiB }, concurrency: { memory: 1MiB } }";
@@ -177,6 +199,30 @@ async fn what_a_text_grows_to_must_fit_by_itself() {
         let data = data.trim_end_matches(',');
         format!(r#"{{"inputs":[{{"name":"x","shape":[{values}],"datatype":"INT64","data":[{data}]}}]}}"#)
     };
-    let refused = post(running.clone(), "/v2/models/double/infer", &[], body("0,")).await;
-    assert_eq!(refused, Err("overloaded".into()), "300 kB of text are 1.2 MB of tensor");
+    let refused = post(running, "/v2/models/double/infer", &[], body("0,")).await.unwrap_err();
+    assert!(refused.contains("\"code\":\"payload_too_large\""), "300 kB of text are 1.2 MB of tensor: {refused}");
+    assert!(refused.contains(&never(1_200_000)), "{refused}");
+}
+
+#[tokio::test]
+async fn a_message_whose_tensors_never_fit_is_too_large_and_its_session_goes_on() {
+    let limits = "limits: { size: { body: 900KiB, message: 900KiB }, concurrency: { memory: 1MiB } }";
+    let running = Setup::new().yaml(limits).start().await;
+    let input = json!({ "name": "x", "shape": [150_000], "datatype": "INT64", "data": vec![0; 150_000] });
+    let message = json!({ "type": "infer", "id": "t1", "model": "double", "inputs": [input] });
+    let mut stream = Ndjson::open(&running, None).await.unwrap();
+    stream.send(&message).await;
+    let mut socket = websocket(&running, None).await.unwrap();
+    socket.send(Message::text(message.to_string())).await.unwrap();
+    for answer in [stream.next().await.unwrap(), next_json(&mut socket).await.unwrap()] {
+        assert_eq!((&answer["id"], &answer["code"]), (&json!("t1"), &json!("payload_too_large")), "{answer}");
+        // The id waits with the tensor.
+        assert_eq!((&answer["message"], &answer["retryable"]), (&json!(never(1_200_002)), &json!(false)));
+    }
+    let sound = Request::new("double", &[1, 4], vec![0.0; 4]).json_message();
+    stream.send(&sound).await;
+    socket.send(Message::text(sound.to_string())).await.unwrap();
+    for answer in [stream.next().await.unwrap(), next_json(&mut socket).await.unwrap()] {
+        assert_eq!(answer["type"], "output", "{answer}");
+    }
 }

@@ -157,8 +157,9 @@ pub async fn inflate(
 fn inflate_here(packed: &[u8], coding: Coding, offset: usize, connection: &Connection) -> Result<Bytes, Error> {
     let frontend = &connection.frontend;
     let (limits, ratio) = (Limits::of(&frontend.settings), frontend.settings.size.inflate_ratio);
+    let memory = frontend.memory.beside(packed.len());
     let mut out = Inflating {
-        buffer: Buffer::new(offset, None, limits, &frontend.memory),
+        buffer: Buffer::new(offset, None, limits, &memory),
         length: 0,
         most: packed.len().saturating_mul(ratio).max(FREE),
         ratio,

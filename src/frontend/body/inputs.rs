@@ -53,7 +53,7 @@ impl Memory {
     ///
     /// # Errors
     ///
-    /// [`Error::Overloaded`] if the budget does not have them, at once or when they are typed.
+    /// As [`Memory`] if the budget does not have them, at once or when they are typed.
     pub fn hold_inputs(&self, request: InferRequest, counted: Counted) -> Result<InferRequest, Error> {
         let text = text(&request);
         let inputs = match request.inputs {
@@ -88,6 +88,10 @@ impl Memory {
             Some(mut reservation) => {
                 reservation.fit(bytes)?;
                 reservation
+            }
+            // Tensors that are slices of the body keep it.
+            None if tensors.iter().any(|tensor| counted.has(tensor)) => {
+                self.beside(counted.body.len()).reserve(bytes)?
             }
             None => self.reserve(bytes)?,
         };

@@ -2,7 +2,7 @@
 
 use super::memory::{FREE, Memory, Reservation};
 use crate::{
-    error::{Error, Limit},
+    error::Error,
     frontend::{Connection, Settings},
     tensor::view,
 };
@@ -27,8 +27,8 @@ const TRAILERS: &str = "chunk trailer";
 ///
 /// # Errors
 ///
-/// [`Error::TooLarge`], [`Error::Overloaded`], [`Error::BodyStalled`], [`Error::InvalidRequest`] for broken or
-/// excessive chunks, [`Error::TrailersTooLarge`], or [`Error::Cancelled`] if the client went away.
+/// [`Error::TooLarge`], as [`Memory`] if the budget has no room, [`Error::BodyStalled`], [`Error::InvalidRequest`] for
+/// broken or excessive chunks, [`Error::TrailersTooLarge`], or [`Error::Cancelled`] if the client went away.
 pub async fn read(body: hyper::body::Incoming, offset: usize, connection: &Connection) -> Result<Bytes, Error> {
     let limits = Limits::of(&connection.frontend.settings);
     collect(body, offset, limits, &connection.frontend.memory).await
@@ -68,9 +68,7 @@ where
         // Early, so that nothing of a body that cannot be taken is read (contract 10 section 5).
         let length = usize::try_from(length).ok().filter(|length| *length <= limits.body);
         let length = length.ok_or_else(|| limits.too_large())?;
-        if length > FREE && !memory.has_room(length) {
-            return Err(Error::Overloaded { limit: Limit::Memory });
-        }
+        memory.expect(length)?;
     }
     let Some(first) = next_data(&mut body, limits).await? else { return Ok(Bytes::new()) };
     if first.len() > limits.body {

@@ -172,7 +172,7 @@ pub(in crate::frontend) fn work(note: &Note, response: &InferResponse) -> usize 
 ///
 /// # Errors
 ///
-/// As [`message::output`]; [`Error::Overloaded`] if the memory budget has no room.
+/// As [`message::output`]; as [`Memory`](crate::frontend::body::Memory) if the budget has no room.
 pub(in crate::frontend) fn output(
     connection: &Connection,
     about: &About<'_, Tag, Note>,
@@ -184,9 +184,9 @@ pub(in crate::frontend) fn output(
     let encoded = message::output(about.tag, about.seq, last, response, wishes, &frontend.settings.wire)?;
     match encoded {
         Encoded::Text(json) => frontend.memory.hold(json).map(Encoded::Text),
-        Encoded::Binary(pieces) => {
-            let held: Result<_, _> = pieces.into_iter().map(|piece| frontend.memory.hold(piece)).collect();
-            held.map(Encoded::Binary)
+        Encoded::Binary(mut pieces) => {
+            frontend.memory.hold_each(&mut pieces)?;
+            Ok(Encoded::Binary(pieces))
         }
     }
 }

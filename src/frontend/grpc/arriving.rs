@@ -1,6 +1,6 @@
 //! The message on its way in: the stall timer and the memory budget between hyper and whoever cuts it out.
 //!
-//! Of a stream it sees where a message ends and not what it is; the limit on one message is its reader's.
+//! It sees where a message ends and not what it is; the limit on one message is its reader's.
 
 use super::single;
 use crate::{
@@ -64,13 +64,20 @@ impl<B> Arriving<B> {
         stall.as_mut().poll(cx)
     }
 
+    /// The error of a body that ends here, if that is within a message or its prefix. It is told once.
+    fn cut_off(&mut self) -> Option<Error> {
+        let held = std::mem::take(&mut self.framing.held);
+        (held > 0).then(|| single::malformed(&format_args!("it ends after {held} bytes, its prefix included")))
+    }
+
     /// Counts what its reader holds: the message that is being received.
     fn count(&mut self, data: &[u8]) -> Result<(), Error> {
         self.received += data.len();
         let mut total = self.received;
+        let before = self.framing.held;
+        self.framing.feed(data);
         if self.wait == Wait::WithinMessages {
-            total = self.framing.held + data.len();
-            self.framing.feed(data);
+            total = before + data.len();
             if self.framing.held < total {
                 // A message ended in here; what is left is the beginning of the next.
                 total = self.framing.held;
@@ -99,7 +106,7 @@ where
             Poll::Pending => return this.poll_stall(cx).map(|()| Some(Err(Error::BodyStalled))),
         };
         this.waiting = false;
-        let Some(frame) = frame else { return Poll::Ready(None) };
+        let Some(frame) = frame else { return Poll::Ready(this.cut_off().map(Err)) };
         let frame = match frame {
             Ok(frame) => frame,
             Err(error) => return Poll::Ready(Some(Err(error))),
@@ -109,13 +116,14 @@ where
             (None, Some(fields)) if fields.len() > this.connection.frontend.settings.size.trailer_fields => {
                 Err(Error::TrailersTooLarge)
             }
-            (None, _) => Ok(()),
+            (None, _) => this.cut_off().map_or(Ok(()), Err),
         };
         Poll::Ready(Some(checked.map(|()| frame)))
     }
 
     fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
+        // Within a message it is asked for more, to be told that there is none.
+        self.framing.held == 0 && self.body.is_end_stream()
     }
 
     fn size_hint(&self) -> SizeHint {
@@ -218,6 +226,23 @@ mod tests {
             assert!(matches!(silence(Wait::WithinMessages, within).await, Some(Err(Error::BodyStalled))));
         }
         assert!(matches!(silence(Wait::Throughout, &[0, 0, 0, 0, 1, 7]).await, Some(Err(Error::BodyStalled))));
+    }
+
+    #[tokio::test]
+    async fn a_body_ends_between_messages_or_is_malformed() {
+        for wait in [Wait::Throughout, Wait::WithinMessages] {
+            let whole = [0, 0, 0, 0, 1, 7];
+            for (cut, held) in [(0, None), (1, Some(1)), (4, Some(4)), (5, Some(5)), (6, None)] {
+                let (sender, arriving) = arriving(wait, 1 << 20);
+                for data in [&whole[..], &whole[..cut]] {
+                    sender.send(Bytes::copy_from_slice(data)).await.unwrap();
+                }
+                drop(sender);
+                let ended = arriving.collect().await.map(drop).map_err(|error| error.to_string());
+                let text = |held| format!("malformed gRPC message: it ends after {held} bytes, its prefix included");
+                assert_eq!(ended.err(), held.map(text), "{wait:?} {cut}");
+            }
+        }
     }
 
     #[tokio::test]

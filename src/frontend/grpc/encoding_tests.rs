@@ -134,6 +134,22 @@ async fn what_is_not_compressed_as_it_says_is_internal_and_what_is_unknown_unimp
 }
 
 #[tokio::test]
+async fn what_is_cut_off_behind_a_message_is_malformed_however_it_is_read() {
+    let world = world(Settings::default(), echo);
+    let whole = framed(&request());
+    // Compressed messages have another reader, and may come plainly.
+    for headers in [&[][..], &[("grpc-encoding", "gzip")]] {
+        for cut in [1, 4, 5, 12] {
+            let body = [&whole[..], &whole[..cut]].concat();
+            let (status, _) = ask(&world, headers, &body).await;
+            let text = format!("malformed gRPC message: it ends after {cut} bytes, its prefix included");
+            assert_eq!((status.code(), status.message()), (Code::Internal, &*text), "{headers:?}");
+        }
+    }
+    assert_eq!(ask(&world, &[], &whole).await.0.code(), Code::Ok);
+}
+
+#[tokio::test]
 async fn a_bomb_is_cut_off_while_it_grows() {
     let mut settings = Settings::default();
     settings.size.body = 4 << 20;

@@ -46,7 +46,11 @@ pub(super) fn echoed(request: InferRequest) -> Reply {
 
 /// `message` with its prefix.
 pub(super) fn framed(message: &impl Message) -> Vec<u8> {
-    let body = message.encode_to_vec();
+    prefixed(&message.encode_to_vec())
+}
+
+/// A message of these bytes, behind its prefix.
+pub(super) fn prefixed(body: &[u8]) -> Vec<u8> {
     let mut framed = vec![0];
     framed.extend(u32::try_from(body.len()).unwrap().to_be_bytes());
     framed.extend(body);
@@ -121,8 +125,18 @@ impl World {
         GrpcInferenceServiceClient::new(self.channel().await).max_encoding_message_size(usize::MAX)
     }
 
-    /// Sends `frames` as the body of a request with these headers, and gives back what comes, trailers merged.
+    /// Sends `body` in a request with these headers, and gives back those that come, trailers merged.
     pub(super) async fn raw(&self, path: &str, headers: &[(&str, &str)], body: &[u8]) -> http::HeaderMap {
+        self.whole(path, headers, body).await.0
+    }
+
+    /// The same, and the body that comes.
+    pub(super) async fn whole(
+        &self,
+        path: &str,
+        headers: &[(&str, &str)],
+        body: &[u8],
+    ) -> (http::HeaderMap, bytes::Bytes) {
         use http_body_util::BodyExt;
         let io = TokioIo::new(self.connect());
         let (mut sender, driver) = hyper::client::conn::http2::handshake(TokioExecutor::new(), io).await.unwrap();
@@ -138,9 +152,10 @@ impl World {
         let response = sender.send_request(request.body(body).unwrap()).await.unwrap();
         assert_eq!(response.status(), 200);
         let mut all = response.headers().clone();
-        if let Some(trailers) = response.into_body().collect().await.unwrap().trailers() {
+        let body = response.into_body().collect().await.unwrap();
+        if let Some(trailers) = body.trailers() {
             all.extend(trailers.clone());
         }
-        all
+        (all, body.to_bytes())
     }
 }

@@ -51,7 +51,6 @@ impl Input {
 mod tests {
     use super::*;
     use crate::{
-        error::Limit,
         frontend::{
             self,
             grpc::{fixture::world, parse::parse},
@@ -157,6 +156,6 @@ mod tests {
         settings.concurrency.memory = LARGE;
         let world = world(settings, |_| async { Err(Error::Cancelled) });
         let held = parsed(&world.connection, &message(false)).wait().await;
-        assert!(matches!(held.map(drop), Err(Error::Overloaded { limit: Limit::Memory })));
+        assert!(matches!(held.map(drop), Err(Error::NeverFits { .. })));
     }
 }

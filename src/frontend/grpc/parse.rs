@@ -10,7 +10,7 @@ use crate::{
         Connection,
         body::{self, Reservation},
     },
-    wire::weight::{Weighed, weigh},
+    wire::weight::{Weighed, too_deep, weigh},
 };
 use bytes::{Buf, Bytes};
 use prost::Message;
@@ -40,8 +40,9 @@ pub(super) struct Parsed<M> {
 
 /// Decodes `message` and hands it to `then`, both off the lane if it is more than a little work to decode.
 ///
-/// Resolves to what `then` makes of it; [`Error::MalformedMessage`], [`Error::Overloaded`] if the memory budget has no room
-/// for it or too much is being decoded, or what [`weigh`] answers.
+/// Resolves to what `then` makes of it; [`Error::MalformedMessage`], as [`Memory`](body::Memory) if the budget has no room
+/// for it, [`Error::Overloaded`] if too much is being decoded, [`too_deep`], or what
+/// [`weigh`] answers.
 pub(super) fn parse<M: Readable, T: Send + 'static>(
     connection: &Arc<Connection>,
     message: Bytes,
@@ -81,9 +82,10 @@ fn decode<M: Readable>(
     whole: Option<Reservation>,
     off_lane: bool,
 ) -> Result<Parsed<M>, Error> {
-    let made = connection.frontend.memory.reserve_large(made)?;
+    let held = whole.as_ref().map_or(0, Reservation::bytes);
+    let made = connection.frontend.memory.beside(held).reserve_large(made)?;
     let length = message.len();
-    let message = M::decode(message).map_err(|error| malformed(&error))?;
+    let message = M::decode(message).map_err(|error| too_deep(&error).unwrap_or_else(|| malformed(&error)))?;
     Ok(Parsed { message, length, whole, made, off_lane })
 }
 

@@ -6,7 +6,7 @@ use crate::{
     frontend::{
         Settings,
         body::Busy,
-        grpc::fixture::{World, echoed, request, world},
+        grpc::fixture::{World, echoed, framed, prefixed, request, world},
     },
     wire::proto::inference::{self as pb, ModelInferRequest, model_infer_request::InferInputTensor},
 };
@@ -58,7 +58,11 @@ fn hostile() -> [(ModelInferRequest, Code, &'static str); 4] {
             "the request has more than 256 entries in `raw_input_contents`, expected at most 256",
         ),
         (shape, Code::InvalidArgument, "tensor `X` has 100000 dimensions, expected at most 16"),
-        (strings(40_000), Code::Unavailable, "no room: memory"),
+        (
+            strings(40_000),
+            Code::ResourceExhausted,
+            "needs 2640671 bytes of memory, expected at most 1048576 (`limits.concurrency.memory`)",
+        ),
     ]
 }
 
@@ -77,6 +81,56 @@ async fn what_is_too_much_once_decoded_is_refused_plain_and_compressed_and_the_c
         }
         assert_eq!(world.connection.frontend.memory.used(), 0);
     }
+}
+
+/// A million groups within each other, closed or not, alone and in a parameter.
+fn deep() -> [Vec<u8>; 3] {
+    let open = vec![0x7b; 1 << 20];
+    let closed = [open.clone(), vec![0x7c; 1 << 20]].concat();
+    let field = |number: u8, inner: &[u8]| {
+        let mut bytes = vec![number << 3 | 2];
+        prost::encoding::encode_varint(inner.len() as u64, &mut bytes);
+        [bytes, inner.to_vec()].concat()
+    };
+    let parameter = field(4, &field(2, &closed));
+    [open, closed, parameter]
+}
+
+#[tokio::test]
+async fn what_is_nested_too_deeply_is_invalid_and_the_stream_goes_on() {
+    let world = with_memory(64 * MIB);
+    let text = "the message is nested too deeply, expected at most 100 levels";
+    for message in deep() {
+        let infer = "/inference.GRPCInferenceService/ModelInfer";
+        let status = Status::from_header_map(&world.raw(infer, &[], &prefixed(&message)).await).unwrap();
+        assert_eq!((status.code(), status.message()), (Code::InvalidArgument, text));
+        let body = [prefixed(&message), framed(&request())].concat();
+        let stream = "/inference.GRPCInferenceService/ModelStreamInfer";
+        let (headers, answers) = world.whole(stream, &[], &body).await;
+        assert_eq!(Status::from_header_map(&headers).unwrap().code(), Code::Ok);
+        let mut said = Vec::new();
+        let mut answers = &answers[..];
+        while let Some(([_, length @ ..], rest)) = answers.split_first_chunk::<5>() {
+            let (answer, rest) = rest.split_at(u32::from_be_bytes(*length) as usize);
+            let answer = pb::ModelStreamInferResponse::decode(answer).unwrap();
+            said.push((answer.infer_response.unwrap().id, answer.error_message));
+            answers = rest;
+        }
+        said.sort();
+        assert_eq!(said, [(String::new(), text.to_owned()), ("r1".to_owned(), String::new())]);
+    }
+    assert_eq!(world.connection.frontend.memory.used(), 0);
+}
+
+#[tokio::test]
+async fn what_has_no_room_now_may_come_again() {
+    let world = with_memory(MIB);
+    let mut client = world.client().await;
+    let held = world.connection.frontend.memory.reserve(MIB / 2).unwrap();
+    let status = client.model_infer(strings(10_000)).await.unwrap_err();
+    assert_eq!((status.code(), status.message()), (Code::Unavailable, "no room: memory"));
+    drop(held);
+    client.model_infer(strings(10_000)).await.unwrap();
 }
 
 #[tokio::test]
@@ -158,7 +212,7 @@ fn the_refusal_of_a_message_of_64_mib_allocates_next_to_nothing() {
         let settings = &connection.frontend.settings.wire;
         let weight = weigh::<ModelInferRequest>(&message, settings, |_| true).unwrap().unwrap();
         let decoded = decode::<ModelInferRequest>(connection, message, weight.bytes, None, true);
-        assert!(matches!(decoded, Err(Error::Overloaded { limit: crate::error::Limit::Memory })));
+        assert!(matches!(decoded, Err(Error::NeverFits { .. })));
     });
     assert!(made.bytes_total < 10_000, "{} bytes", made.bytes_total);
     assert_eq!(connection.frontend.memory.used(), 0);

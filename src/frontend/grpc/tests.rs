@@ -194,14 +194,15 @@ async fn a_message_at_the_limit_passes_and_one_byte_more_is_too_large() {
 }
 
 #[tokio::test]
-async fn a_message_beyond_the_memory_budget_is_overloaded() {
+async fn a_message_beyond_the_memory_budget_is_too_large() {
     let mut settings = Settings::default();
     settings.concurrency.memory = 100_000;
     let mut message = request();
     message.id = "x".repeat(200_000);
     let status = world(settings, server).client().await.model_infer(message).await.unwrap_err();
-    assert_eq!((status.code(), metadata(&status, "error-code")), (Code::Unavailable, Some("overloaded")));
-    assert!(status.get_details_retry_info().is_some());
+    let code = metadata(&status, "error-code");
+    assert_eq!((status.code(), code), (Code::ResourceExhausted, Some("payload_too_large")));
+    assert!(status.get_details_retry_info().is_none());
 }
 
 #[tokio::test]

@@ -16,7 +16,7 @@ use crate::{
     error::Error,
     frontend::{
         Connection,
-        body::{self, Counted},
+        body::{self, Counted, Reservation},
         http::Response,
         quota,
     },
@@ -135,7 +135,8 @@ fn operation(connection: &Arc<Connection>, parsed: Parsed<pb::PredictRequest>) -
     }
     // What came is counted with what becomes of it.
     drop(whole);
-    let reservation = connection.frontend.memory.reserve_large(length.saturating_add(weight))?;
+    let held = made.as_ref().map_or(0, Reservation::bytes);
+    let reservation = connection.frontend.memory.beside(held).reserve_large(length.saturating_add(weight))?;
     let pb::PredictRequest { model_spec, inputs, output_filter } = message;
     let (model, outputs): (ModelRef, _) = tf::about(model_spec, output_filter)?;
     let (memory, connection) = (connection.frontend.memory.clone(), Arc::clone(connection));

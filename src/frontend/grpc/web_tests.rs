@@ -4,7 +4,7 @@ use super::*;
 use crate::{
     frontend::{
         Settings,
-        grpc::fixture::{framed, request},
+        grpc::fixture::{framed, prefixed, request},
         testing::{Plan, Server, echo, nobody, status},
     },
     wire::proto::inference as pb,
@@ -101,6 +101,7 @@ async fn an_error_is_status_200_and_a_frame_of_trailers() {
     let message = framed(&request());
     // Two bytes each on the wire, and hundreds once decoded.
     let inflating = framed(&pb::ModelInferRequest { inputs: vec![Default::default(); 10_000], ..Default::default() });
+    let deep = prefixed(&vec![0x7b; 1 << 20]);
     for (server, path, headers, body, code) in [
         (&server, "/inference.GRPCInferenceService/Nothing", binary, &message[..], 12),
         (&server, stream, binary, &message, 12),
@@ -108,6 +109,7 @@ async fn an_error_is_status_200_and_a_frame_of_trailers() {
         (&refusing, INFER, binary, &message, 16),
         (&server, INFER, binary, b"\0\0\0\0\x02\xff\xff", 13),
         (&server, INFER, binary, &inflating, 3),
+        (&server, INFER, binary, &deep, 3),
         (&server, INFER, text, &BASE64_STANDARD.encode(&inflating).into_bytes(), 3),
         (&server, INFER, text, b"AAAA*AAA", 13),
         (&server, INFER, text, b"AAAAA", 13),

@@ -235,7 +235,7 @@ mod tests {
             assert_eq!(memory.used(), used);
         }
         let refused = lines.poll_receive(&mut cx);
-        assert!(matches!(refused, Poll::Ready(Received::Fault(Why::Error(Error::Overloaded { .. })))), "{refused:?}");
+        assert!(matches!(refused, Poll::Ready(Received::Fault(Why::Error(Error::NeverFits { .. })))), "{refused:?}");
         assert_eq!(memory.used(), 0);
     }
 

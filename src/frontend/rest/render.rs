@@ -111,7 +111,7 @@ async fn infer(
         };
         Box::pin(body::offload(text, encode)).await?
     };
-    let framed::Framed { header, tensors } = framed;
+    let framed::Framed { header, mut tensors } = framed;
     // Nothing binary came of it: clients then parse the whole body as JSON (contract 02 section 1.2).
     if tensors.iter().all(Bytes::is_empty) {
         frontend.metrics.body_sent(Surface::Rest, header.len() as u64);
@@ -120,9 +120,8 @@ async fn infer(
     let length = header.len();
     let mut frames = VecDeque::with_capacity(tensors.len() + 1);
     frames.push_back(header);
-    for tensor in tensors {
-        frames.push_back(frontend.memory.hold(tensor)?);
-    }
+    frontend.memory.hold_each(&mut tensors)?;
+    frames.extend(tensors);
     frontend.metrics.body_sent(Surface::Rest, frames.iter().map(|frame| frame.len() as u64).sum());
     let mut response = response_of(StatusCode::OK, BINARY, Body::Frames(frames), id);
     response.headers_mut().insert(JSON_LENGTH, HeaderValue::from(length));
@@ -142,7 +141,7 @@ pub(super) fn ticket(ticket: &str, age: Duration, id: &CallId) -> Response {
 ///
 /// # Errors
 ///
-/// What `encode` answers; [`Error::Overloaded`] if there is no room for the body.
+/// What `encode` answers; as [`Memory`](body::Memory) if there is no room for the body.
 pub(super) async fn outputs<E>(
     response: InferResponse,
     id: &CallId,

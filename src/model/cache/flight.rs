@@ -125,9 +125,9 @@ struct Place {
 struct All {
     place: Place,
     leader: u64,
-    question: Arc<Question>,
+    /// There until it is heard what becomes of it.
+    question: Option<Arc<Question>>,
     gone: Arc<AtomicBool>,
-    is_over: bool,
 }
 
 /// Whether an error says something about the call that led, and nothing about what it asked.
@@ -221,10 +221,10 @@ impl Flights {
 
 impl Place {
     /// Has somebody else lead.
-    fn hand_on(&self, question: &Arc<Question>) {
+    fn hand_on(&self, question: Arc<Question>) {
         let next = self.cache.state().flights.next_leader(self);
         let Some(Waiter { sender, .. }) = next else { return };
-        let lead = Lead { place: self.clone(), question: Arc::clone(question), is_over: false };
+        let lead = Lead { place: self.clone(), question, is_over: false };
         // Whoever has left meanwhile drops it, which hands it on again.
         drop(sender.send(Told::Lead(lead)));
     }
@@ -252,7 +252,7 @@ impl Lead {
         let ticket = ticket.ok_or_else(|| Error::internal("a flight ended before it began"))?;
         self.is_over = true;
         let (place, question) = (self.place.clone(), Arc::clone(&self.question));
-        let all = All { place, leader: ticket.waiter, question, gone, is_over: false };
+        let all = All { place, leader: ticket.waiter, question: Some(question), gone };
         Ok((ticket, Box::new(all)))
     }
 }
@@ -260,7 +260,7 @@ impl Lead {
 impl Drop for Lead {
     fn drop(&mut self) {
         if !self.is_over {
-            self.place.hand_on(&self.question);
+            self.place.hand_on(Arc::clone(&self.question));
         }
     }
 }
@@ -313,27 +313,29 @@ impl Audience for All {
     }
 
     fn hear(mut self: Box<Self>, mut answer: Result<Answer, Error>) {
-        self.is_over = true;
+        let Some(question) = self.question.take() else { return };
         if let Err(error) = &answer
             && is_the_leaders(error)
         {
             if let Some(leader) = self.leader() {
                 drop(leader.sender.send(Told::Answer(answer)));
             }
-            return self.place.hand_on(&self.question);
+            return self.place.hand_on(question);
         }
         let cache = &self.place.cache;
         let entry = match (&answer, self.place.name) {
-            (Ok(answer), Name::Shared(hash)) => cache.entry(hash, &self.question, &answer.outputs),
+            (Ok(answer), Name::Shared(hash)) => cache.entry(hash, &question, &answer.outputs),
             _ => None,
         };
         // At once: who comes from now on finds the answer, and nobody between the two.
         let mut state = cache.state();
-        let flight = state.flights.take(&self.place);
+        let waiting = state.flights.take(&self.place).map(|flight| flight.waiting);
         let gone = entry.map(|(hash, entry)| cache.keep(&mut state, hash, entry));
         drop(state);
         drop(gone);
-        let mut waiting = flight.into_iter().flat_map(|flight| flight.waiting.into_values()).peekable();
+        // Before anybody hears, as a job lets go of its inputs.
+        drop(question);
+        let mut waiting = waiting.into_iter().flat_map(BTreeMap::into_values).peekable();
         while let Some(Waiter { sender, .. }) = waiting.next() {
             let answer = if waiting.peek().is_none() { std::mem::replace(&mut answer, NOBODY) } else { again(&answer) };
             // Who has left meanwhile does not want to know.
@@ -344,10 +346,10 @@ impl Audience for All {
 
 impl Drop for All {
     fn drop(&mut self) {
-        if !self.is_over {
+        if let Some(question) = self.question.take() {
             // Its receiver hears that there is nothing to hear.
             drop(self.leader());
-            self.place.hand_on(&self.question);
+            self.place.hand_on(question);
         }
     }
 }

@@ -61,6 +61,20 @@ fn who_is_refused_hands_on_to_the_one_with_most_time_left() {
 }
 
 #[test]
+fn what_was_asked_is_gone_when_the_answer_is_heard() {
+    let cache = cache(SETTINGS, Hashing::Same);
+    let mut asked = question(1.0);
+    let last = jobs::Last::of(&mut asked.inputs);
+    let Entered::Lead(lead) = cache.enter(asked, claim(1, 1)) else { panic!("there is a flight or an answer") };
+    let (mut leader, all) = lead.take(&Arc::default(), claim(1, 1)).unwrap();
+    let mut told = Box::pin(leader.told());
+    let (last, _) = last.hears(&mut told);
+    all.hear(Ok(answer()));
+    assert_eq!(last.were_there(), Some(false));
+    assert!(matches!(told.now_or_never(), Some(Some(Told::Answer(Ok(_))))));
+}
+
+#[test]
 fn who_may_go_first_does_not_wait_behind_others() {
     let cache = cache(SETTINGS, Hashing::Same);
     let (mut leader, all, _) = begin(&cache, claim(2, 1));

@@ -166,6 +166,9 @@ impl Shared {
                     self.lock().expects = false;
                     return Some(instance);
                 }
+                Err(error) if self.lock().expects => {
+                    tracing::error!(model = %self.plan.key, error, "first instance not opened");
+                }
                 Err(error) => tracing::error!(model = %self.plan.key, error, "instance not rebuilt"),
             }
             let until = Instant::now() + pause;

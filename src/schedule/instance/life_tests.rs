@@ -3,14 +3,39 @@
 use super::super::{GIVEN_UP, Plan, Pool};
 use super::*;
 use crate::{
-    backend::fake::Fake,
+    backend::{OpenError, fake::Fake},
     schedule::{
         BatchPolicy,
         testing::{self, Script},
     },
+    telemetry::access_log::tests::Page,
 };
 
 const PATIENCE: Duration = Duration::from_secs(60);
+
+/// What is logged of an instance that cannot be opened, the first one or a later one.
+fn not_opened(first: bool) -> String {
+    let page = Page::default();
+    let writer = page.clone();
+    let subscriber = tracing_subscriber::fmt().json().flatten_event(true).with_writer(move || writer.clone()).finish();
+    let reopen = Arc::new(|| Err(OpenError("no memory".to_owned())));
+    let pool = Pool::new(Arc::new(Plan { reopen, ..testing::plan() }));
+    {
+        let mut state = pool.shared.lock();
+        // It is not tried again.
+        (state.expects, state.closed) = (first, true);
+    }
+    assert!(tracing::subscriber::with_default(subscriber, || pool.shared.reopen()).is_none());
+    let line: serde_json::Value = serde_json::from_str(&page.text()).unwrap();
+    assert_eq!((&line["model"], &line["error"]), (&"double/1".into(), &"no memory".into()), "{line}");
+    line["message"].as_str().unwrap().to_owned()
+}
+
+#[test]
+fn what_is_not_opened_was_there_before_or_was_not() {
+    assert_eq!(not_opened(true), "first instance not opened");
+    assert_eq!(not_opened(false), "instance not rebuilt");
+}
 
 #[test]
 fn whoever_waits_is_not_failed_for_the_last_instance_where_another_has_come() {

@@ -62,7 +62,7 @@ async fn memory_is_held_as_long_as_the_bytes_and_refused_when_it_is_used_up() {
     let body = collect(chunks(vec![vec![1; FREE], vec![1; FREE]]), 0, LIMITS, &memory).await.unwrap();
     assert_eq!(memory.used(), 2 * FREE);
     let refused = collect(chunks(vec![vec![1; FREE], vec![1; FREE]]), 0, LIMITS, &memory).await;
-    assert!(matches!(refused, Err(Error::Overloaded { limit: Limit::Memory })));
+    assert!(matches!(refused, Err(Error::Overloaded { limit: crate::error::Limit::Memory })));
     let small = collect(chunks(vec![vec![1; 8]; 4]), 0, LIMITS, &memory).await.unwrap();
     assert_eq!(small.len(), 32);
     drop(body);

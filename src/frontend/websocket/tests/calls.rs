@@ -268,14 +268,22 @@ async fn large_outputs_come_in_fragments_and_whole() {
 
 #[tokio::test(start_paused = true)]
 async fn what_memory_has_no_room_for_is_refused_by_its_id() {
-    let mut settings = Settings::default();
-    settings.concurrency.memory = 1;
-    let mut client = Client::with(settings).await;
     let zeros = vec!["0"; 50_000].join(",");
-    client.say(&format!(r#"{{"type":"infer","id":"a","model":"echo","inputs":[{{"name":"X","datatype":"UINT8","shape":[50000],"data":[{zeros}]}}]}}"#)).await;
-    client.error("a", "overloaded").await;
-    client.infer("b", "echo", "").await;
-    client.output("b").await;
+    let large = format!(
+        r#"{{"type":"infer","id":"a","model":"echo","inputs":[{{"name":"X","datatype":"UINT8","shape":[50000],"data":[{zeros}]}}]}}"#
+    );
+    // Now, and ever.
+    for (budget, held, code) in [(1 << 20, 1_000_000, "overloaded"), (1, 0, "payload_too_large")] {
+        let mut settings = Settings::default();
+        settings.concurrency.memory = budget;
+        let mut client = Client::with(settings).await;
+        let held = client.fixture.connection.frontend.memory.reserve(held).unwrap();
+        client.say(&large).await;
+        client.error("a", code).await;
+        client.infer("b", "echo", "").await;
+        client.output("b").await;
+        drop(held);
+    }
 }
 
 #[tokio::test(start_paused = true)]
