@@ -8,7 +8,7 @@ ARGS    ?=
 # Official builds of ONNX Runtime send usage data unless told not to; the program says so itself, tools may not.
 export ORT_DISABLE_TELEMETRY := 1
 
-.PHONY: help run build test clients lint bench onnxruntime
+.PHONY: help run build pgo test clients lint bench onnxruntime
 
 help: ## list the targets
 	@awk -F':.*## ' '/^[a-z]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -18,6 +18,9 @@ run: build ## build, then serve models/ on 127.0.0.1:8080
 
 build: onnxruntime ## build the release binary and get ONNX Runtime
 	@$(CARGO) build --release --locked
+
+pgo: onnxruntime ## a faster release binary, target/pgo/sluicegate, by a profile of itself (needs llvm-profdata; half an hour)
+	@$(PYTHON) benches/pgo.py
 
 onnxruntime: ## get the pinned ONNX Runtime library into target/onnxruntime
 	@$(PYTHON) .ci/onnxruntime.py target/onnxruntime
