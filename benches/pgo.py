@@ -42,15 +42,22 @@ TOOL = "llvm-profdata"
 
 
 def profdata():
-    """Where the tool is that joins profiles."""
+    """Where a tool is that joins profiles of this compiler: tried on one of a program that does nothing."""
     sysroot = subprocess.run(["rustc", "--print", "sysroot"], capture_output=True, text=True, check=True).stdout.strip()
     found = [str(path) for path in pathlib.Path(sysroot).glob(f"lib/rustlib/*/bin/{TOOL}")]
-    # Newer ones first: an old one does not read what a new compiler wrote.
-    names = [TOOL, *(f"{TOOL}-{version}" for version in range(30, 18, -1))]
+    names = [*(f"{TOOL}-{version}" for version in range(30, 18, -1)), TOOL]
     found += [path for path in map(shutil.which, names) if path]
-    if not found:
-        fail(f"`{TOOL}` is missing; get it with `rustup component add llvm-tools` or `apt-get install llvm-19`")
-    return found[0]
+    with tempfile.TemporaryDirectory(prefix="sluicegate-pgo-") as name:
+        folder = pathlib.Path(name)
+        (folder / "nothing.rs").write_text("fn main() {}\n")
+        subprocess.run(["rustc", "-Cprofile-generate", "nothing.rs"], cwd=folder, check=True)
+        profile = {**os.environ, "LLVM_PROFILE_FILE": "nothing.profraw"}
+        subprocess.run([folder / "nothing"], cwd=folder, check=True, env=profile)
+        for tool in found:
+            if not subprocess.run([tool, "merge", "-o", "joined", "nothing.profraw"], cwd=folder, capture_output=True).returncode:
+                return tool
+    what = f"no `{TOOL}` that is here reads what this rustc writes ({', '.join(found)})" if found else f"`{TOOL}` is missing"
+    fail(f"{what}; get it with `rustup component add llvm-tools` or `apt-get install llvm-19`")
 
 
 def host():
@@ -117,7 +124,7 @@ def main():
     train(build(target / "pgo-build", [f"-Cprofile-generate={profiles}", "--cfg", "profile"]), runtime, profiles, arguments.seconds)
     joined = place / "sluicegate.profdata"
     if subprocess.run([tool, "merge", "-o", joined, *profiles.glob("*.profraw")]).returncode:
-        fail(f"`{tool}` does not read what rustc wrote; it may be too old")
+        fail(f"`{tool}` does not join the profiles")
     shutil.copy2(build(target / "pgo-build", [f"-Cprofile-use={joined}"]), place / "sluicegate")
     print(f"{place / 'sluicegate'}")
 
