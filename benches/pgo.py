@@ -32,13 +32,14 @@ admin: {{ address: "127.0.0.1:{admin}" }}
 auth: {{ api_keys: {{ file: keys.yaml }} }}
 grants: [{{ to: ["identity:bench"], intents: [infer, inspect], models: ["*"], versions: ["*"] }}]
 limits: {{ rate: [{{ name: plenty, by: identity, unit: calls, limit: 5000000/s, burst: 5000000 }}] }}
-models: {{ directory: {models}, probe: never }}
+models: {{ directory: "{models}", probe: never }}
 telemetry: {{ access_log: {{ enabled: true }} }}
 """
 # A request of decimals, as most are; those to the other models are made up.
 DIGIT = {"name": "image", "datatype": "FP32", "shape": [1, 64], "data": [n * 0.2371 % 16 for n in range(64)]}
 SURFACES = ("rest", "rest-binary", "grpc", "grpc-stream", "websocket", "ndjson")
 TOOL = "llvm-profdata"
+HOW = "get it with `rustup component add llvm-tools` or `apt-get install llvm-19`"
 
 
 def profdata():
@@ -47,17 +48,19 @@ def profdata():
     found = [str(path) for path in pathlib.Path(sysroot).glob(f"lib/rustlib/*/bin/{TOOL}")]
     names = [*(f"{TOOL}-{version}" for version in range(30, 18, -1)), TOOL]
     found += [path for path in map(shutil.which, names) if path]
+    if not found:
+        fail(f"`{TOOL}` is missing; {HOW}")
     with tempfile.TemporaryDirectory(prefix="sluicegate-pgo-") as name:
         folder = pathlib.Path(name)
         (folder / "nothing.rs").write_text("fn main() {}\n")
-        subprocess.run(["rustc", "-Cprofile-generate", "nothing.rs"], cwd=folder, check=True)
+        if subprocess.run(["rustc", "-Cprofile-generate", "nothing.rs"], cwd=folder).returncode:
+            fail("this rustc builds no programs that count (`-Cprofile-generate`)")
         profile = {**os.environ, "LLVM_PROFILE_FILE": "nothing.profraw"}
         subprocess.run([folder / "nothing"], cwd=folder, check=True, env=profile)
         for tool in found:
             if not subprocess.run([tool, "merge", "-o", "joined", "nothing.profraw"], cwd=folder, capture_output=True).returncode:
                 return tool
-    what = f"no `{TOOL}` that is here reads what this rustc writes ({', '.join(found)})" if found else f"`{TOOL}` is missing"
-    fail(f"{what}; get it with `rustup component add llvm-tools` or `apt-get install llvm-19`")
+    fail(f"no `{TOOL}` that is here reads what this rustc writes ({', '.join(found)}); {HOW}")
 
 
 def host():
@@ -70,6 +73,9 @@ def build(target, flags):
     # With a target named, build scripts do not get the flags: they would count as well.
     triple = host()
     command = ["cargo", "build", "--release", "--locked", "--bin", "sluicegate", "--target", triple, "--target-dir", str(target)]
+    # Whoever builds has flags as well.
+    theirs = os.environ.get("CARGO_ENCODED_RUSTFLAGS", "\x1f".join(os.environ.get("RUSTFLAGS", "").split()))
+    flags = [*filter(None, theirs.split("\x1f")), *flags]
     if subprocess.run(command, cwd=ROOT, env={**os.environ, "CARGO_ENCODED_RUSTFLAGS": "\x1f".join(flags)}).returncode:
         fail(f"it does not build with `{' '.join(flags)}`")
     return target / triple / "release/sluicegate"

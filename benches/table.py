@@ -124,7 +124,8 @@ class Place:
         self.arguments, self.folder = arguments, folder
         target = arguments.target
         profile = "release" if arguments.profile == "release" else "debug"
-        self.sluicegate = target / profile / "sluicegate"
+        self.sluicegate = arguments.program or target / profile / "sluicegate"
+        self.generator = target / profile / "sluicegate"
         self.reference = target / "reference" / profile
         self.runtime = library(target)
         self.models = target / "bench-models"
@@ -161,7 +162,7 @@ class Place:
     def bench(self, core, arguments):
         """What one run of the generator tells."""
         seconds = self.arguments.seconds
-        command = ["taskset", "-c", str(core), self.sluicegate, "bench", *arguments]
+        command = ["taskset", "-c", str(core), self.generator, "bench", *arguments]
         command += ["--json", "--warmup", f"{int(min(1, seconds) * 1000)}ms", "--duration", f"{int(seconds * 1000)}ms"]
         environment = {**os.environ, "SLUICEGATE_KEY": KEY, "ORT_DISABLE_TELEMETRY": "1"}
         done = subprocess.run(list(map(str, command)), env=environment, capture_output=True, text=True)
@@ -275,7 +276,7 @@ def rows(two_cores, stack):
         ours("tiny", "rest", 64), theirs("batcher", "tiny", "rest", 64)], told
     if stack:
         yield "rest-stack", "the same, against the same program without the stack", [
-            ours("tiny", "rest", 64), {**theirs("without", "tiny", "rest", 64), "own": None}], ratio(0.9)
+            ours("tiny", "rest", 64), theirs("without", "tiny", "rest", 64)], ratio(0.9)
     yield "grpc", "`tiny`, gRPC, 8 connections × 8 streams", [
         ours("tiny", "grpc", 64, **shared), theirs("grpc", "tiny", "grpc", 64, **shared)], ratio(1.25)
     yield "websocket", "`tiny`, WebSocket, 64 in flight", [
@@ -451,8 +452,10 @@ def main():
     parser.add_argument("--client-core", type=int, default=1)
     parser.add_argument("--second-core", type=int, default=2, help="the other core of the row of two (2)")
     parser.add_argument("--profile", choices=["release", "dev"], default="release", help="dev: to try this script")
+    parser.add_argument("--program", type=pathlib.Path, help="the server that is measured, as `make pgo` makes one (the release binary)")
     parser.add_argument("--target", type=pathlib.Path, help="cargo's target directory (target/)")
     arguments = parser.parse_args()
+    arguments.program = arguments.program and arguments.program.resolve()
     arguments.target = (arguments.target or pathlib.Path(os.environ.get("CARGO_TARGET_DIR", ROOT / "target"))).resolve()
     for tool, how in [("taskset", "apt-get install util-linux"), ("cargo", "rustup")]:
         if not shutil.which(tool):
@@ -463,8 +466,9 @@ def main():
     build(arguments)
     with tempfile.TemporaryDirectory(prefix="sluicegate-table-") as name:
         place = Place(arguments, pathlib.Path(name))
-        if not place.sluicegate.exists():
-            fail(f"no {place.sluicegate}; make it with `make build`")
+        for program in (place.sluicegate, place.generator):
+            if not program.exists():
+                fail(f"no {program}; make it with `make build`")
         if arguments.stack:
             place.without_stack = build_without_stack(arguments)
         prepare(place)

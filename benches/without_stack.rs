@@ -9,9 +9,13 @@ mod bare;
 
 use sluicegate::{
     app::{self, App, Parts},
-    backend::{Open, ort::Runtime},
+    backend::{
+        Open,
+        ort::{Runtime, disable_telemetry},
+    },
     call::{Credentials, Gateway, Peer},
     config::{Config, Overrides},
+    huge_pages,
 };
 use std::{
     convert::Infallible,
@@ -48,11 +52,15 @@ fn serve(config: &str) -> Result<Infallible, Box<dyn Error>> {
 
 fn main() -> ExitCode {
     let mut arguments = std::env::args().skip(1);
-    let (Some(config), Some(key)) = (arguments.next(), arguments.next()) else {
-        // As `cargo bench` starts it.
+    let (Some(config), Some(key), None) =
+        (arguments.next(), arguments.next().filter(|key| !key.starts_with('-')), arguments.next())
+    else {
+        // As `cargo bench` starts it, with options and a filter of names.
         println!("without_stack CONFIG KEY: see benches/table.py --stack");
         return ExitCode::SUCCESS;
     };
+    huge_pages::leave();
+    let _ = disable_telemetry();
     KEY.get_or_init(|| key);
     match serve(&config) {
         Ok(never) => match never {},

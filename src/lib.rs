@@ -48,6 +48,7 @@
 //! telemetry    -> call, current, error
 //! wire         -> call, tensor, error
 //! current      -> nothing of ours
+//! huge_pages   -> nothing of ours
 //! trust        -> nothing of ours
 //! auth         -> call, current, error, trust
 //! limit        -> call, error, trust
@@ -102,6 +103,8 @@
 //!   thread's. On lanes each has a session of its own, because all of them would take one allocator's lock in each run.
 //! - A run on a thread has a limit beyond all deadlines, and an instance that does not keep it is replaced
 //!   (`schedule/watch.rs`). Whoever waits for it is answered by those who give it up (`schedule/callers.rs`).
+//! - What needs more than the whole memory budget is `payload_too_large` and not `overloaded`, which would be tried again for ever
+//!   ([`error::Error::NeverFits`]); contract 10 section 5 does not tell the two apart.
 //! - The process ends some seconds after the drain's timeout whatever still runs ([`shutdown::insist`]).
 //! - A model that runs on lanes has a spare instance on a thread, for what a lane must not run.
 //! - What nobody waits for, copies of calls for a shadow, runs on an instance and a thread of its own that has what processor time others leave
@@ -153,6 +156,7 @@ pub mod config;
 pub mod current;
 pub mod error;
 pub mod frontend;
+pub mod huge_pages;
 pub mod lane;
 pub mod layer;
 pub mod limit;

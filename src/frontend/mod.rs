@@ -26,7 +26,7 @@ pub use ticket::Tickets;
 
 use crate::{
     call::{Credentials, Facts, Gateway, Peer, Readiness, Steered, Steering, Surface},
-    error::Error,
+    error::{Error, Limit},
     limit::address::{AddressGate, Network},
     telemetry::metrics::Metrics,
 };
@@ -164,8 +164,10 @@ impl Connection {
 
     /// Counts a refusal for lack of room that no call was: before there was one, or when its answer had none.
     pub fn no_room(&self, error: &Error) {
-        if let Error::Overloaded { limit } = error {
-            self.frontend.metrics.overloaded(*limit);
+        match error {
+            Error::Overloaded { limit } => self.frontend.metrics.overloaded(*limit),
+            Error::NeverFits { .. } => self.frontend.metrics.overloaded(Limit::Memory),
+            _ => {}
         }
     }
 }

@@ -20,6 +20,8 @@ const GROWTH: usize = 4;
 pub struct Counted {
     /// Where a body lies that counts itself; what is a slice of it needs no more.
     body: Range<usize>,
+    /// Bytes that are kept with any slice of it: more than the body, where that is a part of a message.
+    kept: usize,
     /// What was taken for the message, and becomes its tensors'.
     reservation: Option<Reservation>,
 }
@@ -29,13 +31,18 @@ pub struct Counted {
 impl Counted {
     /// `body`, as it was read: its slices keep it, and what counts it.
     pub fn of(body: &Bytes) -> Self {
+        Self::part_of(body, body.len())
+    }
+
+    /// `body`, a part of a message of `length` bytes that counts itself as a whole.
+    pub fn part_of(body: &Bytes, length: usize) -> Self {
         let start = body.as_ptr().addr();
-        Self { body: start..start + body.len(), reservation: None }
+        Self { body: start..start + body.len(), kept: length, reservation: None }
     }
 
     /// `reservation`, for as long as decoding takes.
     pub fn by(reservation: Option<Reservation>) -> Self {
-        Self { body: 0..0, reservation }
+        Self { body: 0..0, kept: 0, reservation }
     }
 
     /// Whether `tensor` lies in the body. Of a body that is gone there is nothing: what was made before it went lies
@@ -90,9 +97,7 @@ impl Memory {
                 reservation
             }
             // Tensors that are slices of the body keep it.
-            None if tensors.iter().any(|tensor| counted.has(tensor)) => {
-                self.beside(counted.body.len()).reserve(bytes)?
-            }
+            None if tensors.iter().any(|tensor| counted.has(tensor)) => self.beside(counted.kept).reserve(bytes)?,
             None => self.reserve(bytes)?,
         };
         let (reservation, body) = (Arc::new(reservation), Counted { reservation: None, ..counted });
@@ -145,6 +150,19 @@ mod tests {
         assert_eq!(memory.used(), 3 * FREE + 8);
         drop(slice);
         assert_eq!(memory.used(), 0);
+    }
+
+    #[test]
+    fn what_never_fits_beside_the_message_that_a_slice_keeps_is_told_from_what_has_no_room_now() {
+        let memory = Memory::new(6 * FREE);
+        for (length, never) in [(FREE, false), (4 * FREE, true)] {
+            let _message = memory.reserve(4 * FREE).unwrap();
+            let tail = Bytes::from(vec![1; FREE]);
+            let made = tensor(vec![0; 3 * FREE].into());
+            let counted = Counted::part_of(&tail, length);
+            let refused = memory.hold_inputs(request(vec![tensor(tail), made].into()), counted).unwrap_err();
+            assert_eq!(matches!(refused, Error::NeverFits { .. }), never, "{refused:?}");
+        }
     }
 
     #[test]

@@ -62,7 +62,7 @@ impl Body {
     fn counted(&self) -> Counted {
         match self {
             Self::Text(json) => Counted::of(json),
-            Self::Binary(frame) => Counted::of(&frame.tail),
+            Self::Binary(frame) => Counted::part_of(&frame.tail, self.len()),
         }
     }
 

@@ -35,6 +35,8 @@ pub(super) struct Arriving<B> {
     body: B,
     connection: Arc<Connection>,
     wait: Wait,
+    /// Whether each message is its reader's once it is whole, who counts it from then on.
+    hands_over: bool,
     received: usize,
     framing: Framing,
     reservation: Option<Reservation>,
@@ -45,8 +47,24 @@ pub(super) struct Arriving<B> {
 
 impl<B> Arriving<B> {
     pub(super) fn new(body: B, connection: Arc<Connection>, wait: Wait) -> Self {
-        let framing = Framing::default();
-        Self { body, connection, wait, received: 0, framing, reservation: None, stall: None, waiting: false }
+        let (framing, hands_over) = (Framing::default(), wait == Wait::WithinMessages);
+        Self {
+            body,
+            connection,
+            wait,
+            hands_over,
+            received: 0,
+            framing,
+            reservation: None,
+            stall: None,
+            waiting: false,
+        }
+    }
+
+    /// The same for a reader that counts each message once it is whole, as those of a stream are counted.
+    pub(super) fn handing_over(mut self) -> Self {
+        self.hands_over = true;
+        self
     }
 
     fn poll_stall(&mut self, cx: &mut Context<'_>) -> Poll<()> {
@@ -76,7 +94,7 @@ impl<B> Arriving<B> {
         let mut total = self.received;
         let before = self.framing.held;
         self.framing.feed(data);
-        if self.wait == Wait::WithinMessages {
+        if self.hands_over {
             total = before + data.len();
             if self.framing.held < total {
                 // A message ended in here; what is left is the beginning of the next.

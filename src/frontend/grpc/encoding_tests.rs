@@ -150,6 +150,19 @@ async fn what_is_cut_off_behind_a_message_is_malformed_however_it_is_read() {
 }
 
 #[tokio::test]
+async fn a_compressed_message_takes_room_for_itself_and_what_it_becomes_and_no_more() {
+    let body = packed(&dense(200_000), "gzip");
+    assert!(body.len() > 150_000);
+    let mut settings = Settings::default();
+    settings.concurrency.memory = 550_000;
+    let world = world(settings, echo);
+    let (headers, answer) = world.whole(INFER, &[("grpc-encoding", "gzip")], &body).await;
+    let status = Status::from_header_map(&headers).unwrap();
+    assert_eq!((status.code(), answer.len() > 200_000), (Code::Ok, true), "{status:?}");
+    assert_eq!(world.connection.frontend.memory.used(), 0);
+}
+
+#[tokio::test]
 async fn a_bomb_is_cut_off_while_it_grows() {
     let mut settings = Settings::default();
     settings.size.body = 4 << 20;

@@ -175,7 +175,7 @@ where
     match coding {
         None => Pending::new(Single::new(body, limit, decode)),
         Some(_) => {
-            let messages = streaming(connection, coding, body);
+            let messages = streaming(connection, coding, body.handing_over());
             Pending::new(async move { decode(one(messages, limit).await?).wait().await })
         }
     }
@@ -192,7 +192,7 @@ pub(super) async fn read<M: Readable>(connection: &Arc<Connection>, request: Req
     let body = Arriving::new(request.into_body(), Arc::clone(connection), Wait::Throughout);
     let message = match coding {
         None => Single::new(body, limit, |message| Decoding::Now(Ok(message))).await?,
-        Some(_) => one(streaming(connection, coding, body), limit).await?,
+        Some(_) => one(streaming(connection, coding, body.handing_over()), limit).await?,
     };
     alone(connection, message).await
 }

@@ -22,7 +22,6 @@ use http::{
     header::{ACCEPT_ENCODING, ALLOW, CACHE_CONTROL, CONNECTION, CONTENT_TYPE, RETRY_AFTER, WWW_AUTHENTICATE},
 };
 use std::{
-    collections::VecDeque,
     sync::{
         Arc,
         atomic::{AtomicU8, Ordering},
@@ -111,19 +110,20 @@ async fn infer(
         };
         Box::pin(body::offload(text, encode)).await?
     };
-    let framed::Framed { header, mut tensors } = framed;
+    let framed::Framed { header, tensors } = framed;
     // Nothing binary came of it: clients then parse the whole body as JSON (contract 02 section 1.2).
     if tensors.iter().all(Bytes::is_empty) {
+        let header = frontend.memory.hold(header)?;
         frontend.metrics.body_sent(Surface::Rest, header.len() as u64);
         return Ok(json(StatusCode::OK, header, id));
     }
     let length = header.len();
-    let mut frames = VecDeque::with_capacity(tensors.len() + 1);
-    frames.push_back(header);
-    frontend.memory.hold_each(&mut tensors)?;
+    let mut frames = Vec::with_capacity(tensors.len() + 1);
+    frames.push(header);
     frames.extend(tensors);
+    frontend.memory.hold_each(&mut frames)?;
     frontend.metrics.body_sent(Surface::Rest, frames.iter().map(|frame| frame.len() as u64).sum());
-    let mut response = response_of(StatusCode::OK, BINARY, Body::Frames(frames), id);
+    let mut response = response_of(StatusCode::OK, BINARY, Body::Frames(frames.into()), id);
     response.headers_mut().insert(JSON_LENGTH, HeaderValue::from(length));
     Ok(response)
 }
