@@ -12,7 +12,7 @@ holds for this source and this compiler, so it is made anew each time and kept n
 """
 
 import argparse
-import hashlib
+import itertools
 import json
 import os
 import pathlib
@@ -24,17 +24,8 @@ import sys
 import tempfile
 
 from end_to_end import KEY, ROOT, fail, free_port, library
+from table import configure
 
-CONFIG = """\
-version: 1
-listen: [{{ address: "127.0.0.1:{port}" }}]
-admin: {{ address: "127.0.0.1:{admin}" }}
-auth: {{ api_keys: {{ file: keys.yaml }} }}
-grants: [{{ to: ["identity:bench"], intents: [infer, inspect], models: ["*"], versions: ["*"] }}]
-limits: {{ rate: [{{ name: plenty, by: identity, unit: calls, limit: 5000000/s, burst: 5000000 }}] }}
-models: {{ directory: "{models}", probe: never }}
-telemetry: {{ access_log: {{ enabled: true }} }}
-"""
 # A request of decimals, as most are; those to the other models are made up.
 DIGIT = {"name": "image", "datatype": "FP32", "shape": [1, 64], "data": [n * 0.2371 % 16 for n in range(64)]}
 SURFACES = ("rest", "rest-binary", "grpc", "grpc-stream", "websocket", "ndjson")
@@ -85,10 +76,8 @@ def train(program, runtime, profiles, seconds):
     """Has the program serve, asks it on every surface, alone and at once, and lets it write what it counted."""
     with tempfile.TemporaryDirectory(prefix="sluicegate-pgo-") as name:
         folder, port = pathlib.Path(name), free_port()
-        digest = hashlib.sha256(KEY.encode()).hexdigest()
-        (folder / "keys.yaml").write_text(f'version: 1\nkeys:\n  - {{ id: k, hash: "sha256:{digest}", identity: bench }}\n')
         (folder / "digits.json").write_text(json.dumps({"inputs": [DIGIT]}))
-        (folder / "config.yaml").write_text(CONFIG.format(port=port, admin=free_port(), models=ROOT / "models"))
+        configure(folder / "config.yaml", port, ROOT / "models", lanes="auto", probe="never")
         command = [program, "serve", "--config", "config.yaml", "--onnxruntime", runtime, "--log-format", "json"]
         server = subprocess.Popen(
             command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
@@ -98,17 +87,16 @@ def train(program, runtime, profiles, seconds):
             # The banner is printed when the models are there.
             if not server.stdout.readline():
                 fail("the program that counts does not serve")
-            for model in sorted(path.name for path in (ROOT / "models").iterdir() if path.is_dir()):
-                for surface in SURFACES:
-                    for callers in (1, 64):
-                        asked = [program, "bench", f"http://127.0.0.1:{port}", "--model", model, "--surface", surface]
-                        asked += ["--concurrency", str(callers), "--warmup", "100ms", "--duration", f"{seconds}s", "--json"]
-                        asked += ["--data", folder / "digits.json"] if model == "digits" else []
-                        environment = {**os.environ, "SLUICEGATE_KEY": KEY, "LLVM_PROFILE_FILE": os.devnull}
-                        done = subprocess.run(asked, env=environment, capture_output=True, text=True)
-                        if done.returncode:
-                            fail(f"{model} over {surface}: {done.stderr}{done.stdout}")
-                        print(f"  {model}: {surface}, {callers} in flight", file=sys.stderr, flush=True)
+            models = sorted(path.name for path in (ROOT / "models").iterdir() if path.is_dir())
+            environment = {**os.environ, "SLUICEGATE_KEY": KEY, "LLVM_PROFILE_FILE": os.devnull}
+            for model, surface, callers in itertools.product(models, SURFACES, (1, 64)):
+                asked = [program, "bench", f"http://127.0.0.1:{port}", "--model", model, "--surface", surface]
+                asked += ["--concurrency", str(callers), "--warmup", "100ms", "--duration", f"{seconds}s", "--json"]
+                asked += ["--data", folder / "digits.json"] if model == "digits" else []
+                done = subprocess.run(asked, env=environment, capture_output=True, text=True)
+                if done.returncode:
+                    fail(f"{model} over {surface}: {done.stderr}{done.stdout}")
+                print(f"  {model}: {surface}, {callers} in flight", file=sys.stderr, flush=True)
             server.send_signal(signal.SIGTERM)
             if server.wait(60):
                 fail("the program that counts did not end well")

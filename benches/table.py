@@ -48,10 +48,18 @@ admin: {{ address: "127.0.0.1:{admin}" }}
 auth: {{ api_keys: {{ file: keys.yaml }} }}
 grants: [{{ to: ["identity:bench"], intents: [infer, inspect], models: ["*"], versions: ["*"] }}]
 limits: {{ rate: [{{ name: plenty, by: identity, unit: calls, limit: 5000000/s, burst: 5000000 }}] }}
-models: {{ directory: {models} }}
+models: {{ directory: "{models}", probe: {probe} }}
 runtime: {{ lanes: {lanes}, inference_cores: {lanes} }}
 telemetry: {{ access_log: {{ enabled: true }} }}
 """
+
+
+def configure(path, port, models, lanes, probe="auto"):
+    """Writes a configuration with everything on, and the file of its one key beside it."""
+    digest = hashlib.sha256(KEY.encode()).hexdigest()
+    keys = f'version: 1\nkeys:\n  - {{ id: k_bench, hash: "sha256:{digest}", identity: bench }}\n'
+    path.with_name("keys.yaml").write_text(keys)
+    path.write_text(CONFIG.format(port=port, admin=free_port(), models=models, lanes=lanes, probe=probe))
 
 
 class Server:
@@ -138,15 +146,12 @@ class Place:
         key = f"{name}-{model}" if model else f"{name}-{models.name}-{lanes}" if models else f"{name}-{lanes}"
         if key not in self.servers:
             port, cores = free_port(), self.arguments.server_core
-            if name == "sluicegate":
+            if name in ("sluicegate", "without"):
                 config = self.folder / f"{key}.yaml"
-                config.write_text(CONFIG.format(port=port, admin=free_port(), models=models or self.models, lanes=lanes))
+                configure(config, port, models or self.models, lanes)
                 command = [self.sluicegate, "serve", "--config", config, "--onnxruntime", self.runtime, "--log-format", "json"]
+                command = [self.without_stack, config, KEY] if name == "without" else command
                 cores = f"{cores},{self.arguments.second_core}" if lanes == 2 else cores
-            elif name == "without":
-                config = self.folder / f"{key}.yaml"
-                config.write_text(CONFIG.format(port=port, admin=free_port(), models=self.models, lanes=lanes))
-                command = [self.without_stack, config, KEY]
             elif name == "bare":
                 command = [self.reference / "bare", f"127.0.0.1:{port}"]
             else:
@@ -329,8 +334,7 @@ def start(place, probe):
     idle, peak, live, first = [], [], [], []
     for number in range(place.arguments.rounds):
         port, config = free_port(), place.folder / "three.yaml"
-        text = CONFIG.format(port=port, admin=free_port(), models=repository, lanes=1)
-        config.write_text(text.replace("models: {", f"models: {{ probe: {probe},"))
+        configure(config, port, repository, lanes=1, probe=probe)
         command = [place.sluicegate, "serve", "--config", config, "--onnxruntime", place.runtime, "--log-format", "json"]
         server = Server(place, f"sluicegate-three-{number}", command, port, str(place.arguments.server_core))
         try:
@@ -410,9 +414,6 @@ def prepare(place):
         inputs = [("input_ids", words), ("attention_mask", [1] * len(words))]
         inputs = [{"name": name, "datatype": "INT64", "shape": [1, len(words)], "data": data} for name, data in inputs]
         (place.asked / f"mixed-{number}.json").write_text(json.dumps({"inputs": inputs}, separators=(",", ":")))
-    digest = hashlib.sha256(KEY.encode()).hexdigest()
-    keys = f'version: 1\nkeys:\n  - {{ id: k_bench, hash: "sha256:{digest}", identity: bench }}\n'
-    (place.folder / "keys.yaml").write_text(keys)
     (place.folder / "bare.yaml").write_text("version: 1\nruntime: { lanes: 1, inference_cores: 1 }\n")
 
 

@@ -132,7 +132,7 @@ impl StartError {
 ///
 /// [`StartError`] for a port in use, an unreadable file of keys or certificates, or a system that gives no thread.
 pub async fn start(config: Config, opener: Arc<dyn Open>) -> Result<App, StartError> {
-    start_with(config, opener, Switches::default(), stack::build).await
+    start_built(config, opener, stack::build).await
 }
 
 /// The same with a gateway of another `build`, as a bench has that leaves the layers out.
