@@ -111,6 +111,9 @@
 //!   (`schedule/background.rs`): behind callers in the queue they would have stood before them on the core.
 //! - A queue knows what batches cost, from those that ran (`schedule/cost.rs`), and does not always take all that waits: who is
 //!   urgent is not made late, who cannot be served makes room, and a model that gains nothing from batches runs in small ones.
+//! - `max_delay` is not 0 by default but `auto`: on threads, a batch waits a moment for callers whom the run before it answered,
+//!   where that saves more than it takes (`schedule/rejoin.rs`). With 0, callers in loops fall into two halves that run by turns
+//!   and never meet again. A caller who is alone waits for nobody either way.
 //! - A client certificate belongs to the peer and not to the call: who sends nothing is its holder.
 //! - A session looks at its own credentials again when they end or may have been revoked (`duplex/session/proof.rs`): what
 //!   is refused with the next message would never be noticed on a socket that sends none.

@@ -224,8 +224,9 @@ pub struct Batching {
     pub max_rows: usize,
     /// Elements of ragged inputs in one batch; `Auto`: so many for each row.
     pub max_elements: Amount,
-    /// How long the oldest call waits for others; zero: not at all.
-    pub max_delay: Duration,
+    /// How long the oldest call waits for others, zero being not at all; `None`: for those who were just answered, as long as
+    /// that pays.
+    pub max_delay: Option<Duration>,
     /// Calls waiting.
     pub max_queue: usize,
     /// Levels of priority among them; 1: the order of arrival.

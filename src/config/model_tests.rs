@@ -209,7 +209,7 @@ fn what_both_say_must_be_the_same() {
         batching: { enabled: true, max_rows: 8, max_delay: 0.1ms, max_queue: 7, priorities: 2, default_priority: 1,\n\
         preferred: [2, 4], timeout: 5ms, when_late: delay, preserve_order: true }\n";
     let model = load(&[(THEIRS, theirs), (OURS, same)], None).unwrap();
-    assert_eq!(model.defaults.batching.max_delay, Duration::from_micros(100));
+    assert_eq!(model.defaults.batching.max_delay, Some(Duration::from_micros(100)));
     for (ours, complaint) in [
         ("batching: { max_rows: 4 }", "batching.max_rows: is 4 and contradicts `max_batch_size: 8` in config.pbtxt"),
         ("batching: { enabled: false }", "batching.enabled: is false and contradicts `max_batch_size: 8`"),

@@ -24,6 +24,10 @@ pub struct Span(pub Duration);
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Delay(pub Duration);
 
+/// How long a batch waits to be complete: `auto`, which is `None`, or a duration that may be zero.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MaxDelay(pub Option<Duration>);
+
 /// A number of bytes above zero: `64MiB`, `8KiB`, `1MB`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Size(pub usize);
@@ -74,13 +78,29 @@ const SIZES: [(&str, u128); 7] = [
 
 // === reading ===
 
+/// A duration that may be zero, of a unit that says what else it may be.
+fn duration<U: Unit>(text: &str) -> Result<Duration, String> {
+    let nanos = measure(text, &TIMES, LONGEST, U::EXPECTED, U::instead_of, "365d")?;
+    let seconds = u64::try_from(nanos / NANOS).expect("at most a year");
+    Ok(Duration::new(seconds, u32::try_from(nanos % NANOS).expect("below a second")))
+}
+
 impl FromStr for Delay {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let nanos = measure(text, &TIMES, LONGEST, Self::EXPECTED, Self::instead_of, "365d")?;
-        let seconds = u64::try_from(nanos / NANOS).expect("at most a year");
-        Ok(Self(Duration::new(seconds, u32::try_from(nanos % NANOS).expect("below a second"))))
+        duration::<Self>(text).map(Self)
+    }
+}
+
+impl FromStr for MaxDelay {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "auto" => Ok(Self(None)),
+            text => duration::<Self>(text).map(|delay| Self(Some(delay))),
+        }
     }
 }
 
@@ -141,6 +161,14 @@ impl Unit for Delay {
 
 impl Unit for Span {
     const EXPECTED: &str = Delay::EXPECTED;
+
+    fn instead_of(number: &str) -> String {
+        Delay::instead_of(number)
+    }
+}
+
+impl Unit for MaxDelay {
+    const EXPECTED: &str = "auto or a duration such as 200ms, 30s or 10m";
 
     fn instead_of(number: &str) -> String {
         Delay::instead_of(number)
@@ -276,6 +304,15 @@ impl fmt::Display for Span {
     }
 }
 
+impl fmt::Display for MaxDelay {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            None => f.write_str("auto"),
+            Some(delay) => Delay(delay).fmt(f),
+        }
+    }
+}
+
 impl fmt::Display for Size {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let units = [("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10), ("B", 1)];
@@ -320,7 +357,7 @@ macro_rules! serde_as_text {
     )*};
 }
 
-serde_as_text!(Span, Delay, Size, Rate);
+serde_as_text!(Span, Delay, MaxDelay, Size, Rate);
 
 #[cfg(test)]
 mod tests {
@@ -336,6 +373,11 @@ mod tests {
         assert_eq!("1d".parse(), Ok(Span(Duration::from_secs(86_400))));
         assert_eq!("50us".parse(), Ok(Span(Duration::from_micros(50))));
         assert_eq!("0ms".parse(), Ok(Delay(Duration::ZERO)));
+        for (text, delay) in [("auto", None), ("0ms", Some(Duration::ZERO)), ("2ms", Some(Duration::from_millis(2)))] {
+            assert_eq!(text.parse(), Ok(MaxDelay(delay)));
+            assert_eq!(MaxDelay(delay).to_string(), text);
+        }
+        assert!("never".parse::<MaxDelay>().unwrap_err().contains("auto or a duration"));
         for wrong in
             ["", "s", "1x", "-1s", "0s", "1.s", ".5s", "1.2.3s", "366d", "1e3s", "9999999999999s", "0.0000000001s"]
         {

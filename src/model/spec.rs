@@ -201,6 +201,8 @@ pub struct Batching {
     pub max_elements: Option<usize>,
     /// How long a job may be kept waiting for others.
     pub max_delay: Duration,
+    /// Whether a batch may wait for those whom the run before it answered.
+    pub rejoin: bool,
     /// Most jobs that wait.
     pub max_queue: usize,
     /// How long jobs may wait before new ones are refused.
@@ -357,6 +359,7 @@ impl Default for Batching {
             max_rows: policy.max_rows,
             max_elements: None,
             max_delay: policy.max_delay,
+            rejoin: policy.rejoin,
             max_queue: policy.max_queue,
             queue_delay: policy.queue_delay,
             priorities: policy.priorities,
@@ -382,6 +385,7 @@ impl Batching {
             max_rows: self.max_rows,
             max_elements: None,
             max_delay: self.max_delay,
+            rejoin: self.rejoin,
             max_queue: self.max_queue,
             queue_delay: self.queue_delay,
             priorities: self.priorities,

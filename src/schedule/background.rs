@@ -3,7 +3,7 @@
 //! On Linux they have the policy `SCHED_IDLE` (sched(7)): they run where a core would stand still otherwise, and whoever wakes up
 //! runs before them. Threads that they start, those within an ONNX Runtime session among them, are of the same kind.
 
-use super::{Plan, instance::Pool};
+use super::{BatchPolicy, Plan, instance::Pool};
 use crate::error::Error;
 use std::sync::Arc;
 
@@ -15,7 +15,9 @@ impl Pool {
     /// [`Error::Internal`] if the system gives no thread.
     pub(super) fn in_background(plan: &Plan) -> Result<Self, Error> {
         let reopen = Arc::clone(&plan.another);
-        let pool = Self::new(Arc::new(Plan { background: true, reopen, ..plan.clone() }));
+        // Nobody comes back for the next copy.
+        let policy = BatchPolicy { rejoin: false, ..plan.policy };
+        let pool = Self::new(Arc::new(Plan { background: true, reopen, policy, ..plan.clone() }));
         pool.expect_one()?;
         Ok(pool)
     }

@@ -362,7 +362,7 @@ impl Shared {
         // Not simply one more: pushing may drop abandoned jobs.
         self.plan.metrics.queue_changed(delta(before, state.queue.len()));
         pushed?;
-        let wake = state.asleep > state.woken;
+        let wake = state.asleep > state.woken && state.queue.is_news();
         state.woken += usize::from(wake);
         Ok(wake)
     }

@@ -23,6 +23,7 @@ pub mod padding;
 mod pulse;
 mod queue;
 pub mod ragged;
+mod rejoin;
 mod run;
 mod size;
 #[cfg(test)]
@@ -69,6 +70,9 @@ pub struct BatchPolicy {
     pub max_elements: Option<usize>,
     /// How long the oldest job may be kept waiting for others while an instance is idle.
     pub max_delay: Duration,
+    /// Whether a batch may wait for a moment for those whom the run before it answered, where that is worth it. Not on lanes,
+    /// whose runs are short.
+    pub rejoin: bool,
     /// Most jobs that wait; beyond it they are refused. On lanes: on each lane.
     pub max_queue: usize,
     /// How long jobs may wait before new ones are refused (`limits.concurrency.queue_delay`); absent: as long as their
@@ -108,6 +112,7 @@ impl Default for BatchPolicy {
             max_rows: 64,
             max_elements: None,
             max_delay: Duration::ZERO,
+            rejoin: false,
             max_queue: 1024,
             queue_delay: None,
             priorities: Priorities::default(),

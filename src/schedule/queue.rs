@@ -12,6 +12,8 @@
 //! runs at once what is there; batches then form by themselves under load. Where the first job waits for others, those it
 //! cannot run with do not wait behind it: the first of their batches that is complete, or has waited for long enough, runs.
 //!
+//! With `rejoin`, and no `max_delay`, a batch may wait for those whom the run before it answered ([`rejoin`](super::rejoin)).
+//!
 //! What a batch will take is known by its size (see [`Cost`] and [`Extent`]). So it is made smaller where that serves
 //! callers sooner and costs nothing ([`size`](super::size)), and where it would make somebody late who need not be
 //! ([`late`](super::late)). As long as nothing is known, or nobody is in danger, all that waits runs together.
@@ -23,6 +25,7 @@ use super::{
     delay::QueueDelay,
     fair::{self, FairOrder},
     late::{Course, FOREVER, Outlook},
+    rejoin::Rejoin,
     size::{BatchSize, WORTH},
 };
 use crate::error::{Error, Stage};
@@ -53,6 +56,9 @@ pub struct BatchQueue {
     closing: bool,
     /// When abandoned jobs were last looked for, to make room.
     purged: Option<Instant>,
+    rejoin: Rejoin,
+    /// Whether the last job that came is one to look at the queue for.
+    is_news: bool,
 }
 
 /// How often a full queue is searched for abandoned jobs: whoever is refused costs the others no search of all that waits.
@@ -87,6 +93,8 @@ impl BatchQueue {
             budget: None,
             closing: false,
             purged: None,
+            rejoin: Rejoin::default(),
+            is_news: true,
         }
     }
 
@@ -146,8 +154,25 @@ impl BatchQueue {
                 None => return Err(job),
             }
         }
+        // One that cannot run with the others is none that they wait for.
+        let joins = self.waiting.front().is_none_or(|first| job.is_compatible(first));
+        self.is_news = !joins || self.rejoin.came(job.rows, job.deadline);
         fair::insert(&mut self.waiting, job);
         Ok(())
+    }
+
+    /// Whether the last job that came is one to look at the queue for. It is not while more like it are waited for: whoever was
+    /// told until when to wait need not be told of it.
+    pub(super) fn is_news(&self) -> bool {
+        self.is_news
+    }
+
+    /// A run of so many rows ended at `over`, before its callers were answered.
+    pub(super) fn ran(&mut self, over: Instant, rows: usize) {
+        if self.policy.rejoin {
+            let came = self.waiting.iter().filter(|job| job.queued <= over).map(|job| job.rows).sum();
+            self.rejoin.ran(over, rows, came);
+        }
     }
 
     fn is_full(&self) -> bool {
@@ -173,6 +198,7 @@ impl BatchQueue {
         let mut may_drop = true;
         loop {
             if idle == 0 || self.waiting.is_empty() {
+                self.rejoin.left();
                 return Verdict::Wait(None);
             }
             let batch = match self.ready(now) {
@@ -187,7 +213,12 @@ impl BatchQueue {
                 cost => (batch, cost),
             };
             match self.course(&batch, cost, now) {
-                Course::Ride => return Verdict::Run(self.take(&batch, now)),
+                Course::Ride => {
+                    return match self.rejoined(&batch, now) {
+                        Some(until) => Verdict::Wait(Some(until)),
+                        None => Verdict::Run(self.take(&batch, now)),
+                    };
+                }
                 Course::Cut { jobs, .. } => {
                     let batch = self.first(&batch, |next| next.jobs <= jobs);
                     return Verdict::Run(self.take(&batch, now));
@@ -198,6 +229,17 @@ impl BatchQueue {
             }
             may_drop = false;
         }
+    }
+
+    /// Until when `batch`, which may run, waits for those who were just answered.
+    fn rejoined(&mut self, batch: &Batch, now: Instant) -> Option<Instant> {
+        let is_all = batch.jobs == self.waiting.len() && self.waiting[0].company == Company::Any;
+        // Whoever may wait for so long only waits for nobody.
+        let may_wait = self.policy.enabled && self.policy.even && self.policy.timeout.is_none() && !self.closing;
+        if !is_all || !may_wait {
+            return self.rejoin.give_up();
+        }
+        self.rejoin.until((batch.extent.rows, batch.room.rows), batch.urgent, &self.cost, now)
     }
 
     /// Takes back the emptied buffer of a batch.

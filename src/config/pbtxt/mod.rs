@@ -12,7 +12,7 @@ mod warmup;
 use super::{
     Problems,
     raw::{self, Amount, Switch, Versions, WhenLate},
-    units::{Delay, Number, Span},
+    units::{MaxDelay, Number, Span},
     validate,
 };
 use crate::{
@@ -62,7 +62,7 @@ pub(super) struct Said {
     pub(super) instances: Option<Word<Amount>>,
     pub(super) enabled: Option<Word<Switch>>,
     pub(super) max_rows: Option<Word<Number>>,
-    pub(super) max_delay: Option<Word<Delay>>,
+    pub(super) max_delay: Option<Word<MaxDelay>>,
     pub(super) max_queue: Option<Word<Number>>,
     pub(super) priorities: Option<Word<Number>>,
     pub(super) default_priority: Option<Word<Amount>>,
@@ -238,7 +238,8 @@ impl Reader<'_> {
     fn dynamic_batching(&mut self, dynamic: &ModelDynamicBatching) {
         let micros = dynamic.max_queue_delay_microseconds;
         if let Some(delay) = self.micros("dynamic_batching.max_queue_delay_microseconds", micros) {
-            self.said.max_delay = Some(Word::new(Delay(delay), format!("max_queue_delay_microseconds: {micros}")));
+            self.said.max_delay =
+                Some(Word::new(MaxDelay(Some(delay)), format!("max_queue_delay_microseconds: {micros}")));
         }
         let policy = dynamic.default_queue_policy.unwrap_or_default();
         self.queue_policy(&policy);

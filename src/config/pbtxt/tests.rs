@@ -121,7 +121,7 @@ fn labels_lie_in_the_models_folder() {
 fn dynamic_batching_is_a_delay_and_a_queue() {
     let text = "dynamic_batching { max_queue_delay_microseconds: 100 default_queue_policy { max_queue_size: 7 } }";
     let found = plain(text);
-    assert_eq!(found.max_delay.unwrap().value.0, Duration::from_micros(100));
+    assert_eq!(found.max_delay.unwrap().value.0, Some(Duration::from_micros(100)));
     assert_eq!(found.max_queue.unwrap().value, Number(7));
     let found = plain("dynamic_batching { priority_levels: 3 default_priority_level: 2 }");
     assert_eq!(found.priorities.unwrap().value, Number(3));

@@ -9,7 +9,7 @@ use super::{
 };
 use crate::{
     backend::ProviderKind,
-    config::units::{Delay, Number, Size, Span},
+    config::units::{MaxDelay, Number, Size, Span},
 };
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -103,7 +103,7 @@ pub struct Batching {
     pub enabled: Switch,
     pub max_rows: Number,
     pub max_elements: Amount,
-    pub max_delay: Delay,
+    pub max_delay: MaxDelay,
     pub max_queue: Number,
     pub priorities: Number,
     pub default_priority: Amount,
@@ -377,7 +377,7 @@ impl Default for Batching {
             enabled: Switch::Auto,
             max_rows: Number(64),
             max_elements: Amount::Auto,
-            max_delay: Delay(Duration::ZERO),
+            max_delay: MaxDelay(None),
             max_queue: Number(1024),
             priorities: Number(1),
             default_priority: Amount::Auto,

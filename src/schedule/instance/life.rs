@@ -80,6 +80,7 @@ impl Shared {
         if let Some(watch) = watch {
             watch.hold(&mut jobs);
         }
+        let (begun, rows) = (Instant::now(), jobs.iter().map(|job| job.rows).sum());
         let ran = if backend.is_decoupled() {
             let mut streams = jobs.drain(..);
             let mut ran = Ran::Sound(Duration::ZERO);
@@ -95,7 +96,12 @@ impl Shared {
             run::run(backend, &mut jobs, &self.plan, watch)
         };
         let again: SmallVec<[Job; 1]> = jobs.drain(..).filter_map(Job::released).collect();
-        self.lock().queue.recycle(jobs);
+        let mut state = self.lock();
+        state.queue.recycle(jobs);
+        if let Ran::Sound(took) = ran {
+            state.queue.ran(begun + took, rows);
+        }
+        drop(state);
         again.into_iter().for_each(|job| self.again(Job { company: Company::Alone, ..job }));
         ran
     }
