@@ -15,7 +15,6 @@ use sluicegate::{
     },
     call::{Credentials, Gateway, Peer},
     config::{Config, Overrides},
-    huge_pages,
 };
 use std::{
     convert::Infallible,
@@ -59,7 +58,6 @@ fn main() -> ExitCode {
         println!("without_stack CONFIG KEY: see benches/table.py --stack");
         return ExitCode::SUCCESS;
     };
-    huge_pages::leave();
     let _ = disable_telemetry();
     KEY.get_or_init(|| key);
     match serve(&config) {

@@ -178,6 +178,9 @@ fn serve(arguments: &Serve) -> ExitCode {
         Ok(loaded) => loaded,
         Err(status) => return status,
     };
+    if config.runtime.huge_pages == config::HugePages::Auto {
+        runtime.use_huge_pages();
+    }
     let version = runtime.version().to_owned();
     let opener = match opener(&config, runtime) {
         Ok(opener) => opener,

@@ -48,7 +48,6 @@
 //! telemetry    -> call, current, error
 //! wire         -> call, tensor, error
 //! current      -> nothing of ours
-//! huge_pages   -> nothing of ours
 //! trust        -> nothing of ours
 //! auth         -> call, current, error, trust
 //! limit        -> call, error, trust
@@ -159,7 +158,6 @@ pub mod config;
 pub mod current;
 pub mod error;
 pub mod frontend;
-pub mod huge_pages;
 pub mod lane;
 pub mod layer;
 pub mod limit;

@@ -1,7 +1,7 @@
 //! The `sluicegate` program: arguments in, exit status out. Everything else is in the library.
 
 use clap::Parser;
-use sluicegate::{cli::Cli, huge_pages};
+use sluicegate::cli::Cli;
 use std::process::ExitCode;
 
 /// A call makes some twenty small allocations, the front-end's included, and frees them on the same lane.
@@ -9,7 +9,6 @@ use std::process::ExitCode;
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() -> ExitCode {
-    huge_pages::leave();
     // Before any thread exists: official builds of ONNX Runtime send usage data unless told not to
     // (architecture decision 7).
     // If there were threads already it says no, and the environment of ONNX Runtime is still told.

@@ -285,6 +285,19 @@ pub struct Runtime {
     pub stall: lane::Stall,
     /// The library of ONNX Runtime; `None`: the search order of decision 6.
     pub onnxruntime: Option<PathBuf>,
+    /// Whether models are laid in huge pages.
+    pub huge_pages: HugePages,
+}
+
+/// Whether models are laid in huge pages (`runtime.huge_pages`).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum HugePages {
+    /// Where the system has them.
+    #[default]
+    Auto,
+    /// As the system does by itself.
+    Never,
 }
 
 /// How connections are spread over threads.

@@ -14,7 +14,6 @@ const EDGES: &[(&str, &[&str])] = &[
     ("call", &["tensor", "error"]),
     ("telemetry", &["call", "current", "error"]),
     ("wire", &["call", "tensor", "error"]),
-    ("huge_pages", &[]),
     ("trust", &[]),
     ("current", &[]),
     ("auth", &["call", "current", "error", "trust"]),

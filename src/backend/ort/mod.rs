@@ -8,6 +8,7 @@ mod files;
 mod growth;
 mod library;
 pub mod optimized;
+mod pages;
 pub mod probe;
 mod protobuf;
 mod session;
@@ -34,6 +35,7 @@ use ort::{
     memory::{AllocationDevice, AllocatorType, MemoryInfo, MemoryType},
     session::{Session, builder::SessionBuilder},
 };
+use pages::Pages;
 use session::{Opened, OrtBackend};
 use std::{
     fmt,
@@ -63,6 +65,7 @@ struct Inner {
     providers: Vec<String>,
     /// Of files that were read to know them.
     digests: Arc<Digests>,
+    pages: Pages,
 }
 
 impl fmt::Debug for Runtime {
@@ -100,6 +103,12 @@ impl Runtime {
         Ok(loaded.insert(runtime).clone())
     }
 
+    /// From now on has the system lay models that are opened in huge pages, where it has them: shortly afterwards, and at no cost of
+    /// memory. Elsewhere than on Linux nothing happens.
+    pub fn use_huge_pages(&self) {
+        self.0.pages.want();
+    }
+
     /// The version of the library: `1.32.0`.
     pub fn version(&self) -> &str {
         &self.0.library.version
@@ -134,7 +143,15 @@ impl Runtime {
         let arena = MemoryInfo::new(AllocationDevice::CPU, 0, AllocatorType::Arena, MemoryType::Default)
             .map_err(|error| error.to_string())?;
         let providers = values::available_providers().map_err(|error| error.to_string())?;
-        Ok(Self(Arc::new(Inner { environment, library, memory, arena, providers, digests: Arc::default() })))
+        Ok(Self(Arc::new(Inner {
+            environment,
+            library,
+            memory,
+            arena,
+            providers,
+            digests: Arc::default(),
+            pages: Pages::default(),
+        })))
     }
 
     fn memory(&self) -> &MemoryInfo<'static> {
@@ -178,6 +195,7 @@ impl Runtime {
             tracing::warn!(model = %path.display(), reason, uses = %built.providers[0], "another provider is used");
         }
         let opened = Opened::new(built, self.clone(), &files, settings, note)?;
+        self.0.pages.changed();
         Ok(Box::new(OrtBackend::of(Arc::new(opened))?))
     }
 

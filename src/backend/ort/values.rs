@@ -6,11 +6,11 @@
 //! what a client sent is not known here; the checks are those that memory safety needs.
 #![allow(unsafe_code)]
 
+mod memory;
 mod options;
 
-pub(super) use options::{
-    RunOptions, append, arena_bytes, assignments, available_providers, name, return_large_blocks,
-};
+pub(super) use memory::{collapse, return_large_blocks};
+pub(super) use options::{RunOptions, append, arena_bytes, assignments, available_providers, name};
 
 use crate::tensor::{DataType, Shape, push_string, view};
 use bytes::Bytes;

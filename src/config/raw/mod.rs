@@ -99,6 +99,7 @@ pub struct Runtime {
     pub decode_threads: Number,
     pub turn: Turn,
     pub stall: Stall,
+    pub huge_pages: super::HugePages,
     pub onnxruntime: Option<PathBuf>,
 }
 
@@ -401,6 +402,7 @@ impl Default for Runtime {
             decode_threads: Number(1),
             turn: Turn::default(),
             stall: Stall::default(),
+            huge_pages: super::HugePages::Auto,
             onnxruntime: None,
         }
     }

@@ -355,5 +355,6 @@ fn runtime(raw: &raw::Runtime, folder: &Path, problems: &mut Problems) -> Runtim
         },
         stall: Stall { unready: raw.stall.unready.0, dead: raw.stall.dead.0 },
         onnxruntime: raw.onnxruntime.as_ref().map(|path| folder.join(path)),
+        huge_pages: raw.huge_pages,
     }
 }

@@ -23,28 +23,6 @@ unsafe impl Send for RunOptions {}
 // SAFETY: as above; nothing else of them is changed once they are shared.
 unsafe impl Sync for RunOptions {}
 
-/// Has the C library give large blocks back to the system when they are freed; ONNX Runtime's memory comes from it.
-///
-/// glibc raises the size from which a block is a mapping of its own to that of the largest one freed so far, up to 32 MiB. From
-/// then on what a run frees stays in a heap, between what others have: 250 MiB instead of 75 after half a minute of
-/// `benches/plateau.py`. With a size that is said it stays at that. Elsewhere nothing is done.
-pub(in crate::backend::ort) fn return_large_blocks() {
-    #[cfg(all(target_os = "linux", target_env = "gnu"))]
-    {
-        /// `M_MMAP_THRESHOLD` of `malloc.h`.
-        const MMAP_THRESHOLD: i32 = -3;
-        /// Large enough that a mapping is little beside filling it.
-        const BYTES: i32 = 1 << 20;
-        unsafe extern "C" {
-            fn mallopt(parameter: i32, value: i32) -> i32;
-        }
-        // SAFETY: the function's declaration in `malloc.h`; it takes the allocator's own lock.
-        if unsafe { mallopt(MMAP_THRESHOLD, BYTES) } == 0 {
-            tracing::warn!("the system's allocator cannot be told to give large blocks back");
-        }
-    }
-}
-
 /// ONNX Runtime's name for a provider.
 pub(in crate::backend::ort) const fn name(kind: ProviderKind) -> &'static CStr {
     match kind {
