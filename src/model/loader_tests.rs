@@ -119,9 +119,9 @@ async fn what_was_measured_is_not_warmed_up_again_and_what_was_not_is() {
     crate::model::measure::measure(&mut *backend, 1, &LAX);
     let warm = alone.scripts.lock().unwrap()[0].batches().len();
     // One row is measured as an instance is warmed up; then more rows are, whether outputs follow them, and whether each of
-    // two is answered as alone, which is asked twice.
+    // two is answered as alone.
     let single = world.opener.scripts.lock().unwrap()[0].batches().iter().filter(|rows| **rows == 1).count();
-    assert_eq!((single, runs[1]), (warm + 2 * 2, warm), "{runs:?}");
+    assert_eq!((single, runs[1]), (warm + 2, warm), "{runs:?}");
 }
 
 /// A sample of `rows` rows.
