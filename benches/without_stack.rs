@@ -41,7 +41,9 @@ fn build(parts: Parts) -> Gateway {
 fn serve(config: &str) -> Result<Infallible, Box<dyn Error>> {
     let config =
         Config::load(Some(Path::new(config)), Overrides::default()).map_err(|problems| problems.to_string())?;
-    let opener: Arc<dyn Open> = Arc::new(Runtime::load(config.runtime.onnxruntime.as_deref())?);
+    let runtime = Runtime::load(config.runtime.onnxruntime.as_deref())?;
+    runtime.use_huge_pages();
+    let opener: Arc<dyn Open> = Arc::new(runtime);
     let control = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     control.block_on(async {
         let _app: App = app::start_built(config, opener, build).await?;

@@ -77,7 +77,7 @@ fn setup() -> impl Strategy<Value = Setup> {
                 enabled,
                 max_rows: 8,
                 max_delay: Duration::from_millis(max_delay),
-                rejoin: max_delay == 0 && !preserve_order,
+                rejoin: max_delay == 0,
                 max_queue: 32,
                 priorities: Priorities::new(levels, None),
                 preferred: Preferred::new(preferred),

@@ -9,10 +9,10 @@
 //! rows, and `max_elements` elements of ragged inputs, unless its only job is larger by itself.
 //! Where answers are in order, a batch ends before the first job that is not: nobody is overtaken.
 //! Late and abandoned jobs are dropped here and never run. With `max_delay` zero an idle instance
-//! runs at once what is there; batches then form by themselves under load. Where the first job waits for others, those it
+//! runs at once what is there (unless `rejoin` says otherwise); batches then form by themselves under load. Where the first job waits for others, those it
 //! cannot run with do not wait behind it: the first of their batches that is complete, or has waited for long enough, runs.
 //!
-//! With `rejoin`, and no `max_delay`, a batch may wait for those whom the run before it answered ([`rejoin`](super::rejoin)).
+//! With `rejoin` a batch may wait for those whom the run before it answered ([`rejoin`](super::rejoin)).
 //!
 //! What a batch will take is known by its size (see [`Cost`] and [`Extent`]). So it is made smaller where that serves
 //! callers sooner and costs nothing ([`size`](super::size)), and where it would make somebody late who need not be
@@ -25,7 +25,7 @@ use super::{
     delay::QueueDelay,
     fair::{self, FairOrder},
     late::{Course, FOREVER, Outlook},
-    rejoin::Rejoin,
+    rejoin::{Here, Rejoin},
     size::{BatchSize, WORTH},
 };
 use crate::error::{Error, Stage};
@@ -154,9 +154,9 @@ impl BatchQueue {
                 None => return Err(job),
             }
         }
-        // One that cannot run with the others is none that they wait for.
+        // One that cannot run with those who wait may have to run before them.
         let joins = self.waiting.front().is_none_or(|first| job.is_compatible(first));
-        self.is_news = !joins || self.rejoin.came(job.rows, job.deadline);
+        self.is_news = !joins || self.rejoin.came(job.deadline);
         fair::insert(&mut self.waiting, job);
         Ok(())
     }
@@ -167,11 +167,13 @@ impl BatchQueue {
         self.is_news
     }
 
-    /// A run of so many rows ended at `over`, before its callers were answered.
-    pub(super) fn ran(&mut self, over: Instant, rows: usize) {
-        if self.policy.rejoin {
-            let came = self.waiting.iter().filter(|job| job.queued <= over).map(|job| job.rows).sum();
-            self.rejoin.ran(over, rows, came);
+    /// A run of so many jobs and rows ended at `over`, before its callers were answered.
+    pub(super) fn ran(&mut self, over: Instant, answered: (usize, usize)) {
+        // Several instances would run side by side what they are better not to wait for.
+        if self.policy.rejoin && self.instances < 2 {
+            let came = self.waiting.iter().filter(|job| job.queued <= over);
+            let came = came.fold((0, 0), |(jobs, rows), job| (jobs + 1, job.rows.saturating_add(rows)));
+            self.rejoin.ran(over, answered, came);
         }
     }
 
@@ -197,8 +199,11 @@ impl BatchQueue {
         self.drop_hopeless(now);
         let mut may_drop = true;
         loop {
-            if idle == 0 || self.waiting.is_empty() {
-                self.rejoin.left();
+            if self.waiting.is_empty() {
+                self.rejoin.forget_wait();
+                return Verdict::Wait(None);
+            }
+            if idle == 0 {
                 return Verdict::Wait(None);
             }
             let batch = match self.ready(now) {
@@ -214,7 +219,7 @@ impl BatchQueue {
             };
             match self.course(&batch, cost, now) {
                 Course::Ride => {
-                    return match self.rejoined(&batch, now) {
+                    return match self.rejoin_until(&batch, now) {
                         Some(until) => Verdict::Wait(Some(until)),
                         None => Verdict::Run(self.take(&batch, now)),
                     };
@@ -232,14 +237,18 @@ impl BatchQueue {
     }
 
     /// Until when `batch`, which may run, waits for those who were just answered.
-    fn rejoined(&mut self, batch: &Batch, now: Instant) -> Option<Instant> {
+    fn rejoin_until(&mut self, batch: &Batch, now: Instant) -> Option<Instant> {
         let is_all = batch.jobs == self.waiting.len() && self.waiting[0].company == Company::Any;
-        // Whoever may wait for so long only waits for nobody.
-        let may_wait = self.policy.enabled && self.policy.even && self.policy.timeout.is_none() && !self.closing;
-        if !is_all || !may_wait {
-            return self.rejoin.give_up();
+        let policy = &self.policy;
+        // What runs cost is known by their rows where these are alike; a `timeout` is time that waiting would use up; and a
+        // size that is preferred is not to be passed by.
+        let may_wait = policy.enabled && policy.even && policy.timeout.is_none() && policy.preferred.is_empty();
+        if !is_all || !may_wait || self.closing {
+            self.rejoin.give_up();
+            return None;
         }
-        self.rejoin.until((batch.extent.rows, batch.room.rows), batch.urgent, &self.cost, now)
+        let (jobs, rows, room, urgent) = (batch.jobs, batch.extent.rows, batch.room.rows, batch.urgent);
+        self.rejoin.until(Here { jobs, rows, room, urgent }, &self.cost, now)
     }
 
     /// Takes back the emptied buffer of a batch.
@@ -318,6 +327,8 @@ impl BatchQueue {
     /// Takes the jobs of a batch.
     fn take(&mut self, batch: &Batch, now: Instant) -> Vec<Job> {
         let Batch { lead, jobs, seen, .. } = *batch;
+        // Whoever waited for others runs now, whatever made it.
+        self.rejoin.give_up();
         if let Some(first) = self.waiting.get(lead) {
             self.order.took(first.turn);
             self.delay.took(first.queued, now, self.waiting.len() == jobs);

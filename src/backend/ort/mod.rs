@@ -103,7 +103,7 @@ impl Runtime {
         Ok(loaded.insert(runtime).clone())
     }
 
-    /// From now on has the system lay models that are opened in huge pages, where it has them: shortly afterwards, and at no cost of
+    /// From now on has the system lay models that are opened in huge pages, where it has them: shortly afterwards, and at hardly any cost of
     /// memory. Elsewhere than on Linux nothing happens.
     pub fn use_huge_pages(&self) {
         self.0.pages.want();

@@ -6,6 +6,7 @@
 //! what a client sent is not known here; the checks are those that memory safety needs.
 #![allow(unsafe_code)]
 
+// Here for the lint, which allows unsafe code in this module alone.
 mod memory;
 mod options;
 

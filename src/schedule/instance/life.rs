@@ -80,7 +80,7 @@ impl Shared {
         if let Some(watch) = watch {
             watch.hold(&mut jobs);
         }
-        let (begun, rows) = (Instant::now(), jobs.iter().map(|job| job.rows).sum());
+        let (begun, answered) = (Instant::now(), (jobs.len(), jobs.iter().map(|job| job.rows).sum()));
         let ran = if backend.is_decoupled() {
             let mut streams = jobs.drain(..);
             let mut ran = Ran::Sound(Duration::ZERO);
@@ -98,8 +98,11 @@ impl Shared {
         let again: SmallVec<[Job; 1]> = jobs.drain(..).filter_map(Job::released).collect();
         let mut state = self.lock();
         state.queue.recycle(jobs);
-        if let Ran::Sound(took) = ran {
-            state.queue.ran(begun + took, rows);
+        if let Ran::Sound(took) = ran
+            && !backend.is_decoupled()
+            && !watch.is_some_and(Watch::is_given_up)
+        {
+            state.queue.ran(begun + took, answered);
         }
         drop(state);
         again.into_iter().for_each(|job| self.again(Job { company: Company::Alone, ..job }));
