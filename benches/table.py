@@ -464,7 +464,7 @@ def main():
     parser.add_argument("--stack", action="store_true", help="with a row against the program without the stack, which is built")
     parser.add_argument("--server-core", type=int, default=0)
     parser.add_argument("--client-core", type=int, default=1)
-    parser.add_argument("--second-core", type=int, default=2, help="the other core of the row of two (2)")
+    parser.add_argument("--second-core", type=int, default=2, help="the other core of the rows of two; the client's where it is not there (2)")
     parser.add_argument("--profile", choices=["release", "dev"], default="release", help="dev: to try this script")
     parser.add_argument("--program", type=pathlib.Path, help="the server that is measured, as `make pgo` makes one (the release binary)")
     parser.add_argument("--target", type=pathlib.Path, help="cargo's target directory (target/)")
