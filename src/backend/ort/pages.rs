@@ -82,6 +82,9 @@ fn gather(mappings: &[Range<usize>]) -> io::Result<usize> {
     let huge: usize =
         fs::read_to_string(format!("{FOLDER}/hpage_pmd_size"))?.trim().parse().map_err(io::Error::other)?;
     let (small, pages) = (rustix::param::page_size(), File::open("/proc/self/pagemap")?);
+    if huge <= small {
+        return Err(io::Error::other("huge pages are no larger than others"));
+    }
     let mut entries = vec![0; huge / small * ENTRY];
     let mut is_whole = |at: usize| {
         let read = pages.read_exact_at(&mut entries, (at / small * ENTRY) as u64);
