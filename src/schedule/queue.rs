@@ -155,8 +155,9 @@ impl BatchQueue {
             }
         }
         // One that cannot run with those who wait may have to run before them.
-        let joins = self.waiting.front().is_none_or(|first| job.is_compatible(first));
-        self.is_news = !joins || self.rejoin.came(job.deadline);
+        let joins = |first: &Job| job.is_compatible(first);
+        self.is_news =
+            !self.rejoin.is_waiting() || !self.waiting.front().is_none_or(joins) || self.rejoin.came(job.deadline);
         fair::insert(&mut self.waiting, job);
         Ok(())
     }

@@ -66,8 +66,6 @@ struct Expected {
 /// That a batch waits.
 #[derive(Clone, Copy, Debug)]
 struct Wait {
-    /// When the run ended after which it began.
-    since: Instant,
     until: Instant,
     /// What it wins if they come.
     saved: Duration,
@@ -117,9 +115,10 @@ impl Rejoin {
     fn due(&mut self, here: Here, cost: &Cost, now: Instant) -> Option<Instant> {
         let expected = self.expected.as_mut()?;
         expected.here = here.jobs;
+        let took = now.saturating_duration_since(expected.since);
         let is_complete = expected.is_complete() || here.rows >= here.room;
         let wait = match expected.wait {
-            Some(wait) if is_complete => return self.learn(wait, true, now),
+            Some(wait) if is_complete => return self.learn(wait, true, took),
             Some(wait) => wait,
             None if is_complete => return None,
             None => {
@@ -127,7 +126,7 @@ impl Rejoin {
                 let [first, rest, together] = [here.rows, all - here.rows, all].map(|rows| cost.estimate(rows));
                 let saved = (first? + rest?).saturating_sub(together?);
                 let patience = self.usual.map_or(saved, |usual| saved.min(usual * 2)).min(MAX_WAIT);
-                let (since, until) = (expected.since, expected.since + patience);
+                let until = expected.since + patience;
                 if saved < MIN_SAVING {
                     return None;
                 }
@@ -136,7 +135,7 @@ impl Rejoin {
                     self.usual = None;
                     return None;
                 }
-                Wait { since, until, saved, busy: cost.at_most(all)? }
+                Wait { until, saved, busy: cost.at_most(all)? }
             }
         };
         let is_new = expected.wait.replace(wait).is_none();
@@ -145,8 +144,13 @@ impl Rejoin {
         match now < due {
             true => Some(due),
             false if is_new => None,
-            false => self.learn(wait, false, now),
+            false => self.learn(wait, false, took),
         }
+    }
+
+    /// Whether a batch waits.
+    pub(super) fn is_waiting(&self) -> bool {
+        self.expected.is_some_and(|expected| expected.wait.is_some())
     }
 
     /// A job has come that may run with those who wait. False if it changes nothing: others are still waited for.
@@ -169,9 +173,8 @@ impl Rejoin {
         self.expected = None;
     }
 
-    /// A wait is over: all came, or too few did. There is nothing to wait for then.
-    fn learn(&mut self, wait: Wait, is_complete: bool, now: Instant) -> Option<Instant> {
-        let took = now.saturating_duration_since(wait.since);
+    /// A wait is over, so long after the run: all came, or too few did. There is nothing to wait for then.
+    fn learn(&mut self, wait: Wait, is_complete: bool, took: Duration) -> Option<Instant> {
         self.untried = 0;
         if is_complete {
             self.usual = Some(self.usual.map_or(took, |usual| (usual * 3 + took) / 4));
